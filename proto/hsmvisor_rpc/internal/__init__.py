@@ -1,0 +1,1 @@
+"""What the processes of one host say to each other: supervisor, launcher, key provider, workers."""

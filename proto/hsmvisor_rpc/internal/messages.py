@@ -1,0 +1,250 @@
+"""The records of the internal protocol, one section for each pair of processes.
+
+`report` fields are JSON objects: they inform, nothing is decided from them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from hsmvisor_rpc.sealed.canonical import Record
+
+PROTOCOL = 1  #: version of this protocol; both ends say it, the lower one counts
+
+
+@dataclass(frozen=True)
+class Done(Record):
+    """A request is carried out and has nothing to say."""
+
+    TYPE: ClassVar[str] = "done"
+
+
+@dataclass(frozen=True)
+class Error(Record):
+    """A request is refused.  `reason` is stable (a sealed.Reason or one of this module's REASON_*)."""
+
+    TYPE: ClassVar[str] = "error"
+    reason: str
+    detail: str
+
+
+REASON_PHASE = "PHASE"  #: not allowed in this phase
+REASON_STORAGE = "STORAGE"  #: the state could not be stored; nothing has changed
+REASON_INTERNAL = "INTERNAL"
+REASON_UNSEALED = "UNSEALED"  #: the sealed state does not open, or is not what was acknowledged
+
+
+# ---- supervisor -> launcher -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Spawn(Record):
+    """Fork a worker.  Descriptors: control listener, guest listener, read end of the key pipe.  -> Spawned"""
+
+    TYPE: ClassVar[str] = "spawn"
+    module_id: bytes
+    name: str  #: shown in ps
+    uid: int  #: user id of the worker; 0 = the launcher's own
+    supervisor_uid: int  #: the only user whose control connections the worker takes
+    state_directories: tuple[str, ...]  #: reserved for measures that name paths
+
+
+@dataclass(frozen=True)
+class Spawned(Record):
+    """Descriptor: a pidfd."""
+
+    TYPE: ClassVar[str] = "spawned"
+    pid: int
+
+
+# ---- supervisor -> key provider ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class DeriveKey(Record):
+    """Write the module's 32-byte storage key into the pipe.  Descriptor: write end of the pipe.  -> Done"""
+
+    TYPE: ClassVar[str] = "derive-key"
+    module_id: bytes
+
+
+@dataclass(frozen=True)
+class ProviderStatus(Record):
+    """-> Report: kind of the provider, fingerprint of its master key."""
+
+    TYPE: ClassVar[str] = "provider-status"
+
+
+@dataclass(frozen=True)
+class Report(Record):
+    """A JSON object that informs."""
+
+    TYPE: ClassVar[str] = "report"
+    report: str
+
+
+# ---- supervisor -> worker ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Attach(Record):
+    """First on each control connection.  -> Attached, with the guest listener as descriptor when serving"""
+
+    TYPE: ClassVar[str] = "attach"
+    protocol: int
+    stored_version: int  #: version of the state that is stored for this module; 0 = none
+
+
+@dataclass(frozen=True)
+class Attached(Record):
+    TYPE: ClassVar[str] = "attached"
+    protocol: int
+    phase: str  #: worker phase (phases.py)
+    module_id: bytes
+    name: str
+    pid: int
+    recipient: bytes  #: HPKE public key; empty in phase empty
+    root: bytes  #: raw root key; empty in phase empty
+    report: str  #: measures of the sandbox and the release
+
+
+@dataclass(frozen=True)
+class LoadState(Record):
+    """A part of the stored state, before Boot; parallel tuples.  -> Done"""
+
+    TYPE: ClassVar[str] = "load-state"
+    names: tuple[str, ...]
+    blobs: tuple[bytes, ...] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Boot(Record):
+    """Open what was loaded (version > 0) or begin a new module (version 0), then serve.  -> Booted"""
+
+    TYPE: ClassVar[str] = "boot"
+    host_id: bytes
+    root: bytes  #: raw Ed25519 root of a new module; ignored when state was loaded
+    version: int  #: version of the loaded state
+    created_at: int  #: seconds; for a new module
+    settings: str  #: JSON: the operator's settings (settings.py of the worker names and checks them)
+
+
+@dataclass(frozen=True)
+class Booted(Record):
+    TYPE: ClassVar[str] = "booted"
+    recipient: bytes
+    root: bytes
+    report: str
+
+
+@dataclass(frozen=True)
+class Execute(Record):
+    """A signed command.  -> Executed, or Error with the reason of the refusal"""
+
+    TYPE: ClassVar[str] = "execute"
+    request_id: str  #: stored beside the state that this command makes, in the same transaction
+    command: bytes
+
+
+@dataclass(frozen=True)
+class Executed(Record):
+    TYPE: ClassVar[str] = "executed"
+    action: str
+    material: str
+    generation: int
+    sequence: int
+    signer: str
+    report: str  #: the material's status afterwards
+
+
+@dataclass(frozen=True)
+class QueryStatus(Record):
+    """-> Report: materials, generations, sequence number, connections, settings."""
+
+    TYPE: ClassVar[str] = "query-status"
+
+
+@dataclass(frozen=True)
+class QueryStatistics(Record):
+    """-> Report: counters and histograms."""
+
+    TYPE: ClassVar[str] = "query-statistics"
+
+
+@dataclass(frozen=True)
+class Configure(Record):
+    """The operator's settings, whole.  -> Done"""
+
+    TYPE: ClassVar[str] = "configure"
+    settings: str
+
+
+@dataclass(frozen=True)
+class SetPin(Record):
+    """The operator's PIN for slot 0; empty takes it away.  -> Done"""
+
+    TYPE: ClassVar[str] = "set-pin"
+    request_id: str
+    pin: bytes = field(repr=False)
+
+
+@dataclass(frozen=True)
+class SetTokenPresent(Record):
+    """Attach or detach the token of slot 0 (C_WaitForSlotEvent tells).  -> Done"""
+
+    TYPE: ClassVar[str] = "set-token-present"
+    present: bool
+
+
+@dataclass(frozen=True)
+class Shutdown(Record):
+    """Drain operations for at most `drain_ms` and end.  -> Done"""
+
+    TYPE: ClassVar[str] = "shutdown"
+    drain_ms: int
+
+
+# ---- worker -> supervisor ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class StoreState(Record):
+    """Store all of this in one transaction and sync it; then -> Done.  `version` is the stored one plus 1 (or equal,
+    with the same digest: then it was stored already)."""
+
+    TYPE: ClassVar[str] = "store-state"
+    version: int
+    request_id: str  #: of the Execute or SetPin that caused it, or empty
+    result: bytes  #: encoded reply to that request, stored as its answer
+    put_names: tuple[str, ...]
+    put_blobs: tuple[bytes, ...] = field(repr=False)
+    delete_names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Event(Record):
+    """Notification: something for the event stream and the audit log."""
+
+    TYPE: ClassVar[str] = "event"
+    kind: str  #: one of EVENT_KINDS
+    at_ms: int  #: milliseconds since 1970
+    report: str
+
+
+EVENT_KINDS = frozenset(
+    {
+        "connection-opened",  # a guest's application began: peer, dialect, program
+        "connection-closed",
+        "connection-refused",  # limit or malformed
+        "generation-activated",
+        "generation-retired",
+        "generation-destroyed",
+        "drain-extended",  # alert: still in use at the end of its drain
+        "certificate-expired",
+        "pin-wrong",
+        "pin-locked",
+        "signature",  # only where the module logs each one
+        "measures",  # what the sandbox lacks
+    }
+)

@@ -1,0 +1,47 @@
+"""Who may ask what, and when: one table.  A message that is not in its row ends the connection, and a worker that
+sends one is killed.
+
+A worker's phases: `empty` (forked, knows nothing), `booting` (state is being loaded), `serving`, `closing`.
+"""
+
+from __future__ import annotations
+
+import enum
+
+from hsmvisor_rpc.internal import messages as m
+from hsmvisor_rpc.sealed.canonical import Record
+
+
+class Phase(enum.StrEnum):
+    EMPTY = "empty"
+    BOOTING = "booting"
+    SERVING = "serving"
+    CLOSING = "closing"
+
+
+_ALWAYS: frozenset[type[Record]] = frozenset({m.Attach, m.Shutdown})
+
+#: What the supervisor may ask a worker.
+SUPERVISOR_MAY: dict[Phase, frozenset[type[Record]]] = {
+    Phase.EMPTY: _ALWAYS | {m.LoadState, m.Boot},
+    Phase.BOOTING: _ALWAYS,
+    Phase.SERVING: _ALWAYS
+    | {m.Execute, m.QueryStatus, m.QueryStatistics, m.Configure, m.SetPin, m.SetTokenPresent},
+    Phase.CLOSING: _ALWAYS,
+}
+
+#: What a worker may ask or tell the supervisor.
+WORKER_MAY: dict[Phase, frozenset[type[Record]]] = {
+    Phase.EMPTY: frozenset(),
+    Phase.BOOTING: frozenset({m.StoreState, m.Event}),
+    Phase.SERVING: frozenset({m.StoreState, m.Event}),
+    Phase.CLOSING: frozenset({m.Event}),
+}
+
+LAUNCHER_MAY_BE_ASKED: frozenset[type[Record]] = frozenset({m.Spawn})
+PROVIDER_MAY_BE_ASKED: frozenset[type[Record]] = frozenset({m.DeriveKey, m.ProviderStatus})
+
+
+def by_type(classes: frozenset[type[Record]]) -> dict[str, type[Record]]:
+    """Returns the classes by their TYPE."""
+    return {c.TYPE: c for c in classes}
