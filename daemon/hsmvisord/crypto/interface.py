@@ -1,0 +1,117 @@
+"""What the token asks of a cryptoprocessor: parsed keys that make ready-to-run operations.
+
+A key object is parsed once and kept.  `signer`, `verifier`, `decrypter` check mechanism and parameter when the operation is
+initialised and cache the result by mechanism, so that the operation itself does nothing but the cryptography.
+All of them are safe to use from several threads at once.
+Errors are ck.CkError with the code that PKCS#11 names for the case (MECHANISM_INVALID, MECHANISM_PARAM_INVALID,
+KEY_TYPE_INCONSISTENT, DATA_LEN_RANGE, DATA_INVALID, ENCRYPTED_DATA_INVALID, ENCRYPTED_DATA_LEN_RANGE, SIGNATURE_INVALID,
+SIGNATURE_LEN_RANGE).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from hsmvisord.wire.calls import Mechanism
+
+
+@dataclass(frozen=True, slots=True)
+class KeyKind:
+    """Type and size of a key; equal kinds may follow one another in a `follow` material."""
+
+    name: str  #: as people read it: "EC P-256", "RSA 2048", "Ed25519", "ML-DSA-65"
+    key_type: int  #: CKK_...
+    bits: int  #: modulus bits, curve bits; for ML-DSA 44, 65, 87
+    parameters: bytes  #: DER of CKA_EC_PARAMS; empty for RSA and ML-DSA
+
+
+class MultiPart(Protocol):
+    """One multi-part operation; used by one thread at a time."""
+
+    def update(self, data: bytes) -> None: ...
+
+    def finish(self) -> bytes: ...
+
+
+class MultiPartVerify(Protocol):
+    def update(self, data: bytes) -> None: ...
+
+    def finish(self, signature: bytes) -> None: ...
+
+
+class Signer(Protocol):
+    """A signing operation, ready.  `output_size` is exact for all mechanisms here."""
+
+    output_size: int
+    sign: Callable[[bytes], bytes]  #: one shot; an attribute (not a method) so that a call costs one lookup
+    begin: Callable[[], MultiPart] | None  #: None: this mechanism is one-shot only
+
+
+class Verifier(Protocol):
+    verify: Callable[[bytes, bytes], None]  #: data, signature; raises CkError
+    begin: Callable[[], MultiPartVerify] | None
+
+
+class Decrypter(Protocol):
+    """`output_bound` is the most that can come out (for size queries); the exact size is known after the operation."""
+
+    output_bound: int
+    decrypt: Callable[[bytes], bytes]
+
+
+class PublicKey(Protocol):
+    kind: KeyKind
+    spki: bytes  #: SubjectPublicKeyInfo, DER
+    key_id: bytes  #: SHA-1 of the BIT STRING subjectPublicKey (RFC 5280 4.2.1.2 method 1): CKA_ID
+
+    def attributes(self) -> dict[int, Any]:
+        """Returns the public components by CKA_ type: MODULUS, MODULUS_BITS, PUBLIC_EXPONENT; EC_PARAMS, EC_POINT (DER OCTET STRING);
+        PARAMETER_SET and VALUE (ML-DSA); big integers without leading zeros; CK_ULONG as int."""
+        ...
+
+    def verifier(self, mechanism: Mechanism) -> Verifier: ...
+
+
+class PrivateKey(Protocol):
+    """A private key whose repr and exceptions show nothing."""
+
+    kind: KeyKind
+    public: PublicKey
+
+    def attributes(self) -> dict[int, Any]:
+        """Returns the components that clients may read on the private key: those of the public key that the standard defines there."""
+        ...
+
+    def signer(self, mechanism: Mechanism) -> Signer: ...
+
+    def decrypter(self, mechanism: Mechanism) -> Decrypter: ...
+
+    def derive(self, mechanism: Mechanism) -> bytes:
+        """Returns the shared secret (ECDH1 with CKD_NULL, or an X9.63/SP 800-56A KDF where the mechanism names one)."""
+        ...
+
+    def self_signed(self, common_name: str, not_before: int, not_after: int) -> bytes:
+        """Returns a DER certificate of this key signed by itself; times in seconds."""
+        ...
+
+    def pkcs8(self) -> bytes:
+        """Returns PrivateKeyInfo (DER), for the sealed state alone."""
+        ...
+
+
+class CryptoProvider(Protocol):
+    """One cryptoprocessor: software now, an HSM through PKCS#11 later."""
+
+    def load_private_key(self, pkcs8: bytes) -> PrivateKey:
+        """Raises CkError(KEY_TYPE_INCONSISTENT) for an unsupported type or size, CkError(ATTRIBUTE_VALUE_INVALID) for bytes that are no key."""
+        ...
+
+    def load_public_key(self, spki: bytes) -> PublicKey: ...
+
+    def digest(self, mechanism: Mechanism) -> tuple[int, Callable[[], Any]]:
+        """Returns the digest's size and a factory of hashlib-like objects (update, digest); raises CkError(MECHANISM_INVALID)."""
+        ...
+
+    def random(self, size: int) -> bytes: ...
