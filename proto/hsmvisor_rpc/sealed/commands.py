@@ -14,7 +14,6 @@ from typing import ClassVar
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-
 from hsmvisor_rpc.sealed import limits
 from hsmvisor_rpc.sealed.canonical import MalformedRecord, Record
 from hsmvisor_rpc.sealed.refusal import Reason, Refusal

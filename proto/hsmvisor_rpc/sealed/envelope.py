@@ -12,7 +12,6 @@ from typing import ClassVar
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives import hpke
 from cryptography.hazmat.primitives.asymmetric import mlkem, x25519
-
 from hsmvisor_rpc.sealed import limits
 from hsmvisor_rpc.sealed.canonical import MalformedRecord, Record
 from hsmvisor_rpc.sealed.refusal import Reason, Refusal

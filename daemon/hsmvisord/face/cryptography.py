@@ -1,0 +1,349 @@
+"""Cryptographic functions (PKCS#11 3.1, 5.8-5.18) on the operations of a session."""
+
+from __future__ import annotations
+
+from time import perf_counter
+
+from hsmvisord import ck
+from hsmvisord.ck import CkError
+from hsmvisord.crypto.interface import PublicKey
+from hsmvisord.face.caller import Args, Caller, Handler
+from hsmvisord.token import limits
+from hsmvisord.token.application import Application, check_allowed
+from hsmvisord.token.operations import DecryptOperation, DigestOperation, EncryptOperation, VerifyOperation
+from hsmvisord.token.secrets import secret_attributes
+from hsmvisord.token.session import Session
+from hsmvisord.wire.calls import Call, Mechanism
+
+# ---- sign ---------------------------------------------------------------------------------------------------------------
+
+
+def sign_init(caller: Caller, args: Args) -> Args:
+    session_handle, mechanism, key = args
+    application = caller.application
+    session = application.session(session_handle)
+    with session.lock:
+        if mechanism is None:
+            session.cancel("sign")
+        else:
+            application.sign_init(session, mechanism, key)
+    return ()
+
+
+def sign(caller: Caller, args: Args) -> Args:
+    session_handle, data, room = args
+    application = caller.application
+    session = application.session(session_handle)
+    with session.lock:
+        return (application.sign(session, data or b"", room, caller.counters),)
+
+
+def sign_once(caller: Caller, args: Args) -> Args:
+    session_handle, mechanism, key, data, room = args
+    application = caller.application
+    session = application.session(session_handle)
+    with session.lock:
+        application.sign_init(session, mechanism, key)
+        return (application.sign(session, data or b"", room, caller.counters),)
+
+
+def sign_update(caller: Caller, args: Args) -> Args:
+    application = caller.application
+    session = application.session(args[0])
+    with session.lock, application.signing(session, caller.counters) as operation:
+        operation.update(args[1] or b"")
+    return ()
+
+
+def sign_final(caller: Caller, args: Args) -> Args:
+    application = caller.application
+    session = application.session(args[0])
+    with session.lock, application.signing(session, caller.counters) as operation:
+        return (operation.final(args[1]),)
+
+
+# ---- verify and encrypt: the public key's side --------------------------------------------------------------------------
+
+
+def _public_key(application: Application, handle: int) -> PublicKey:
+    found = application.token.index.by_handle.get(handle)
+    if found is None:
+        raise CkError(ck.CKR_KEY_HANDLE_INVALID)
+    if found.public is None:
+        raise CkError(ck.CKR_KEY_TYPE_INCONSISTENT, "a public key is needed")
+    return found.public
+
+
+def _allowed(application: Application, handle: int, mechanism: Mechanism, attribute: int) -> None:
+    attributes = application.token.index.by_handle[handle].attributes
+    if not attributes[attribute]:
+        raise CkError(ck.CKR_KEY_FUNCTION_NOT_PERMITTED)
+    if mechanism.type not in attributes[ck.CKA_ALLOWED_MECHANISMS]:
+        raise CkError(ck.CKR_MECHANISM_INVALID, f"{ck.mechanism_name(mechanism.type)} is not among the key's allowed mechanisms")
+
+
+def _verify_init(application: Application, session: Session, mechanism: Mechanism, key: int) -> None:
+    session.check_free("verify")
+    public = _public_key(application, key)
+    _allowed(application, key, mechanism, ck.CKA_VERIFY)
+    session.begin(VerifyOperation(mechanism.type, public.verifier(mechanism)))
+
+
+def verify_init(caller: Caller, args: Args) -> Args:
+    session_handle, mechanism, key = args
+    session = caller.application.session(session_handle)
+    with session.lock:
+        if mechanism is None:
+            session.cancel("verify")
+        else:
+            _verify_init(caller.application, session, mechanism, key)
+    return ()
+
+
+def _verify(caller: Caller, session: Session, data: bytes | None, signature: bytes | None) -> Args:
+    with session.running(VerifyOperation, caller.counters, caller.token.wall()) as operation:
+        operation.verify(data or b"", signature or b"")
+    return ()
+
+
+def verify(caller: Caller, args: Args) -> Args:
+    session = caller.application.session(args[0])
+    with session.lock:
+        return _verify(caller, session, args[1], args[2])
+
+
+def verify_once(caller: Caller, args: Args) -> Args:
+    session_handle, mechanism, key, data, signature = args
+    session = caller.application.session(session_handle)
+    with session.lock:
+        _verify_init(caller.application, session, mechanism, key)
+        return _verify(caller, session, data, signature)
+
+
+def verify_update(caller: Caller, args: Args) -> Args:
+    session = caller.application.session(args[0])
+    with session.lock, session.running(VerifyOperation, caller.counters, caller.token.wall()) as operation:
+        operation.update(args[1] or b"")
+    return ()
+
+
+def verify_final(caller: Caller, args: Args) -> Args:
+    session = caller.application.session(args[0])
+    with session.lock, session.running(VerifyOperation, caller.counters, caller.token.wall()) as operation:
+        operation.final(args[1] or b"")
+    return ()
+
+
+def encrypt_init(caller: Caller, args: Args) -> Args:
+    session_handle, mechanism, key = args
+    session = caller.application.session(session_handle)
+    with session.lock:
+        if mechanism is None:
+            session.cancel("encrypt")
+            return ()
+        session.check_free("encrypt")
+        public = _public_key(caller.application, key)
+        _allowed(caller.application, key, mechanism, ck.CKA_ENCRYPT)
+        session.begin(EncryptOperation(mechanism.type, public.encrypter(mechanism)))
+    return ()
+
+
+def encrypt(caller: Caller, args: Args) -> Args:
+    session = caller.application.session(args[0])
+    with session.lock, session.running(EncryptOperation, caller.counters, caller.token.wall()) as operation:
+        return (operation.encrypt(args[1] or b"", args[2]),)
+
+
+# ---- decrypt ------------------------------------------------------------------------------------------------------------
+
+
+def _decrypt_init(application: Application, session: Session, mechanism: Mechanism, key: int) -> None:
+    session.check_free("decrypt")
+    use = application.key(key)
+    if not use.may_decrypt:
+        raise CkError(ck.CKR_KEY_FUNCTION_NOT_PERMITTED)
+    check_allowed(use, mechanism)
+    session.begin(DecryptOperation(mechanism.type, use, use.private.decrypter(mechanism)))
+
+
+def decrypt_init(caller: Caller, args: Args) -> Args:
+    session_handle, mechanism, key = args
+    session = caller.application.session(session_handle)
+    with session.lock:
+        if mechanism is None:
+            session.cancel("decrypt")
+        else:
+            _decrypt_init(caller.application, session, mechanism, key)
+    return ()
+
+
+def _decrypt(caller: Caller, session: Session, data: bytes | None, room: int | None) -> Args:
+    with session.running(DecryptOperation, caller.counters, caller.token.wall()) as operation:
+        return (operation.decrypt(data or b"", room),)
+
+
+def decrypt(caller: Caller, args: Args) -> Args:
+    session = caller.application.session(args[0])
+    with session.lock:
+        return _decrypt(caller, session, args[1], args[2])
+
+
+def decrypt_once(caller: Caller, args: Args) -> Args:
+    session_handle, mechanism, key, data, room = args
+    session = caller.application.session(session_handle)
+    with session.lock:
+        _decrypt_init(caller.application, session, mechanism, key)
+        return _decrypt(caller, session, data, room)
+
+
+def single_part_only(kind: str) -> Handler:
+    """C_EncryptUpdate and the like: no mechanism here works on a stream; the operation ends."""
+
+    def handler(caller: Caller, args: Args) -> Args:
+        session = caller.application.session(args[0])
+        with session.lock:
+            if kind not in session.operations:
+                raise CkError(ck.CKR_OPERATION_NOT_INITIALIZED, f"no {kind} operation is open")
+            session.cancel(kind)
+        raise CkError(ck.CKR_FUNCTION_NOT_SUPPORTED, f"this mechanism can {kind} in one part only")
+
+    return handler
+
+
+# ---- digest, derive, random ---------------------------------------------------------------------------------------------
+
+
+def _digest_init(caller: Caller, session: Session, mechanism: Mechanism) -> None:
+    session.check_free("digest")
+    size, begin = caller.token.provider.digest(mechanism)
+    session.begin(DigestOperation(mechanism.type, size, begin))
+
+
+def digest_init(caller: Caller, args: Args) -> Args:
+    session = caller.application.session(args[0])
+    with session.lock:
+        if args[1] is None:
+            session.cancel("digest")
+        else:
+            _digest_init(caller, session, args[1])
+    return ()
+
+
+def _digest(caller: Caller, session: Session, data: bytes | None, room: int | None) -> Args:
+    with session.running(DigestOperation, caller.counters, caller.token.wall()) as operation:
+        return (operation.digest(data or b"", room),)
+
+
+def digest(caller: Caller, args: Args) -> Args:
+    session = caller.application.session(args[0])
+    with session.lock:
+        return _digest(caller, session, args[1], args[2])
+
+
+def digest_once(caller: Caller, args: Args) -> Args:
+    session = caller.application.session(args[0])
+    with session.lock:
+        _digest_init(caller, session, args[1])
+        return _digest(caller, session, args[2], args[3])
+
+
+def digest_update(caller: Caller, args: Args) -> Args:
+    session = caller.application.session(args[0])
+    with session.lock, session.running(DigestOperation, caller.counters, caller.token.wall()) as operation:
+        operation.update(args[1] or b"")
+    return ()
+
+
+def digest_final(caller: Caller, args: Args) -> Args:
+    session = caller.application.session(args[0])
+    with session.lock, session.running(DigestOperation, caller.counters, caller.token.wall()) as operation:
+        return (operation.final(args[1]),)
+
+
+def digest_key(caller: Caller, args: Args) -> Args:
+    session = caller.application.session(args[0])
+    with session.lock, session.running(DigestOperation, caller.counters, caller.token.wall()):
+        raise CkError(ck.CKR_KEY_INDIGESTIBLE)
+
+
+def _derive(caller: Caller, args: Args) -> int:
+    session_handle, mechanism, key, template = args
+    application = caller.application
+    session = application.session(session_handle)
+    if mechanism is None:
+        raise CkError(ck.CKR_ARGUMENTS_BAD)
+    if len(template) > limits.MAX_TEMPLATE:
+        raise CkError(ck.CKR_TEMPLATE_INCONSISTENT, f"a template has at most {limits.MAX_TEMPLATE} attributes")
+    use = application.key(key)
+    if not use.may_derive:
+        raise CkError(ck.CKR_KEY_FUNCTION_NOT_PERMITTED)
+    check_allowed(use, mechanism)
+    began = perf_counter()
+    secret = use.private.derive(mechanism)
+    handle = application.add_object(session, secret_attributes(dict(template), secret, mechanism.type))
+    caller.counters.cell("derive", mechanism.type, use.generation).observe(perf_counter() - began, caller.token.wall())
+    return handle
+
+
+def derive_key(caller: Caller, args: Args) -> Args:
+    return (_derive(caller, args),)
+
+
+def derive_key2(caller: Caller, args: Args) -> Args:
+    """p11-kit's newer form: rv, the mechanism's parameter update, handle."""
+    return ck.CKR_OK, args[1], _derive(caller, args)
+
+
+def generate_random(caller: Caller, args: Args) -> Args:
+    session_handle, room = args
+    caller.application.session(session_handle)
+    if room is None:
+        raise CkError(ck.CKR_ARGUMENTS_BAD)
+    if room > limits.MAX_RANDOM:
+        raise CkError(ck.CKR_ARGUMENTS_BAD, f"at most {limits.MAX_RANDOM} bytes at a time")
+    return (caller.token.provider.random(room),)
+
+
+def not_supported(caller: Caller, args: Args) -> Args:
+    raise CkError(ck.CKR_FUNCTION_NOT_SUPPORTED)
+
+
+TABLE: dict[Call, Handler] = {
+    Call.SIGN_INIT: sign_init,
+    Call.SIGN: sign,
+    Call.SIGN_ONCE: sign_once,
+    Call.SIGN_UPDATE: sign_update,
+    Call.SIGN_FINAL: sign_final,
+    Call.VERIFY_INIT: verify_init,
+    Call.VERIFY: verify,
+    Call.VERIFY_ONCE: verify_once,
+    Call.VERIFY_UPDATE: verify_update,
+    Call.VERIFY_FINAL: verify_final,
+    Call.ENCRYPT_INIT: encrypt_init,
+    Call.ENCRYPT: encrypt,
+    Call.ENCRYPT_UPDATE: single_part_only("encrypt"),
+    Call.ENCRYPT_FINAL: single_part_only("encrypt"),
+    Call.DECRYPT_INIT: decrypt_init,
+    Call.DECRYPT: decrypt,
+    Call.DECRYPT_ONCE: decrypt_once,
+    Call.DECRYPT_UPDATE: single_part_only("decrypt"),
+    Call.DECRYPT_FINAL: single_part_only("decrypt"),
+    Call.DIGEST_INIT: digest_init,
+    Call.DIGEST: digest,
+    Call.DIGEST_ONCE: digest_once,
+    Call.DIGEST_UPDATE: digest_update,
+    Call.DIGEST_FINAL: digest_final,
+    Call.DIGEST_KEY: digest_key,
+    Call.DERIVE_KEY: derive_key,
+    Call.DERIVE_KEY2: derive_key2,
+    Call.GENERATE_RANDOM: generate_random,
+    Call.SIGN_RECOVER_INIT: not_supported,
+    Call.SIGN_RECOVER: not_supported,
+    Call.VERIFY_RECOVER_INIT: not_supported,
+    Call.VERIFY_RECOVER: not_supported,
+    Call.DIGEST_ENCRYPT_UPDATE: not_supported,
+    Call.DECRYPT_DIGEST_UPDATE: not_supported,
+    Call.SIGN_ENCRYPT_UPDATE: not_supported,
+    Call.DECRYPT_VERIFY_UPDATE: not_supported,
+}
+

@@ -1,0 +1,200 @@
+"""General, slot, session and login functions (PKCS#11 3.1, 5.4-5.6)."""
+
+from __future__ import annotations
+
+from hsmvisord import ck
+from hsmvisord.ck import CkError
+from hsmvisord.crypto import mechanisms
+from hsmvisord.face.caller import Args, Caller, Handler, Parked
+from hsmvisord.keystore import pin
+from hsmvisord.token import info
+from hsmvisord.token.info import MANAGED_SLOT
+from hsmvisord.token.session import CANCEL_FLAGS
+from hsmvisord.wire.calls import Call, Needed
+
+
+def initialize(caller: Caller, args: Args) -> Args:
+    if caller.application_or_none is not None:
+        raise CkError(ck.CKR_CRYPTOKI_ALREADY_INITIALIZED)
+    caller.application_or_none = caller.token.new_application(caller.program)
+    return ()
+
+
+def finalize(caller: Caller, args: Args) -> Args:
+    application = caller.application
+    caller.token.finalize(application)
+    caller.application_or_none = None
+    return ()
+
+
+def get_info(caller: Caller, args: Args) -> Args:
+    return info.library_info()
+
+
+def fitted(values: tuple[int, ...], room: int | None) -> tuple[int, ...] | Needed:
+    """A list of CK_ULONG for the caller's room."""
+    return values if room is not None and len(values) <= room else Needed(len(values))
+
+
+def get_slot_list(caller: Caller, args: Args) -> Args:
+    token_present, room = args
+    slots = () if token_present and not caller.token.present else (MANAGED_SLOT,)
+    return (fitted(slots, room),)
+
+
+def get_slot_info(caller: Caller, args: Args) -> Args:
+    caller.application.check_slot(args[0])
+    return info.slot_info(caller.token.module, caller.token.present)
+
+
+def get_token_info(caller: Caller, args: Args) -> Args:
+    application, token = caller.application, caller.token
+    application.check_present(args[0])
+    state = token.index.state
+    unknown = ck.CK_UNAVAILABLE_INFORMATION
+    texts = (
+        info.padded(token.module.encode(), 32),
+        info.padded(info.MANUFACTURER, 32),
+        info.padded(info.MODEL, 16),
+        info.padded(state.module_id.hex()[:16].encode(), 16),
+    )
+    flags = info.token_flags(token.pin_set, state.pin.failures, token.pin_locked)
+    limit = token.settings.max_sessions
+    sessions = application.session_count
+    counts = (limit, sessions, 0, 0, pin.MAX_PIN, pin.MIN_PIN if token.pin_set else 0, unknown, unknown, unknown, unknown)
+    return (*texts, flags, *counts, info.VERSION, info.VERSION, b" " * 16)
+
+
+def get_mechanism_list(caller: Caller, args: Args) -> Args:
+    slot, room = args
+    caller.application.check_present(slot)
+    return (fitted(mechanisms.mechanism_list(), room),)
+
+
+def get_mechanism_info(caller: Caller, args: Args) -> Args:
+    slot, mechanism = args
+    caller.application.check_present(slot)
+    return mechanisms.mechanism_info(mechanism)
+
+
+def write_protected(caller: Caller, args: Args) -> Args:
+    """C_InitToken, C_InitPIN, C_SetPIN: slot 0 is the operator's."""
+    raise CkError(ck.CKR_TOKEN_WRITE_PROTECTED, "slot 0 is the operator's: it is changed from the host alone")
+
+
+def init_token(caller: Caller, args: Args) -> Args:
+    caller.application.check_present(args[0])
+    return write_protected(caller, args)
+
+
+def session_write_protected(caller: Caller, args: Args) -> Args:
+    caller.application.session(args[0])
+    raise CkError(ck.CKR_SESSION_READ_ONLY)
+
+
+def open_session(caller: Caller, args: Args) -> Args:
+    return (caller.application.open_session(args[0], args[1]),)
+
+
+def close_session(caller: Caller, args: Args) -> Args:
+    caller.application.close_session(args[0])
+    return ()
+
+
+def close_all_sessions(caller: Caller, args: Args) -> Args:
+    caller.application.check_present(args[0])
+    caller.application.close_all_sessions()
+    return ()
+
+
+def get_session_info(caller: Caller, args: Args) -> Args:
+    session = caller.application.session(args[0])
+    return session.slot, caller.application.session_state(session), session.flags, 0
+
+
+def get_operation_state(caller: Caller, args: Args) -> Args:
+    session = caller.application.session(args[0])
+    raise CkError(ck.CKR_STATE_UNSAVEABLE if session.operations else ck.CKR_OPERATION_NOT_INITIALIZED)
+
+
+def set_operation_state(caller: Caller, args: Args) -> Args:
+    caller.application.session(args[0])
+    raise CkError(ck.CKR_SAVED_STATE_INVALID)
+
+
+def login(caller: Caller, args: Args) -> Args:
+    handle, user, attempt = args
+    caller.application.login(handle, user, attempt)
+    return ()
+
+
+def login_user(caller: Caller, args: Args) -> Args:
+    handle, user, attempt, _name = args
+    caller.application.login(handle, user, attempt)
+    return ()
+
+
+def logout(caller: Caller, args: Args) -> Args:
+    caller.application.logout(args[0])
+    return ()
+
+
+def session_cancel(caller: Caller, args: Args) -> Args:
+    handle, flags = args
+    session = caller.application.session(handle)
+    with session.lock:
+        for flag, name in CANCEL_FLAGS.items():
+            if flags & flag:
+                session.cancel(name)
+    return ()
+
+
+def seed_random(caller: Caller, args: Args) -> Args:
+    caller.application.session(args[0])
+    raise CkError(ck.CKR_RANDOM_SEED_NOT_SUPPORTED)
+
+
+def wait_for_slot_event(caller: Caller, args: Args) -> Args:
+    (flags,) = args
+    application, token = caller.application, caller.token
+
+    def ready() -> Args | None:
+        if application.seen_slot_events == token.slot_events:
+            return None
+        application.seen_slot_events = token.slot_events
+        return (MANAGED_SLOT,)
+
+    answer = ready()
+    if answer is not None:
+        return answer
+    if flags & ck.CKF_DONT_BLOCK:
+        raise CkError(ck.CKR_NO_EVENT)
+    raise Parked(ready)
+
+
+TABLE: dict[Call, Handler] = {
+    Call.INITIALIZE: initialize,
+    Call.FINALIZE: finalize,
+    Call.GET_INFO: get_info,
+    Call.GET_SLOT_LIST: get_slot_list,
+    Call.GET_SLOT_INFO: get_slot_info,
+    Call.GET_TOKEN_INFO: get_token_info,
+    Call.GET_MECHANISM_LIST: get_mechanism_list,
+    Call.GET_MECHANISM_INFO: get_mechanism_info,
+    Call.INIT_TOKEN: init_token,
+    Call.INIT_TOKEN2: init_token,
+    Call.OPEN_SESSION: open_session,
+    Call.CLOSE_SESSION: close_session,
+    Call.CLOSE_ALL_SESSIONS: close_all_sessions,
+    Call.GET_SESSION_INFO: get_session_info,
+    Call.INIT_PIN: session_write_protected,
+    Call.SET_PIN: session_write_protected,
+    Call.GET_OPERATION_STATE: get_operation_state,
+    Call.SET_OPERATION_STATE: set_operation_state,
+    Call.LOGIN: login,
+    Call.LOGIN_USER: login_user,
+    Call.LOGOUT: logout,
+    Call.SESSION_CANCEL: session_cancel,
+    Call.SEED_RANDOM: seed_random,
+    Call.WAIT_FOR_SLOT_EVENT: wait_for_slot_event,
+}

@@ -1,0 +1,100 @@
+"""hsmvisord-keyprovider: holds the host's master key and derives each module's storage key from it (HKDF-SHA256, RFC 5869).
+
+A process of its own: the supervisor asks for a key by module id and hands over a pipe that ends in the worker, so the key never
+passes through the supervisor.  It ends when its socket does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import array
+import hashlib
+import json
+import os
+import resource
+import signal
+import socket
+import sys
+from pathlib import Path
+
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from hsmvisor_rpc.internal import messages as m
+from hsmvisor_rpc.internal.frames import Frame, FrameReader, Kind, encode_frame
+from hsmvisor_rpc.internal.phases import PROVIDER_MAY_BE_ASKED, by_type
+from hsmvisor_rpc.sealed.canonical import MalformedRecord, Record, record_type
+
+from hsmvisord.keyprovider.sources import SOURCES, MasterKeySource, SourceError
+from hsmvisord.worker import process
+
+_INFO = b"hsmvisor storage key\0"
+
+
+class KeyProvider:
+    def __init__(self, control: socket.socket, kind: str, source: MasterKeySource) -> None:
+        self._control, self._kind, self._source = control, kind, source
+        self._reader = FrameReader()
+        self._descriptors: list[int] = []
+        self._asked = by_type(PROVIDER_MAY_BE_ASKED)
+
+    def run(self) -> None:
+        while True:
+            data, ancillary, _, _ = self._control.recvmsg(1 << 16, socket.CMSG_SPACE(16 * 4), socket.MSG_CMSG_CLOEXEC)
+            for level, kind, content in ancillary:
+                if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                    self._descriptors += array.array("i", content[: len(content) - len(content) % 4])
+            if not data:
+                return
+            for frame in self._reader.feed(data):
+                reply = self._serve(frame)
+                form = Kind.ERROR if isinstance(reply, m.Error) else Kind.REPLY
+                self._control.sendall(encode_frame(Frame(frame.id, form, reply.encode())))
+
+    def _serve(self, frame: Frame) -> Record:
+        kind = self._asked.get(record_type(frame.payload)) if frame.kind is Kind.REQUEST else None
+        if kind is None:
+            raise MalformedRecord("the key provider takes DeriveKey and ProviderStatus")
+        message = kind.decode(frame.payload)
+        if isinstance(message, m.DeriveKey):
+            return self._derive(message)
+        return m.Report(json.dumps({"kind": self._kind, "fingerprint": self._fingerprint()}))
+
+    def _derive(self, message: m.DeriveKey) -> Record:
+        if not self._descriptors:
+            raise MalformedRecord("DeriveKey comes with the write end of a pipe")
+        pipe = self._descriptors.pop(0)
+        try:
+            os.write(pipe, self._key(_INFO + message.module_id))  # 32 bytes: fewer than PIPE_BUF, so one write
+        except (OSError, SourceError) as error:
+            return m.Error(m.REASON_INTERNAL, f"no storage key: {error}")
+        finally:
+            os.close(pipe)
+        return m.Done()
+
+    def _key(self, info: bytes) -> bytes:
+        return HKDF(hashes.SHA256(), 32, salt=None, info=info).derive(self._source.master_key())
+
+    def _fingerprint(self) -> str:
+        return hashlib.sha256(self._key(b"hsmvisor master key fingerprint\0")).hexdigest()[:16]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="hsmvisord-keyprovider", description="Derives modules' storage keys; started by hsmvisor-host.")
+    parser.add_argument("--control-fd", type=int, required=True, help="descriptor of the socket to hsmvisor-host")
+    parser.add_argument("--kind", choices=sorted(SOURCES), default="file", help="where the master key lives")
+    parser.add_argument("--path", type=Path, required=True, help="the master key's file; made when it is missing")
+    arguments = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    process.prctl(process.PR_SET_DUMPABLE, 0)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    process.set_title("hsmvisord: key provider")
+    try:
+        source = SOURCES[arguments.kind](arguments.path)
+    except SourceError as error:
+        print(f"hsmvisord-keyprovider: {error}", file=sys.stderr, flush=True)
+        sys.exit(1)
+    KeyProvider(socket.socket(fileno=arguments.control_fd), arguments.kind, source).run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,238 @@
+"""The keystore of one module: carries out signed commands, commits each change before it counts, and ends drains.
+
+`execute`, `tick` and the PIN's methods are called by several threads and run one at a time; readers take `state`, an immutable
+value, without a lock.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from hsmvisor_rpc.sealed import commands, envelope, limits
+from hsmvisor_rpc.sealed.canonical import MalformedRecord
+from hsmvisor_rpc.sealed.commands import Action, Command
+from hsmvisor_rpc.sealed.envelope import EnvelopeContext, RecipientKey
+from hsmvisor_rpc.sealed.refusal import Reason, Refusal
+
+from hsmvisord.ck import CkError
+from hsmvisord.crypto.interface import CryptoProvider, PrivateKey
+from hsmvisord.keystore import changes, persistence, pin
+from hsmvisord.keystore.chain import parse_chain
+from hsmvisord.keystore.persistence import SealedChange, Usage
+from hsmvisord.keystore.state import EXTEND, GenerationState, Pin, State, Step
+from hsmvisord.keystore.vault import Vault
+
+#: Stores one sealed change durably, with the id of the request that caused it and the reply to that request (both empty for
+#: a change of the module's own); raises StorageError and then nothing has changed.
+Persist = Callable[[SealedChange, str, bytes], None]
+
+
+class StorageError(Exception):
+    """The change could not be stored; nothing has changed."""
+
+
+@dataclass(frozen=True)
+class Cause:
+    """The request behind a change, and a function that makes its reply from the state that comes of it."""
+
+    request_id: str = ""
+    reply: Callable[[State], bytes] = lambda state: b""
+
+
+@dataclass(frozen=True)
+class Happening:
+    """Something that the operator hears of: an Event's kind and report."""
+
+    kind: str
+    report: Mapping[str, str | int]
+
+
+class Keystore:
+    """One module's state with everything that changes it."""
+
+    def __init__(
+        self,
+        state: State,
+        recipient: RecipientKey,
+        manifest: dict[str, int],
+        vault: Vault,
+        provider: CryptoProvider,
+        clock: Callable[[], float],
+        persist: Persist,
+        usage: Callable[[], Usage] = dict,
+    ) -> None:
+        """`clock` gives seconds since 1970; `usage` what each generation was used since the worker began."""
+        self.state = state
+        self._recipient, self._manifest, self._vault = recipient, manifest, vault
+        self._provider, self._clock, self._persist, self.usage = provider, clock, persist, usage
+        self._lock = threading.RLock()
+        self._began = int(clock())
+        self._alerted: dict[tuple[str, int], int] = {}
+        self.changed: Callable[[State], None] = lambda state: None  #: called after each change, with the lock held
+        self.happened: Callable[[Happening], None] = lambda happening: None
+
+    @classmethod
+    def create(
+        cls, module_id: bytes, host_id: bytes, root: bytes, created_at: int, vault: Vault, provider: CryptoProvider,
+        clock: Callable[[], float], persist: Persist, usage: Callable[[], Usage] = dict,
+    ) -> Keystore:
+        """Begins an empty module with a recipient key of its own, and stores it."""
+        recipient = RecipientKey()
+        state = State(0, module_id, host_id, root, created_at, 0, 1, 1, True, Pin(), {}, {}, {})
+        store = cls(state, recipient, {}, vault, provider, clock, persist, usage)
+        store._commit(state, Cause())
+        return store
+
+    @property
+    def recipient_public(self) -> bytes:
+        return self._recipient.public
+
+    # ---- commands -----------------------------------------------------------------------------------------------
+
+    def execute(self, signed: bytes, cause_of: Callable[[Command, str], Cause]) -> tuple[Command, str]:
+        """Carries out one signed command; returns it with its signer's name.  Raises Refusal or StorageError; then nothing has changed."""
+        with self._lock:
+            now = int(self._clock())
+            command, signer = commands.verify_command(signed, self.state.root, now)
+            commands.check_address(command, self.state.host_id, self.state.module_id)
+            if command.sequence == self.state.sequence:
+                raise Refusal(Reason.REPLAY, f"sequence number {command.sequence} was used already")
+            if command.sequence < self.state.sequence:
+                raise Refusal(Reason.STALE_SEQUENCE, f"sequence number {command.sequence} is below {self.state.sequence}, the last one")
+            try:
+                state = self._apply(command, now)
+            except MalformedRecord as error:
+                raise Refusal(Reason.MALFORMED, str(error)) from None
+            before = self.state
+            self._commit(replace(state, sequence=command.sequence), cause_of(command, signer))
+            self._tell(before)
+            return command, signer
+
+    def _apply(self, command: Command, now: int) -> State:
+        name, number = command.material, command.generation
+        match command.action:
+            case Action.STAGE:
+                return self._stage(command, commands.Stage.decode(command.body), now)
+            case Action.ACTIVATE | Action.ROLL_BACK:
+                return changes.activate(self.state, name, number, Step(command.action), now)
+            case Action.RETIRE:
+                return changes.retire(self.state, name, number, commands.Retire.decode(command.body), now)
+            case Action.DESTROY:
+                return changes.destroy(self.state, name, number, Step.DESTROY)
+            case Action.CHANGE_ROOT:
+                root = commands.ChangeRoot.decode(command.body).new_root
+                if len(root) != 32:
+                    raise Refusal(Reason.MALFORMED, "a root is a raw Ed25519 public key of 32 bytes")
+                return replace(self.state, root=root)
+        raise Refusal(Reason.MALFORMED, f"unknown action {command.action!r}")
+
+    def _stage(self, command: Command, body: commands.Stage, now: int) -> State:
+        changes.check_stage(self.state, command.material, command.generation, body)
+        chain = parse_chain(body.certificates, body.public_key, now)
+        private = None
+        if body.envelope:
+            private = self._open(command, body)
+        return changes.stage(self.state, command.material, command.generation, body, private, chain, now)
+
+    def _open(self, command: Command, body: commands.Stage) -> PrivateKey:
+        context = EnvelopeContext(
+            host_id=self.state.host_id,
+            module_id=self.state.module_id,
+            recipient=envelope.recipient_fingerprint(self._recipient.public),
+            material=command.material,
+            generation=command.generation,
+            expires_at=command.expires_at,
+        )
+        material = self._recipient.open(body.envelope, context)
+        if len(material.pkcs8) > limits.MAX_PKCS8:
+            raise Refusal(Reason.TOO_LARGE, f"a private key has at most {limits.MAX_PKCS8} bytes")
+        try:
+            private = self._provider.load_private_key(material.pkcs8)
+        except CkError as error:
+            raise Refusal(Reason.UNSUPPORTED_KEY, f"the delivered key cannot be used: {error}") from None
+        if private.public.spki != body.public_key:
+            raise Refusal(Reason.KEY_MISMATCH, "the delivered private key is not that of the command's public key and certificate")
+        return private
+
+    # ---- time ---------------------------------------------------------------------------------------------------
+
+    def tick(self) -> None:
+        """Ends drains that are over; raises StorageError."""
+        with self._lock:
+            now = int(self._clock())
+            usage = self.usage()
+            for material in self.state.materials.values():
+                for g in material.generations:
+                    if g.state is not GenerationState.RETIRING or g.drain_ends_at > now:
+                        continue
+                    last = max(g.last_used_at, usage.get((material.name, g.number), (0, 0))[1], self._began if g.operations else 0)
+                    if g.after_drain == EXTEND and now - last < changes.IN_USE:
+                        self._alert(material.name, g.number, now)
+                        continue
+                    before = self.state
+                    self._commit(changes.destroy(self.state, material.name, g.number, Step.END_DRAIN), Cause())
+                    self._tell(before)
+
+    def _alert(self, name: str, number: int, now: int) -> None:
+        if now - self._alerted.get((name, number), 0) >= changes.IN_USE:
+            self._alerted[name, number] = now
+            self.happened(Happening("drain-extended", {"material": name, "generation": number}))
+
+    # ---- slot 0 -------------------------------------------------------------------------------------------------
+
+    def set_pin(self, value: bytes, cause: Cause) -> None:
+        """An empty value takes the PIN away; raises ValueError for a length out of bounds."""
+        if value and not pin.MIN_PIN <= len(value) <= pin.MAX_PIN:
+            raise ValueError(f"a PIN has {pin.MIN_PIN} to {pin.MAX_PIN} bytes")
+        made = pin.make(value) if value else Pin()
+        with self._lock:
+            self._commit(replace(self.state, pin=made), cause)
+
+    def try_pin(self, attempt: bytes) -> bool | None:
+        """Returns whether it is the PIN, or None while the token is locked.  A wrong one is stored before this returns."""
+        with self._lock:
+            now = int(self._clock())
+            current = self.state.pin
+            until = pin.locked_until(current)
+            # A clock that was set back must not lock for longer than the longest delay.
+            if now < until and until - now <= pin.MAX_DELAY:
+                return None
+            if pin.matches(current, attempt):
+                if current.failures:
+                    self._commit(replace(self.state, pin=pin.succeeded(current)), Cause())
+                return True
+            failed = pin.failed(current, now)
+            self._commit(replace(self.state, pin=failed), Cause())
+            locked = pin.locked_until(failed) > now
+            self.happened(Happening("pin-locked" if locked else "pin-wrong", {"failures": failed.failures}))
+            return False
+
+    def set_token_present(self, present: bool) -> None:
+        with self._lock:
+            if present != self.state.token_present:
+                self._commit(replace(self.state, token_present=present), Cause())
+
+    # ---- commit -------------------------------------------------------------------------------------------------
+
+    def _commit(self, state: State, cause: Cause) -> None:
+        new = replace(state, version=self.state.version + 1)
+        old = self.state if self.state.version else None
+        change, manifest = persistence.seal_change(old, new, self._recipient, self._manifest, self._vault, self.usage())
+        self._persist(change, cause.request_id, cause.reply(new))
+        self.state, self._manifest = new, manifest
+        self.changed(new)
+
+    def _tell(self, before: State) -> None:
+        kinds = {
+            GenerationState.CURRENT: "generation-activated",
+            GenerationState.RETIRING: "generation-retired",
+            GenerationState.DESTROYED: "generation-destroyed",
+        }
+        for name, material in self.state.materials.items():
+            old = before.materials.get(name)
+            for g in material.generations:
+                was = old.generation(g.number) if old else None
+                if g.state in kinds and (was is None or was.state is not g.state):
+                    self.happened(Happening(kinds[g.state], {"material": name, "generation": g.number}))

@@ -1,0 +1,145 @@
+"""A State as records and back.  A commit writes what differs between two states, found by identity: values are immutable."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+
+from hsmvisor_rpc.sealed.envelope import RecipientKey
+
+from hsmvisord.crypto.interface import CryptoProvider
+from hsmvisord.keystore.records import CertificateRecord, GenerationRecord, KeyRecord, MaterialRecord, MetaRecord
+from hsmvisord.keystore.state import Activation, Certificate, Generation, GenerationState, Key, Material, Pin, State
+from hsmvisord.keystore.vault import META, UnsealError, Vault, check_manifest
+
+#: What a generation was used since the worker began: (material, number) -> (operations, seconds of last use).
+Usage = Mapping[tuple[str, int], tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class SealedChange:
+    """One commit, sealed: to be stored in one transaction."""
+
+    version: int
+    put: dict[str, bytes]
+    delete: tuple[str, ...]
+
+
+def load(blobs: Mapping[str, bytes], vault: Vault, provider: CryptoProvider, version: int) -> tuple[State, RecipientKey, dict[str, int]]:
+    """Returns the state, the recipient key and the manifest; raises UnsealError, and CkError for a key that the provider refuses."""
+    if META not in blobs:
+        raise UnsealError("the stored state has no meta record")
+    meta = MetaRecord.decode(vault.open(META, blobs[META]))
+    if meta.version != version:
+        raise UnsealError(f"the stored state has version {meta.version}, the host has acknowledged {version}")
+    manifest = check_manifest(meta.manifest_names, meta.manifest_versions, blobs)
+    keys: dict[int, Key] = {}
+    certificates: dict[int, Certificate] = {}
+    materials: dict[str, Material] = {}
+    for name, blob_version in manifest.items():
+        plain = vault.open(name, blobs[name], blob_version)
+        match name.split("/", 1)[0]:
+            case "key":
+                key = KeyRecord.decode(plain)
+                keys[key.handle] = Key(key.handle, key.public_handle, key.material, provider.load_private_key(key.pkcs8))
+            case "certificate":
+                certificate = CertificateRecord.decode(plain)
+                certificates[certificate.handle] = Certificate(certificate.handle, certificate.authority, certificate.der)
+            case "material":
+                material = _material(MaterialRecord.decode(plain))
+                materials[material.name] = material
+            case kind:
+                raise UnsealError(f"the stored state has records of kind {kind!r}: it was written by a newer release")
+    state = State(
+        version=meta.version,
+        module_id=meta.module_id,
+        host_id=meta.host_id,
+        root=meta.root,
+        created_at=meta.created_at,
+        sequence=meta.sequence,
+        next_handle=meta.next_handle,
+        next_activation=meta.next_activation,
+        token_present=meta.token_present,
+        pin=Pin(meta.pin_salt, meta.pin_verifier, meta.pin_failures, meta.pin_failed_at),
+        keys=keys,
+        certificates=certificates,
+        materials=materials,
+    )
+    return state, RecipientKey(meta.recipient), manifest
+
+
+def _material(record: MaterialRecord) -> Material:
+    names = [f.name for f in fields(Generation)]
+    generations = []
+    for encoded in record.generations:
+        stored = GenerationRecord.decode(encoded)
+        values = {name: getattr(stored, name) for name in names}
+        generations.append(Generation(**{**values, "state": GenerationState(stored.state)}))
+    pairs = zip(record.activations[::2], record.activations[1::2], strict=True)
+    return Material(
+        record.name,
+        record.mode,
+        record.profile,
+        record.alias_id,
+        record.follow_handle,
+        record.since,
+        tuple(generations),
+        tuple(Activation(number, generation) for number, generation in pairs),
+    )
+
+
+def seal_change(old: State | None, new: State, recipient: RecipientKey, manifest: dict[str, int], vault: Vault, usage: Usage) -> tuple[SealedChange, dict[str, int]]:
+    """Returns the commit that leads from `old` (None: nothing) to `new`, and the manifest after it."""
+    before, after = _parts(old), _parts(new)
+    changed = {name: part for name, part in after.items() if before.get(name) is not part}
+    deleted = tuple(sorted(set(manifest) - set(after)))
+    put = {name: vault.seal(name, new.version, _encode(part, usage)) for name, part in changed.items()}
+    manifest = {name: v for name, v in manifest.items() if name in after} | dict.fromkeys(changed, new.version)
+    meta = MetaRecord(
+        version=new.version,
+        module_id=new.module_id,
+        host_id=new.host_id,
+        root=new.root,
+        recipient=recipient.private_bytes(),
+        created_at=new.created_at,
+        sequence=new.sequence,
+        next_handle=new.next_handle,
+        next_activation=new.next_activation,
+        token_present=new.token_present,
+        pin_salt=new.pin.salt,
+        pin_verifier=new.pin.verifier,
+        pin_failures=new.pin.failures,
+        pin_failed_at=new.pin.failed_at,
+        manifest_names=tuple(manifest),
+        manifest_versions=tuple(manifest.values()),
+    )
+    put[META] = vault.seal(META, new.version, meta.encode())
+    return SealedChange(new.version, put, deleted), manifest
+
+
+def _parts(state: State | None) -> dict[str, Key | Certificate | Material]:
+    if state is None:
+        return {}
+    parts: dict[str, Key | Certificate | Material] = {f"key/{h}": k for h, k in state.keys.items()}
+    parts |= {f"certificate/{h}": c for h, c in state.certificates.items()}
+    return parts | {f"material/{name}": m for name, m in state.materials.items()}
+
+
+def _encode(part: Key | Certificate | Material, usage: Usage) -> bytes:
+    if isinstance(part, Key):
+        return KeyRecord(part.handle, part.public_handle, part.material, part.private.pkcs8()).encode()
+    if isinstance(part, Certificate):
+        return CertificateRecord(part.handle, part.authority, part.der).encode()
+    generations = tuple(_generation(part.name, g, usage).encode() for g in part.generations)
+    activations = tuple(n for a in part.activations for n in (a.number, a.generation))
+    return MaterialRecord(
+        part.name, part.mode, part.profile, part.alias_id, part.follow_handle, part.since, generations, activations
+    ).encode()
+
+
+def _generation(material: str, generation: Generation, usage: Usage) -> GenerationRecord:
+    operations, last_used = usage.get((material, generation.number), (0, 0))
+    values = {f.name: getattr(generation, f.name) for f in fields(Generation)}
+    values["operations"] += operations
+    values["last_used_at"] = max(values["last_used_at"], last_used)
+    return GenerationRecord(**values)

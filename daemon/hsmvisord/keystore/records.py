@@ -1,0 +1,88 @@
+"""What a module keeps, as canonical records; each is sealed on its own (vault.py).
+
+    meta                     counters, root, recipient key, PIN, and the manifest of all other records
+    key/<handle>             a private key
+    certificate/<handle>     a certificate
+    material/<name>          a material with its generations
+
+Times are seconds since 1970, 0 = never.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from hsmvisor_rpc.sealed.canonical import Record
+
+
+@dataclass(frozen=True)
+class MetaRecord(Record):
+    TYPE: ClassVar[str] = "state-meta"
+    version: int  #: of the whole state; one more at each commit
+    module_id: bytes
+    host_id: bytes
+    root: bytes  #: raw Ed25519 key that commands must come from
+    recipient: bytes = field(repr=False)  #: private HPKE key
+    created_at: int
+    sequence: int  #: of the last command carried out
+    next_handle: int
+    next_activation: int
+    token_present: bool
+    pin_salt: bytes = field(repr=False)  #: empty: no PIN
+    pin_verifier: bytes = field(repr=False)
+    pin_failures: int
+    pin_failed_at: int
+    manifest_names: tuple[str, ...]
+    manifest_versions: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class KeyRecord(Record):
+    TYPE: ClassVar[str] = "state-key"
+    handle: int  #: of the private key object
+    public_handle: int
+    material: str
+    pkcs8: bytes = field(repr=False)
+
+
+@dataclass(frozen=True)
+class CertificateRecord(Record):
+    TYPE: ClassVar[str] = "state-certificate"
+    handle: int
+    authority: bool  #: an intermediate, shared by all materials
+    der: bytes
+
+
+@dataclass(frozen=True)
+class GenerationRecord(Record):
+    TYPE: ClassVar[str] = "state-generation"
+    number: int
+    state: str
+    key: int  #: handle of its private key object, 0 once destroyed
+    leaf: int  #: handle of its certificate, 0 = bare
+    intermediates: tuple[int, ...]
+    public_key: bytes
+    certificate_only: bool
+    staged_at: int
+    activated_at: int
+    retired_at: int
+    drain_ends_at: int
+    drain_seconds: int
+    after_drain: str
+    on_expiry: str
+    last_used_at: int
+    operations: int
+
+
+@dataclass(frozen=True)
+class MaterialRecord(Record):
+    TYPE: ClassVar[str] = "state-material"
+    name: str
+    mode: str
+    profile: str
+    alias_id: bytes
+    follow_handle: int
+    since: int
+    generations: tuple[bytes, ...]  #: encoded GenerationRecords, oldest first
+    activations: tuple[int, ...]  #: pairs: activation number, generation (0 = none)

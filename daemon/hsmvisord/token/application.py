@@ -1,0 +1,274 @@
+"""One PKCS#11 application (one C_Initialize): its login state, sessions, session objects and its view of the token."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from hsmvisord import ck
+from hsmvisord.ck import CkError
+from hsmvisord.token import limits
+from hsmvisord.token.catalogue import Template, View, matches
+from hsmvisord.token.info import MANAGED_SLOT
+from hsmvisord.token.objects import KeyUse, TokenObject
+from hsmvisord.token.operations import FindOperation, Output, SignOperation
+from hsmvisord.token.secrets import SecretObject
+from hsmvisord.token.session import Session
+from hsmvisord.token.statistics import Counters
+from hsmvisord.wire.calls import Mechanism
+
+if TYPE_CHECKING:
+    from hsmvisord.token.token import Token
+
+AnyObject = TokenObject | SecretObject
+
+
+class Application:
+    """Calls of one application may come from several connections, so from several threads, at once."""
+
+    def __init__(self, token: Token, ticket: bytes, program: str, watermark: int) -> None:
+        self.token, self.ticket, self.program, self.watermark = token, ticket, program, watermark
+        self.connections = 1  #: guarded by the token's lock
+        self.logged_in = False
+        self.seen_slot_events = token.slot_events
+        self._lock = threading.Lock()
+        self._sessions: dict[int, Session] = {}
+        self._handles = itertools.count(1)
+        self._objects: dict[int, SecretObject] = {}
+        self._object_handles = itertools.count(limits.FIRST_SESSION_OBJECT)
+        self._last_search = token.monotonic()
+
+    # ---- view ---------------------------------------------------------------------------------------------------
+
+    def _advance(self) -> None:
+        self.watermark = self.token.watermark
+
+    def view(self) -> View:
+        return self.token.index.view(self.watermark)
+
+    # ---- sessions -----------------------------------------------------------------------------------------------
+
+    def check_slot(self, slot: int) -> None:
+        if slot != MANAGED_SLOT:
+            raise CkError(ck.CKR_SLOT_ID_INVALID, f"there is no slot {slot}")
+
+    def check_present(self, slot: int) -> None:
+        self.check_slot(slot)
+        if not self.token.present:
+            raise CkError(ck.CKR_TOKEN_NOT_PRESENT, "the operator has detached the token")
+
+    def open_session(self, slot: int, flags: int) -> int:
+        self.check_present(slot)
+        if not flags & ck.CKF_SERIAL_SESSION:
+            raise CkError(ck.CKR_SESSION_PARALLEL_NOT_SUPPORTED)
+        if flags & ck.CKF_RW_SESSION:
+            raise CkError(ck.CKR_TOKEN_WRITE_PROTECTED, "slot 0 is the operator's: open a read-only session")
+        return self._add_session(slot, flags, None)
+
+    def _add_session(self, slot: int, flags: int, handle: int | None) -> int:
+        self.token.take_session()
+        with self._lock:
+            if not self._sessions:
+                self._advance()
+            if handle is None:
+                handle = next(self._handles)
+            self._sessions[handle] = Session(handle, slot, flags)
+        return handle
+
+    def restore_sessions(self, triples: list[tuple[int, int, int]]) -> list[int]:
+        """Opens sessions with the handles they had before a reconnect; returns a CK_RV for each.  The view does not move."""
+        with self._lock:
+            if self._sessions:
+                raise CkError(ck.CKR_SESSION_EXISTS, "sessions are restored into an application without sessions")
+        mark, results = self.watermark, []
+        for handle, slot, flags in triples:
+            try:
+                self.check_present(slot)
+                if not 0 < handle <= limits.LAST_HANDLE or handle in self._sessions:
+                    raise CkError(ck.CKR_SESSION_HANDLE_INVALID)
+                self._add_session(slot, flags & ck.CKF_SERIAL_SESSION, handle)
+                results.append(ck.CKR_OK)
+            except CkError as error:
+                results.append(error.rv)
+        self._handles = itertools.count(max(self._sessions, default=0) + 1)
+        self.watermark = mark
+        return results
+
+    def session(self, handle: int) -> Session:
+        try:
+            return self._sessions[handle]
+        except KeyError:
+            raise CkError(ck.CKR_SESSION_HANDLE_INVALID) from None
+
+    def close_session(self, handle: int) -> None:
+        with self._lock:
+            session = self._sessions.pop(handle, None)
+            if session is None:
+                raise CkError(ck.CKR_SESSION_HANDLE_INVALID)
+            if not self._sessions:
+                self.logged_in = False  # PKCS#11 3.1, 5.6.2: the last session closed logs out
+            for item in session.objects:
+                self._objects.pop(item, None)
+        self.token.give_sessions(1)
+
+    def close_all_sessions(self) -> None:
+        with self._lock:
+            count = len(self._sessions)
+            self._sessions = {}
+            self._objects.clear()
+            self.logged_in = False
+        self.token.give_sessions(count)
+
+    def token_removed(self) -> None:
+        self.close_all_sessions()
+
+    @property
+    def session_count(self) -> int:
+        return len(self._sessions)
+
+    def session_state(self, session: Session) -> int:
+        return ck.CKS_RO_USER_FUNCTIONS if self.logged_in else ck.CKS_RO_PUBLIC_SESSION
+
+    # ---- login --------------------------------------------------------------------------------------------------
+
+    def login(self, handle: int, user: int, attempt: bytes | None) -> None:
+        session = self.session(handle)
+        if user == ck.CKU_CONTEXT_SPECIFIC:
+            raise CkError(ck.CKR_OPERATION_NOT_INITIALIZED, "no key here asks for a login at each use")
+        if user == ck.CKU_SO:
+            raise CkError(ck.CKR_SESSION_READ_ONLY_EXISTS, "slot 0 has no security officer: its operator is outside of the guest")
+        if user != ck.CKU_USER:
+            raise CkError(ck.CKR_USER_TYPE_INVALID)
+        if self.logged_in:
+            raise CkError(ck.CKR_USER_ALREADY_LOGGED_IN)
+        if self.token.pin_set:
+            self.token.try_pin(attempt or b"")
+        del session
+        self.logged_in = True
+
+    def logout(self, handle: int) -> None:
+        self.session(handle)
+        if not self.logged_in:
+            raise CkError(ck.CKR_USER_NOT_LOGGED_IN)
+        self.logged_in = False
+
+    @property
+    def may_use_private(self) -> bool:
+        return self.logged_in or not self.token.pin_set
+
+    # ---- objects ------------------------------------------------------------------------------------------------
+
+    def object(self, handle: int) -> AnyObject | None:
+        """Returns the object, or None when there is none that this application may see."""
+        found: AnyObject | None = self.token.index.by_handle.get(handle) or self._objects.get(handle)
+        if found is not None and found.private and not self.may_use_private:
+            return None
+        return found
+
+    def add_object(self, session: Session, attributes: dict[int, Any]) -> int:
+        with self._lock:
+            if len(self._objects) >= limits.MAX_SESSION_OBJECTS:
+                raise CkError(ck.CKR_DEVICE_MEMORY, f"an application has at most {limits.MAX_SESSION_OBJECTS} session objects")
+            handle = next(self._object_handles)
+            if handle > limits.LAST_HANDLE:
+                raise CkError(ck.CKR_DEVICE_MEMORY, "this application has used up its session object handles")
+            self._objects[handle] = SecretObject(handle, attributes)
+            session.objects.add(handle)
+        return handle
+
+    def remove_object(self, handle: int) -> None:
+        with self._lock:
+            if handle in self._objects:
+                del self._objects[handle]
+                for session in self._sessions.values():
+                    session.objects.discard(handle)
+                return
+        if self.object(handle) is None:
+            raise CkError(ck.CKR_OBJECT_HANDLE_INVALID)
+        raise CkError(ck.CKR_ACTION_PROHIBITED, "delivered objects are the operator's")
+
+    def find(self, session: Session, template: Template) -> FindOperation:
+        """Begins a search; the view moves first when the last search is long ago."""
+        session.check_free("find")
+        if len(template) > limits.MAX_TEMPLATE:
+            raise CkError(ck.CKR_TEMPLATE_INCONSISTENT, f"a search has at most {limits.MAX_TEMPLATE} attributes")
+        now = self.token.monotonic()
+        if now - self._last_search > limits.VIEW_PAUSE:
+            self._advance()
+        self._last_search = now
+        handles = [o.handle for o in self.view().find(self._without_private(template)) if self._shown(o, template)]
+        wanted = dict(template)
+        handles += [o.handle for o in list(self._objects.values()) if matches(o.attributes, wanted)]
+        return FindOperation(handles[: limits.MAX_FOUND])
+
+    def _without_private(self, template: Template) -> Template:
+        return tuple(a for a in template if a[0] != ck.CKA_PRIVATE)
+
+    def _shown(self, item: TokenObject, template: Template) -> bool:
+        if item.private and not self.may_use_private:
+            return False
+        return all(value == self.is_private(item) for kind, value in template if kind == ck.CKA_PRIVATE)
+
+    def is_private(self, item: AnyObject) -> bool:
+        """CKA_PRIVATE: without a PIN nobody logs in, so nothing is private."""
+        return item.private and self.token.pin_set
+
+    # ---- keys and signing ---------------------------------------------------------------------------------------
+
+    def key(self, handle: int) -> KeyUse:
+        """Returns the delivered private key behind a handle; raises the error that the operation's Init answers."""
+        found = self.token.index.by_handle.get(handle)
+        if found is None or (found.use is not None and not self.may_use_private):
+            raise CkError(ck.CKR_KEY_HANDLE_INVALID)
+        if found.use is None:
+            raise CkError(ck.CKR_KEY_TYPE_INCONSISTENT if found.public else ck.CKR_KEY_HANDLE_INVALID)
+        use = found.use
+        if use.refuse_after < float("inf") and self.token.wall() >= use.refuse_after:
+            raise CkError(ck.CKR_KEY_FUNCTION_NOT_PERMITTED, "the key's certificate has expired and its material refuses then")
+        return use
+
+    def sign_init(self, session: Session, mechanism: Mechanism, handle: int) -> None:
+        if "sign" in session.operations:
+            raise CkError(ck.CKR_OPERATION_ACTIVE, "a sign operation is open")
+        use = self.key(handle)
+        if not use.may_sign:
+            raise CkError(ck.CKR_KEY_FUNCTION_NOT_PERMITTED)
+        check_allowed(use, mechanism)
+        session.operations["sign"] = SignOperation(mechanism.type, use, use.private.signer(mechanism))
+
+    def sign(self, session: Session, data: bytes, room: int | None, counters: Counters) -> Output:
+        """The hot path: what Session.running does, in line."""
+        operation = session.operations.get("sign")
+        if operation is None:
+            raise CkError(ck.CKR_OPERATION_NOT_INITIALIZED, "no sign operation is open")
+        assert isinstance(operation, SignOperation)
+        began = perf_counter()
+        try:
+            output = operation.sign(data, room)
+        except BaseException:
+            del session.operations["sign"]
+            counters.cell("sign", operation.mechanism, operation.generation).errors += 1
+            raise
+        if operation.done:
+            del session.operations["sign"]
+            counters.cell("sign", operation.mechanism, operation.generation).observe(perf_counter() - began, self.token.wall())
+            if self.token.on_signature:
+                self.token.on_signature(self, "sign", operation.mechanism, operation.generation)
+        return output
+
+    @contextmanager
+    def signing(self, session: Session, counters: Counters) -> Iterator[SignOperation]:
+        """Gives the open sign operation for one step of a multi-part signature."""
+        with session.running(SignOperation, counters, self.token.wall()) as operation:
+            yield operation
+        if operation.done and self.token.on_signature:
+            self.token.on_signature(self, "sign", operation.mechanism, operation.generation)
+
+
+def check_allowed(use: KeyUse, mechanism: Mechanism) -> None:
+    if mechanism.type not in use.allowed:
+        raise CkError(ck.CKR_MECHANISM_INVALID, f"{ck.mechanism_name(mechanism.type)} is not among the key's allowed mechanisms")

@@ -1,0 +1,191 @@
+"""The operations that a session can have open, and how each ends (PKCS#11 3.1, 5.2: an error ends the operation, but for
+CKR_BUFFER_TOO_SMALL and the question for the length).
+
+`room` is the caller's buffer: None = a NULL pointer, which asks for the length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from hsmvisord import ck
+from hsmvisord.ck import CkError
+from hsmvisord.crypto.interface import Decrypter, Encrypter, MultiPart, MultiPartVerify, Signer, Verifier
+from hsmvisord.token.objects import KeyUse
+from hsmvisord.wire.calls import Needed
+
+Output = bytes | Needed
+
+
+def _fits(size: int, room: int | None) -> bool:
+    return room is not None and size <= room
+
+
+class Operation:
+    """One open operation.  `done` tells the session to forget it."""
+
+    name = ""
+    __slots__ = ("done", "generation", "mechanism")
+
+    def __init__(self, mechanism: int, generation: tuple[str, int] | None) -> None:
+        self.mechanism = mechanism
+        self.generation = generation
+        self.done = False
+
+
+class SignOperation(Operation):
+    name = "sign"
+    __slots__ = ("_parts", "_signer")
+
+    def __init__(self, mechanism: int, use: KeyUse, signer: Signer) -> None:
+        self.mechanism, self.generation, self.done = mechanism, use.generation, False
+        self._signer = signer
+        self._parts: MultiPart | None = None
+
+    def sign(self, data: bytes, room: int | None) -> Output:
+        signer = self._signer
+        if self._parts is not None:
+            self.done = True
+            raise CkError(ck.CKR_OPERATION_ACTIVE, "C_Sign after C_SignUpdate")
+        if room is None or signer.output_size > room:
+            return Needed(signer.output_size)
+        self.done = True
+        return signer.sign(data)
+
+    def update(self, data: bytes) -> None:
+        if self._parts is None:
+            if self._signer.begin is None:
+                raise CkError(ck.CKR_FUNCTION_NOT_SUPPORTED, "this mechanism signs in one part only")
+            self._parts = self._signer.begin()
+        self._parts.update(data)
+
+    def final(self, room: int | None) -> Output:
+        if self._parts is None:
+            if self._signer.begin is None:
+                self.done = True
+                raise CkError(ck.CKR_FUNCTION_NOT_SUPPORTED, "this mechanism signs in one part only")
+            self._parts = self._signer.begin()
+        if not _fits(self._signer.output_size, room):
+            return Needed(self._signer.output_size)
+        self.done = True
+        return self._parts.finish()
+
+
+class VerifyOperation(Operation):
+    name = "verify"
+    __slots__ = ("_parts", "_verifier")
+
+    def __init__(self, mechanism: int, verifier: Verifier) -> None:
+        super().__init__(mechanism, None)
+        self._verifier = verifier
+        self._parts: MultiPartVerify | None = None
+
+    def verify(self, data: bytes, signature: bytes) -> None:
+        self.done = True
+        if self._parts is not None:
+            raise CkError(ck.CKR_OPERATION_ACTIVE, "C_Verify after C_VerifyUpdate")
+        self._verifier.verify(data, signature)
+
+    def update(self, data: bytes) -> None:
+        if self._parts is None:
+            if self._verifier.begin is None:
+                raise CkError(ck.CKR_FUNCTION_NOT_SUPPORTED, "this mechanism verifies in one part only")
+            self._parts = self._verifier.begin()
+        self._parts.update(data)
+
+    def final(self, signature: bytes) -> None:
+        self.done = True
+        if self._parts is None:
+            if self._verifier.begin is None:
+                raise CkError(ck.CKR_FUNCTION_NOT_SUPPORTED, "this mechanism verifies in one part only")
+            self._parts = self._verifier.begin()
+        self._parts.finish(signature)
+
+
+class DecryptOperation(Operation):
+    """The plaintext is kept until the caller's buffer has room for it: its length is known only then."""
+
+    name = "decrypt"
+    __slots__ = ("_decrypter", "_input", "_output")
+
+    def __init__(self, mechanism: int, use: KeyUse, decrypter: Decrypter) -> None:
+        super().__init__(mechanism, use.generation)
+        self._decrypter = decrypter
+        self._input = b""
+        self._output: bytes | None = None
+
+    def decrypt(self, data: bytes, room: int | None) -> Output:
+        if room is None:
+            return Needed(self._decrypter.output_bound)
+        if self._output is None or data != self._input:
+            self._output, self._input = self._decrypter.decrypt(data), data
+        if len(self._output) > room:
+            return Needed(len(self._output))
+        self.done = True
+        return self._output
+
+
+class EncryptOperation(Operation):
+    name = "encrypt"
+    __slots__ = ("_encrypter",)
+
+    def __init__(self, mechanism: int, encrypter: Encrypter) -> None:
+        super().__init__(mechanism, None)
+        self._encrypter = encrypter
+
+    def encrypt(self, data: bytes, room: int | None) -> Output:
+        if not _fits(self._encrypter.output_size, room):
+            return Needed(self._encrypter.output_size)
+        self.done = True
+        return self._encrypter.encrypt(data)
+
+
+class DigestOperation(Operation):
+    name = "digest"
+    __slots__ = ("_hash", "_size", "_updated")
+
+    def __init__(self, mechanism: int, size: int, begin: Callable[[], Any]) -> None:
+        super().__init__(mechanism, None)
+        self._size = size
+        self._hash = begin()
+        self._updated = False
+
+    def digest(self, data: bytes, room: int | None) -> Output:
+        if self._updated:
+            self.done = True
+            raise CkError(ck.CKR_OPERATION_ACTIVE, "C_Digest after C_DigestUpdate")
+        if not _fits(self._size, room):
+            return Needed(self._size)
+        self._hash.update(data)
+        return self._finish()
+
+    def update(self, data: bytes) -> None:
+        self._updated = True
+        self._hash.update(data)
+
+    def final(self, room: int | None) -> Output:
+        return self._finish() if _fits(self._size, room) else Needed(self._size)
+
+    def _finish(self) -> bytes:
+        self.done = True
+        return bytes(self._hash.digest())
+
+
+class FindOperation(Operation):
+    name = "find"
+    __slots__ = ("_handles", "_next")
+
+    def __init__(self, handles: list[int]) -> None:
+        super().__init__(0, None)
+        self._handles = handles
+        self._next = 0
+
+    def take(self, count: int) -> tuple[int, ...]:
+        taken = tuple(self._handles[self._next : self._next + count])
+        self._next += len(taken)
+        return taken
+
+    @property
+    def more(self) -> bool:
+        return self._next < len(self._handles)

@@ -1,0 +1,68 @@
+"""One PKCS#11 session: at most one open operation of each kind (PKCS#11 3.1, 5.1.1)."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from time import perf_counter
+from typing import TypeVar
+
+from hsmvisord import ck
+from hsmvisord.ck import CkError
+from hsmvisord.token.operations import Operation
+from hsmvisord.token.statistics import Counters
+
+_O = TypeVar("_O", bound=Operation)
+
+#: C_SessionCancel's flags (PKCS#11 3.1, 5.6.9) and the kinds of operation they end.
+CANCEL_FLAGS = {
+    ck.CKF_SIGN: "sign",
+    ck.CKF_VERIFY: "verify",
+    ck.CKF_DECRYPT: "decrypt",
+    ck.CKF_ENCRYPT: "encrypt",
+    ck.CKF_DIGEST: "digest",
+    0x40: "find",  # CKF_FIND_OBJECTS
+}
+
+
+class Session:
+    """`lock` keeps the order of calls within the session when an application shares it between threads."""
+
+    __slots__ = ("flags", "handle", "lock", "objects", "operations", "slot")
+
+    def __init__(self, handle: int, slot: int, flags: int) -> None:
+        self.handle, self.slot, self.flags = handle, slot, flags
+        self.lock = threading.Lock()
+        self.operations: dict[str, Operation] = {}
+        self.objects: set[int] = set()  #: session objects that it created
+
+    def begin(self, operation: Operation) -> None:
+        self.operations[operation.name] = operation
+
+    def check_free(self, name: str) -> None:
+        """Raises CKR_OPERATION_ACTIVE when an operation of that kind is open."""
+        if name in self.operations:
+            raise CkError(ck.CKR_OPERATION_ACTIVE, f"a {name} operation is open")
+
+    def cancel(self, name: str) -> None:
+        self.operations.pop(name, None)
+
+    @contextmanager
+    def running(self, kind: type[_O], counters: Counters, now: float, count: bool = True) -> Iterator[_O]:
+        """Gives the open operation of a kind for one call: an error ends it, its own `done` too; both are counted."""
+        operation = self.operations.get(kind.name)
+        if not isinstance(operation, kind):
+            raise CkError(ck.CKR_OPERATION_NOT_INITIALIZED, f"no {kind.name} operation is open")
+        began = perf_counter()
+        try:
+            yield operation
+        except BaseException:
+            del self.operations[kind.name]
+            counters.cell(kind.name, operation.mechanism, operation.generation).errors += 1
+            raise
+        if operation.done:
+            del self.operations[kind.name]
+            if count:
+                cell = counters.cell(kind.name, operation.mechanism, operation.generation)
+                cell.observe(perf_counter() - began, now)

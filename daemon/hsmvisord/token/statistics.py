@@ -1,0 +1,62 @@
+"""Counters of one connection, written by its thread alone, and their sum for the module.
+
+A cell counts one (operation, mechanism, generation); the sum is made when somebody asks, so that an operation costs one dict lookup.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+#: Upper bounds of the latency histogram, seconds.
+BOUNDS = (2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 5e-2, 0.1, 1.0)
+
+CellKey = tuple[str, int, tuple[str, int] | None]  #: operation, mechanism (0 = none), (material, generation)
+
+
+@dataclass(slots=True)
+class Cell:
+    count: int = 0
+    errors: int = 0
+    seconds: float = 0.0
+    last: float = 0.0
+    buckets: list[int] = field(default_factory=lambda: [0] * (len(BOUNDS) + 1))
+
+    def observe(self, seconds: float, now: float) -> None:
+        self.count += 1
+        self.seconds += seconds
+        self.last = now
+        self.buckets[bisect_left(BOUNDS, seconds)] += 1
+
+    def add(self, other: Cell) -> None:
+        self.count += other.count
+        self.errors += other.errors
+        self.seconds += other.seconds
+        self.last = max(self.last, other.last)
+        self.buckets = [a + b for a, b in zip(self.buckets, other.buckets, strict=True)]
+
+
+class Counters:
+    """One connection's cells."""
+
+    __slots__ = ("cells",)
+
+    def __init__(self) -> None:
+        self.cells: dict[CellKey, Cell] = {}
+
+    def cell(self, operation: str, mechanism: int, generation: tuple[str, int] | None) -> Cell:
+        key = (operation, mechanism, generation)
+        cell = self.cells.get(key)
+        if cell is None:
+            cell = self.cells[key] = Cell()
+        return cell
+
+
+def total(counters: Iterable[Counters]) -> dict[CellKey, Cell]:
+    """Returns the sum; the parts may be written to meanwhile."""
+    summed: dict[CellKey, Cell] = {}
+    for part in counters:
+        for key, cell in list(part.cells.items()):
+            summed.setdefault(key, Cell()).add(cell)
+    return summed

@@ -1,0 +1,186 @@
+"""The token of one module: slot 0 over the keystore, and the applications that use it.
+
+One lock guards the table of applications and sessions; it is never held during cryptography or while a reply is written.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from hsmvisord import ck
+from hsmvisord.ck import CkError
+from hsmvisord.crypto.interface import CryptoProvider
+from hsmvisord.keystore import pin
+from hsmvisord.keystore.keystore import Keystore, StorageError
+from hsmvisord.keystore.persistence import Usage
+from hsmvisord.keystore.state import State
+from hsmvisord.token import limits
+from hsmvisord.token.application import Application
+from hsmvisord.token.catalogue import Index
+from hsmvisord.token.statistics import Cell, CellKey, Counters, total
+
+TICKET_SIZE = 16
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The operator's settings of a module."""
+
+    log_signatures: bool = False
+    max_sessions: int = limits.MAX_SESSIONS
+    max_connections: int = limits.MAX_CONNECTIONS
+
+
+class Token:
+    def __init__(
+        self, module: str, keystore: Keystore, provider: CryptoProvider, wall: Callable[[], float], monotonic: Callable[[], float]
+    ) -> None:
+        self.module, self.keystore, self.provider = module, keystore, provider
+        self.wall, self.monotonic = wall, monotonic
+        self.settings = Settings()
+        self.epoch = int.from_bytes(os.urandom(4), "big")  #: changes when the module's process is another
+        self.on_fault: Callable[[str, Exception], None] = lambda call, error: None
+        self.index = Index(keystore.state)
+        self.slot_events = 0  #: how often the token came or went
+        self.on_change: Callable[[], None] = lambda: None  #: wakes those who wait for a rotation or a slot event
+        self.on_signature: Callable[[Application, str, int, tuple[str, int] | None], None] | None = None
+        self._lock = threading.Lock()
+        self._applications: dict[bytes, Application] = {}
+        self._sessions = 0
+        self._counters: set[Counters] = set()
+        self._closed = Counters()  #: of connections that ended
+        self._present = keystore.state.token_present
+        keystore.changed = self._changed
+
+    # ---- the keystore's state -----------------------------------------------------------------------------------
+
+    @property
+    def watermark(self) -> int:
+        return self.index.state.watermark
+
+    @property
+    def present(self) -> bool:
+        return self._present
+
+    @property
+    def pin_set(self) -> bool:
+        return bool(self.index.state.pin)
+
+    @property
+    def pin_locked(self) -> bool:
+        return pin.locked_until(self.index.state.pin) > self.wall()
+
+    def _changed(self, state: State) -> None:
+        same = state.materials == self.index.state.materials
+        if same:
+            self.index.state = state  # objects do not depend on the rest
+        else:
+            self.index = Index(state, self.index)
+        if state.token_present != self._present:
+            self._present = state.token_present
+            self.slot_events += 1
+            if not self._present:
+                for application in self.applications():
+                    application.token_removed()
+        self.on_change()
+
+    def try_pin(self, attempt: bytes) -> None:
+        """Raises CKR_PIN_INCORRECT, CKR_PIN_LOCKED, or CKR_DEVICE_ERROR when the attempt could not be counted."""
+        if not pin.MIN_PIN <= len(attempt) <= pin.MAX_PIN:
+            attempt = b""  # never the PIN, and counted like any other
+        try:
+            right = self.keystore.try_pin(attempt)
+        except StorageError as error:
+            raise CkError(ck.CKR_DEVICE_ERROR, str(error)) from None
+        if right is None:
+            raise CkError(ck.CKR_PIN_LOCKED, "too many wrong PINs: wait")
+        if not right:
+            raise CkError(ck.CKR_PIN_INCORRECT)
+
+    # ---- applications and sessions ------------------------------------------------------------------------------
+
+    def new_application(self, program: str, watermark: int = 0) -> Application:
+        """`watermark` 0: the newest view."""
+        mark = min(watermark, self.watermark) if watermark else self.watermark
+        application = Application(self, os.urandom(TICKET_SIZE), program, mark)
+        with self._lock:
+            self._applications[application.ticket] = application
+        return application
+
+    def application(self, ticket: bytes) -> Application | None:
+        return self._applications.get(ticket)
+
+    def applications(self) -> list[Application]:
+        with self._lock:
+            return list(self._applications.values())
+
+    def join(self, ticket: bytes) -> Application | None:
+        """Returns the application with one connection more, or None when it has ended."""
+        with self._lock:
+            application = self._applications.get(ticket)
+            if application is not None:
+                application.connections += 1
+            return application
+
+    def leave(self, application: Application) -> None:
+        """One connection of the application has ended; with the last one it ends."""
+        with self._lock:
+            application.connections -= 1
+            if application.connections > 0:
+                return
+            self._applications.pop(application.ticket, None)
+        application.close_all_sessions()
+
+    def finalize(self, application: Application) -> None:
+        with self._lock:
+            self._applications.pop(application.ticket, None)
+        application.close_all_sessions()
+
+    def take_session(self) -> None:
+        with self._lock:
+            if self._sessions >= self.settings.max_sessions:
+                raise CkError(ck.CKR_SESSION_COUNT, f"the module has {self._sessions} sessions open, its limit")
+            self._sessions += 1
+
+    def give_sessions(self, count: int) -> None:
+        with self._lock:
+            self._sessions -= count
+
+    @property
+    def sessions(self) -> int:
+        return self._sessions
+
+    # ---- statistics ---------------------------------------------------------------------------------------------
+
+    def add_counters(self, counters: Counters) -> None:
+        with self._lock:
+            self._counters.add(counters)
+
+    def remove_counters(self, counters: Counters) -> None:
+        with self._lock:
+            self._counters.discard(counters)
+            self._closed.cells = total((self._closed, counters))
+
+    def statistics(self) -> dict[CellKey, Cell]:
+        with self._lock:
+            parts = [self._closed, *self._counters]
+        return total(parts)
+
+    def usage(self) -> Usage:
+        """Returns what each generation was used since the worker began."""
+        used: dict[tuple[str, int], tuple[int, int]] = {}
+        for (_, _, generation), cell in self.statistics().items():
+            if generation:
+                operations, last = used.get(generation, (0, 0))
+                used[generation] = (operations + cell.count, max(last, int(cell.last)))
+        return used
+
+    def holders(self) -> Iterator[tuple[str, int]]:
+        """Gives the generation once for each open connection that used it."""
+        with self._lock:
+            parts = list(self._counters)
+        for part in parts:
+            yield from {generation for _, _, generation in list(part.cells) if generation}

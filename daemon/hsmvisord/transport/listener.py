@@ -1,0 +1,94 @@
+"""The guest's listening socket: accepts connections and gives each a thread, within the module's limit."""
+
+from __future__ import annotations
+
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable
+
+from hsmvisord.token.token import Token
+from hsmvisord.transport import limits
+from hsmvisord.transport.connection import Connection
+from hsmvisord.transport.parking import Parking
+
+
+class Listener:
+    """`opened` and `closed` tell the operator of each application that began and ended."""
+
+    def __init__(
+        self, sock: socket.socket, token: Token, parking: Parking,
+        opened: Callable[[Connection], None], closed: Callable[[Connection], None],
+    ) -> None:
+        self._sock, self._token, self._parking = sock, token, parking
+        self._opened, self._closed = opened, closed
+        self._lock = threading.Lock()
+        self._connections: set[Connection] = set()
+        self._refused_slots = threading.Semaphore(limits.MAX_REFUSED)
+        self._stopping = False
+        self.accepted = 0
+        self.refused = 0
+
+    @property
+    def connections(self) -> int:
+        return len(self._connections)
+
+    def run(self) -> None:
+        """Accepts until the socket is shut down."""
+        while not self._stopping:
+            try:
+                sock, _ = self._sock.accept()
+            except OSError:
+                if not self._stopping:
+                    time.sleep(limits.ACCEPT_PAUSE)
+                continue
+            self._start(sock)
+
+    def _start(self, sock: socket.socket) -> None:
+        refused = len(self._connections) >= self._token.settings.max_connections
+        if refused:
+            self.refused += 1
+            self._refused_slots.acquire()
+        connection = Connection(sock, peer_of(sock), self._token, self._parking, refused, self._opened)
+        self.accepted += 1
+        if not refused:
+            with self._lock:
+                self._connections.add(connection)
+        try:
+            threading.Thread(target=self._run, args=(connection, refused), daemon=True).start()
+        except RuntimeError:  # no more threads: the process limit is reached
+            self._forget(connection, refused)
+            sock.close()
+
+    def _run(self, connection: Connection, refused: bool) -> None:
+        try:
+            connection.run()
+        finally:
+            self._forget(connection, refused)
+            if connection.caller is not None and connection.caller.application_or_none is not None:
+                self._closed(connection)
+
+    def _forget(self, connection: Connection, refused: bool) -> None:
+        if refused:
+            self._refused_slots.release()
+        with self._lock:
+            self._connections.discard(connection)
+
+    def stop(self) -> None:
+        """No new connections; those there are stay."""
+        self._stopping = True
+
+    def close_connections(self) -> None:
+        with self._lock:
+            connections = list(self._connections)
+        for connection in connections:
+            connection.close()
+
+
+def peer_of(sock: socket.socket) -> str:
+    """Returns who connected, as the kernel tells it."""
+    if sock.family == socket.AF_UNIX:
+        pid, uid, _gid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        return f"unix uid={uid} pid={pid}"
+    return "unknown"

@@ -1,0 +1,157 @@
+"""The worker's end of the internal protocol: one control connection at a time, from the supervisor alone.
+
+The main thread accepts and reads; requests go to the module's command thread; `ask` waits for the supervisor's reply, over a
+reconnect if need be: a new supervisor attaches to the same listening socket.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import itertools
+import queue
+import socket
+import struct
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from hsmvisor_rpc.internal import messages as m
+from hsmvisor_rpc.internal.frames import Frame, FrameReader, Kind, encode_frame
+from hsmvisor_rpc.internal.phases import SUPERVISOR_MAY, Phase, by_type
+from hsmvisor_rpc.sealed.canonical import MalformedRecord, Record, record_type
+
+EVENT_BACKLOG = 1000  #: events kept while no supervisor is attached; older ones are dropped and counted
+
+
+@dataclass(frozen=True)
+class Incoming:
+    """One request of the supervisor, to be answered with `reply`."""
+
+    message: Record
+    reply: Callable[[Record, list[int]], None]
+
+
+class Refused(Exception):
+    """The supervisor answered a request with an Error."""
+
+    def __init__(self, error: m.Error) -> None:
+        super().__init__(f"{error.reason}: {error.detail}")
+        self.reason = error.reason
+
+
+class Link:
+    def __init__(self, listener: socket.socket, supervisor_uid: int) -> None:
+        self._listener, self._supervisor_uid = listener, supervisor_uid
+        self.phase = Phase.EMPTY
+        self.requests: queue.SimpleQueue[Incoming] = queue.SimpleQueue()
+        self._ids = itertools.count(1)
+        self._send_lock = threading.Lock()
+        self._changed = threading.Condition()
+        self._sock: socket.socket | None = None
+        self._attached = 0  #: how often a supervisor has attached
+        self._stored_version = 0
+        self._replies: dict[int, Record] = {}
+        self._events: list[m.Event] = []
+        self._dropped = 0
+
+    # ---- main thread --------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Serves one supervisor after the other, for ever."""
+        while True:
+            sock, _ = self._listener.accept()
+            _, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+            if uid == self._supervisor_uid:
+                with contextlib.suppress(OSError, MalformedRecord):
+                    self._read(sock)
+            with self._changed:
+                self._sock = None
+                self._changed.notify_all()
+            sock.close()
+
+    def _read(self, sock: socket.socket) -> None:
+        reader = FrameReader()
+        with self._changed:
+            self._sock = sock
+        while data := sock.recv(1 << 16):
+            for frame in reader.feed(data):
+                self._take(sock, frame)
+
+    def _take(self, sock: socket.socket, frame: Frame) -> None:
+        if frame.kind is Kind.REQUEST:
+            self._request(sock, frame)
+            return
+        reply: Record = m.Error.decode(frame.payload) if frame.kind is Kind.ERROR else m.Done.decode(frame.payload)
+        with self._changed:
+            self._replies[frame.id] = reply
+            self._changed.notify_all()
+
+    def _request(self, sock: socket.socket, frame: Frame) -> None:
+        kind = by_type(SUPERVISOR_MAY[self.phase]).get(record_type(frame.payload))
+
+        def reply(record: Record, descriptors: list[int]) -> None:
+            form = Kind.ERROR if isinstance(record, m.Error) else Kind.REPLY
+            with contextlib.suppress(OSError):  # the supervisor is gone; what was stored, it will find
+                self._send(sock, Frame(frame.id, form, record.encode()), descriptors)
+
+        if kind is None:
+            reply(m.Error(m.REASON_PHASE, f"not in phase {self.phase}"), [])
+            return
+        message = kind.decode(frame.payload)
+        if isinstance(message, m.Attach):
+            with self._changed:
+                self._attached += 1
+                self._stored_version = message.stored_version
+                self._changed.notify_all()
+        self.requests.put(Incoming(message, reply))
+
+    # ---- any thread ---------------------------------------------------------------------------------------------
+
+    def _send(self, sock: socket.socket, frame: Frame, descriptors: list[int]) -> None:
+        data = encode_frame(frame)
+        with self._send_lock:
+            if descriptors:
+                rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))]
+                sent = sock.sendmsg([data], rights)
+                data = data[sent:]
+            sock.sendall(data)
+
+    def store(self, request: m.StoreState) -> None:
+        """Returns once the supervisor has stored it; raises Refused.  Outlives the supervisor: the next one says whether it is stored."""
+        while True:
+            with self._changed:
+                while self._sock is None or not self._attached:
+                    self._changed.wait()
+                sock, attached, ident = self._sock, self._attached, next(self._ids)
+                if self._stored_version == request.version:
+                    return
+            with contextlib.suppress(OSError):
+                self._send(sock, Frame(ident, Kind.REQUEST, request.encode()), [])
+            with self._changed:
+                self._changed.wait_for(lambda i=ident, a=attached: i in self._replies or self._attached != a)  # type: ignore[misc]
+                reply = self._replies.pop(ident, None)
+                if isinstance(reply, m.Error):
+                    raise Refused(reply)
+                if reply is not None:
+                    self._stored_version = request.version
+                    return
+
+    def tell(self, event: m.Event) -> None:
+        """Queues a notification; `flush` sends it."""
+        with self._changed:
+            if len(self._events) >= EVENT_BACKLOG:
+                del self._events[0]
+                self._dropped += 1
+            self._events.append(event)
+
+    def flush(self) -> None:
+        """Sends the queued events if a supervisor is attached."""
+        with self._changed:
+            sock, events = self._sock, self._events
+            if sock is None or not events or not self._attached:
+                return
+            self._events = []
+        with contextlib.suppress(OSError):
+            for event in events:
+                self._send(sock, Frame(0, Kind.NOTIFICATION, event.encode()), [])

@@ -1,0 +1,291 @@
+"""One module in its worker: keystore, token, listener and the threads around them; answers the supervisor's requests.
+
+Threads: the main thread reads the control connection (link.py); `commands` carries out requests and ends drains; `clock`
+answers parked calls and sends events; `accept` takes connections, each of which has one of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import socket
+import sys
+import threading
+import time
+from collections import Counter
+from typing import Any
+
+from hsmvisor_rpc.internal import messages as m
+from hsmvisor_rpc.internal.phases import Phase
+from hsmvisor_rpc.sealed.canonical import MalformedRecord, Record
+from hsmvisor_rpc.sealed.commands import Command
+from hsmvisor_rpc.sealed.refusal import Refusal
+
+from hsmvisord import ck
+from hsmvisord.ck import CkError
+from hsmvisord.crypto.software import SoftwareProvider
+from hsmvisord.keystore import persistence
+from hsmvisord.keystore.keystore import Cause, Happening, Keystore, StorageError
+from hsmvisord.keystore.persistence import SealedChange
+from hsmvisord.keystore.state import State
+from hsmvisord.keystore.vault import KEY_SIZE, UnsealError, Vault
+from hsmvisord.token.application import Application
+from hsmvisord.token.token import Token
+from hsmvisord.transport.connection import Connection
+from hsmvisord.transport.listener import Listener
+from hsmvisord.transport.parking import Parking
+from hsmvisord.worker import reports
+from hsmvisord.worker.link import Incoming, Link, Refused
+from hsmvisord.worker.settings import parse_settings
+
+TICK = 1.0  #: seconds between looks at drains
+MAX_STATE = 256 * 1024 * 1024  #: bytes of a stored state
+RELEASE = "0.1.0"
+
+
+class Module:
+    def __init__(self, spawn: m.Spawn, link: Link, guest: socket.socket, key_pipe: int, measures: list[dict[str, Any]]) -> None:
+        self._spawn, self._link, self._guest, self._key_pipe, self._measures = spawn, link, guest, key_pipe, measures
+        self._provider = SoftwareProvider()
+        self._parking = Parking(time.monotonic)
+        self._loaded: dict[str, bytes] = {}
+        self._token: Token | None = None
+        self._listener: Listener | None = None
+        self._began = time.monotonic()
+        self._wake = threading.Event()
+
+    def start(self) -> None:
+        threading.Thread(target=self._commands, name="commands", daemon=True).start()
+        threading.Thread(target=self._clock, name="clock", daemon=True).start()
+
+    # ---- the supervisor's requests ------------------------------------------------------------------------------
+
+    def _commands(self) -> None:
+        while True:
+            with contextlib.suppress(queue.Empty):
+                self._answer(self._link.requests.get(timeout=TICK))
+            if self._token is not None:
+                with contextlib.suppress(StorageError):  # tried again at the next tick
+                    self._token.keystore.tick()
+
+    def _answer(self, incoming: Incoming) -> None:
+        descriptors: list[int] = []
+        reply: Record
+        try:
+            if isinstance(incoming.message, m.Attach):
+                reply = self._attached()
+                if self._link.phase is Phase.SERVING:
+                    descriptors = [self._guest.fileno()]
+            else:
+                reply = self._carry_out(incoming.message)
+        except Refusal as refusal:
+            reply = m.Error(refusal.reason, refusal.detail)
+        except StorageError as error:
+            reply = m.Error(m.REASON_STORAGE, str(error))
+        except (UnsealError, MalformedRecord) as error:
+            reply = m.Error(m.REASON_UNSEALED, str(error))
+        except ValueError as error:
+            reply = m.Error("INVALID", str(error))
+        except Exception as error:
+            self._fault(type(incoming.message).__name__, error)
+            reply = m.Error(m.REASON_INTERNAL, f"{type(error).__name__} in the worker")
+        incoming.reply(reply, descriptors)
+        if isinstance(incoming.message, m.Shutdown):
+            os._exit(0)
+
+    def _attached(self) -> m.Attached:
+        keystore = self._token.keystore if self._token else None
+        return m.Attached(
+            protocol=m.PROTOCOL,
+            phase=str(self._link.phase),
+            module_id=self._spawn.module_id,
+            name=self._spawn.name,
+            pid=os.getpid(),
+            recipient=keystore.recipient_public if keystore else b"",
+            root=keystore.state.root if keystore else b"",
+            report=self._report(),
+        )
+
+    def _report(self) -> str:
+        return json.dumps({"measures": self._measures, "release": RELEASE})
+
+    def _carry_out(self, message: Record) -> Record:
+        match message:
+            case m.LoadState():
+                self._loaded.update(zip(message.names, message.blobs, strict=True))
+                if sum(map(len, self._loaded.values())) > MAX_STATE:
+                    raise ValueError(f"a module's state has at most {MAX_STATE} bytes")
+                return m.Done()
+            case m.Boot():
+                return self._boot(message)
+            case m.Shutdown():
+                self._link.phase = Phase.CLOSING
+                self._drain(message.drain_ms / 1000)
+                return m.Done()
+        assert self._token is not None, "the phase table lets nothing else through"
+        return self._serve(self._token, message)
+
+    def _serve(self, token: Token, message: Record) -> Record:
+        match message:
+            case m.Execute():
+                return self._execute(token, message)
+            case m.QueryStatus():
+                connections = self._listener.connections if self._listener else 0
+                return m.Report(reports.status_report(token, connections, self._measures))
+            case m.QueryStatistics():
+                return m.Report(self._statistics(token))
+            case m.Configure():
+                token.settings = parse_settings(message.settings)
+                self._log_signatures(token)
+                return m.Done()
+            case m.SetPin():
+                token.keystore.set_pin(message.pin, Cause(message.request_id, lambda state: m.Done().encode()))
+                return m.Done()
+            case m.SetTokenPresent():
+                token.keystore.set_token_present(message.present)
+                return m.Done()
+        raise ValueError(f"unexpected {message.TYPE}")
+
+    def _execute(self, token: Token, message: m.Execute) -> Record:
+        made: list[m.Executed] = []
+
+        def cause(command: Command, signer: str) -> Cause:
+            def reply(state: State) -> bytes:
+                material = state.materials.get(command.material)
+                usage, holders = token.usage(), Counter(token.holders())
+                report = reports.material_report(state, material, usage, holders) if material else {}
+                made.append(
+                    m.Executed(
+                        command.action, command.material, command.generation, command.sequence, signer, json.dumps(report)
+                    )
+                )
+                return made[-1].encode()
+
+            return Cause(message.request_id, reply)
+
+        token.keystore.execute(message.command, cause)
+        return made[-1]
+
+    def _statistics(self, token: Token) -> str:
+        listener = self._listener
+        return reports.statistics_report(
+            token.statistics(),
+            connections=listener.connections if listener else 0,
+            sessions=token.sessions,
+            connections_total=listener.accepted if listener else 0,
+            connections_refused=listener.refused if listener else 0,
+            uptime_seconds=time.monotonic() - self._began,
+        )
+
+    # ---- boot and end -------------------------------------------------------------------------------------------
+
+    def _boot(self, boot: m.Boot) -> m.Booted:
+        self._link.phase = Phase.BOOTING
+        settings = parse_settings(boot.settings)
+        vault = Vault(self._spawn.module_id, self._storage_key())
+        keystore = self._load(boot, vault) if boot.version else self._create(boot, vault)
+        self._loaded.clear()
+        token = Token(self._spawn.name, keystore, self._provider, time.time, time.monotonic)
+        token.settings = settings
+        token.on_change = self._wake.set
+        token.on_fault = self._fault
+        keystore.happened = self._happened
+        keystore.usage = token.usage
+        self._token = token
+        self._log_signatures(token)
+        self._listener = Listener(self._guest, token, self._parking, self._opened, self._closed)
+        threading.Thread(target=self._listener.run, name="accept", daemon=True).start()
+        self._link.phase = Phase.SERVING
+        return m.Booted(keystore.recipient_public, keystore.state.root, self._report())
+
+    def _storage_key(self) -> bytes:
+        with open(self._key_pipe, "rb", buffering=0) as pipe:
+            key = pipe.read(KEY_SIZE)
+        if len(key) != KEY_SIZE:
+            raise UnsealError("the key provider gave no storage key")
+        return key
+
+    def _load(self, boot: m.Boot, vault: Vault) -> Keystore:
+        try:
+            state, recipient, manifest = persistence.load(self._loaded, vault, self._provider, boot.version)
+        except CkError as error:
+            raise UnsealError(f"a stored key cannot be used: {error}") from None
+        if state.module_id != self._spawn.module_id or state.host_id != boot.host_id:
+            raise UnsealError("the stored state is of another module or host")
+        return Keystore(state, recipient, manifest, vault, self._provider, time.time, self._persist)
+
+    def _create(self, boot: m.Boot, vault: Vault) -> Keystore:
+        if len(boot.root) != 32:
+            raise ValueError("a root is a raw Ed25519 public key of 32 bytes")
+        return Keystore.create(
+            self._spawn.module_id, boot.host_id, boot.root, boot.created_at, vault, self._provider, time.time, self._persist
+        )
+
+    def _persist(self, change: SealedChange, request_id: str, result: bytes) -> None:
+        try:
+            self._link.store(
+                m.StoreState(change.version, request_id, result, tuple(change.put), tuple(change.put.values()), change.delete)
+            )
+        except Refused as refused:
+            raise StorageError(f"the host could not store the change: {refused}") from None
+
+    def _drain(self, seconds: float) -> None:
+        """No new connections; gives operations that run the time to end."""
+        if self._listener is None:
+            return
+        self._listener.stop()
+        until = time.monotonic() + seconds
+        while self._listener.connections and time.monotonic() < until:
+            time.sleep(0.005)
+        self._link.flush()
+
+    # ---- events -------------------------------------------------------------------------------------------------
+
+    def _clock(self) -> None:
+        while True:
+            pause = min(TICK, max(0.0, self._parking.next_deadline - time.monotonic()))
+            self._wake.wait(pause)
+            self._wake.clear()
+            self._parking.serve()
+            self._link.flush()
+
+    def _tell(self, kind: str, **report: Any) -> None:
+        self._link.tell(m.Event(kind, int(time.time() * 1000), json.dumps(report)))
+
+    def _happened(self, happening: Happening) -> None:
+        self._tell(happening.kind, **happening.report)
+        self._wake.set()
+
+    def _opened(self, connection: Connection) -> None:
+        self._about("connection-opened", connection)
+
+    def _closed(self, connection: Connection) -> None:
+        self._about("connection-closed", connection, why=connection.why)
+
+    def _about(self, kind: str, connection: Connection, **more: Any) -> None:
+        caller = connection.caller
+        if caller is not None:
+            self._tell(
+                kind, connection=caller.number, peer=caller.peer, dialect=caller.codec.dialect,
+                program=caller.program, pid=caller.pid, **more,
+            )
+
+    def _log_signatures(self, token: Token) -> None:
+        def told(application: Application, operation: str, mechanism: int, generation: tuple[str, int] | None) -> None:
+            material, number = generation or ("", 0)
+            self._tell(
+                "signature", operation=operation, mechanism=ck.mechanism_name(mechanism), material=material,
+                generation=number, program=application.program,
+            )
+
+        token.on_signature = told if token.settings.log_signatures else None
+
+    def _fault(self, what: str, error: Exception) -> None:
+        """A fault of ours: where, never what (the text of an exception may hold a guest's bytes)."""
+        frame = error.__traceback__
+        while frame is not None and frame.tb_next is not None:
+            frame = frame.tb_next
+        place = f"{os.path.basename(frame.tb_frame.f_code.co_filename)}:{frame.tb_lineno}" if frame else "?"
+        print(f"module {self._spawn.name}: fault in {what}: {type(error).__name__} at {place}", file=sys.stderr, flush=True)

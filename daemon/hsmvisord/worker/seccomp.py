@@ -1,0 +1,44 @@
+"""The system calls that a serving worker needs; any other one ends it (seccomp(2), by libseccomp through pyseccomp)."""
+
+from __future__ import annotations
+
+import errno
+
+#: By purpose.  No open, no exec, no socket, no connect, no ptrace: what it needs, it has been handed.
+ALLOWED = {
+    "descriptors that it has": (
+        "read", "write", "readv", "writev", "recvfrom", "sendto", "recvmsg", "sendmsg", "close", "fstat", "newfstatat", "lseek",
+        "fcntl", "dup", "poll", "ppoll", "select", "pselect6", "epoll_create1", "epoll_ctl", "epoll_wait", "epoll_pwait",
+        "accept4", "accept", "shutdown", "getsockopt", "setsockopt", "getsockname", "getpeername", "ioctl", "eventfd2", "pipe2",
+    ),
+    "memory": ("mmap", "munmap", "mremap", "mprotect", "madvise", "brk", "mlock", "mlock2", "munlock"),
+    "threads": (
+        "clone", "clone3", "futex", "set_robust_list", "rseq", "gettid", "getpid", "sched_yield", "sched_getaffinity",
+        "exit", "exit_group", "tgkill", "membarrier", "prlimit64",
+    ),
+    "time and signals": (
+        "clock_gettime", "clock_nanosleep", "nanosleep", "clock_getres", "gettimeofday", "rt_sigaction", "rt_sigprocmask",
+        "rt_sigreturn", "sigaltstack", "restart_syscall",
+    ),
+    "randomness": ("getrandom",),
+    "itself": ("getuid", "geteuid", "getgid", "getegid", "uname", "sysinfo", "getrusage"),
+}  # fmt: skip
+
+#: Asked for by libraries that bear a refusal: answered EPERM instead of the process's end.
+REFUSED = ("openat", "open", "readlink", "readlinkat", "access", "faccessat", "faccessat2", "stat", "statx", "getcwd", "socket")
+
+
+def load() -> str:
+    """Loads the filter for this process and all its threads; raises OSError or ImportError."""
+    import pyseccomp
+
+    rules = pyseccomp.SyscallFilter(pyseccomp.KILL_PROCESS)
+    count = 0
+    for names in ALLOWED.values():
+        for name in names:
+            rules.add_rule(pyseccomp.ALLOW, name)
+            count += 1
+    for name in REFUSED:
+        rules.add_rule(pyseccomp.ERRNO(errno.EPERM), name)
+    rules.load()
+    return f"{count} system calls allowed"

@@ -1,0 +1,32 @@
+"""The operator's settings of a module, from JSON: each checked, an unknown one refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+from hsmvisord.token import limits
+from hsmvisord.token.token import Settings
+
+MAX_SESSIONS = 65536
+MAX_CONNECTIONS = 1024
+
+
+def parse_settings(text: str) -> Settings:
+    """Raises ValueError that names the setting.  0 or a missing one is the default."""
+    values = json.loads(text or "{}")
+    if not isinstance(values, dict):
+        raise ValueError("settings are a JSON object")
+    known = {f.name for f in dataclasses.fields(Settings)}
+    if unknown := set(values) - known:
+        raise ValueError(f"unknown setting {min(unknown)!r}")
+    settings = Settings(
+        log_signatures=bool(values.get("log_signatures", False)),
+        max_sessions=int(values.get("max_sessions") or limits.MAX_SESSIONS),
+        max_connections=int(values.get("max_connections") or limits.MAX_CONNECTIONS),
+    )
+    if not 1 <= settings.max_sessions <= MAX_SESSIONS:
+        raise ValueError(f"max_sessions is 1 to {MAX_SESSIONS}")
+    if not 1 <= settings.max_connections <= MAX_CONNECTIONS:
+        raise ValueError(f"max_connections is 1 to {MAX_CONNECTIONS}")
+    return settings
