@@ -1,0 +1,71 @@
+"""Channels to a host: a unix socket, or TCP under TLS."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+from hsmvisor.client.signing import SigningChannel, SigningKey
+
+_MAX_MESSAGE = 16 * 1024 * 1024
+_OPTIONS: list[tuple[str, int | str]] = [
+    ("grpc.max_receive_message_length", _MAX_MESSAGE),
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    # a restarted host is found again quickly: its control API is back within 2 s
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+]
+
+
+@dataclass(frozen=True)
+class TlsFiles:
+    """Paths of PEM files: whom to believe, and who we are (both or neither of certificate and key)."""
+
+    ca: Path
+    certificate: Path | None = None
+    key: Path | None = None
+    server_name: str | None = None  #: the name to expect in the host's certificate, where it is not the address
+
+
+def connect(address: str, *, tls: TlsFiles | None = None, signing: SigningKey | None = None) -> grpc.Channel:
+    """Returns a channel to `unix:/path` or `host:port`; it connects with the first call.
+
+    TCP needs `tls`.  With `signing` every call is signed.  Raises ValueError on an address or combination that cannot
+    be, OSError when a file cannot be read.
+    """
+    if address.startswith("unix:"):
+        if tls is not None:
+            raise ValueError(f"{address}: TLS is for TCP; a unix socket knows its caller by peer credentials")
+        # the path is no host name: without an authority of our own it would be sent as one
+        channel = grpc.insecure_channel(address, [*_OPTIONS, ("grpc.default_authority", "localhost")])
+    else:
+        if not _is_host_port(address):
+            raise ValueError(f"{address!r}: expected unix:/path or host:port")
+        if tls is None:
+            raise ValueError(f"{address}: TCP needs TLS (a CA file; and a certificate, or a signing key)")
+        channel = grpc.secure_channel(address, _credentials(tls), _options(tls))
+    return channel if signing is None else SigningChannel(channel, signing)
+
+
+def _is_host_port(address: str) -> bool:
+    host, separator, port = address.rpartition(":")
+    return bool(host and separator) and port.isascii() and port.isdigit() and 0 < int(port) < 65536
+
+
+def _credentials(tls: TlsFiles) -> grpc.ChannelCredentials:
+    if (tls.certificate is None) != (tls.key is None):
+        raise ValueError("a client certificate and its key come together")
+    return grpc.ssl_channel_credentials(
+        root_certificates=tls.ca.read_bytes(),
+        private_key=tls.key.read_bytes() if tls.key else None,
+        certificate_chain=tls.certificate.read_bytes() if tls.certificate else None,
+    )
+
+
+def _options(tls: TlsFiles) -> list[tuple[str, int | str]]:
+    if tls.server_name is None:
+        return _OPTIONS
+    return [*_OPTIONS, ("grpc.ssl_target_name_override", tls.server_name)]
