@@ -144,3 +144,14 @@ class BadMessage(Exception):
         super().__init__(detail)
         self.request_id = request_id
         self.rv = rv
+
+
+class Unreadable(enum.Enum):
+    """Why an attribute has no value in a reply to C_GetAttributeValue."""
+
+    SENSITIVE = 0x11  #: CKR_ATTRIBUTE_SENSITIVE
+    INVALID = 0x12  #: CKR_ATTRIBUTE_TYPE_INVALID: the object has no such attribute
+
+
+SENSITIVE = Unreadable.SENSITIVE
+INVALID = Unreadable.INVALID

@@ -1,0 +1,137 @@
+"""What a face needs of a dialect, and the part that both share: a table-driven decoder and encoder."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from typing import Any, ClassVar, Protocol
+
+from hsmvisord import ck
+from hsmvisord.wire import fields
+from hsmvisord.wire.calls import INVALID, SENSITIVE, BadMessage, Call, Request, Unreadable
+from hsmvisord.wire.fields import Malformed, Reader
+from hsmvisord.wire.frames import frame
+from hsmvisord.wire.table import CALLS
+
+_REPLY = struct.Struct(">IIII")
+
+
+class Codec(Protocol):
+    dialect: ClassVar[str]
+    ulong_size: int  #: of the client: 4 or 8
+
+    def decode(self, ident: int, options: bytes, message: bytes) -> Request:
+        """Raises BadMessage; the connection goes on."""
+        ...
+
+    def reply(self, request: Request, *values: Any) -> bytes:
+        """Returns the frame of a reply; the values are in the order of the call's reply signature."""
+        ...
+
+    def error(self, ident: int, rv: int) -> bytes: ...
+
+
+class TableCodec:
+    """Decodes and encodes by the call table; a dialect adds its attributes, mechanisms and message head."""
+
+    dialect: ClassVar[str] = ""
+
+    def __init__(self) -> None:
+        self.ulong_size = 8
+        self._read: dict[str, Callable[[Reader], Any]] = {
+            "u": Reader.u64,
+            "y": Reader.u8,
+            "v": lambda r: tuple(r.take(2)),
+            "s": Reader.prefixed,
+            "z": Reader.prefixed,
+            "ay": Reader.byte_array,
+            "au": Reader.ulong_array,
+            "fy": self.read_room,
+            "fu": self.read_room,
+            "aA": lambda r: self.read_attributes(r, 0),
+            "fA": lambda r: self.read_rooms(r, 0),
+            "M": self.read_mechanism,
+        }
+        self._write: dict[str, Callable[[Any], bytes]] = {
+            "u": fields.u64,
+            "y": fields.u8,
+            "v": bytes,
+            "s": fields.prefixed,
+            "ay": fields.byte_array,
+            "au": fields.ulong_array,
+            "P": self.write_parameter_update,
+        }
+
+    # ---- what a dialect adds --------------------------------------------------------------------------------------
+
+    def read_room(self, reader: Reader) -> int | None:
+        raise NotImplementedError
+
+    def read_attributes(self, reader: Reader, depth: int) -> tuple[Any, ...]:
+        raise NotImplementedError
+
+    def read_rooms(self, reader: Reader, depth: int) -> tuple[tuple[int, int | None], ...]:
+        raise NotImplementedError
+
+    def read_mechanism(self, reader: Reader) -> Any:
+        raise NotImplementedError
+
+    def write_attribute(self, attribute: int, value: Any, room: int | None) -> tuple[bytes, int]:
+        """Returns the encoding and the CK_RV that this attribute alone would have."""
+        raise NotImplementedError
+
+    def write_parameter_update(self, mechanism: Any) -> bytes:
+        raise NotImplementedError
+
+    def head(self, call: Call) -> bytes:
+        """What stands before a reply's fields."""
+        raise NotImplementedError
+
+    # ---- shared ---------------------------------------------------------------------------------------------------
+
+    def read_fields(self, call: Call, reader: Reader) -> tuple[Any, ...]:
+        read = self._read
+        return tuple([read[code](reader) for code in CALLS[call][0]])
+
+    def decode_message(self, ident: int, call_id: int, reader: Reader, deadline_ms: int) -> Request:
+        call = known_call(ident, call_id)
+        try:
+            args = self.read_fields(call, reader)
+            reader.finish()
+        except Malformed as error:
+            raise BadMessage(ident, ck.CKR_DEVICE_ERROR, f"{call.name}: {error}") from None
+        return Request(ident, call, args, deadline_ms)
+
+    def reply(self, request: Request, *values: Any) -> bytes:
+        call = request.call
+        if call is Call.GET_ATTRIBUTE_VALUE:
+            body = self._attribute_reply(request, values[0])
+        else:
+            write = self._write
+            body = b"".join([write[code](value) for code, value in zip(CALLS[call][1], values, strict=True)])
+        return frame(request.id, self.head(call) + body)
+
+    def _attribute_reply(self, request: Request, values: list[tuple[int, Any]]) -> bytes:
+        """C_GetAttributeValue (PKCS#11 3.1, 5.7.5): each attribute on its own, then one CK_RV for all."""
+        parts, codes = [fields.u32(len(values))], set()
+        for (attribute, value), (_, room) in zip(values, request.args[2], strict=True):
+            encoded, rv = self.write_attribute(attribute, value, room)
+            parts.append(encoded)
+            codes.add(rv)
+        order = (ck.CKR_ATTRIBUTE_SENSITIVE, ck.CKR_ATTRIBUTE_TYPE_INVALID, ck.CKR_BUFFER_TOO_SMALL)
+        rv = next((code for code in order if code in codes), ck.CKR_OK)
+        return b"".join(parts) + fields.u64(rv)
+
+
+def unreadable_rv(value: Unreadable) -> int:
+    return {SENSITIVE: ck.CKR_ATTRIBUTE_SENSITIVE, INVALID: ck.CKR_ATTRIBUTE_TYPE_INVALID}[value]
+
+
+_CALLS_BY_ID: dict[int, Call] = {int(call): call for call in CALLS}
+
+
+def known_call(ident: int, call_id: int) -> Call:
+    call = _CALLS_BY_ID.get(call_id)
+    if call is None:
+        raise BadMessage(ident, ck.CKR_FUNCTION_NOT_SUPPORTED, f"call {call_id}")
+    return call
