@@ -44,27 +44,51 @@ class MultiPartVerify(Protocol):
 class Signer(Protocol):
     """A signing operation, ready.  `output_size` is exact for all mechanisms here."""
 
-    output_size: int
-    sign: Callable[[bytes], bytes]  #: one shot; an attribute (not a method) so that a call costs one lookup
-    begin: Callable[[], MultiPart] | None  #: None: this mechanism is one-shot only
+    @property
+    def output_size(self) -> int: ...
+
+    @property
+    def sign(self) -> Callable[[bytes], bytes]: ...  #: one shot
+
+    @property
+    def begin(self) -> Callable[[], MultiPart] | None: ...  #: None: this mechanism is one-shot only
 
 
 class Verifier(Protocol):
-    verify: Callable[[bytes, bytes], None]  #: data, signature; raises CkError
-    begin: Callable[[], MultiPartVerify] | None
+    @property
+    def verify(self) -> Callable[[bytes, bytes], None]: ...  #: data, signature; raises CkError
+
+    @property
+    def begin(self) -> Callable[[], MultiPartVerify] | None: ...
 
 
 class Decrypter(Protocol):
     """`output_bound` is the most that can come out (for size queries); the exact size is known after the operation."""
 
-    output_bound: int
-    decrypt: Callable[[bytes], bytes]
+    @property
+    def output_bound(self) -> int: ...
+
+    @property
+    def decrypt(self) -> Callable[[bytes], bytes]: ...
+
+
+class Encrypter(Protocol):
+    @property
+    def output_size(self) -> int: ...
+
+    @property
+    def encrypt(self) -> Callable[[bytes], bytes]: ...
 
 
 class PublicKey(Protocol):
-    kind: KeyKind
-    spki: bytes  #: SubjectPublicKeyInfo, DER
-    key_id: bytes  #: SHA-1 of the BIT STRING subjectPublicKey (RFC 5280 4.2.1.2 method 1): CKA_ID
+    @property
+    def kind(self) -> KeyKind: ...
+
+    @property
+    def spki(self) -> bytes: ...  #: SubjectPublicKeyInfo, DER
+
+    @property
+    def key_id(self) -> bytes: ...  #: SHA-1 of the BIT STRING subjectPublicKey (RFC 5280 4.2.1.2 method 1): CKA_ID
 
     def attributes(self) -> dict[int, Any]:
         """Returns the public components by CKA_ type: MODULUS, MODULUS_BITS, PUBLIC_EXPONENT; EC_PARAMS, EC_POINT (DER OCTET STRING);
@@ -73,12 +97,17 @@ class PublicKey(Protocol):
 
     def verifier(self, mechanism: Mechanism) -> Verifier: ...
 
+    def encrypter(self, mechanism: Mechanism) -> Encrypter: ...
+
 
 class PrivateKey(Protocol):
     """A private key whose repr and exceptions show nothing."""
 
-    kind: KeyKind
-    public: PublicKey
+    @property
+    def kind(self) -> KeyKind: ...
+
+    @property
+    def public(self) -> PublicKey: ...
 
     def attributes(self) -> dict[int, Any]:
         """Returns the components that clients may read on the private key: those of the public key that the standard defines there."""

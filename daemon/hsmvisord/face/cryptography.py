@@ -346,4 +346,3 @@ TABLE: dict[Call, Handler] = {
     Call.SIGN_ENCRYPT_UPDATE: not_supported,
     Call.DECRYPT_VERIFY_UPDATE: not_supported,
 }
-

@@ -79,7 +79,9 @@ class KeyProvider:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="hsmvisord-keyprovider", description="Derives modules' storage keys; started by hsmvisor-host.")
+    parser = argparse.ArgumentParser(
+        prog="hsmvisord-keyprovider", description="Derives modules' storage keys; started by hsmvisor-host."
+    )
     parser.add_argument("--control-fd", type=int, required=True, help="descriptor of the socket to hsmvisor-host")
     parser.add_argument("--kind", choices=sorted(SOURCES), default="file", help="where the master key lives")
     parser.add_argument("--path", type=Path, required=True, help="the master key's file; made when it is missing")

@@ -18,7 +18,9 @@ def parse_chain(ders: tuple[bytes, ...], public_key: bytes, now: float) -> list[
         return chain
     leaf = chain[0]
     if leaf.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo) != public_key:
-        raise Refusal(Reason.KEY_MISMATCH, "the first certificate is not of this private key: the leaf comes first, then its issuers")
+        raise Refusal(
+            Reason.KEY_MISMATCH, "the first certificate is not of this private key: the leaf comes first, then its issuers"
+        )
     if leaf.not_valid_after_utc.timestamp() <= now:
         raise Refusal(Reason.EXPIRED, f"the certificate expired at {leaf.not_valid_after_utc:%Y-%m-%d %H:%M} UTC")
     for position, (subject, issuer) in enumerate(zip(chain, chain[1:], strict=False)):

@@ -52,7 +52,9 @@ def check_stage(state: State, name: str, number: int, body: Stage) -> None:
     if body.drain_seconds > limits.MAX_DRAIN:
         raise Refusal(Reason.TOO_LARGE, f"a drain has at most {limits.MAX_DRAIN} s")
     if body.mode == FOLLOW and (body.certificates or body.self_signed):
-        raise Refusal(Reason.MALFORMED, "follow is for bare signing keys: with a certificate, clients would meet a key that does not fit it")
+        raise Refusal(
+            Reason.MALFORMED, "follow is for bare signing keys: with a certificate, clients would meet a key that does not fit it"
+        )
     if not body.envelope and not body.certificates:
         raise Refusal(Reason.MALFORMED, "neither a key nor a certificate is delivered")
     material = state.materials.get(name)
@@ -148,7 +150,10 @@ def _check_follows(state: State, material: Material, private: PrivateKey) -> Non
     for generation in material.generations:
         if generation.key and state.keys[generation.key].private.kind != private.kind:
             kind = state.keys[generation.key].private.kind.name
-            raise Refusal(Reason.UNSUPPORTED_KEY, f"material {material.name!r} follows with keys of one kind, {kind}; this is {private.kind.name}")
+            raise Refusal(
+                Reason.UNSUPPORTED_KEY,
+                f"material {material.name!r} follows with keys of one kind, {kind}; this is {private.kind.name}",
+            )
 
 
 def _bounded(generations: tuple[Generation, ...]) -> tuple[Generation, ...]:
@@ -182,10 +187,14 @@ def activate(state: State, name: str, number: int, step: Step, now: int) -> Stat
     material, generation = find(state, name, number)
     chosen = replace(generation, state=next_state(generation, step), activated_at=now, retired_at=0, drain_ends_at=0)
     if step is Step.ACTIVATE and material.current and material.current.number > number:
-        raise Refusal(Reason.STALE_GENERATION, f"generation {material.current.number} is current already; roll back goes to a retiring one")
+        raise Refusal(
+            Reason.STALE_GENERATION, f"generation {material.current.number} is current already; roll back goes to a retiring one"
+        )
     changed = {number: chosen}
     if (current := material.current) is not None:
-        changed[current.number] = _retired(state, current, next_state(current, Step.SUPERSEDE), current.drain_seconds, current.after_drain, now)
+        changed[current.number] = _retired(
+            state, current, next_state(current, Step.SUPERSEDE), current.drain_seconds, current.after_drain, now
+        )
     return _with_activation(state, material, changed, number)
 
 

@@ -75,8 +75,16 @@ class Keystore:
 
     @classmethod
     def create(
-        cls, module_id: bytes, host_id: bytes, root: bytes, created_at: int, vault: Vault, provider: CryptoProvider,
-        clock: Callable[[], float], persist: Persist, usage: Callable[[], Usage] = dict,
+        cls,
+        module_id: bytes,
+        host_id: bytes,
+        root: bytes,
+        created_at: int,
+        vault: Vault,
+        provider: CryptoProvider,
+        clock: Callable[[], float],
+        persist: Persist,
+        usage: Callable[[], Usage] = dict,
     ) -> Keystore:
         """Begins an empty module with a recipient key of its own, and stores it."""
         recipient = RecipientKey()
@@ -100,7 +108,9 @@ class Keystore:
             if command.sequence == self.state.sequence:
                 raise Refusal(Reason.REPLAY, f"sequence number {command.sequence} was used already")
             if command.sequence < self.state.sequence:
-                raise Refusal(Reason.STALE_SEQUENCE, f"sequence number {command.sequence} is below {self.state.sequence}, the last one")
+                raise Refusal(
+                    Reason.STALE_SEQUENCE, f"sequence number {command.sequence} is below {self.state.sequence}, the last one"
+                )
             try:
                 state = self._apply(command, now)
             except MalformedRecord as error:

@@ -25,7 +25,9 @@ class SealedChange:
     delete: tuple[str, ...]
 
 
-def load(blobs: Mapping[str, bytes], vault: Vault, provider: CryptoProvider, version: int) -> tuple[State, RecipientKey, dict[str, int]]:
+def load(
+    blobs: Mapping[str, bytes], vault: Vault, provider: CryptoProvider, version: int
+) -> tuple[State, RecipientKey, dict[str, int]]:
     """Returns the state, the recipient key and the manifest; raises UnsealError, and CkError for a key that the provider refuses."""
     if META not in blobs:
         raise UnsealError("the stored state has no meta record")
@@ -88,7 +90,9 @@ def _material(record: MaterialRecord) -> Material:
     )
 
 
-def seal_change(old: State | None, new: State, recipient: RecipientKey, manifest: dict[str, int], vault: Vault, usage: Usage) -> tuple[SealedChange, dict[str, int]]:
+def seal_change(
+    old: State | None, new: State, recipient: RecipientKey, manifest: dict[str, int], vault: Vault, usage: Usage
+) -> tuple[SealedChange, dict[str, int]]:
     """Returns the commit that leads from `old` (None: nothing) to `new`, and the manifest after it."""
     before, after = _parts(old), _parts(new)
     changed = {name: part for name, part in after.items() if before.get(name) is not part}

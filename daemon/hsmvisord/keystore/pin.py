@@ -37,7 +37,7 @@ def locked_until(pin: Pin) -> int:
     """Returns the second at which the next attempt is taken; 0 = at once."""
     if pin.failures < FREE_ATTEMPTS:
         return 0
-    return pin.failed_at + min(2 ** min(pin.failures - FREE_ATTEMPTS, 20), MAX_DELAY)
+    return pin.failed_at + min(1 << min(pin.failures - FREE_ATTEMPTS, 20), MAX_DELAY)
 
 
 def failed(pin: Pin, now: int) -> Pin:

@@ -81,7 +81,11 @@ class Launcher:
         with contextlib.suppress(ChildProcessError):
             while (ended := os.waitpid(-1, os.WNOHANG))[0]:
                 pid, status = ended
-                how = f"by {signal.Signals(os.WTERMSIG(status)).name}" if os.WIFSIGNALED(status) else f"with code {os.WEXITSTATUS(status)}"
+                how = (
+                    f"by {signal.Signals(os.WTERMSIG(status)).name}"
+                    if os.WIFSIGNALED(status)
+                    else f"with code {os.WEXITSTATUS(status)}"
+                )
                 print(f"worker {pid} ended {how}", file=sys.stderr, flush=True)
 
 

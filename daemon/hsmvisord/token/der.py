@@ -36,12 +36,3 @@ def certificate_fields(der: bytes) -> CertificateFields:
         parts.append(der[offset:end])
         offset = end
     return CertificateFields(parts[0], parts[2], parts[4], parts[5])
-
-
-def octet_string(content: bytes) -> bytes:
-    """Returns the DER OCTET STRING of `content`."""
-    size = len(content)
-    if size < 128:
-        return bytes((4, size)) + content
-    length = size.to_bytes((size.bit_length() + 7) // 8, "big")
-    return bytes((4, 0x80 | len(length))) + length + content

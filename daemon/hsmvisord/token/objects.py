@@ -189,4 +189,4 @@ def authority_object(certificate: Certificate) -> TokenObject:
     parsed = x509.load_der_x509_certificate(certificate.der)
     names = parsed.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
     label = str(names[0].value) if names else parsed.subject.rfc4514_string()
-    return certificate_object(certificate, label, x509.SubjectKeyIdentifier.from_public_key(parsed.public_key()).digest)  # type: ignore[arg-type]
+    return certificate_object(certificate, label, x509.SubjectKeyIdentifier.from_public_key(parsed.public_key()).digest)

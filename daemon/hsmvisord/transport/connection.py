@@ -23,7 +23,9 @@ _TIMEOUT = struct.pack("@ll", limits.FRAME_SECONDS, 0)
 class Connection:
     """`run` returns when the connection has ended; `why` then says how.  `begun` is called once, after the handshake."""
 
-    def __init__(self, sock: socket.socket, peer: str, token: Token, parking: Parking, refused: bool, begun: Callable[[Connection], None]) -> None:
+    def __init__(
+        self, sock: socket.socket, peer: str, token: Token, parking: Parking, refused: bool, begun: Callable[[Connection], None]
+    ) -> None:
         self._sock, self._token, self._parking, self._begun = sock, token, parking, begun
         self._send_lock = threading.Lock()
         self._refused, self._peer = refused, peer

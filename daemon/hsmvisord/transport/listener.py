@@ -18,8 +18,12 @@ class Listener:
     """`opened` and `closed` tell the operator of each application that began and ended."""
 
     def __init__(
-        self, sock: socket.socket, token: Token, parking: Parking,
-        opened: Callable[[Connection], None], closed: Callable[[Connection], None],
+        self,
+        sock: socket.socket,
+        token: Token,
+        parking: Parking,
+        opened: Callable[[Connection], None],
+        closed: Callable[[Connection], None],
     ) -> None:
         self._sock, self._token, self._parking = sock, token, parking
         self._opened, self._closed = opened, closed

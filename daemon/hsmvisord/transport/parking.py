@@ -32,7 +32,9 @@ class Parking:
         self._lock = threading.Lock()
         self._waiters: set[Waiter] = set()
 
-    def park(self, caller: Caller, request: Request, ready: Callable[[], tuple[Any, ...] | None], send: Callable[[bytes], None]) -> None:
+    def park(
+        self, caller: Caller, request: Request, ready: Callable[[], tuple[Any, ...] | None], send: Callable[[bytes], None]
+    ) -> None:
         """Raises CKR_HOST_MEMORY when the connection has too many waiting."""
         seconds = request.deadline_ms / 1000 if request.deadline_ms else float("inf")
         waiter = Waiter(caller, request, ready, send, self._monotonic() + seconds)

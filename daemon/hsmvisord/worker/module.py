@@ -157,9 +157,7 @@ class Module:
                 usage, holders = token.usage(), Counter(token.holders())
                 report = reports.material_report(state, material, usage, holders) if material else {}
                 made.append(
-                    m.Executed(
-                        command.action, command.material, command.generation, command.sequence, signer, json.dumps(report)
-                    )
+                    m.Executed(command.action, command.material, command.generation, command.sequence, signer, json.dumps(report))
                 )
                 return made[-1].encode()
 
@@ -268,16 +266,25 @@ class Module:
         caller = connection.caller
         if caller is not None:
             self._tell(
-                kind, connection=caller.number, peer=caller.peer, dialect=caller.codec.dialect,
-                program=caller.program, pid=caller.pid, **more,
+                kind,
+                connection=caller.number,
+                peer=caller.peer,
+                dialect=caller.codec.dialect,
+                program=caller.program,
+                pid=caller.pid,
+                **more,
             )
 
     def _log_signatures(self, token: Token) -> None:
         def told(application: Application, operation: str, mechanism: int, generation: tuple[str, int] | None) -> None:
             material, number = generation or ("", 0)
             self._tell(
-                "signature", operation=operation, mechanism=ck.mechanism_name(mechanism), material=material,
-                generation=number, program=application.program,
+                "signature",
+                operation=operation,
+                mechanism=ck.mechanism_name(mechanism),
+                material=material,
+                generation=number,
+                program=application.program,
             )
 
         token.on_signature = told if token.settings.log_signatures else None

@@ -25,8 +25,7 @@ _ALWAYS: frozenset[type[Record]] = frozenset({m.Attach, m.Shutdown})
 SUPERVISOR_MAY: dict[Phase, frozenset[type[Record]]] = {
     Phase.EMPTY: _ALWAYS | {m.LoadState, m.Boot},
     Phase.BOOTING: _ALWAYS,
-    Phase.SERVING: _ALWAYS
-    | {m.Execute, m.QueryStatus, m.QueryStatistics, m.Configure, m.SetPin, m.SetTokenPresent},
+    Phase.SERVING: _ALWAYS | {m.Execute, m.QueryStatus, m.QueryStatistics, m.Configure, m.SetPin, m.SetTokenPresent},
     Phase.CLOSING: _ALWAYS,
 }
 

@@ -13,7 +13,6 @@ are never rebuilt and the TYPE prefix separates the domains of signatures.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import typing
 from collections.abc import Callable
 from typing import Any, ClassVar, Self
@@ -77,7 +76,8 @@ def _tuple_codec(item: Any) -> tuple[Callable[[Any], bytes], Callable[[bytes], A
     encode, decode = _SCALARS[item]
 
     def decode_all(data: bytes) -> tuple[Any, ...]:
-        values, offset = [], 0
+        values: list[Any] = []
+        offset = 0
         while offset < len(data):
             if len(values) >= MAX_ITEMS:
                 raise MalformedRecord("too many items")
@@ -88,14 +88,21 @@ def _tuple_codec(item: Any) -> tuple[Callable[[Any], bytes], Callable[[bytes], A
     return (lambda v: b"".join(_prefixed(encode(i)) for i in v)), decode_all
 
 
-@functools.cache
-def _layout(cls: type[Record]) -> list[tuple[str, Callable[[Any], bytes], Callable[[bytes], Any]]]:
+#: Field names with their codecs, by record class.
+_LAYOUTS: dict[type, list[tuple[str, Callable[[Any], bytes], Callable[[bytes], Any]]]] = {}
+
+
+def _layout(cls: Any) -> list[tuple[str, Callable[[Any], bytes], Callable[[bytes], Any]]]:
+    known = _LAYOUTS.get(cls)
+    if known is not None:
+        return known
     hints = typing.get_type_hints(cls)
     rows = []
     for field in dataclasses.fields(cls):
         hint = hints[field.name]
         codec = _SCALARS.get(hint) or _tuple_codec(typing.get_args(hint)[0])
         rows.append((field.name, *codec))
+    _LAYOUTS[cls] = rows
     return rows
 
 

@@ -67,7 +67,9 @@ class RecipientKey:
         try:
             plain = _SUITE.decrypt(envelope, self._hpke, context.encode())
         except (InvalidTag, ValueError):
-            raise Refusal(Reason.ALTERED, "the envelope does not open: it was altered, or sealed for another key, module or generation") from None
+            raise Refusal(
+                Reason.ALTERED, "the envelope does not open: it was altered, or sealed for another key, module or generation"
+            ) from None
         try:
             return KeyMaterial.decode(plain)
         except MalformedRecord:

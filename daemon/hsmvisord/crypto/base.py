@@ -1,0 +1,113 @@
+"""What all software keys share: identity, cached ready operations, and refusals of what their type cannot do."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+from typing import Any
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.x509.oid import NameOID
+
+from hsmvisord import ck
+from hsmvisord.ck import CkError
+from hsmvisord.crypto.interface import Decrypter, Encrypter, KeyKind, Signer, Verifier
+from hsmvisord.crypto.operations import Cache
+from hsmvisord.wire.calls import Mechanism
+
+
+def _bit_string(spki: bytes) -> bytes:
+    """Returns the content of subjectPublicKey: SEQUENCE { SEQUENCE algorithm, BIT STRING } (RFC 5280 4.1)."""
+
+    def element(offset: int) -> tuple[int, int]:
+        length, start = spki[offset + 1], offset + 2
+        if length & 0x80:
+            count = length & 0x7F
+            length, start = int.from_bytes(spki[start : start + count], "big"), start + count
+        return start, start + length
+
+    inside, _ = element(0)
+    _, after_algorithm = element(inside)
+    start, end = element(after_algorithm)
+    return spki[start + 1 : end]
+
+
+class BasePublicKey:
+    def __init__(self, key: Any, kind: KeyKind) -> None:
+        self.kind = kind
+        self.spki: bytes = key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+        self.key_id = hashlib.sha1(_bit_string(self.spki)).digest()
+        self._verifiers = Cache()
+
+    def attributes(self) -> dict[int, Any]:
+        raise NotImplementedError
+
+    def verifier(self, mechanism: Mechanism) -> Verifier:
+        ready: Verifier | None = self._verifiers.get(mechanism)
+        return ready or self._verifiers.keep(mechanism, self.make_verifier(mechanism))
+
+    def encrypter(self, mechanism: Mechanism) -> Encrypter:
+        return self.make_encrypter(mechanism)
+
+    def make_verifier(self, mechanism: Mechanism) -> Verifier:
+        raise CkError(ck.CKR_KEY_TYPE_INCONSISTENT, f"{ck.mechanism_name(mechanism.type)} and a key of type {self.kind.name}")
+
+    def make_encrypter(self, mechanism: Mechanism) -> Encrypter:
+        raise CkError(ck.CKR_KEY_TYPE_INCONSISTENT, f"{ck.mechanism_name(mechanism.type)} and a key of type {self.kind.name}")
+
+
+class BasePrivateKey:
+    """Its repr shows its kind alone."""
+
+    def __init__(self, key: Any, public: BasePublicKey) -> None:
+        self._any_key = key
+        self.kind = public.kind
+        self.public = public
+        self._signers = Cache()
+        self._decrypters = Cache()
+
+    def __repr__(self) -> str:
+        return f"<private key, {self.kind.name}>"
+
+    def attributes(self) -> dict[int, Any]:
+        return self.public.attributes()
+
+    def signer(self, mechanism: Mechanism) -> Signer:
+        ready: Signer | None = self._signers.get(mechanism)
+        return ready or self._signers.keep(mechanism, self.make_signer(mechanism))
+
+    def decrypter(self, mechanism: Mechanism) -> Decrypter:
+        ready: Decrypter | None = self._decrypters.get(mechanism)
+        return ready or self._decrypters.keep(mechanism, self.make_decrypter(mechanism))
+
+    def make_signer(self, mechanism: Mechanism) -> Signer:
+        raise CkError(ck.CKR_KEY_TYPE_INCONSISTENT, f"{ck.mechanism_name(mechanism.type)} and a key of type {self.kind.name}")
+
+    def make_decrypter(self, mechanism: Mechanism) -> Decrypter:
+        raise CkError(ck.CKR_KEY_TYPE_INCONSISTENT, f"{ck.mechanism_name(mechanism.type)} and a key of type {self.kind.name}")
+
+    def derive(self, mechanism: Mechanism) -> bytes:
+        raise CkError(ck.CKR_KEY_TYPE_INCONSISTENT, f"{ck.mechanism_name(mechanism.type)} and a key of type {self.kind.name}")
+
+    def pkcs8(self) -> bytes:
+        encoding, form = serialization.Encoding.DER, serialization.PrivateFormat.PKCS8
+        return bytes(self._any_key.private_bytes(encoding, form, serialization.NoEncryption()))
+
+    #: The hash that a certificate of this key is signed with; None where the algorithm has its own.
+    certificate_hash: hashes.HashAlgorithm | None = hashes.SHA256()
+
+    def self_signed(self, common_name: str, not_before: int, not_after: int) -> bytes:
+        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name[:64])])
+        utc = datetime.UTC
+        builder = (
+            x509.CertificateBuilder()
+            .subject_name(name)
+            .issuer_name(name)
+            .public_key(self._any_key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(datetime.datetime.fromtimestamp(not_before, utc))
+            .not_valid_after(datetime.datetime.fromtimestamp(not_after, utc))
+        )
+        certificate = builder.sign(self._any_key, self.certificate_hash)  # type: ignore[arg-type]
+        return certificate.public_bytes(serialization.Encoding.DER)

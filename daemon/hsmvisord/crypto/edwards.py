@@ -1,0 +1,171 @@
+"""Ed25519 and Ed448 (PKCS#11 3.1, 6.5; RFC 8032) and ML-DSA (PKCS#11 3.2; FIPS 204): sign a message whole.
+
+C_SignUpdate is served by keeping the message, up to a limit: neither algorithm can hash as data comes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ed448, ed25519, mldsa
+
+from hsmvisord import ck
+from hsmvisord.ck import CkError
+from hsmvisord.crypto.base import BasePrivateKey, BasePublicKey
+from hsmvisord.crypto.ec import octet_string
+from hsmvisord.crypto.interface import KeyKind, Signer, Verifier
+from hsmvisord.crypto.operations import ReadySigner, ReadyVerifier
+from hsmvisord.wire.calls import Mechanism
+
+MAX_MULTIPART = 1 << 20  #: bytes of a message that comes in parts
+MAX_CONTEXT = 255  #: bytes (FIPS 204, 5.2)
+
+
+class Kept:
+    """The parts of a message."""
+
+    __slots__ = ("_parts", "_size")
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+        self._size = 0
+
+    def update(self, data: bytes) -> None:
+        self._size += len(data)
+        if self._size > MAX_MULTIPART:
+            raise CkError(ck.CKR_DATA_LEN_RANGE, f"this mechanism takes at most {MAX_MULTIPART} bytes in parts")
+        self._parts.append(data)
+
+    def whole(self) -> bytes:
+        return b"".join(self._parts)
+
+
+class KeptSign(Kept):
+    def __init__(self, sign: Callable[[bytes], bytes]) -> None:
+        super().__init__()
+        self._sign = sign
+
+    def finish(self) -> bytes:
+        return self._sign(self.whole())
+
+
+class KeptVerify(Kept):
+    def __init__(self, verify: Callable[[bytes, bytes], None]) -> None:
+        super().__init__()
+        self._verify = verify
+
+    def finish(self, signature: bytes) -> None:
+        self._verify(self.whole(), signature)
+
+
+def _whole_signer(size: int, sign: Callable[[bytes], bytes]) -> Signer:
+    return ReadySigner(size, sign, lambda: KeptSign(sign))
+
+
+def _whole_verifier(size: int, check: Callable[[bytes, bytes], None]) -> Verifier:
+    def verify(data: bytes, signature: bytes) -> None:
+        if len(signature) != size:
+            raise CkError(ck.CKR_SIGNATURE_LEN_RANGE)
+        try:
+            check(signature, data)
+        except InvalidSignature:
+            raise CkError(ck.CKR_SIGNATURE_INVALID) from None
+
+    return ReadyVerifier(verify, lambda: KeptVerify(verify))
+
+
+# ---- Edwards curves -------------------------------------------------------------------------------------------------
+
+EDWARDS = {
+    ed25519.Ed25519PublicKey: (KeyKind("Ed25519", ck.CKK_EC_EDWARDS, 255, bytes.fromhex("06032b6570")), 64),
+    ed448.Ed448PublicKey: (KeyKind("Ed448", ck.CKK_EC_EDWARDS, 448, bytes.fromhex("06032b6571")), 114),
+}
+
+
+def _check_eddsa(mechanism: Mechanism) -> None:
+    if mechanism.type != ck.CKM_EDDSA:
+        raise CkError(ck.CKR_KEY_TYPE_INCONSISTENT, f"{ck.mechanism_name(mechanism.type)} and an Edwards key")
+    if mechanism.parameter not in (None, b"", (0, b"")):
+        raise CkError(ck.CKR_MECHANISM_PARAM_INVALID, "EdDSA is pure and without context here")
+
+
+class EdwardsPublicKey(BasePublicKey):
+    def __init__(self, key: ed25519.Ed25519PublicKey | ed448.Ed448PublicKey) -> None:
+        kind, self.size = next(row for cls, row in EDWARDS.items() if isinstance(key, cls))
+        super().__init__(key, kind)
+        self._key = key
+
+    def attributes(self) -> dict[int, Any]:
+        point = self._key.public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
+        return {ck.CKA_EC_PARAMS: self.kind.parameters, ck.CKA_EC_POINT: octet_string(point)}
+
+    def make_verifier(self, mechanism: Mechanism) -> Verifier:
+        _check_eddsa(mechanism)
+        return _whole_verifier(self.size, self._key.verify)
+
+
+class EdwardsPrivateKey(BasePrivateKey):
+    certificate_hash = None
+
+    def __init__(self, key: ed25519.Ed25519PrivateKey | ed448.Ed448PrivateKey) -> None:
+        public = EdwardsPublicKey(key.public_key())
+        super().__init__(key, public)
+        self._key, self.size = key, public.size
+
+    def make_signer(self, mechanism: Mechanism) -> Signer:
+        _check_eddsa(mechanism)
+        return _whole_signer(self.size, self._key.sign)
+
+
+# ---- ML-DSA ---------------------------------------------------------------------------------------------------------
+
+#: class of cryptography -> kind, CKP_ of its parameter set, bytes of a signature (FIPS 204, table 2).
+ML_DSA: dict[Any, tuple[KeyKind, int, int]] = {
+    mldsa.MLDSA44PublicKey: (KeyKind("ML-DSA-44", ck.CKK_ML_DSA, 44, b""), ck.CKP_ML_DSA_44, 2420),
+    mldsa.MLDSA65PublicKey: (KeyKind("ML-DSA-65", ck.CKK_ML_DSA, 65, b""), ck.CKP_ML_DSA_65, 3309),
+    mldsa.MLDSA87PublicKey: (KeyKind("ML-DSA-87", ck.CKK_ML_DSA, 87, b""), ck.CKP_ML_DSA_87, 4627),
+}
+
+
+def _context(mechanism: Mechanism) -> bytes | None:
+    if mechanism.type != ck.CKM_ML_DSA:
+        raise CkError(ck.CKR_KEY_TYPE_INCONSISTENT, f"{ck.mechanism_name(mechanism.type)} and an ML-DSA key")
+    match mechanism.parameter:
+        case None | b"":
+            return None
+        case (ck.CKH_HEDGE_PREFERRED | ck.CKH_HEDGE_REQUIRED, bytes(context)) if len(context) <= MAX_CONTEXT:
+            return context or None
+    raise CkError(ck.CKR_MECHANISM_PARAM_INVALID, f"CK_SIGN_ADDITIONAL_CONTEXT: hedged, a context of at most {MAX_CONTEXT} bytes")
+
+
+class MlDsaPublicKey(BasePublicKey):
+    def __init__(self, key: Any) -> None:
+        kind, self._set, self.size = next(row for cls, row in ML_DSA.items() if isinstance(key, cls))
+        super().__init__(key, kind)
+        self._key = key
+
+    def attributes(self) -> dict[int, Any]:
+        return {ck.CKA_PARAMETER_SET: self._set, ck.CKA_VALUE: self._key.public_bytes_raw()}
+
+    def make_verifier(self, mechanism: Mechanism) -> Verifier:
+        context, key = _context(mechanism), self._key
+        return _whole_verifier(self.size, lambda signature, data: key.verify(signature, data, context))
+
+
+class MlDsaPrivateKey(BasePrivateKey):
+    certificate_hash = None
+
+    def __init__(self, key: Any) -> None:
+        public = MlDsaPublicKey(key.public_key())
+        super().__init__(key, public)
+        self._key, self.size = key, public.size
+
+    def attributes(self) -> dict[int, Any]:
+        return {ck.CKA_PARAMETER_SET: self.public.attributes()[ck.CKA_PARAMETER_SET]}
+
+    def make_signer(self, mechanism: Mechanism) -> Signer:
+        context, key = _context(mechanism), self._key
+        return _whole_signer(self.size, lambda data: key.sign(data, context))

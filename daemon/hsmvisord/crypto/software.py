@@ -1,0 +1,67 @@
+"""The cryptoprocessor in software: the `cryptography` package, and libcrypto for raw RSA."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, mldsa, rsa
+
+from hsmvisord import ck
+from hsmvisord.ck import CkError
+from hsmvisord.crypto import digests, libcrypto
+from hsmvisord.crypto.ec import CURVES, EcPrivateKey, EcPublicKey
+from hsmvisord.crypto.edwards import EdwardsPrivateKey, EdwardsPublicKey, MlDsaPrivateKey, MlDsaPublicKey
+from hsmvisord.crypto.interface import PrivateKey, PublicKey
+from hsmvisord.crypto.rsa import RsaPrivateKey, RsaPublicKey
+from hsmvisord.wire.calls import Mechanism
+
+_ML_DSA_PRIVATE = (mldsa.MLDSA44PrivateKey, mldsa.MLDSA65PrivateKey, mldsa.MLDSA87PrivateKey)
+_ML_DSA_PUBLIC = (mldsa.MLDSA44PublicKey, mldsa.MLDSA65PublicKey, mldsa.MLDSA87PublicKey)
+SUPPORTED = "RSA, EC P-256/384/521, Ed25519, Ed448, ML-DSA-44/65/87"
+
+
+class SoftwareProvider:
+    def __init__(self) -> None:
+        libcrypto.preload()
+
+    def load_private_key(self, pkcs8: bytes) -> PrivateKey:
+        try:
+            key = serialization.load_der_private_key(pkcs8, None)
+        except (UnsupportedAlgorithm, TypeError):  # TypeError: the key is encrypted
+            raise CkError(ck.CKR_KEY_TYPE_INCONSISTENT, f"supported are {SUPPORTED}, not encrypted") from None
+        except ValueError:
+            raise CkError(ck.CKR_ATTRIBUTE_VALUE_INVALID, "not a PKCS #8 private key") from None
+        if isinstance(key, rsa.RSAPrivateKey):
+            return RsaPrivateKey(key)
+        if isinstance(key, ec.EllipticCurvePrivateKey):
+            return EcPrivateKey(key)
+        if isinstance(key, ed25519.Ed25519PrivateKey | ed448.Ed448PrivateKey):
+            return EdwardsPrivateKey(key)
+        if isinstance(key, _ML_DSA_PRIVATE):
+            return MlDsaPrivateKey(key)
+        raise CkError(ck.CKR_KEY_TYPE_INCONSISTENT, f"supported are {SUPPORTED}")
+
+    def load_public_key(self, spki: bytes) -> PublicKey:
+        try:
+            key = serialization.load_der_public_key(spki)
+        except (UnsupportedAlgorithm, ValueError):
+            raise CkError(ck.CKR_ATTRIBUTE_VALUE_INVALID, "not a SubjectPublicKeyInfo that can be used") from None
+        if isinstance(key, rsa.RSAPublicKey):
+            return RsaPublicKey(key)
+        if isinstance(key, ec.EllipticCurvePublicKey) and key.curve.name in CURVES:
+            return EcPublicKey(key)
+        if isinstance(key, ed25519.Ed25519PublicKey | ed448.Ed448PublicKey):
+            return EdwardsPublicKey(key)
+        if isinstance(key, _ML_DSA_PUBLIC):
+            return MlDsaPublicKey(key)
+        raise CkError(ck.CKR_KEY_TYPE_INCONSISTENT, f"supported are {SUPPORTED}")
+
+    def digest(self, mechanism: Mechanism) -> tuple[int, Callable[[], Any]]:
+        return digests.digest(mechanism)
+
+    def random(self, size: int) -> bytes:
+        return os.urandom(size)
