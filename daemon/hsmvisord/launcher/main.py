@@ -14,12 +14,14 @@ import select
 import signal
 import socket
 import sys
+import traceback
 
 from hsmvisor_rpc.internal import messages as m
 from hsmvisor_rpc.internal.frames import Frame, FrameReader, Kind, encode_frame
 from hsmvisor_rpc.internal.phases import LAUNCHER_MAY_BE_ASKED, by_type
 from hsmvisor_rpc.sealed.canonical import MalformedRecord, record_type
 
+from hsmvisord.crypto import libcrypto
 from hsmvisord.worker import main as worker
 from hsmvisord.worker import process
 
@@ -68,8 +70,9 @@ class Launcher:
         if pid == 0:
             try:
                 worker.run(spawn, *handed)
-            finally:
-                os._exit(1)
+            except BaseException:
+                traceback.print_exc()  # before any key is there: `run` ends the process itself once it serves
+            os._exit(1)
         pidfd = os.pidfd_open(pid)
         for descriptor in handed:
             os.close(descriptor)
@@ -95,6 +98,7 @@ def main() -> None:
     arguments = parser.parse_args()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     process.set_title("hsmvisord: launcher")
+    libcrypto.preload()
     # Everything that lives now lives in every worker: keep the collector from touching (and so copying) those pages.
     gc.collect()
     gc.freeze()

@@ -24,7 +24,8 @@ def prctl(option: int, value: int | bytes = 0) -> None:
 def close_all_but(kept: set[int]) -> None:
     low = 0
     for descriptor in sorted(kept):
-        os.closerange(low, descriptor)
+        if low < descriptor:  # an empty range would close everything
+            os.closerange(low, descriptor)
         low = descriptor + 1
     os.closerange(low, os.sysconf("SC_OPEN_MAX"))
 

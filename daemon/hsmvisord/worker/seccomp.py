@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import errno
 
+try:  # before the fork: a confined worker opens no file
+    import pyseccomp
+except (ImportError, RuntimeError, OSError) as error:
+    pyseccomp = None
+    _missing = str(error)
+
 #: By purpose.  No open, no exec, no socket, no connect, no ptrace: what it needs, it has been handed.
 ALLOWED = {
     "descriptors that it has": (
@@ -29,9 +35,9 @@ REFUSED = ("openat", "open", "readlink", "readlinkat", "access", "faccessat", "f
 
 
 def load() -> str:
-    """Loads the filter for this process and all its threads; raises OSError or ImportError."""
-    import pyseccomp
-
+    """Loads the filter for this process and all its threads; raises OSError."""
+    if pyseccomp is None:
+        raise OSError(f"libseccomp cannot be loaded: {_missing}")
     rules = pyseccomp.SyscallFilter(pyseccomp.KILL_PROCESS)
     count = 0
     for names in ALLOWED.values():
