@@ -3,34 +3,32 @@
 from __future__ import annotations
 
 import enum
-import functools
+import struct
 from typing import Any
 
 from hsmvisord import ck
+from hsmvisord.wire import limits
 
 
 class Kind(enum.Enum):
     BOOL = 1
     ULONG = 2
     BYTES = 3
-    DATE = 4
-    ULONGS = 5
-    TEMPLATE = 6
+    ULONGS = 4  #: CK_MECHANISM_TYPE array
+    TEMPLATE = 5
 
 
-_BOOL = (
-    "TOKEN PRIVATE TRUSTED SENSITIVE ENCRYPT DECRYPT WRAP UNWRAP SIGN SIGN_RECOVER VERIFY VERIFY_RECOVER DERIVE EXTRACTABLE LOCAL "
-    "NEVER_EXTRACTABLE ALWAYS_SENSITIVE MODIFIABLE COPYABLE DESTROYABLE ALWAYS_AUTHENTICATE WRAP_WITH_TRUSTED"
+#: What p11-kit writes as one byte, or as a u64 (p11-kit/rpc-message.c, map_attribute_to_value_type); the rest travels as memory.
+P11KIT_BYTE = frozenset(
+    {0x1, 0x2, 0x86, *range(0x103, 0x10D), 0x162, 0x163, 0x164, 0x165, 0x170, 0x171, 0x200, 0x202, 0x210, 0x301, 0x302, 0x405}
 )
-_ULONG = (
-    "CLASS CERTIFICATE_TYPE CERTIFICATE_CATEGORY JAVA_MIDP_SECURITY_DOMAIN KEY_TYPE MODULUS_BITS VALUE_LEN KEY_GEN_MECHANISM "
-    "NAME_HASH_ALGORITHM PARAMETER_SET PROFILE_ID"
+P11KIT_ULONG = frozenset(
+    {0x0, 0x80, 0x87, 0x88, 0x100, 0x121, 0x133, 0x134, 0x160, 0x161, 0x166, 0x201, 0x300, *range(0x400, 0x405), 0x406, 0x500}
 )
 
 KINDS: dict[int, Kind] = (
-    {getattr(ck, f"CKA_{name}"): Kind.BOOL for name in _BOOL.split()}
-    | {getattr(ck, f"CKA_{name}"): Kind.ULONG for name in _ULONG.split()}
-    | dict.fromkeys((ck.CKA_START_DATE, ck.CKA_END_DATE), Kind.DATE)
+    dict.fromkeys((*P11KIT_BYTE, ck.CKA_DESTROYABLE), Kind.BOOL)
+    | dict.fromkeys((*P11KIT_ULONG, ck.CKA_NAME_HASH_ALGORITHM, ck.CKA_PARAMETER_SET, ck.CKA_PROFILE_ID), Kind.ULONG)
     | {ck.CKA_ALLOWED_MECHANISMS: Kind.ULONGS}
     | dict.fromkeys((ck.CKA_WRAP_TEMPLATE, ck.CKA_UNWRAP_TEMPLATE, ck.CKA_DERIVE_TEMPLATE), Kind.TEMPLATE)
 )
@@ -47,21 +45,14 @@ def from_memory(attribute: int, raw: bytes, ulong_size: int) -> Any:
             return raw != b"\0"
         case Kind.ULONG if len(raw) == ulong_size:
             return widened(int.from_bytes(raw, "little"), ulong_size)
-        case Kind.ULONGS if len(raw) % ulong_size == 0:
-            return tuple(
-                int.from_bytes(raw[i : i + ulong_size], "little") for i in range(0, len(raw), ulong_size)
-            )
+        case Kind.ULONGS if len(raw) % ulong_size == 0 and len(raw) <= limits.MAX_ARRAY * ulong_size:
+            return struct.unpack(f"<{len(raw) // ulong_size}{'Q' if ulong_size == 8 else 'I'}", raw)
     return raw
 
 
 def widened(value: int, ulong_size: int) -> int:
     """CK_UNAVAILABLE_INFORMATION is all ones in the client's size; here it is 2^64-1."""
     return ck.CK_UNAVAILABLE_INFORMATION if ulong_size == 4 and value == 0xFFFFFFFF else value
-
-
-@functools.cache
-def _ulong_mask(ulong_size: int) -> int:
-    return (1 << (8 * ulong_size)) - 1
 
 
 def to_memory(value: Any, ulong_size: int) -> bytes:
@@ -71,5 +62,5 @@ def to_memory(value: Any, ulong_size: int) -> bytes:
     if isinstance(value, bool):
         return b"\1" if value else b"\0"
     if isinstance(value, int):
-        return (value & _ulong_mask(ulong_size)).to_bytes(ulong_size, "little")
+        return (value & ((1 << 8 * ulong_size) - 1)).to_bytes(ulong_size, "little")
     return b"".join(to_memory(item, ulong_size) for item in value)

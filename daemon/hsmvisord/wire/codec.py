@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable
 from typing import Any, ClassVar, Protocol
 
 from hsmvisord import ck
 from hsmvisord.wire import fields
-from hsmvisord.wire.calls import INVALID, SENSITIVE, BadMessage, Call, Request, Unreadable
+from hsmvisord.wire.calls import BadMessage, Call, Request, Unreadable
 from hsmvisord.wire.fields import Malformed, Reader
 from hsmvisord.wire.frames import frame
 from hsmvisord.wire.table import CALLS
 
-_REPLY = struct.Struct(">IIII")
+#: Where a NULL mechanism cancels the operation (PKCS#11 3.0, 5.8-5.15); elsewhere it is CKR_ARGUMENTS_BAD.
+_CANCELLING = frozenset(
+    {
+        Call.ENCRYPT_INIT,
+        Call.DECRYPT_INIT,
+        Call.DIGEST_INIT,
+        Call.SIGN_INIT,
+        Call.SIGN_RECOVER_INIT,
+        Call.VERIFY_INIT,
+        Call.VERIFY_RECOVER_INIT,
+    }
+)
+
+
+FieldReaders = dict[str, Callable[[Reader], Any]]
 
 
 class Codec(Protocol):
@@ -28,29 +41,30 @@ class Codec(Protocol):
         """Returns the frame of a reply; the values are in the order of the call's reply signature."""
         ...
 
-    def error(self, ident: int, rv: int) -> bytes: ...
+    def error(self, ident: int, rv: int) -> bytes:
+        """Returns the frame that answers a request with this CK_RV, which is not CKR_OK."""
+        ...
 
 
 class TableCodec:
-    """Decodes and encodes by the call table; a dialect adds its attributes, mechanisms and message head."""
+    """Decodes and encodes by the call table; a dialect adds its attributes, mechanisms (`M`) and message head."""
 
     dialect: ClassVar[str] = ""
 
     def __init__(self) -> None:
         self.ulong_size = 8
-        self._read: dict[str, Callable[[Reader], Any]] = {
+        self._read: FieldReaders = {
             "u": Reader.u64,
             "y": Reader.u8,
-            "v": lambda r: tuple(r.take(2)),
+            "v": Reader.version,
             "s": Reader.prefixed,
-            "z": Reader.prefixed,
+            "z": Reader.text,
             "ay": Reader.byte_array,
             "au": Reader.ulong_array,
             "fy": self.read_room,
             "fu": self.read_room,
-            "aA": lambda r: self.read_attributes(r, 0),
-            "fA": lambda r: self.read_rooms(r, 0),
-            "M": self.read_mechanism,
+            "aA": lambda reader: self.read_attributes(reader, 0),
+            "fA": lambda reader: self.read_rooms(reader, 0),
         }
         self._write: dict[str, Callable[[Any], bytes]] = {
             "u": fields.u64,
@@ -59,7 +73,6 @@ class TableCodec:
             "s": fields.prefixed,
             "ay": fields.byte_array,
             "au": fields.ulong_array,
-            "P": self.write_parameter_update,
         }
 
     # ---- what a dialect adds --------------------------------------------------------------------------------------
@@ -73,14 +86,8 @@ class TableCodec:
     def read_rooms(self, reader: Reader, depth: int) -> tuple[tuple[int, int | None], ...]:
         raise NotImplementedError
 
-    def read_mechanism(self, reader: Reader) -> Any:
-        raise NotImplementedError
-
     def write_attribute(self, attribute: int, value: Any, room: int | None) -> tuple[bytes, int]:
-        """Returns the encoding and the CK_RV that this attribute alone would have."""
-        raise NotImplementedError
-
-    def write_parameter_update(self, mechanism: Any) -> bytes:
+        """Returns the encoding and the CK_RV that this attribute alone would have; `room` None: the caller asks for the size."""
         raise NotImplementedError
 
     def head(self, call: Call) -> bytes:
@@ -89,18 +96,14 @@ class TableCodec:
 
     # ---- shared ---------------------------------------------------------------------------------------------------
 
-    def read_fields(self, call: Call, reader: Reader) -> tuple[Any, ...]:
-        read = self._read
-        return tuple([read[code](reader) for code in CALLS[call][0]])
-
-    def decode_message(self, ident: int, call_id: int, reader: Reader, deadline_ms: int) -> Request:
-        call = known_call(ident, call_id)
-        try:
-            args = self.read_fields(call, reader)
-            reader.finish()
-        except Malformed as error:
-            raise BadMessage(ident, ck.CKR_DEVICE_ERROR, f"{call.name}: {error}") from None
-        return Request(ident, call, args, deadline_ms)
+    def read_fields(self, call: Call, reader: Reader, read: FieldReaders) -> tuple[Any, ...]:
+        """Reads the whole rest of a message; raises Malformed."""
+        codes = CALLS[call][0]
+        args = tuple([read[code](reader) for code in codes])
+        reader.finish()
+        if None in args and "M" in codes and args[codes.index("M")] is None and call not in _CANCELLING:
+            raise Malformed("a NULL mechanism", ck.CKR_ARGUMENTS_BAD)
+        return args
 
     def reply(self, request: Request, *values: Any) -> bytes:
         call = request.call
@@ -124,14 +127,19 @@ class TableCodec:
 
 
 def unreadable_rv(value: Unreadable) -> int:
-    return {SENSITIVE: ck.CKR_ATTRIBUTE_SENSITIVE, INVALID: ck.CKR_ATTRIBUTE_TYPE_INVALID}[value]
+    return value.value
 
 
 _CALLS_BY_ID: dict[int, Call] = {int(call): call for call in CALLS}
 
 
-def known_call(ident: int, call_id: int) -> Call:
+def known_call(ident: int, call_id: int, served: frozenset[Call]) -> Call:
+    """Returns the call if the dialect has it."""
     call = _CALLS_BY_ID.get(call_id)
-    if call is None:
+    if call is None or call not in served:
         raise BadMessage(ident, ck.CKR_FUNCTION_NOT_SUPPORTED, f"call {call_id}")
     return call
+
+
+def bad_message(ident: int, call: Call, error: Malformed) -> BadMessage:
+    return BadMessage(ident, error.rv, f"{call.name}: {error}")

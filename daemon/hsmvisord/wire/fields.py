@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 
+from hsmvisord import ck
 from hsmvisord.wire import limits
 from hsmvisord.wire.calls import Needed
 
@@ -15,7 +16,11 @@ MAX_U64 = 0xFFFFFFFFFFFFFFFF
 
 
 class Malformed(Exception):
-    """A message is not what its signature says."""
+    """A message is not what its signature says, or a value in it cannot be served; `rv` is the answer."""
+
+    def __init__(self, detail: str, rv: int = ck.CKR_DEVICE_ERROR) -> None:
+        super().__init__(detail)
+        self.rv = rv
 
 
 class Reader:
@@ -48,10 +53,21 @@ class Reader:
         """u32 length, bytes."""
         return self.take(self.u32())
 
-    def bytes_or_null(self) -> bytes | None:
+    def prefixed_or_null(self) -> bytes | None:
         """The same, length 0xffffffff for NULL."""
         length = self.u32()
         return None if length == NULL else self.take(length)
+
+    def text(self) -> bytes:
+        """`z`"""
+        value = self.prefixed()
+        if b"\0" in value:
+            raise Malformed("a NUL in a text")
+        return value
+
+    def version(self) -> tuple[int, int]:
+        """`v`"""
+        return self.u8(), self.u8()
 
     def byte_array(self) -> bytes | None:
         """`ay`"""

@@ -2,7 +2,8 @@
 
 MAX_MESSAGE = 1 << 20
 MAX_OPTIONS = 4096
-MAX_ATTRIBUTES = 256  #: attributes of one array, with those of nested arrays
+MAX_NATIVE_OPTIONS = 256
+MAX_ATTRIBUTES = 256  #: attributes of one message, with those of nested arrays
 MAX_NESTING = 4  #: depth of templates in templates
 MAX_ARRAY = 4096 * 3  #: elements of one array of CK_ULONG
 MAX_MECHANISM_ITEMS = 8

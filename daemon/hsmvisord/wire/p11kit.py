@@ -11,29 +11,32 @@ from typing import Any, ClassVar
 
 from hsmvisord import ck
 from hsmvisord.wire import fields, limits, p11kit_mechanism
-from hsmvisord.wire.attributes import Kind, from_memory, kind_of, to_memory
-from hsmvisord.wire.calls import Attribute, BadMessage, Call, Request, Unreadable
-from hsmvisord.wire.codec import TableCodec, known_call, unreadable_rv
+from hsmvisord.wire.attributes import P11KIT_BYTE, P11KIT_ULONG, Kind, from_memory, kind_of, to_memory, widened
+from hsmvisord.wire.calls import Attribute, BadMessage, Call, Mechanism, Request, Unreadable
+from hsmvisord.wire.codec import FieldReaders, TableCodec, bad_message, known_call, unreadable_rv
 from hsmvisord.wire.fields import Malformed, Reader
 from hsmvisord.wire.frames import frame
-from hsmvisord.wire.table import SIGNATURES
+from hsmvisord.wire.table import P11KIT_CALLS, SIGNATURES
 
 MAX_VERSION = 2
 MAGIC = b"PRIVATE-GNOME-KEYRING-PKCS11-PROTOCOL-V-1"
 EMPTY_ROOM = 0xFFFFFFFF  #: a pointer with length 0, from 0.25.0 on
-LABEL_WIDTH = 32  #: of CK_TOKEN_INFO.label
+LABEL_WIDTH = 32  #: bytes of CK_TOKEN_INFO.label
 _ATTRIBUTE_SIZE = 24  #: sizeof (CK_ATTRIBUTE) of a 64-bit client
 
-#: Attributes that p11-kit writes as one byte, or as a u64; all others travel as the client's memory.
-_BYTE = frozenset(
-    {0x1, 0x2, 0x86, *range(0x103, 0x10D), 0x162, 0x163, 0x164, 0x165, 0x170, 0x171, 0x200, 0x202, 0x210, 0x301, 0x302, 0x405}
-)
-_ULONG = frozenset(
-    {0x0, 0x80, 0x87, 0x88, 0x100, 0x121, 0x133, 0x134, 0x160, 0x161, 0x166, 0x201, 0x300, *range(0x400, 0x405), 0x406, 0x500}
-)
-
+_U32 = struct.Struct(">I")
 _ERROR = struct.Struct(">IIIIIcQ")
 _HEADS = {call: struct.pack(">II", call, len(reply)) + reply for call, (_, reply) in SIGNATURES.items()}
+
+# The hot path: calls of one signature, by the bytes that stand between the call and the fields.
+_DATA_SIGNATURE = b"\0\0\0\5uayfy"  #: session, data, room
+_DATA_CALLS = {int(call): call for call, (request, _) in SIGNATURES.items() if request == b"uayfy"}
+_DATA = struct.Struct(">QBI")  #: at 13: session, valid, length
+_INIT_SIGNATURE = b"\0\0\0\3uMu"  #: session, mechanism, key
+_INIT_CALLS = {int(call): call for call, (request, _) in SIGNATURES.items() if request == b"uMu"}
+_INIT_OLD = struct.Struct(">QIIQ")  #: at 11, a mechanism without parameter, followed by a NULL
+_INIT_NEW = struct.Struct(">QIQ")  #: the same, followed by nothing
+_WITH_PARAMETER = frozenset({0, p11kit_mechanism.NULL_MECHANISM, *p11kit_mechanism.PARAMETERS})  #: or with another meaning
 
 
 class P11KitCodec(TableCodec):
@@ -42,48 +45,68 @@ class P11KitCodec(TableCodec):
     def __init__(self, client_version: int) -> None:
         super().__init__()
         self.client_version = client_version
-        self._new_mechanisms = client_version >= 2  #: the form that is tried first
+        self._read |= {"ay": self.read_byte_array, "fu": self.read_count}
+        self._write["P"] = p11kit_mechanism.parameter_update
+        new = self._read | {"M": lambda reader: p11kit_mechanism.read(reader, True, client_version)}
+        old = self._read | {"M": lambda reader: p11kit_mechanism.read(reader, False, client_version)}
+        self._forms: tuple[FieldReaders, FieldReaders] = (new, old) if client_version >= 2 else (old, new)
 
     def decode(self, ident: int, options: bytes, message: bytes) -> Request:
+        size = len(message)
+        if size >= 30 and message[4:13] == _DATA_SIGNATURE:
+            hot = _DATA_CALLS.get(_U32.unpack_from(message)[0])
+            session, valid, length = _DATA.unpack_from(message, 13)
+            if hot is not None and valid and size == 30 + length:
+                room = _U32.unpack_from(message, 26 + length)[0]
+                return Request(ident, hot, (session, message[26 : 26 + length], _room(room)))
+        elif size in (31, 35) and message[4:11] == _INIT_SIGNATURE:
+            hot = _INIT_CALLS.get(_U32.unpack_from(message)[0])
+            null = fields.NULL
+            if size == 35:
+                session, kind, null, key = _INIT_OLD.unpack_from(message, 11)
+            else:
+                session, kind, key = _INIT_NEW.unpack_from(message, 11)
+            if hot is not None and null == fields.NULL and kind not in _WITH_PARAMETER:
+                return Request(ident, hot, (session, Mechanism(kind), key))
+        return self._decode_any(ident, message)
+
+    def _decode_any(self, ident: int, message: bytes) -> Request:
         reader = Reader(message)
         try:
             call_id = reader.u32()
-            signature = reader.bytes_or_null() or b""
+            signature = reader.prefixed()
         except Malformed as error:
-            raise BadMessage(ident, ck.CKR_DEVICE_ERROR, str(error)) from None
-        call = known_call(ident, call_id)
-        if call >= Call.HELLO:
-            raise BadMessage(ident, ck.CKR_FUNCTION_NOT_SUPPORTED, "a call of the native dialect")
+            raise BadMessage(ident, error.rv, str(error)) from None
+        call = known_call(ident, call_id, P11KIT_CALLS)
         if signature != SIGNATURES[call][0]:
             raise BadMessage(ident, ck.CKR_DEVICE_ERROR, f"{call.name}: signature {signature[:32]!r}")
-        request = self._decode_fields(ident, call, message, reader.offset)
-        return self._checked(request)
+        return Request(ident, call, self._decode_fields(ident, call, message, reader.offset))
 
-    def _decode_fields(self, ident: int, call: Call, message: bytes, offset: int) -> Request:
+    def _decode_fields(self, ident: int, call: Call, message: bytes, offset: int) -> tuple[Any, ...]:
         """Tries the mechanism form of the client's release, then the other: a message must be consumed exactly."""
-        forms = (self._new_mechanisms, not self._new_mechanisms) if b"M" in SIGNATURES[call][0] else (True,)
-        failure: BadMessage | None = None
-        for form in forms:
-            self._new_mechanisms_now = form
+        first, other = self._forms
+        try:
+            return self._checked(call, self.read_fields(call, Reader(message, offset), first))
+        except Malformed as error:
+            failure = error
+        if b"M" in SIGNATURES[call][0]:
             try:
-                return self.decode_message(ident, call, Reader(message, offset), 0)
-            except BadMessage as error:
-                failure = failure or error
-        assert failure is not None
-        raise failure
+                return self.read_fields(call, Reader(message, offset), other)
+            except Malformed:
+                pass  # the failure of the form that was to be expected tells more
+        raise bad_message(ident, call, failure)
 
-    def _checked(self, request: Request) -> Request:
-        if request.call is Call.INITIALIZE and request.args[0] != MAGIC:
-            raise BadMessage(request.id, ck.CKR_GENERAL_ERROR, "C_Initialize without p11-kit's words")
-        if request.call is Call.INIT_TOKEN:
-            # Clients of release 0.24 and older send what stands behind their label too.
-            slot, so_pin, label = request.args
-            return Request(request.id, request.call, (slot, so_pin, label[:LABEL_WIDTH]))
-        if request.call is Call.GET_ATTRIBUTE_VALUE and self.client_version < 2:
-            # Releases up to 0.25.3 fail the whole call when a template is in the answer, even as unavailable.
-            if any(kind_of(attribute) is Kind.TEMPLATE for attribute, _ in request.args[2]):
-                raise BadMessage(request.id, ck.CKR_ATTRIBUTE_TYPE_INVALID, "a template attribute")
-        return request
+    @staticmethod
+    def _checked(call: Call, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        match call:
+            case Call.INITIALIZE if args[0] != MAGIC:
+                raise Malformed("not p11-kit's words", ck.CKR_GENERAL_ERROR)
+            case Call.INIT_TOKEN:
+                # Clients up to release 0.24.1 send what stands behind their label too.
+                return (*args[:2], args[2][:LABEL_WIDTH])
+            case Call.INIT_TOKEN2 if len(args[2]) != LABEL_WIDTH:
+                raise Malformed(f"a label of {len(args[2])} bytes")
+        return args
 
     def error(self, ident: int, rv: int) -> bytes:
         return _ERROR.pack(ident, 0, 17, 0, 1, b"u", rv)
@@ -97,8 +120,20 @@ class P11KitCodec(TableCodec):
         return _HEADS[call]
 
     def read_room(self, reader: Reader) -> int | None:
-        room = reader.u32()
-        return 0 if room == EMPTY_ROOM else room or None
+        return _room(reader.u32())
+
+    @staticmethod
+    def read_count(reader: Reader) -> int | None:
+        """`fu`: no release tells a pointer with length 0 from NULL."""
+        return reader.u32() or None
+
+    @staticmethod
+    def read_byte_array(reader: Reader) -> bytes | None:
+        """`ay`: a NULL pointer with length 0 is valid, its length is that of a NULL."""
+        if reader.u8():
+            return reader.prefixed_or_null()
+        reader.u32()
+        return None
 
     # ---- attributes -------------------------------------------------------------------------------------------------
 
@@ -108,42 +143,39 @@ class P11KitCodec(TableCodec):
         return tuple([self._attribute(reader, depth) for _ in range(reader.count_attributes())])
 
     def _attribute(self, reader: Reader, depth: int) -> Attribute:
-        kind = reader.u32()
+        attribute = reader.u32()
         if not reader.u8():
-            return Attribute(kind, b"")
-        size = reader.u32()
-        if kind in _BYTE:
-            value = reader.u8()
-            return Attribute(kind, value != 0 if size == 1 else bytes((value,)))
-        if kind in _ULONG:
+            return Attribute(attribute, b"")
+        size = reader.u32()  # ulValueLen; the client writes a zero byte or u64 where that is 0
+        if attribute in P11KIT_BYTE:
+            flag = reader.u8() != 0
+            return Attribute(attribute, flag if size == 1 else b"")
+        if attribute in P11KIT_ULONG:
             number = reader.u64()
-            return Attribute(kind, number if size in (4, 8) else b"")
-        match kind_of(kind):
+            return Attribute(attribute, widened(number, size) if size in (4, 8) else b"")
+        match kind_of(attribute):
             case Kind.ULONGS:
-                return Attribute(kind, reader.ulongs(reader.u32()))
+                return Attribute(attribute, reader.ulongs(reader.u32()))
             case Kind.TEMPLATE:
-                return Attribute(kind, self.read_attributes(reader, depth + 1))
-        return Attribute(kind, from_memory(kind, reader.bytes_or_null() or b"", 8))
+                return Attribute(attribute, self.read_attributes(reader, depth + 1))
+        memory = reader.prefixed_or_null() or b""
+        ulong_size = 4 if len(memory) == 4 else 8  # a 32-bit client's
+        return Attribute(attribute, from_memory(attribute, memory, ulong_size))
 
     def read_rooms(self, reader: Reader, depth: int) -> tuple[tuple[int, int | None], ...]:
-        """A template's room is followed by nested ones: from 0.25.6 on only when it is not 0, in 0.25.4-0.25.5 always, before never."""
         if depth > limits.MAX_NESTING:
             raise Malformed("templates nested too deep")
-        rooms: list[tuple[int, int | None]] = []
-        for _ in range(reader.count_attributes()):
-            kind, room = reader.u32(), reader.u32()
-            if kind_of(kind) is Kind.TEMPLATE and (
-                (self.client_version >= 2 and room) or (self.client_version == 1 and self._nested_follows(reader))
-            ):
-                self.read_rooms(reader, depth + 1)
-            rooms.append((kind, room or None))
-        return tuple(rooms)
+        return tuple([self._room_of_attribute(reader, depth) for _ in range(reader.count_attributes())])
 
-    @staticmethod
-    def _nested_follows(reader: Reader) -> bool:
-        """0.25.4 and 0.25.5 write a nested count of 0, which no attribute of theirs begins with (CKA_CLASS has room 8)."""
-        following = reader.data[reader.offset : reader.offset + 4]
-        return following == b"\0\0\0\0" and reader.data[reader.offset + 4 : reader.offset + 8] != b"\0\0\0\x08"
+    def _room_of_attribute(self, reader: Reader, depth: int) -> tuple[int, int | None]:
+        attribute, room = reader.u32(), reader.u32()
+        if kind_of(attribute) is Kind.TEMPLATE:
+            if self.client_version < 2:
+                # Releases up to 0.25.3 fail the whole call when a template is in the answer, even as unavailable.
+                raise Malformed("a template attribute", ck.CKR_ATTRIBUTE_TYPE_INVALID)
+            if room:
+                self.read_rooms(reader, depth + 1)
+        return attribute, room or None
 
     def write_attribute(self, attribute: int, value: Any, room: int | None) -> tuple[bytes, int]:
         head = fields.u32(attribute)
@@ -151,24 +183,21 @@ class P11KitCodec(TableCodec):
             return head + b"\0", unreadable_rv(value)
         # A 32-bit client asks with room 4 for a CK_ULONG.
         ulong_size = 4 if room == 4 and kind_of(attribute) is Kind.ULONG else 8
-        if attribute in _BYTE:
-            size, encoded = 1, bytes((bool(value),))
-        elif attribute in _ULONG:
+        if attribute in P11KIT_BYTE:
+            size, encoded = 1, fields.u8(bool(value))
+        elif attribute in P11KIT_ULONG:
             size, encoded = ulong_size, fields.u64(value)
         elif kind_of(attribute) is Kind.ULONGS:
-            size, encoded = 8 * len(value), fields.u32(len(value)) + b"".join(fields.u64(item) for item in value)
+            size, encoded = 8 * len(value), fields.u32(len(value)) + b"".join([fields.u64(item) for item in value])
         elif kind_of(attribute) is Kind.TEMPLATE:
-            size, encoded = _ATTRIBUTE_SIZE * len(value), fields.u32(len(value))
+            nested = [self.write_attribute(kind, inner, None)[0] for kind, inner in value]
+            size, encoded = _ATTRIBUTE_SIZE * len(value), fields.u32(len(value)) + b"".join(nested)
         else:
             memory = to_memory(value, ulong_size)
             size, encoded = len(memory), fields.prefixed(memory)
         rv = ck.CKR_BUFFER_TOO_SMALL if room is not None and size > room else ck.CKR_OK
         return head + b"\1" + fields.u32(size) + encoded, rv
 
-    # ---- mechanisms -------------------------------------------------------------------------------------------------
 
-    def read_mechanism(self, reader: Reader) -> Any:
-        return p11kit_mechanism.read(reader, self._new_mechanisms_now, self.client_version)
-
-    def write_parameter_update(self, mechanism: Any) -> bytes:
-        return p11kit_mechanism.parameter_update(mechanism)
+def _room(room: int) -> int | None:
+    return room if 0 < room < EMPTY_ROOM else None if room == 0 else 0

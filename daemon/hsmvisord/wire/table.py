@@ -1,4 +1,4 @@
-"""The calls of both dialects: p11-kit's names and signatures (p11-kit/rpc-message.h), then those of the native dialect alone (NATIVE.md)."""
+"""The calls of both dialects: p11-kit's signatures (p11-kit/rpc-message.h), then those of the native dialect alone (NATIVE.md)."""
 
 from __future__ import annotations
 
@@ -47,3 +47,6 @@ CALLS: dict[Call, tuple[Fields, Fields]] = _rows()
 SIGNATURES: dict[Call, tuple[bytes, bytes]] = {
     call: ("".join(request).encode(), "".join(reply).encode()) for call, (request, reply) in CALLS.items()
 }
+
+P11KIT_CALLS = frozenset(call for call in CALLS if call < Call.HELLO)
+NATIVE_CALLS = frozenset(CALLS) - {Call.INITIALIZE, Call.INIT_TOKEN2, Call.DERIVE_KEY2}
