@@ -1,0 +1,129 @@
+"""A helper process of the supervisor: started with one end of a socketpair, watched by a pidfd, started again when it dies."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+
+from hsmvisor.host.errors import Unavailable
+from hsmvisor.host.link import Link, Violation
+
+_log = logging.getLogger(__name__)
+
+#: Freed memory is overwritten, so that a key that was freed is gone (perturb works with malloc, not with Python's arenas).
+_ENVIRONMENT = {"PYTHONMALLOC": "malloc", "GLIBC_TUNABLES": "glibc.malloc.perturb=165", "LANG": "C.UTF-8"}
+_INHERITED = ("PATH", "PYTHONPATH", "VIRTUAL_ENV")
+
+_FIRST_PAUSE = 0.05
+_LONGEST_PAUSE = 5.0
+_STEADY = 10.0  #: seconds of life after which a death counts as the first one again
+WAIT = 5.0  #: seconds that a request waits for a helper that is being started again
+
+
+def child_environment() -> dict[str, str]:
+    return {**{n: os.environ[n] for n in _INHERITED if n in os.environ}, **_ENVIRONMENT}
+
+
+class Spawned:
+    """A running helper: its process and our end of its socket, before an event loop is there."""
+
+    def __init__(self, module: str, arguments: Sequence[str]) -> None:
+        self.sock, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        with theirs:
+            command = [sys.executable, "-m", module, "--control-fd", str(theirs.fileno()), *arguments]
+            self.process = subprocess.Popen(
+                command, pass_fds=[theirs.fileno()], env=child_environment(), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+            )
+
+
+class Child:
+    """Keeps one helper alive and speaks with it over a Link."""
+
+    def __init__(self, name: str, module: str, arguments: Sequence[str]) -> None:
+        self.name, self._module, self._arguments = name, module, list(arguments)
+        self.restarts = 0
+        self._spawned: Spawned | None = Spawned(module, arguments)  # at once: it starts up while we do
+        self._process: subprocess.Popen[bytes] | None = None
+        self._link: Link | None = None
+        self._up = asyncio.Event()
+        self._keeper: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Takes the helper over into the running event loop."""
+        self._keeper = asyncio.get_running_loop().create_task(self._keep())
+
+    async def link(self) -> Link:
+        """Returns the link, waiting a moment for a helper that is being started; raises Unavailable."""
+        if self._link is None or self._link.closed:
+            try:
+                async with asyncio.timeout(WAIT):
+                    await self._up.wait()
+            except TimeoutError:
+                raise Unavailable("HELPER", f"the {self.name} does not start", "see the host's log for what it says") from None
+        assert self._link is not None
+        return self._link
+
+    async def _keep(self) -> None:
+        pause = _FIRST_PAUSE
+        loop = asyncio.get_running_loop()
+        while True:
+            spawned, self._spawned = self._spawned or Spawned(self._module, self._arguments), None
+            self._process, began = spawned.process, loop.time()
+            self._link = Link(spawned.sock, self._ended)
+            self._up.set()
+            await self._death(spawned.process)
+            self._up.clear()
+            self._link.close()
+            self.restarts += 1
+            pause = _FIRST_PAUSE if loop.time() - began > _STEADY else min(pause * 2, _LONGEST_PAUSE)
+            _log.error("the %s ended (%s); started again in %.2f s", self.name, spawned.process.returncode, pause)
+            await asyncio.sleep(pause)
+
+    def _ended(self, violation: Violation | None) -> None:
+        self._up.clear()
+        if violation is not None:
+            _log.error("the %s broke the protocol: %s", self.name, violation)
+        if self._process is not None and self._process.poll() is None:
+            self._process.kill()  # without its socket it is of no use, and it would have ended by itself
+
+    async def _death(self, process: subprocess.Popen[bytes]) -> None:
+        await wait_readable(pidfd := os.pidfd_open(process.pid))
+        os.close(pidfd)
+        process.wait()
+
+    async def stop(self) -> None:
+        """Closes the socket: the helper ends by itself."""
+        if self._keeper is not None:
+            self._keeper.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._keeper
+        if self._link is not None:
+            self._link.close()
+        process = self._spawned.process if self._spawned else self._process
+        if process is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                await asyncio.to_thread(process.wait, 2)
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid if self._process else 0
+
+
+async def wait_readable(descriptor: int) -> None:
+    """Returns when `descriptor` can be read (a pidfd: when its process has ended)."""
+    loop = asyncio.get_running_loop()
+    readable = asyncio.Event()
+    loop.add_reader(descriptor, readable.set)
+    try:
+        await readable.wait()
+    finally:
+        loop.remove_reader(descriptor)

@@ -1,0 +1,270 @@
+"""The host's configuration: one TOML file, every value with a default, so that no file is needed.
+
+Each section is a frozen dataclass; the loader walks their fields, so an unknown key or a wrong type is named precisely.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hsmvisor.host.errors import Broken
+from hsmvisor.host.roles import Role
+
+DEFAULT_PATH = Path("/etc/hsmvisor/host.toml")
+
+
+@dataclass(frozen=True)
+class Allow:
+    """Local callers, by exactly one of user, uid, group, gid, and what they may be."""
+
+    roles: tuple[Role, ...]
+    user: str = ""
+    uid: int = -1
+    group: str = ""
+    gid: int = -1
+
+
+@dataclass(frozen=True)
+class Control:
+    """The control socket: its callers are known by their peer credentials."""
+
+    socket: str = ""  #: default RUNTIME/control.sock
+    socket_mode: int = 0o660
+    socket_group: str = ""
+    allow: tuple[Allow, ...] = ()
+
+
+@dataclass(frozen=True)
+class TlsClient:
+    """A client certificate, by exactly one of subject (RFC 4514) and SAN, and what it may be."""
+
+    roles: tuple[Role, ...]
+    subject: str = ""
+    san: str = ""
+
+
+@dataclass(frozen=True)
+class Tls:
+    """The control API on TCP with mutual TLS; off while `address` is empty."""
+
+    address: str = ""
+    certificate: str = "/etc/hsmvisor/host.crt"
+    key: str = "/etc/hsmvisor/host-tls.key"
+    client_ca: str = "/etc/hsmvisor/client-ca.crt"
+    clients: tuple[TlsClient, ...] = ()
+
+
+@dataclass(frozen=True)
+class RequestKey:
+    """A key that signs requests: `hmac` (a shared secret in hexadecimal) or `ed25519` (a public key in PEM)."""
+
+    name: str
+    kind: str
+    file: str
+    roles: tuple[Role, ...]
+
+
+@dataclass(frozen=True)
+class Signed:
+    """The control API for signed requests: a unix socket (unix:/path) or TCP with the host's TLS certificate; off while empty."""
+
+    address: str = ""
+    certificate: str = "/etc/hsmvisor/host.crt"
+    key: str = "/etc/hsmvisor/host-tls.key"
+    skew_seconds: int = 60  #: how far the caller's clock may be off
+    keys: tuple[RequestKey, ...] = ()
+
+
+@dataclass(frozen=True)
+class Guests:
+    """The sockets that guests reach their modules by."""
+
+    socket_mode: int = 0o660
+    socket_group: str = ""
+    backlog: int = 1024
+
+
+@dataclass(frozen=True)
+class Workers:
+    """How workers are run."""
+
+    uid_base: int = 460_000  #: as root: module number n runs as uid_base + n
+    stop_with_host: bool = False  #: otherwise they go on serving, and the next host service adopts them
+    start_timeout_seconds: float = 10.0
+    command_timeout_seconds: float = 30.0
+    drain_seconds: float = 5.0
+
+
+@dataclass(frozen=True)
+class Provider:
+    """Where storage keys come from."""
+
+    kind: str = "file"
+    path: str = ""  #: default STATE/master.key
+
+
+@dataclass(frozen=True)
+class Audit:
+    file: str = ""  #: default STATE/audit.log
+    rotate_bytes: int = 64 * 1024 * 1024
+    checkpoint_lines: int = 1000
+    checkpoint_seconds: float = 300.0
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Prometheus over HTTP, on a loopback address; off while empty."""
+
+    address: str = ""
+    timeout_seconds: float = 2.0
+
+
+@dataclass(frozen=True)
+class Log:
+    format: str = "plain"
+    level: str = "info"
+
+
+@dataclass(frozen=True)
+class Config:
+    state_directory: str = "/var/lib/hsmvisor"
+    runtime_directory: str = "/run/hsmvisor"
+    control: Control = field(default_factory=Control)
+    tls: Tls = field(default_factory=Tls)
+    signed: Signed = field(default_factory=Signed)
+    guests: Guests = field(default_factory=Guests)
+    workers: Workers = field(default_factory=Workers)
+    provider: Provider = field(default_factory=Provider)
+    audit: Audit = field(default_factory=Audit)
+    metrics: Metrics = field(default_factory=Metrics)
+    log: Log = field(default_factory=Log)
+
+    @property
+    def state(self) -> Path:
+        return Path(self.state_directory)
+
+    @property
+    def runtime(self) -> Path:
+        return Path(self.runtime_directory)
+
+    @property
+    def control_socket(self) -> Path:
+        return Path(self.control.socket) if self.control.socket else self.runtime / "control.sock"
+
+    @property
+    def master_key(self) -> Path:
+        return Path(self.provider.path) if self.provider.path else self.state / "master.key"
+
+    @property
+    def audit_file(self) -> Path:
+        return Path(self.audit.file) if self.audit.file else self.state / "audit.log"
+
+
+class BadConfig(Broken):
+    """A configuration that cannot be used; the message names the file, the key and what it may be."""
+
+    def __init__(self, where: str, what: str) -> None:
+        super().__init__("CONFIG", f"{where}: {what}")
+
+
+def load(path: Path | None) -> Config:
+    """Reads `path`; None: DEFAULT_PATH if there is one, else all defaults.  Raises BadConfig."""
+    if path is None:
+        if not DEFAULT_PATH.exists():
+            return Config()
+        path = DEFAULT_PATH
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise BadConfig(str(path), f"cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise BadConfig(str(path), "is not UTF-8 text") from None
+    return parse(text, str(path))
+
+
+def parse(text: str, origin: str) -> Config:
+    """Returns the checked configuration that `text` is; raises BadConfig."""
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise BadConfig(origin, str(error)) from None
+    config: Config = _section(Config, values, origin, "")
+    _check(config, origin)
+    return config
+
+
+def _section(cls: type[Any], untrusted_values: dict[str, Any], origin: str, prefix: str) -> Any:
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    if unknown := sorted(set(untrusted_values) - set(fields)):
+        raise BadConfig(origin, f"unknown key {prefix}{unknown[0]}; known here: {', '.join(sorted(fields))}")
+    for name, row in fields.items():
+        if row.default is dataclasses.MISSING and row.default_factory is dataclasses.MISSING and name not in untrusted_values:
+            raise BadConfig(origin, f"{prefix}{name} is missing")
+    return cls(**{name: _value(hints[name], value, origin, prefix + name) for name, value in untrusted_values.items()})
+
+
+def _value(hint: Any, untrusted_value: Any, origin: str, key: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(untrusted_value, dict):
+            raise BadConfig(origin, f"{key} is a section: [{key}]")
+        return _section(typing.cast(type[Any], hint), untrusted_value, origin, key + ".")
+    if isinstance(hint, types.GenericAlias):
+        item = typing.get_args(hint)[0]
+        if not isinstance(untrusted_value, list):
+            raise BadConfig(origin, f"{key} is a list")
+        return tuple(_value(item, v, origin, f"{key}[{i}]") for i, v in enumerate(untrusted_value))
+    if hint is Role:
+        if untrusted_value not in list(Role):
+            raise BadConfig(origin, f"{key} is one of {', '.join(Role)}, not {untrusted_value!r}")
+        return Role(untrusted_value)
+    if hint is float and type(untrusted_value) is int:
+        return float(untrusted_value)
+    if type(untrusted_value) is not hint:
+        raise BadConfig(origin, f"{key} is of type {hint.__name__}, not {type(untrusted_value).__name__}")
+    return untrusted_value
+
+
+def _check(config: Config, origin: str) -> None:
+    """The rules that go beyond a type."""
+
+    def demand(holds: bool, what: str) -> None:
+        if not holds:
+            raise BadConfig(origin, what)
+
+    for name in ("state_directory", "runtime_directory"):
+        demand(Path(getattr(config, name)).is_absolute(), f"{name} is an absolute path")
+    for name, section in (("control", config.control), ("guests", config.guests)):
+        demand(0 <= section.socket_mode <= 0o777, f"{name}.socket_mode is 0o000 to 0o777")
+    demand(1 <= config.guests.backlog <= 65535, "guests.backlog is 1 to 65535")
+    for i, allow in enumerate(config.control.allow):
+        named = [bool(allow.user), allow.uid >= 0, bool(allow.group), allow.gid >= 0]
+        demand(named.count(True) == 1, f"control.allow[{i}] names exactly one of user, uid, group, gid")
+    for i, client in enumerate(config.tls.clients):
+        demand(bool(client.subject) != bool(client.san), f"tls.clients[{i}] names exactly one of subject and san")
+    demand(config.signed.skew_seconds >= 1, "signed.skew_seconds is at least 1")
+    for i, key in enumerate(config.signed.keys):
+        demand(key.kind in ("hmac", "ed25519"), f"signed.keys[{i}].kind is hmac or ed25519, not {key.kind!r}")
+        demand(key.name.isascii() and key.name.isprintable() and key.name != "", f"signed.keys[{i}].name is printable ASCII")
+    names = [key.name for key in config.signed.keys]
+    demand(len(set(names)) == len(names), "signed.keys: each name stands once")
+    demand(config.workers.uid_base >= 1000, "workers.uid_base is at least 1000")
+    for name in ("start_timeout_seconds", "command_timeout_seconds"):
+        demand(getattr(config.workers, name) > 0, f"workers.{name} is greater than 0")
+    demand(config.workers.drain_seconds >= 0, "workers.drain_seconds is not negative")
+    demand(config.provider.kind == "file", f"provider.kind is file, not {config.provider.kind!r}")
+    demand(config.audit.rotate_bytes >= 65536, "audit.rotate_bytes is at least 65536")
+    demand(config.audit.checkpoint_lines >= 1, "audit.checkpoint_lines is at least 1")
+    demand(config.audit.checkpoint_seconds > 0, "audit.checkpoint_seconds is greater than 0")
+    demand(config.metrics.timeout_seconds > 0, "metrics.timeout_seconds is greater than 0")
+    if config.metrics.address:
+        host = config.metrics.address.rpartition(":")[0]
+        demand(host in ("127.0.0.1", "[::1]", "localhost"), "metrics.address is a loopback address, as 127.0.0.1:9470")
+    demand(config.log.format in ("plain", "json"), "log.format is plain or json")
+    demand(config.log.level in ("debug", "info", "warning", "error"), "log.level is debug, info, warning or error")

@@ -1,0 +1,118 @@
+"""The state file itself: opened with care, written by one thread, each change a synced transaction.
+
+SQLite in WAL with synchronous=FULL: a commit is on the disk when it returns.  A damaged, truncated, foreign or newer file is
+named and left alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sqlite3
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Concatenate, ParamSpec, TypeVar
+
+from hsmvisor.host.errors import Broken, StorageUnavailable
+from hsmvisor.host.migrations import APPLICATION_ID, migrate
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_RESTORE = "restore the state directory from a backup, or move the file away to begin with no modules"
+
+
+class Database:
+    """One connection in one thread of its own; `run` carries out a function there, so that the event loop never waits."""
+
+    def __init__(self, path: Path) -> None:
+        """Opens or creates the file at `path`; raises Broken."""
+        self.path = path
+        try:
+            if path.exists():
+                _inspect(path)
+            else:
+                _create(path)
+            self._connection = _connect(path)
+            self.migrated_from = migrate(self._connection, str(path))
+        except sqlite3.Error as error:
+            raise Broken("STATE_CORRUPT", f"{path}: {error}; nothing was written", _RESTORE) from None
+        except OSError as error:
+            raise Broken("STATE_DIRECTORY", f"{path}: {error.strerror}", "look at the directory's owner, mode and disk") from None
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="state")
+
+    async def run(self, work: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Returns work(connection, ...), done in one transaction; raises StorageUnavailable, or what `work` raises.
+
+        A caller that is cancelled does not stop it: it is done, or not done, whole.
+        """
+
+        def call() -> T:
+            with transaction(self._connection):
+                return work(self._connection, *args, **kwargs)
+
+        return await asyncio.get_running_loop().run_in_executor(self._executor, call)
+
+    def close(self) -> None:
+        self._executor.submit(self._connection.close).result()
+        self._executor.shutdown()
+
+
+@contextlib.contextmanager
+def transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    """All or nothing; the commit is synced.  Raises StorageUnavailable when the file cannot be read or written."""
+    try:
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            connection.execute("COMMIT")
+        except BaseException:
+            with contextlib.suppress(sqlite3.Error):  # a failed commit may have rolled back already
+                connection.execute("ROLLBACK")
+            raise
+    except sqlite3.Error as error:
+        raise StorageUnavailable(
+            "STORAGE", f"the state cannot be stored: {error}", "look at the state directory's disk and permissions, then try again"
+        ) from None
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5)
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "secure_delete=ON", "foreign_keys=ON", "trusted_schema=OFF"):
+        connection.execute(f"PRAGMA {pragma}")
+    return connection
+
+
+def _create(path: Path) -> None:
+    """Makes the whole file aside and renames it: a file under its own name is always complete."""
+    new = path.with_name(path.name + ".new")
+    for leftover in (new, new.with_name(new.name + "-wal"), new.with_name(new.name + "-shm")):
+        leftover.unlink(missing_ok=True)
+    os.close(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600))
+    with contextlib.closing(_connect(new)) as connection:
+        migrate(connection, str(new))
+    sync_path(new)
+    os.rename(new, path)
+    sync_path(path.parent)
+
+
+def sync_path(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _inspect(path: Path) -> None:
+    """Looks at an existing file without writing to it; raises sqlite3.Error or Broken when it is not a sound state file."""
+    if path.stat().st_size == 0:
+        raise Broken("STATE_CORRUPT", f"{path} is empty: it was truncated; nothing was written", _RESTORE)
+    with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=5)) as connection:
+        if connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
+            raise Broken("STATE_FOREIGN", f"{path} is not a state file of hsmvisor; nothing was written", _RESTORE)
+        verdict = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+        if verdict != "ok":
+            raise Broken("STATE_CORRUPT", f"{path}: {verdict}; nothing was written", _RESTORE)

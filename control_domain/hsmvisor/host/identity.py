@@ -1,0 +1,85 @@
+"""Who this host is: its Ed25519 key, what it signs, and the keys it derives from it."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import stat
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from hsmvisor.host.database import sync_path
+from hsmvisor.host.errors import Broken
+from hsmvisor_rpc.sealed.commands import fingerprint, raw_public, sign
+from hsmvisor_rpc.sealed.identity import ModuleIdentity
+
+KEY_SIZE = 32
+
+
+class HostIdentity:
+    """The host's key.  Its repr shows nothing of it."""
+
+    def __init__(self, private: bytes) -> None:
+        self._key = Ed25519PrivateKey.from_private_bytes(private)
+        self.public = raw_public(self._key.public_key())
+        self.host_id = fingerprint(self.public)
+        self._derive = lambda info: HKDF(SHA256(), 32, salt=None, info=info).derive(private)
+        self._ticket_key = self._derive(b"hsmvisor request ticket")
+        self._enrolment_key = self._derive(b"hsmvisor enrolment")
+
+    def __repr__(self) -> str:
+        return f"HostIdentity({self.host_id.hex()[:16]})"
+
+    def sign(self, data: bytes) -> bytes:
+        return self._key.sign(data)
+
+    def certify(self, module_id: bytes, name: str, recipient: bytes, root: bytes, created_at: int) -> bytes:
+        """Returns the signed ModuleIdentity; `root` is the raw root key."""
+        return sign(ModuleIdentity(self.host_id, module_id, name, recipient, fingerprint(root), created_at), self._key).encode()
+
+    def ticket(self, module_id: bytes, request: str) -> str:
+        """Returns the proof that we ourselves gave a module this request: it comes back with what the module stores."""
+        return hmac.new(self._ticket_key, module_id + request.encode(), hashlib.sha256).hexdigest()
+
+    def enrolment_secret(self, id: bytes) -> bytes:
+        """Returns the one-time secret's 20 bytes; it is made again from its id, so the state file holds none."""
+        return hmac.new(self._enrolment_key, id, hashlib.sha256).digest()[:20]
+
+
+def load(path: Path, *, new_host: bool) -> HostIdentity:
+    """Reads the host's key; makes one when there is none and `new_host`.  Raises Broken."""
+    try:
+        if not path.exists():
+            if not new_host:
+                raise Broken(
+                    "HOST_KEY_MISSING",
+                    f"{path} is missing, but this host has a state: with a new key no manager would know it",
+                    "restore the file from a backup",
+                )
+            _create(path)
+        mode = stat.S_IMODE(path.stat().st_mode)
+        if mode & 0o077:
+            raise Broken("HOST_KEY_MODE", f"others may read {path} (mode {mode:o})", f"chmod 600 {path}, and think of who read it")
+        private = path.read_bytes()
+    except OSError as error:
+        raise Broken("HOST_KEY", f"{path}: {error.strerror}", "look at the directory's owner, mode and disk") from None
+    if len(private) != KEY_SIZE:
+        raise Broken("HOST_KEY", f"{path} has {len(private)} bytes instead of {KEY_SIZE}", "restore the file from a backup")
+    return HostIdentity(private)
+
+
+def _create(path: Path) -> None:
+    """Whole and synced before it has its name."""
+    new = path.with_name(path.name + ".new")
+    new.unlink(missing_ok=True)
+    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    try:
+        os.write(descriptor, os.urandom(KEY_SIZE))
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    os.rename(new, path)
+    sync_path(path.parent)

@@ -1,0 +1,81 @@
+"""The host's limits, and the one place where names and sizes that callers send are checked."""
+
+from __future__ import annotations
+
+import re
+
+from hsmvisor.host.errors import Invalid
+
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+MAX_MATERIAL_NAME = 64  #: characters
+MAX_REQUEST_ID = 64  #: characters
+MAX_WHY = 256  #: characters of a caller's reason
+MAX_PIN = 255  #: bytes
+ROOT_SIZE = 32  #: bytes of a raw Ed25519 public key
+
+MAX_SESSIONS = 65536  #: of one module
+MAX_CONNECTIONS = 1024  #: of one module
+
+DEFAULT_PAGE = 100
+MAX_PAGE = 1000
+
+MAX_MESSAGE = 4 * 1024 * 1024  #: bytes of one control API request
+MAX_ANSWER = 16 * 1024 * 1024  #: bytes of one control API answer
+
+MAX_RECORD_NAME = 255  #: characters of the name of one sealed record
+MAX_MODULE_STATE = 256 * 1024 * 1024  #: bytes of all sealed records of one module
+LOAD_PART = 4 * 1024 * 1024  #: bytes of sealed records in one LoadState
+
+REQUEST_KEPT = 7 * 86400  #: seconds that the answer to a request id is kept
+EVENT_RING = 10_000  #: events that can be resumed from
+MAX_REPORT_ROWS = 512  #: rows that are taken from one worker's statistics
+MAX_ENROLMENTS = 16  #: one-time secrets that are open at a time
+MAX_ENROLMENT_ATTEMPTS = 10  #: wrong proofs until a one-time secret is void
+MAX_ENROLMENT_LIFETIME = 7 * 86400  #: seconds
+DEFAULT_ENROLMENT_LIFETIME = 3600  #: seconds
+
+
+def module_name(untrusted_name: str) -> str:
+    """Returns a valid module name; raises Invalid."""
+    if not NAME.fullmatch(untrusted_name):
+        raise Invalid("NAME", "a module's name is 1-64 of a-z 0-9 . _ - and begins with a letter or digit")
+    return untrusted_name
+
+
+def material_name(untrusted_name: str) -> str:
+    """Returns a name that a material may have; raises Invalid."""
+    if not 1 <= len(untrusted_name) <= MAX_MATERIAL_NAME or not untrusted_name.isprintable():
+        raise Invalid("NAME", f"a material's name is 1-{MAX_MATERIAL_NAME} printable characters")
+    return untrusted_name
+
+
+def request_id(untrusted_id: str) -> str:
+    """Returns a valid request id; raises Invalid."""
+    if not 1 <= len(untrusted_id) <= MAX_REQUEST_ID or not untrusted_id.isascii() or not untrusted_id.isprintable():
+        raise Invalid(
+            "REQUEST_ID", f"request_id is 1-{MAX_REQUEST_ID} printable ASCII characters: send a new UUID with each new request"
+        )
+    return untrusted_id
+
+
+def root(untrusted_root: bytes) -> bytes:
+    if len(untrusted_root) != ROOT_SIZE:
+        raise Invalid("ROOT", f"root is a raw Ed25519 public key of {ROOT_SIZE} bytes, this has {len(untrusted_root)}")
+    return untrusted_root
+
+
+def pin(untrusted_pin: bytes) -> bytes:
+    if len(untrusted_pin) > MAX_PIN:
+        raise Invalid("PIN", f"a PIN has at most {MAX_PIN} bytes")
+    return untrusted_pin
+
+
+def page_size(untrusted_size: int) -> int:
+    if untrusted_size < 0:
+        raise Invalid("PAGE_SIZE", "page_size is not negative; 0 is the default")
+    return min(untrusted_size or DEFAULT_PAGE, MAX_PAGE)
+
+
+def why(untrusted_why: str) -> str:
+    """Returns a caller's reason for the audit log, cut and made printable."""
+    return "".join(c if c.isprintable() else "?" for c in untrusted_why[:MAX_WHY])

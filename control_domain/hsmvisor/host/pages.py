@@ -1,0 +1,33 @@
+"""Pages of a list that is sorted by name: a token names the last item of the page before."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+from hsmvisor.host import limits
+from hsmvisor.host.errors import Invalid
+
+T = TypeVar("T")
+
+
+def page(items: Iterable[T], name: Callable[[T], str], untrusted_size: int, untrusted_token: str) -> tuple[list[T], str]:
+    """Returns one page and the token of the next ("" = no more).  An item that came or went between two pages does no harm."""
+    size = limits.page_size(untrusted_size)
+    after = _decode(untrusted_token)
+    rest = sorted((i for i in items if name(i) > after), key=name)
+    chosen = rest[:size]
+    return chosen, _encode(name(chosen[-1])) if len(rest) > size else ""
+
+
+def _encode(name: str) -> str:
+    return base64.urlsafe_b64encode(name.encode()).decode()
+
+
+def _decode(untrusted_token: str) -> str:
+    try:
+        return base64.b64decode(untrusted_token, altchars=b"-_", validate=True).decode()
+    except (binascii.Error, UnicodeDecodeError, ValueError):
+        raise Invalid("PAGE_TOKEN", "page_token is not one that this host gave") from None

@@ -1,0 +1,39 @@
+"""The key provider, seen from the supervisor: it writes storage keys into pipes that end in workers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from hsmvisor.host.child import Child
+from hsmvisor.host.errors import Unavailable
+from hsmvisor.host.link import LinkClosed, PeerError
+from hsmvisor_rpc.internal import messages as m
+
+MODULE = "hsmvisord.keyprovider.main"
+
+
+class Provider:
+    def __init__(self, kind: str, path: Path, module: str = MODULE) -> None:
+        self.kind = kind
+        self.child = Child("key provider", module, ["--kind", kind, "--path", str(path)])
+
+    async def derive(self, module_id: bytes, pipe: int, within: float) -> None:
+        """Has the module's storage key written into `pipe`; raises Unavailable."""
+        link = await self.child.link()
+        try:
+            await link.ask(m.DeriveKey(module_id), m.Done, [pipe], within=within)
+        except (LinkClosed, PeerError, TimeoutError) as error:
+            raise Unavailable(
+                "KEY_PROVIDER", f"no storage key: {error or 'no answer'}", "see the host's log for what it says"
+            ) from None
+
+    async def status(self, within: float) -> str:
+        """Returns kind and fingerprint for people; says so when it cannot be asked."""
+        try:
+            link = await self.child.link()
+            answer, _ = await link.ask(m.ProviderStatus(), m.Report, within=within)
+            report = json.loads(answer.report)
+            return f"{report['kind']} {report['fingerprint']}"
+        except (Unavailable, LinkClosed, PeerError, TimeoutError, ValueError, KeyError, TypeError):
+            return f"{self.kind} (does not answer)"

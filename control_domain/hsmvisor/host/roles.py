@@ -1,0 +1,61 @@
+"""Who may call what: one table.  A method that is not in it can be called by nobody."""
+
+from __future__ import annotations
+
+import enum
+
+
+class Role(enum.StrEnum):
+    OPERATOR = "operator"  #: runs modules on this host
+    MANAGER = "manager"  #: delivers material
+    AUDITOR = "auditor"  #: reads what happened
+
+
+class Access(enum.Enum):
+    """Access that needs no role."""
+
+    ANYBODY = "anybody"  #: even a caller who is not known: the method proves for itself
+    KNOWN = "known"  #: every caller whose identity is proved
+
+
+_ALL = frozenset(Role)
+_OPERATOR = frozenset({Role.OPERATOR})
+_MANAGER = frozenset({Role.MANAGER})
+_RUNNING = frozenset({Role.OPERATOR, Role.MANAGER})
+_AUDITOR = frozenset({Role.AUDITOR})
+
+METHODS: dict[str, frozenset[Role] | Access] = {
+    "/hsmvisor.v1.ModuleService/CreateModule": _RUNNING,
+    "/hsmvisor.v1.ModuleService/GetModule": _ALL,
+    "/hsmvisor.v1.ModuleService/ListModules": _ALL,
+    "/hsmvisor.v1.ModuleService/UpdateModule": _OPERATOR,
+    "/hsmvisor.v1.ModuleService/DestroyModule": _OPERATOR,
+    "/hsmvisor.v1.ModuleService/GetIdentity": _ALL,
+    "/hsmvisor.v1.ModuleService/SetPin": _OPERATOR,
+    "/hsmvisor.v1.ModuleService/SetTokenPresent": _OPERATOR,
+    "/hsmvisor.v1.ModuleService/GetStatistics": _ALL,
+    "/hsmvisor.v1.ModuleService/WatchModules": _ALL,
+    "/hsmvisor.v1.MaterialService/Execute": _MANAGER,
+    "/hsmvisor.v1.MaterialService/GetMaterial": _ALL,
+    "/hsmvisor.v1.MaterialService/ListMaterials": _ALL,
+    "/hsmvisor.v1.HostService/GetHost": Access.KNOWN,
+    "/hsmvisor.v1.HostService/Enrol": Access.ANYBODY,
+    "/hsmvisor.v1.HostService/CreateEnrolment": _OPERATOR,
+    "/hsmvisor.v1.HostService/GetMetrics": _ALL,
+    "/hsmvisor.v1.EventService/StreamEvents": _ALL,
+    "/hsmvisor.v1.AuditService/ExportAudit": _AUDITOR,
+    "/grpc.health.v1.Health/Check": Access.ANYBODY,
+    "/grpc.health.v1.Health/Watch": Access.ANYBODY,
+    "/grpc.health.v1.Health/List": Access.ANYBODY,
+    "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": Access.KNOWN,
+}
+
+
+def may(method: str, roles: frozenset[Role], known: bool) -> bool:
+    """Says whether a caller with `roles` (`known`: its identity is proved) may call `method`."""
+    access = METHODS.get(method)
+    if access is None:
+        return False
+    if isinstance(access, Access):
+        return known or access is Access.ANYBODY
+    return known and bool(access & roles)

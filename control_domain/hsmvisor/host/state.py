@@ -1,0 +1,262 @@
+"""What the host keeps: modules and their sealed records, answered requests, enrolments, nonces, recent events.
+
+Each method is one transaction.  The host holds ciphertext only: what a record's blob says is its worker's secret.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from hsmvisor.host import limits
+from hsmvisor.host.database import Database
+from hsmvisor.host.errors import Conflict, Exhausted, WrongState
+from hsmvisor_rpc.internal.messages import StoreState
+
+CREATING, PRESENT, DESTROYING = "creating", "present", "destroying"
+
+
+@dataclass(frozen=True)
+class ModuleRow:
+    module_id: bytes
+    name: str
+    number: int
+    created_at: int
+    root: bytes
+    settings: str
+    intent: str
+    version: int
+
+
+@dataclass(frozen=True)
+class Request:
+    """A changing call: its id, its method and the SHA-256 of what it asks."""
+
+    request_id: str
+    method: str
+    content: bytes
+
+
+@dataclass(frozen=True)
+class EnrolmentRow:
+    id: bytes
+    secret_hash: bytes
+    expires_at: int
+    attempts: int
+
+
+@dataclass(frozen=True)
+class EventRow:
+    id: int
+    at_ms: int
+    kind: str
+    module: str
+    detail: str
+
+
+class State:
+    """All reading and writing of the state file; every method may raise StorageUnavailable."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    # ---- modules ------------------------------------------------------------------------------------------------
+
+    async def modules(self) -> list[ModuleRow]:
+        return await self._database.run(_modules)
+
+    async def begin_create(self, module_id: bytes, name: str, number: int, created_at: int, root: bytes, settings: str) -> None:
+        """Records the intent: a module found `creating` at start was never acknowledged and is undone."""
+        row = (module_id, name, number, created_at, root, settings, CREATING, 0, b"")
+        await self._database.run(lambda c: c.execute("INSERT INTO modules VALUES (?,?,?,?,?,?,?,?,?)", row))
+
+    async def finish_create(self, module_id: bytes, request: Request, result: bytes) -> None:
+        """The module is there, and so is the answer to the call that made it: one step."""
+
+        def work(connection: sqlite3.Connection) -> None:
+            connection.execute("UPDATE modules SET intent = ? WHERE module_id = ?", (PRESENT, module_id))
+            _answer(connection, request, result)
+
+        await self._database.run(work)
+
+    async def begin_destroy(self, module_id: bytes) -> None:
+        await self._database.run(lambda c: c.execute("UPDATE modules SET intent = ? WHERE module_id = ?", (DESTROYING, module_id)))
+
+    async def remove(self, module_id: bytes, request: Request | None, result: bytes = b"") -> None:
+        """Forgets a module and its records (secure_delete overwrites them), with the answer to the call that asked for it."""
+
+        def work(connection: sqlite3.Connection) -> None:
+            connection.execute("DELETE FROM modules WHERE module_id = ?", (module_id,))
+            if request is not None:
+                _answer(connection, request, result)
+
+        await self._database.run(work)
+
+    async def update_settings(self, module_id: bytes, settings: str, request: Request, result: bytes) -> None:
+        def work(connection: sqlite3.Connection) -> None:
+            connection.execute("UPDATE modules SET settings = ? WHERE module_id = ?", (settings, module_id))
+            _answer(connection, request, result)
+
+        await self._database.run(work)
+
+    async def set_root(self, module_id: bytes, root: bytes) -> None:
+        await self._database.run(lambda c: c.execute("UPDATE modules SET root = ? WHERE module_id = ?", (root, module_id)))
+
+    # ---- sealed records -----------------------------------------------------------------------------------------
+
+    async def sealed(self, module_id: bytes) -> tuple[int, list[tuple[str, bytes]]]:
+        """Returns the version and the records of a module."""
+
+        def work(connection: sqlite3.Connection) -> tuple[int, list[tuple[str, bytes]]]:
+            row = connection.execute("SELECT version FROM modules WHERE module_id = ?", (module_id,)).fetchone()
+            rows = connection.execute("SELECT name, blob FROM sealed WHERE module_id = ? ORDER BY name", (module_id,)).fetchall()
+            return (row[0] if row else 0), rows
+
+        return await self._database.run(work)
+
+    async def store(self, module_id: bytes, change: StoreState, request: Request | None) -> None:
+        """Carries out a worker's StoreState; raises WrongState, Exhausted, Conflict: then nothing has changed.
+
+        The next version is stored; the stored one, with the same content, was stored before; anything else is refused.
+        """
+        await self._database.run(_store, module_id, change, request)
+
+    # ---- requests -----------------------------------------------------------------------------------------------
+
+    async def answer(self, request: Request) -> bytes | None:
+        """Returns what an equal call was answered before, None for a new one; raises Conflict when that asked for something else."""
+
+        def work(connection: sqlite3.Connection) -> bytes | None:
+            return _answered(connection, request)
+
+        return await self._database.run(work)
+
+    async def record(self, request: Request, result: bytes) -> None:
+        await self._database.run(_answer, request, result)
+
+    async def prune(self, now: float) -> None:
+        """Forgets answers, nonces and enrolments whose time is over."""
+
+        def work(connection: sqlite3.Connection) -> None:
+            connection.execute("DELETE FROM requests WHERE at < ?", (int(now) - limits.REQUEST_KEPT,))
+            connection.execute("DELETE FROM nonces WHERE expires_at < ?", (int(now),))
+            connection.execute("DELETE FROM enrolments WHERE expires_at < ?", (int(now),))
+
+        await self._database.run(work)
+
+    # ---- enrolments ---------------------------------------------------------------------------------------------
+
+    async def add_enrolment(self, id: bytes, secret_hash: bytes, expires_at: int, request: Request, result: bytes) -> None:
+        """Raises Exhausted when too many are open."""
+
+        def work(connection: sqlite3.Connection) -> None:
+            if len(_open_enrolments(connection, int(time.time()))) >= limits.MAX_ENROLMENTS:
+                raise Exhausted("ENROLMENTS", f"{limits.MAX_ENROLMENTS} one-time secrets are open", "use one, or let one expire")
+            connection.execute("INSERT INTO enrolments VALUES (?, ?, ?, 0, NULL)", (id, secret_hash, expires_at))
+            _answer(connection, request, result)
+
+        await self._database.run(work)
+
+    async def open_enrolments(self, now: int) -> list[EnrolmentRow]:
+        return await self._database.run(_open_enrolments, now)
+
+    async def use_enrolment(self, id: bytes, manager: str) -> bool:
+        """Marks it used; says whether it was still open, so that of two who race one wins."""
+
+        def work(connection: sqlite3.Connection) -> bool:
+            sql = "UPDATE enrolments SET used_by = ? WHERE id = ? AND used_by IS NULL"
+            return connection.execute(sql, (manager, id)).rowcount == 1
+
+        return await self._database.run(work)
+
+    async def count_wrong_proof(self, now: int) -> None:
+        """A wrong proof counts against every secret that is open: which one was meant is not known."""
+        sql = "UPDATE enrolments SET attempts = attempts + 1 WHERE used_by IS NULL AND expires_at > ?"
+        await self._database.run(lambda c: c.execute(sql, (now,)))
+
+    # ---- nonces -------------------------------------------------------------------------------------------------
+
+    async def take_nonce(self, key: str, nonce: bytes, expires_at: int) -> bool:
+        """Says whether the nonce is new for this key; it is kept until `expires_at` (seconds)."""
+
+        def work(connection: sqlite3.Connection) -> bool:
+            sql = "INSERT INTO nonces VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
+            return connection.execute(sql, (key, nonce, expires_at)).rowcount == 1
+
+        return await self._database.run(work)
+
+    # ---- events -------------------------------------------------------------------------------------------------
+
+    async def add_events(self, events: Iterable[EventRow]) -> None:
+        rows = [(e.id, e.at_ms, e.kind, e.module, e.detail) for e in events]
+
+        def work(connection: sqlite3.Connection) -> None:
+            connection.executemany("INSERT OR IGNORE INTO events VALUES (?, ?, ?, ?, ?)", rows)
+            sql = "DELETE FROM events WHERE id <= (SELECT id FROM events ORDER BY id DESC LIMIT 1 OFFSET ?)"
+            connection.execute(sql, (limits.EVENT_RING,))
+
+        await self._database.run(work)
+
+    async def events(self) -> list[EventRow]:
+        sql = "SELECT id, at_ms, kind, module, detail FROM events ORDER BY id"
+        return await self._database.run(lambda c: [EventRow(*row) for row in c.execute(sql)])
+
+
+def _modules(connection: sqlite3.Connection) -> list[ModuleRow]:
+    sql = "SELECT module_id, name, number, created_at, root, settings, intent, version FROM modules ORDER BY name"
+    return [ModuleRow(*row) for row in connection.execute(sql)]
+
+
+def _open_enrolments(connection: sqlite3.Connection, now: int) -> list[EnrolmentRow]:
+    sql = "SELECT id, secret_hash, expires_at, attempts FROM enrolments WHERE used_by IS NULL AND expires_at > ? AND attempts < ?"
+    return [EnrolmentRow(*row) for row in connection.execute(sql, (now, limits.MAX_ENROLMENT_ATTEMPTS))]
+
+
+def _answered(connection: sqlite3.Connection, request: Request) -> bytes | None:
+    sql = "SELECT method, content, result FROM requests WHERE request_id = ?"
+    row = connection.execute(sql, (request.request_id,)).fetchone()
+    if row is None:
+        return None
+    if (row[0], row[1]) != (request.method, request.content):
+        raise reused(request.request_id)
+    result: bytes = row[2]
+    return result
+
+
+def _answer(connection: sqlite3.Connection, request: Request, result: bytes) -> None:
+    if _answered(connection, request) is None:
+        row = (request.request_id, request.method, request.content, result, int(time.time()))
+        connection.execute("INSERT INTO requests VALUES (?, ?, ?, ?, ?)", row)
+
+
+def reused(request_id: str) -> Conflict:
+    return Conflict("REQUEST_ID_REUSED", f"request_id {request_id!r} was used with other content", "use a new id for a new request")
+
+
+def _store(connection: sqlite3.Connection, module_id: bytes, change: StoreState, request: Request | None) -> None:
+    row = connection.execute("SELECT version, digest, intent FROM modules WHERE module_id = ?", (module_id,)).fetchone()
+    if row is None or row[2] == DESTROYING:
+        raise WrongState("MODULE", "the module is not there any more")
+    stored, digest = row[0], hashlib.sha256(change.encode()).digest()
+    if change.version == stored and digest == row[1]:
+        return
+    if change.version != stored + 1:
+        raise WrongState("VERSION", f"version {stored} is stored; {change.version} does not follow it")
+    if len(change.put_names) != len(change.put_blobs) or len(set(change.put_names)) != len(change.put_names):
+        raise WrongState("RECORDS", "names and blobs do not pair up")
+    if any(not 1 <= len(name) <= limits.MAX_RECORD_NAME for name in change.put_names):
+        raise WrongState("RECORDS", f"a record's name has 1-{limits.MAX_RECORD_NAME} characters")
+    connection.executemany("DELETE FROM sealed WHERE module_id = ? AND name = ?", [(module_id, n) for n in change.delete_names])
+    puts = [(module_id, name, blob) for name, blob in zip(change.put_names, change.put_blobs, strict=True)]
+    connection.executemany(
+        "INSERT INTO sealed VALUES (?, ?, ?) ON CONFLICT (module_id, name) DO UPDATE SET blob = excluded.blob", puts
+    )
+    size = connection.execute("SELECT total(length(blob)) FROM sealed WHERE module_id = ?", (module_id,)).fetchone()[0]
+    if size > limits.MAX_MODULE_STATE:
+        raise Exhausted("MODULE_STATE", f"a module's sealed state has at most {limits.MAX_MODULE_STATE} bytes")
+    connection.execute("UPDATE modules SET version = ?, digest = ? WHERE module_id = ?", (change.version, digest, module_id))
+    if request is not None:
+        _answer(connection, request, change.result)
