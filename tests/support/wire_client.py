@@ -109,7 +109,7 @@ class Encoding:
             case "y":
                 return bytes((value,))
             case "s" | "z":
-                return struct.pack(">I", len(value)) + value
+                return struct.pack(f">I{len(value)}s", len(value), value)
             case "ay":
                 return self.byte_array(value)
             case "au":

@@ -127,6 +127,16 @@ def test_mid_frame() -> None:
     assert not buffer.mid_frame
 
 
+def test_a_frame_that_begins_behind_another() -> None:
+    first, second = frame(1, b"a" * 20), frame(2, b"b" * 20)
+    buffer = FrameBuffer()
+    buffer.feed(first + second[:16])
+    assert buffer.next_frame() == (1, b"", b"a" * 20)
+    assert buffer.next_frame() is None
+    buffer.feed(second[16:])
+    assert buffer.next_frame() == (2, b"", b"b" * 20)
+
+
 def test_each_field_ends_with_the_message() -> None:
     for read, size in ((Reader.u8, 1), (Reader.u32, 4), (Reader.u64, 8), (Reader.version, 2)):
         read(Reader(bytes(size)))
