@@ -11,7 +11,7 @@ import json
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from hsmvisor.host import limits
@@ -39,11 +39,11 @@ class Events:
             self._last_id = row.id
         self._keeper = asyncio.get_running_loop().create_task(self._keep())
 
-    def emit(self, kind: str, module: str = "", at_ms: int = 0, **detail: Any) -> None:
+    def emit(self, kind: str, module: str = "", detail: Mapping[str, Any] | None = None, at_ms: int = 0) -> None:
         """Adds an event.  Ids are microseconds since 1970 made to rise: no id is given twice, also after a lost tail."""
         now = time.time()
         self._last_id = max(self._last_id + 1, int(now * 1e6))
-        row = EventRow(self._last_id, at_ms or int(now * 1000), kind, module, json.dumps(detail))
+        row = EventRow(self._last_id, at_ms or int(now * 1000), kind, module, json.dumps(detail or {}))
         self._ring.append(row)
         if len(self._unstored) < limits.EVENT_RING:
             self._unstored.append(row)
@@ -51,7 +51,10 @@ class Events:
         self._news = asyncio.Event()
 
     async def follow(self, after_id: int, module: str) -> AsyncIterator[EventRow]:
-        """Yields events after `after_id` (0: from now on) as they happen; `module` "" is all.  Raises Lost, Exhausted, Unavailable."""
+        """Yields events after `after_id` (0: from now on) as they happen; `module` "" is all.
+
+        Raises Lost, Exhausted, Unavailable.
+        """
         place = after_id or self._last_id
         if after_id and self._ring and after_id < self._ring[0].id - 1 and len(self._ring) == self._ring.maxlen:
             raise Lost("EVENTS_LOST", f"events after {after_id} are not kept any more", "list the modules, then begin from now")

@@ -26,9 +26,8 @@ class HostIdentity:
         self._key = Ed25519PrivateKey.from_private_bytes(private)
         self.public = raw_public(self._key.public_key())
         self.host_id = fingerprint(self.public)
-        self._derive = lambda info: HKDF(SHA256(), 32, salt=None, info=info).derive(private)
-        self._ticket_key = self._derive(b"hsmvisor request ticket")
-        self._enrolment_key = self._derive(b"hsmvisor enrolment")
+        self._ticket_key = _derive(private, b"hsmvisor request ticket")
+        self._enrolment_key = _derive(private, b"hsmvisor enrolment")
 
     def __repr__(self) -> str:
         return f"HostIdentity({self.host_id.hex()[:16]})"
@@ -47,6 +46,10 @@ class HostIdentity:
     def enrolment_secret(self, id: bytes) -> bytes:
         """Returns the one-time secret's 20 bytes; it is made again from its id, so the state file holds none."""
         return hmac.new(self._enrolment_key, id, hashlib.sha256).digest()[:20]
+
+
+def _derive(private: bytes, info: bytes) -> bytes:
+    return HKDF(SHA256(), 32, salt=None, info=info).derive(private)
 
 
 def load(path: Path, *, new_host: bool) -> HostIdentity:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import os
+import signal
 from dataclasses import dataclass
 
 from hsmvisor.host.child import Child
@@ -10,6 +14,7 @@ from hsmvisor.host.link import LinkClosed, PeerError
 from hsmvisor_rpc.internal import messages as m
 
 MODULE = "hsmvisord.launcher.main"
+_FOR_EVER = 3600.0
 
 
 @dataclass(frozen=True)
@@ -27,10 +32,26 @@ class Launcher:
     async def spawn(self, spawn: m.Spawn, control: int, guest: int, key_pipe: int, within: float) -> Worker:
         """Raises Unavailable when there is no launcher, or it does not answer."""
         link = await self.child.link()
+        asked = asyncio.ensure_future(link.ask(spawn, m.Spawned, [control, guest, key_pipe], within=_FOR_EVER, take=1))
         try:
-            spawned, descriptors = await link.ask(spawn, m.Spawned, [control, guest, key_pipe], within=within, take=1)
+            async with asyncio.timeout(within):
+                spawned, descriptors = await asyncio.shield(asked)
         except (LinkClosed, PeerError, TimeoutError) as error:
+            asked.add_done_callback(_end_late)
             raise Unavailable("LAUNCHER", f"the launcher did not start the worker: {error or 'no answer'}") from None
+        except asyncio.CancelledError:
+            asked.add_done_callback(_end_late)
+            raise
         if not descriptors:
             raise Unavailable("LAUNCHER", "the launcher sent no pidfd")
         return Worker(spawned.pid, descriptors[0])
+
+
+def _end_late(asked: asyncio.Future[tuple[m.Spawned, list[int]]]) -> None:
+    """A worker that nobody waits for any more is not left behind."""
+    if asked.cancelled() or asked.exception() is not None:
+        return
+    for pidfd in asked.result()[1]:
+        with contextlib.suppress(OSError):
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        os.close(pidfd)

@@ -71,7 +71,14 @@ class State:
     async def begin_create(self, module_id: bytes, name: str, number: int, created_at: int, root: bytes, settings: str) -> None:
         """Records the intent: a module found `creating` at start was never acknowledged and is undone."""
         row = (module_id, name, number, created_at, root, settings, CREATING, 0, b"")
-        await self._database.run(lambda c: c.execute("INSERT INTO modules VALUES (?,?,?,?,?,?,?,?,?)", row))
+
+        def work(connection: sqlite3.Connection) -> None:
+            # one that failed and could not be removed either is in nobody's way
+            sql = "DELETE FROM modules WHERE intent = ? AND (name = ? OR number = ?)"
+            connection.execute(sql, (CREATING, name, number))
+            connection.execute("INSERT INTO modules VALUES (?,?,?,?,?,?,?,?,?)", row)
+
+        await self._database.run(work)
 
     async def finish_create(self, module_id: bytes, request: Request, result: bytes) -> None:
         """The module is there, and so is the answer to the call that made it: one step."""
@@ -127,7 +134,7 @@ class State:
     # ---- requests -----------------------------------------------------------------------------------------------
 
     async def answer(self, request: Request) -> bytes | None:
-        """Returns what an equal call was answered before, None for a new one; raises Conflict when that asked for something else."""
+        """Returns what an equal call was answered before, or None; raises Conflict when that one asked for something else."""
 
         def work(connection: sqlite3.Connection) -> bytes | None:
             return _answered(connection, request)

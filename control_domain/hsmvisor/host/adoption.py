@@ -1,0 +1,69 @@
+"""Workers that an earlier supervisor left: what they give back is checked, and those of no use are ended."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+
+from hsmvisor.host import places
+from hsmvisor.host.link import Link, LinkClosed, PeerError
+from hsmvisor.host.places import Places
+from hsmvisor.host.worker import WorkerFault, WorkerProcess
+from hsmvisor_rpc.internal import messages as m
+
+_log = logging.getLogger(__name__)
+
+
+def returned_listener(descriptors: list[int], path: str) -> socket.socket:
+    """Returns the guest listener that a worker gave back; raises WorkerFault when it is not the one that it was given."""
+    if len(descriptors) != 1:
+        raise WorkerFault("it gave no guest listener back")
+    sock = socket.socket(fileno=descriptors[0])
+    try:
+        sound = sock.family == socket.AF_UNIX and sock.getsockname() == path
+        sound = sound and sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) == 1 and os.path.exists(path)
+    except OSError:
+        sound = False
+    if not sound:
+        sock.close()
+        raise WorkerFault("what it gave back is not its guest listener")
+    return sock
+
+
+async def end_stranger(where: Places, module_id: bytes) -> None:
+    """Ends a worker of which nothing is noted: who answers at its control socket is known by the kernel's word."""
+    path = where.control(module_id)
+    noted = places.noted_process(where.note(module_id))
+    worker: WorkerProcess | None = None
+    if noted is not None:
+        worker = WorkerProcess("", *noted)
+    elif path.exists():
+        worker = await _answering(path)
+    if worker is not None:
+        _log.warning("worker %d of no module that is kept is ended", worker.pid)
+        worker.kill()
+        await worker.ended()
+        worker.leave()
+
+
+async def _answering(path: os.PathLike[str]) -> WorkerProcess | None:
+    """Returns the process that listens at a control socket, if one does."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    sock.setblocking(False)
+    try:
+        sock.connect(os.fspath(path))
+    except OSError:
+        sock.close()
+        return None
+    link = Link(sock, lambda violation: None)
+    with contextlib.suppress(LinkClosed, PeerError, TimeoutError):
+        await link.ask(m.Attach(m.PROTOCOL, 0), m.Attached, within=1, take=1)
+    pid = link.sender_pid
+    try:
+        return WorkerProcess("", pid, os.pidfd_open(pid)) if pid else None
+    except OSError:
+        return None
+    finally:
+        link.close()

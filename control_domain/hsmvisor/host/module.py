@@ -1,0 +1,364 @@
+"""One module as its host runs it: a worker that is started, adopted, watched, started again, asked and ended."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import socket
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from hsmvisor.host import errors, places, reports
+from hsmvisor.host.adoption import end_stranger, returned_listener
+from hsmvisor.host.audit import Audit
+from hsmvisor.host.config import Config
+from hsmvisor.host.events import Events
+from hsmvisor.host.happenings import Happenings
+from hsmvisor.host.identity import HostIdentity
+from hsmvisor.host.launcher import Launcher
+from hsmvisor.host.link import LinkClosed, PeerError
+from hsmvisor.host.measures import Measure
+from hsmvisor.host.places import Places
+from hsmvisor.host.provider import Provider
+from hsmvisor.host.settings import Settings
+from hsmvisor.host.state import ModuleRow, Request, State
+from hsmvisor.host.worker import WorkerFault, WorkerProcess
+from hsmvisor_rpc.internal import messages as m
+from hsmvisor_rpc.internal.phases import Phase
+from hsmvisor_rpc.sealed.canonical import Record
+
+R = TypeVar("R", bound=Record)
+_log = logging.getLogger(__name__)
+
+STARTING, SERVING, RESTARTING, FAILED, DESTROYED = "starting", "serving", "restarting", "failed", "destroyed"
+
+_DEATHS, _WITHIN = 5, 30.0  #: that many deaths in that many seconds: failed
+_QUICK_PAUSES = (0.05, 0.2, 0.5)  #: seconds to the next attempt after the first failures to start
+_FAILED_PAUSE, _LONGEST_PAUSE = 10.0, 300.0  #: and when it counts as failed
+_SERVING_WAIT = 5.0  #: seconds that a request waits for a worker that is being started
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a module needs of its host."""
+
+    config: Config
+    places: Places
+    state: State
+    launcher: Launcher
+    provider: Provider
+    identity: HostIdentity
+    audit: Audit
+    events: Events
+
+
+class Module:
+    def __init__(self, row: ModuleRow, surroundings: Surroundings, changed: Callable[[Module], None]) -> None:
+        self.row, self._s, self._changed = row, surroundings, changed
+        self.settings = Settings.decode(row.settings)
+        self.state, self.failure = STARTING, ""
+        self.restarts = 0
+        self.recipient, self.root = b"", row.root
+        self.measures: tuple[Measure, ...] = ()
+        self._version = row.version
+        self._worker: WorkerProcess | None = None
+        self._guest: socket.socket | None = None
+        self._deaths: deque[float] = deque(maxlen=_DEATHS)
+        self._failures = 0
+        self._is_serving = asyncio.Event()
+        self._keeper: asyncio.Task[None] | None = None
+        self._happenings = Happenings(row.name, surroundings.audit, surroundings.events)
+
+    @property
+    def name(self) -> str:
+        return self.row.name
+
+    @property
+    def module_id(self) -> bytes:
+        return self.row.module_id
+
+    @property
+    def pid(self) -> int:
+        return self._worker.pid if self._worker else 0
+
+    @property
+    def address(self) -> str:
+        return f"unix:path={self._s.places.guest(self.name)}"
+
+    # ---- life ---------------------------------------------------------------------------------------------------
+
+    async def begin(self) -> None:
+        """Makes a new module: returns when it serves.  Raises HostError; then nothing of it runs."""
+        try:
+            await self._start_worker()
+        except (WorkerFault, OSError) as error:
+            await self._end_worker(0)
+            raise errors.Unavailable("WORKER", f"the module's worker does not start: {error}", "see the host's log") from None
+        except BaseException:
+            await self._end_worker(0)
+            raise
+        self._keeper = asyncio.get_running_loop().create_task(self._keep())
+
+    def resume(self, gate: asyncio.Semaphore) -> None:
+        """Adopts the module's worker or starts one, in the background; `gate` bounds how many start at once."""
+        self._keeper = asyncio.get_running_loop().create_task(self._resume(gate))
+
+    async def _resume(self, gate: asyncio.Semaphore) -> None:
+        async with gate:
+            if not await self._adopt():
+                await self._try_start()
+        await self._keep()
+
+    async def _keep(self) -> None:
+        """Watches the worker and starts it again; until cancelled."""
+        while True:
+            if self._worker is not None:
+                await self._worker.ended()
+                await self._buried()
+            if len(self._deaths) == _DEATHS and self._deaths[-1] - self._deaths[0] < _WITHIN:
+                self._fail(f"its worker ended {_DEATHS} times within {_WITHIN:.0f} s: {self.failure or 'see the host log'}")
+            await asyncio.sleep(self._pause())
+            await self._try_start()
+
+    def _pause(self) -> float:
+        """Seconds until the worker is started again."""
+        if self.state != FAILED:
+            return _QUICK_PAUSES[self._failures - 1] if self._failures else 0
+        self._deaths.clear()
+        return min(_FAILED_PAUSE * 2.0 ** max(0, self._failures - len(_QUICK_PAUSES)), _LONGEST_PAUSE)
+
+    async def _buried(self) -> None:
+        """Takes note of a worker's death."""
+        worker, self._worker = self._worker, None
+        assert worker is not None
+        self._is_serving.clear()
+        worker.leave()
+        self.restarts += 1
+        self._deaths.append(asyncio.get_running_loop().time())
+        why = worker.violation or "it ended"
+        _log.warning("module %s: worker %d is gone (%s); it is started again", self.name, worker.pid, why)
+        kind = "worker.violation" if worker.violation else "worker.ended"
+        self._s.audit.note(kind, who="host", module=self.name, pid=worker.pid, result="restarting", detail=reports.clean(why))
+        self._s.events.emit("worker-ended", self.name, {"pid": worker.pid, "why": reports.clean(why)})
+        self._set(RESTARTING)
+
+    async def _try_start(self) -> None:
+        try:
+            await self._start_worker()
+        except (WorkerFault, errors.HostError, OSError) as error:
+            await self._end_worker(0)
+            detail = error.detail if isinstance(error, errors.HostError) else str(error)
+            self._failures += 1
+            if self._failures > len(_QUICK_PAUSES):
+                self._fail(f"its worker does not start: {detail}")
+            else:
+                _log.warning("module %s: its worker does not start: %s; tried again", self.name, detail)
+
+    def _fail(self, failure: str) -> None:
+        if self.failure != failure:
+            _log.error("module %s failed: %s", self.name, failure)
+            self._s.audit.note("module.failed", who="host", module=self.name, result="failed", detail=reports.clean(failure))
+            self._s.events.emit("module-failed", self.name, {"detail": reports.clean(failure)})
+        self._set(FAILED, failure)
+
+    def _set(self, state: str, failure: str = "") -> None:
+        if (state, failure) != (self.state, self.failure):
+            self.state, self.failure = state, failure
+            self._changed(self)
+
+    # ---- starting -----------------------------------------------------------------------------------------------
+
+    async def _start_worker(self) -> None:
+        """Has a worker forked and booted with the stored state; the guest socket stays, so clients queue meanwhile."""
+        within = self._s.config.workers.start_timeout_seconds
+        if self._guest is None:
+            self._guest = places.listen_for_guests(self._s.places, self.name, self._s.config)
+        version, records = await self._s.state.sealed(self.module_id) if self._version else (0, [])
+        try:
+            worker = await self._spawn(within)
+            await worker.attach(version, within)
+            await worker.load(records, within)
+            del records
+            booted = await worker.boot(self._boot(version), within)
+        except PeerError as error:
+            raise WorkerFault(f"it refused: {error}") from None
+        except LinkClosed:
+            raise WorkerFault("it ended while it started") from None
+        except TimeoutError:
+            raise WorkerFault(f"it did not answer within {within:.0f} s") from None
+        self._serves(booted.recipient, booted.root, booted.report)
+
+    async def _spawn(self, within: float) -> WorkerProcess:
+        """Forks the worker and has its storage key written into its pipe, at the same time."""
+        control_path = self._s.places.control(self.module_id)
+        uid = self._s.config.workers.uid_base + self.row.number if os.geteuid() == 0 else 0
+        spawn = m.Spawn(self.module_id, self.name, uid, os.geteuid(), ())
+        assert self._guest is not None
+        read_end, write_end = os.pipe2(os.O_CLOEXEC)
+        try:
+            with places.listen(control_path, 0o600, "", 4) as control:
+                derived = asyncio.ensure_future(self._s.provider.derive(self.module_id, write_end, within))
+                try:
+                    forked = await self._s.launcher.spawn(spawn, control.fileno(), self._guest.fileno(), read_end, within)
+                    worker = self._worker = WorkerProcess(self.name, forked.pid, forked.pidfd)
+                    places.write_note(self._s.places.note(self.module_id), forked.pid)
+                    worker.connect(control_path, self._store, self._happenings.told)
+                finally:
+                    await derived
+        finally:
+            os.close(read_end)
+            os.close(write_end)
+        return worker
+
+    def _boot(self, version: int) -> m.Boot:
+        return m.Boot(self._s.identity.host_id, self.row.root, version, self.row.created_at, self.settings.encode())
+
+    def _serves(self, recipient: bytes, root: bytes, report: str) -> None:
+        self.recipient, self.root = recipient, root
+        self.measures = reports.measures(reports.parse(report))
+        self._failures = 0
+        self._is_serving.set()
+        self._set(SERVING)
+
+    async def _adopt(self) -> bool:
+        """Takes over a worker that an earlier supervisor left; one that is not whole is ended.  Says whether it serves."""
+        noted = places.noted_process(self._s.places.note(self.module_id))
+        if noted is None:
+            await end_stranger(self._s.places, self.module_id)
+            return False
+        worker = self._worker = WorkerProcess(self.name, *noted)
+        within = self._s.config.workers.start_timeout_seconds
+        try:
+            worker.connect(self._s.places.control(self.module_id), self._store, self._happenings.told)
+            attached, descriptors = await worker.attach(self._version, within)
+            self._guest = returned_listener(descriptors, str(self._s.places.guest(self.name)))
+            if attached.module_id != self.module_id or attached.phase != Phase.SERVING:
+                raise WorkerFault(f"it is in phase {attached.phase}")
+        except (WorkerFault, LinkClosed, PeerError, TimeoutError, OSError) as error:
+            _log.warning("module %s: worker %d is not adopted but replaced: %s", self.name, worker.pid, error or "no answer")
+            await self._end_worker(0)
+            return False
+        _log.info("module %s: worker %d is adopted", self.name, worker.pid)
+        self._s.events.emit("worker-adopted", self.name, {"pid": worker.pid})
+        self._serves(attached.recipient, attached.root, attached.report)
+        return True
+
+    # ---- being asked by the worker ------------------------------------------------------------------------------
+
+    async def _store(self, change: m.StoreState) -> None:
+        await self._s.state.store(self.module_id, change, self._request_of(change.request_id))
+        self._version = change.version
+
+    def ticket(self, request: Request) -> str:
+        """Returns the request id that goes to the worker: it comes back with what is stored, also to the next supervisor."""
+        plain = json.dumps([request.request_id, request.method, request.content.hex()])
+        return f"{self._s.identity.ticket(self.module_id, plain)}{plain}"
+
+    def _request_of(self, untrusted_ticket: str) -> Request | None:
+        """Returns the request that we gave the worker; raises WrongState for one that we did not."""
+        if not untrusted_ticket:
+            return None
+        proof, plain = untrusted_ticket[:64], untrusted_ticket[64:]
+        if proof != self._s.identity.ticket(self.module_id, plain):
+            raise errors.WrongState("REQUEST", "the change names a request that this host did not make")
+        request_id, method, content = json.loads(plain)
+        return Request(request_id, method, bytes.fromhex(content))
+
+    # ---- asking the worker --------------------------------------------------------------------------------------
+
+    async def _serving_worker(self) -> WorkerProcess:
+        """Returns the worker, waiting a moment for one that is being started; raises HostError."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0 if self.state == FAILED else _SERVING_WAIT):
+                await self._is_serving.wait()
+        if self._worker is None or not self._is_serving.is_set():
+            hint = "see hsmvisor module show, and the host's log" if self.state == FAILED else "try again in a moment"
+            raise errors.Unavailable("MODULE_STATE", f"module {self.name} is {self.state}: {self.failure or 'no worker yet'}", hint)
+        return self._worker
+
+    async def ask(self, request: Record, expected: type[R]) -> R:
+        """Asks the serving worker; raises HostError."""
+        worker = await self._serving_worker()
+        return await worker.ask(request, expected, self._s.config.workers.command_timeout_seconds)
+
+    async def status(self) -> reports.Status:
+        return reports.status((await self.ask(m.QueryStatus(), m.Report)).report)
+
+    async def statistics(self) -> reports.Statistics:
+        return reports.statistics((await self.ask(m.QueryStatistics(), m.Report)).report)
+
+    async def configure(self, settings: Settings, request: Request, result: bytes) -> None:
+        """The worker says first whether it takes them; then they are stored for its next start too."""
+        await self.ask(m.Configure(settings.encode()), m.Done)
+        await self._s.state.update_settings(self.module_id, settings.encode(), request, result)
+        self.settings = settings
+        self._changed(self)
+
+    async def refresh_root(self) -> None:
+        """Learns the root that the module obeys now, after a command that may have changed it."""
+        worker = await self._serving_worker()
+        try:
+            attached, descriptors = await worker.attach(self._version, self._s.config.workers.command_timeout_seconds)
+        except (WorkerFault, LinkClosed, PeerError, TimeoutError):
+            return  # it is on its way out; the next one says it when it boots
+        for descriptor in descriptors:
+            os.close(descriptor)
+        if attached.root != self.root:
+            self.root = attached.root
+            self._changed(self)
+
+    def touched(self) -> None:
+        """Tells those who watch that something of the module is different."""
+        self._changed(self)
+
+    # ---- the end ------------------------------------------------------------------------------------------------
+
+    async def stop(self, *, leave: bool) -> None:
+        """Ends the watch; the worker is left serving, or drained and ended."""
+        if self._keeper is not None:
+            self._keeper.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._keeper
+        self._is_serving.clear()
+        if leave and self._worker is not None:
+            self._worker.leave()
+            self._worker = None
+        else:
+            await self._end_worker(self._s.config.workers.drain_seconds)
+        if self._guest is not None:
+            self._guest.close()
+            self._guest = None
+
+    async def destroy(self) -> None:
+        """Ends the worker at once and removes what stands in the runtime directory.  The rows are the caller's."""
+        if self._keeper is not None:
+            self._keeper.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._keeper
+        self._is_serving.clear()
+        await self._end_worker(0)
+        if self._guest is not None:
+            self._guest.close()
+            self._guest = None
+        places.remove(self._s.places, self.module_id, self.name)
+        self._set(DESTROYED)
+
+    async def _end_worker(self, drain: float) -> None:
+        worker, self._worker = self._worker, None
+        if worker is None:
+            return
+        if worker.phase is Phase.SERVING:
+            await worker.shut_down(drain)
+        worker.kill()
+        await worker.ended()
+        worker.leave()
+
+
+def new_row(module_id: bytes, name: str, number: int, root: bytes, settings: Settings) -> ModuleRow:
+    return ModuleRow(module_id, name, number, int(time.time()), root, settings.encode(), "creating", 0)

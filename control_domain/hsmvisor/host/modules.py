@@ -1,0 +1,169 @@
+"""All modules of the host: made, found, destroyed; and what a kill left half-done is finished or undone at the next start."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+from hsmvisor.host import places
+from hsmvisor.host.adoption import end_stranger
+from hsmvisor.host.errors import Exhausted, Exists, NotFound, Unavailable
+from hsmvisor.host.module import DESTROYED, Module, Surroundings, new_row
+from hsmvisor.host.settings import Settings
+from hsmvisor.host.state import CREATING, DESTROYING, PRESENT, ModuleRow, Request
+
+_log = logging.getLogger(__name__)
+
+_STARTS_AT_ONCE = 8
+_WATCH_BACKLOG = 1000  #: changes that wait for one watcher
+
+
+@dataclass(frozen=True)
+class Change:
+    kind: str  #: present, created, changed, destroyed
+    module: Module
+
+
+class Modules:
+    def __init__(self, surroundings: Surroundings) -> None:
+        self._s = surroundings
+        self._modules: dict[str, Module] = {}
+        self._reserved: dict[str, int] = {}  #: names that are being created, with their numbers
+        self._watchers: set[asyncio.Queue[Change | None]] = set()
+        self._stopping = False
+
+    # ---- the host's start and end -------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Settles what was half-done; workers are adopted and started in the background."""
+        gate = asyncio.Semaphore(_STARTS_AT_ONCE)
+        rows = await self._s.state.modules()
+        for row in rows:
+            if row.intent == PRESENT:
+                self._modules[row.name] = Module(row, self._s, self._changed)
+            else:
+                await self._settle(row)
+        await self._end_strangers({row.module_id for row in rows})
+        for module in self._modules.values():
+            module.resume(gate)
+
+    async def _settle(self, row: ModuleRow) -> None:
+        """A creation that was never acknowledged is undone, a destruction that had begun is finished."""
+        await end_stranger(self._s.places, row.module_id)
+        places.remove(self._s.places, row.module_id, row.name)
+        await self._s.state.remove(row.module_id, None)
+        kind = {CREATING: "module.create.undone", DESTROYING: "module.destroy.finished"}[row.intent]
+        _log.warning("module %s: %s after an interruption", row.name, kind)
+        await self._s.audit.record(kind, who="host", module=row.name, module_id=row.module_id.hex(), result="ok")
+
+    async def _end_strangers(self, known: set[bytes]) -> None:
+        for path in sorted(self._s.places.workers.glob("*.sock")):
+            try:
+                module_id = bytes.fromhex(path.stem)
+            except ValueError:
+                continue
+            if module_id not in known:
+                await end_stranger(self._s.places, module_id)
+                path.unlink(missing_ok=True)
+                self._s.places.note(module_id).unlink(missing_ok=True)
+
+    async def stop(self, *, leave_workers: bool) -> None:
+        self._stopping = True
+        for watcher in self._watchers:
+            watcher.put_nowait(None)
+        await asyncio.gather(*(m.stop(leave=leave_workers) for m in self._modules.values()))
+
+    # ---- finding ------------------------------------------------------------------------------------------------
+
+    def get(self, name: str) -> Module:
+        try:
+            return self._modules[name]
+        except KeyError:
+            raise NotFound("MODULE", f"there is no module {name}", "hsmvisor module list shows those there are") from None
+
+    def all(self) -> list[Module]:
+        return list(self._modules.values())
+
+    # ---- making and destroying ----------------------------------------------------------------------------------
+
+    async def create(self, name: str, root: bytes, settings: Settings, request: Request) -> bytes:
+        """Makes a module; returns its id when it serves, which is the stored answer to `request`.  Raises HostError."""
+        if name in self._modules or name in self._reserved:
+            raise Exists("MODULE", f"module {name} exists", "choose another name, or destroy that one first")
+        number = self._free_number()
+        self._reserved[name] = number
+        try:
+            module = Module(new_row(os.urandom(16), name, number, root, settings), self._s, self._changed)
+            await self._make(module, request)
+        finally:
+            del self._reserved[name]
+        self._modules[name] = module
+        self._tell(Change("created", module))
+        self._s.events.emit("module-created", name, {"module_id": module.module_id.hex()})
+        return module.module_id
+
+    async def _make(self, module: Module, request: Request) -> None:
+        """The intent is stored while the worker is forked; its first StoreState queues behind it."""
+        row = module.row
+        intent = asyncio.ensure_future(
+            self._s.state.begin_create(row.module_id, row.name, row.number, row.created_at, row.root, row.settings)
+        )
+        try:
+            try:
+                await module.begin()
+            finally:
+                await intent
+            await self._s.state.finish_create(row.module_id, request, row.module_id)
+        except BaseException:
+            await module.destroy()
+            await self._s.state.remove(row.module_id, None)
+            raise
+
+    def _free_number(self) -> int:
+        """The lowest free one: its worker's uid is built on it, and no two living workers share one."""
+        taken = {m.row.number for m in self._modules.values()} | set(self._reserved.values())
+        return next(n for n in range(len(taken) + 1) if n not in taken)
+
+    async def destroy(self, name: str, request: Request) -> None:
+        module = self.get(name)
+        await self._s.state.begin_destroy(module.module_id)
+        await module.destroy()
+        await self._s.state.remove(module.module_id, request)
+        del self._modules[name]
+        self._s.events.emit("module-destroyed", name, {"module_id": module.module_id.hex()})
+
+    # ---- watching -----------------------------------------------------------------------------------------------
+
+    def _changed(self, module: Module) -> None:
+        if module.state == DESTROYED:
+            self._tell(Change("destroyed", module))
+        elif module.name in self._modules:
+            self._tell(Change("changed", module))
+            self._s.events.emit("module-state", module.name, {"state": module.state})
+
+    def _tell(self, change: Change) -> None:
+        for watcher in self._watchers:
+            if watcher.qsize() < _WATCH_BACKLOG:
+                watcher.put_nowait(change)
+
+    async def watch(self, name: str) -> AsyncIterator[Change]:
+        """Yields the present modules, then changes; `name` "" is all.  Raises Exhausted, Unavailable."""
+        queue: asyncio.Queue[Change | None] = asyncio.Queue()
+        self._watchers.add(queue)
+        try:
+            for module in sorted(self._modules.values(), key=lambda m: m.name):
+                if name in ("", module.name):
+                    yield Change("present", module)
+            while True:
+                if queue.qsize() >= _WATCH_BACKLOG:
+                    raise Exhausted("SLOW_CONSUMER", "reading is too slow: cut off", "watch again from the beginning")
+                change = await queue.get()
+                if change is None or self._stopping:
+                    raise Unavailable("STOPPING", "the host service stops", "connect again")
+                if name in ("", change.module.name):
+                    yield change
+        finally:
+            self._watchers.discard(queue)

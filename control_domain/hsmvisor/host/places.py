@@ -1,0 +1,133 @@
+"""Where things lie in the runtime directory, and the listening sockets and notes that are made there."""
+
+from __future__ import annotations
+
+import contextlib
+import grp
+import json
+import os
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+from hsmvisor.host.config import Config
+from hsmvisor.host.errors import Broken, Invalid
+
+_MAX_UNIX_PATH = 107  #: bytes of sun_path without its end (unix(7))
+
+
+@dataclass(frozen=True)
+class Places:
+    runtime: Path
+
+    @property
+    def private(self) -> Path:
+        return self.runtime / "private"
+
+    @property
+    def workers(self) -> Path:
+        return self.runtime / "workers"
+
+    @property
+    def modules(self) -> Path:
+        return self.runtime / "modules"
+
+    def control(self, module_id: bytes) -> Path:
+        return self.workers / f"{module_id.hex()}.sock"
+
+    def note(self, module_id: bytes) -> Path:
+        return self.workers / f"{module_id.hex()}.json"
+
+    def guest(self, name: str) -> Path:
+        return self.modules / name / "pkcs11.sock"
+
+    def make(self) -> None:
+        """Makes the directories; raises Broken."""
+        try:
+            # guests' programs walk through runtime and modules; nobody but us into workers and private
+            for path, mode in ((self.runtime, 0o755), (self.modules, 0o755), (self.workers, 0o700), (self.private, 0o700)):
+                path.mkdir(mode=mode, parents=True, exist_ok=True)
+                path.chmod(mode)
+        except OSError as error:
+            raise Broken(
+                "RUNTIME_DIRECTORY", f"{error.filename}: {error.strerror}", "look at the directory's owner and mode"
+            ) from None
+
+
+def listen(path: Path, mode: int, group: str, backlog: int) -> socket.socket:
+    """Returns a listening unix socket at `path`, in the place of one that was there.  It blocks: workers share it with us and
+    wait in accept.  Raises OSError, Invalid, Broken.
+    """
+    if len(os.fsencode(path)) > _MAX_UNIX_PATH:
+        raise Invalid("PATH", f"{path} is longer than a unix socket's path may be ({_MAX_UNIX_PATH} bytes)")
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            path.unlink()
+        sock.bind(str(path))
+        path.chmod(mode)
+        if group:
+            os.chown(path, -1, group_id(group))
+        sock.listen(backlog)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def group_id(group: str) -> int:
+    try:
+        return grp.getgrnam(group).gr_gid
+    except KeyError:
+        raise Broken("CONFIG", f"there is no group {group!r}", f"addgroup --system {group}") from None
+
+
+def listen_for_guests(places: Places, name: str, config: Config) -> socket.socket:
+    path = places.guest(name)
+    path.parent.mkdir(mode=0o755, exist_ok=True)
+    path.parent.chmod(0o755)
+    return listen(path, config.guests.socket_mode, config.guests.socket_group, config.guests.backlog)
+
+
+def remove(places: Places, module_id: bytes, name: str) -> None:
+    """Removes what stands in the runtime directory for a module."""
+    for path in (places.control(module_id), places.note(module_id), places.guest(name)):
+        path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        places.guest(name).parent.rmdir()
+
+
+# ---- who is who after a restart of the service ----------------------------------------------------------------------
+
+
+def start_time(pid: int) -> int:
+    """Returns when a process began, in clock ticks since boot (proc(5), field 22 of stat); 0 = there is none."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    except OSError:
+        return 0
+    return int(fields[19])
+
+
+def write_note(path: Path, pid: int) -> None:
+    """Notes the worker's process so that the next supervisor knows it again; whole or not at all."""
+    new = path.with_suffix(".new")
+    new.write_text(json.dumps({"pid": pid, "start_time": start_time(pid)}))
+    new.rename(path)
+
+
+def noted_process(path: Path) -> tuple[int, int] | None:
+    """Returns pid and pidfd of the process in a note if it still lives, not another one under its number."""
+    try:
+        values = json.loads(path.read_bytes())
+        pid, began = int(values["pid"]), int(values["start_time"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    try:
+        pidfd = os.pidfd_open(pid)
+    except OSError:
+        return None
+    if began == 0 or start_time(pid) != began:
+        os.close(pidfd)
+        return None
+    return pid, pidfd
