@@ -1,0 +1,23 @@
+/* Where the module is: from the environment, a config file, or the default. */
+#ifndef ADDRESS_H
+#define ADDRESS_H
+
+#include <stdbool.h>
+#include <sys/socket.h>
+
+struct address {
+    union {
+        struct sockaddr any;
+        struct sockaddr_storage storage;
+    } to;
+    socklen_t size;
+    unsigned reconnect_ms; /* how long a lost connection is sought */
+    unsigned deadline_ms;  /* how long an answer may take */
+    char text[160];        /* as it was written, for diagnostics */
+};
+
+/* Reads HSMVISOR_PKCS11_ADDRESS, else HSMVISOR_PKCS11_CONFIG or /etc/hsmvisor/pkcs11.conf, else the default.
+ * Returns false when it cannot be understood; `text` then says why. */
+bool address_find(struct address *address);
+
+#endif
