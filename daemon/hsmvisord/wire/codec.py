@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Protocol
 
 from hsmvisord import ck
 from hsmvisord.wire import fields
-from hsmvisord.wire.calls import BadMessage, Call, Request, Unreadable
+from hsmvisord.wire.calls import BadMessage, Call, Request
 from hsmvisord.wire.fields import Malformed, Reader
 from hsmvisord.wire.frames import frame
 from hsmvisord.wire.table import CALLS
@@ -61,8 +61,8 @@ class TableCodec:
             "z": Reader.text,
             "ay": Reader.byte_array,
             "au": Reader.ulong_array,
-            "fy": self.read_room,
-            "fu": self.read_room,
+            "fy": Reader.room,
+            "fu": Reader.room,
             "aA": lambda reader: self.read_attributes(reader, 0),
             "fA": lambda reader: self.read_rooms(reader, 0),
         }
@@ -76,9 +76,6 @@ class TableCodec:
         }
 
     # ---- what a dialect adds --------------------------------------------------------------------------------------
-
-    def read_room(self, reader: Reader) -> int | None:
-        raise NotImplementedError
 
     def read_attributes(self, reader: Reader, depth: int) -> tuple[Any, ...]:
         raise NotImplementedError
@@ -124,10 +121,6 @@ class TableCodec:
         order = (ck.CKR_ATTRIBUTE_SENSITIVE, ck.CKR_ATTRIBUTE_TYPE_INVALID, ck.CKR_BUFFER_TOO_SMALL)
         rv = next((code for code in order if code in codes), ck.CKR_OK)
         return b"".join(parts) + fields.u64(rv)
-
-
-def unreadable_rv(value: Unreadable) -> int:
-    return value.value
 
 
 _CALLS_BY_ID: dict[int, Call] = {int(call): call for call in CALLS}

@@ -12,6 +12,7 @@ from hsmvisord.wire.calls import Needed
 _U32 = struct.Struct(">I")
 _U64 = struct.Struct(">Q")
 NULL = 0xFFFFFFFF
+EMPTY_ROOM = 0xFFFFFFFF  #: in `fy`: a pointer with length 0
 MAX_U64 = 0xFFFFFFFFFFFFFFFF
 
 
@@ -65,6 +66,10 @@ class Reader:
             raise Malformed("a NUL in a text")
         return value
 
+    def room(self) -> int | None:
+        """`fy`"""
+        return room_of(self.u32())
+
     def version(self) -> tuple[int, int]:
         """`v`"""
         return self.u8(), self.u8()
@@ -97,6 +102,11 @@ class Reader:
     def finish(self) -> None:
         if self.offset != self.end:
             raise Malformed(f"{self.end - self.offset} bytes too many")
+
+
+def room_of(written: int) -> int | None:
+    """Returns the room that a `fy` tells: None for a NULL pointer."""
+    return written if 0 < written < EMPTY_ROOM else None if written == 0 else 0
 
 
 def u8(value: int) -> bytes:

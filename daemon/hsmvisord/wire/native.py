@@ -9,12 +9,11 @@ from hsmvisord import ck
 from hsmvisord.wire import fields, limits
 from hsmvisord.wire.attributes import Kind, from_memory, kind_of, to_memory
 from hsmvisord.wire.calls import Attribute, BadMessage, Call, Mechanism, Request, Unreadable
-from hsmvisord.wire.codec import TableCodec, bad_message, known_call, unreadable_rv
+from hsmvisord.wire.codec import TableCodec, bad_message, known_call
 from hsmvisord.wire.fields import Malformed, Reader
 from hsmvisord.wire.table import NATIVE_CALLS, SIGNATURES
 
 VERSION = 1
-EMPTY_ROOM = 0xFFFFFFFF  #: a pointer with length 0
 OPTION_DEADLINE = 1
 
 # Forms of a mechanism and of an attribute
@@ -54,13 +53,13 @@ class NativeCodec(TableCodec):
             if size >= 38 and message[20] == ABSENT:
                 _, session, kind, _, key, valid, length = _ONCE.unpack_from(message)
                 if valid and size == 38 + length:
-                    data, room = message[34 : 34 + length], _room(_U32.unpack_from(message, 34 + length)[0])
+                    data, room = message[34 : 34 + length], fields.room_of(_U32.unpack_from(message, 34 + length)[0])
                     return Request(ident, _ONCE_CALLS[call_id], (session, Mechanism(kind), key, data, room), deadline)
         elif call_id in _DATA_CALLS:
             if size >= 21:
                 _, session, valid, length = _DATA.unpack_from(message)
                 if valid and size == 21 + length:
-                    room = _room(_U32.unpack_from(message, 17 + length)[0])
+                    room = fields.room_of(_U32.unpack_from(message, 17 + length)[0])
                     return Request(ident, _DATA_CALLS[call_id], (session, message[17 : 17 + length], room), deadline)
         elif call_id in _INIT_CALLS and size == 29 and message[20] == ABSENT:
             _, session, kind, _, key = _INIT.unpack(message)
@@ -99,9 +98,6 @@ class NativeCodec(TableCodec):
     def head(self, call: Call) -> bytes:
         return fields.u32(call)
 
-    def read_room(self, reader: Reader) -> int | None:
-        return _room(reader.u32())
-
     def read_attributes(self, reader: Reader, depth: int) -> tuple[Attribute, ...]:
         if depth > limits.MAX_NESTING:
             raise Malformed("templates nested too deep")
@@ -117,12 +113,12 @@ class NativeCodec(TableCodec):
         return tuple(attributes)
 
     def read_rooms(self, reader: Reader, depth: int) -> tuple[tuple[int, int | None], ...]:
-        return tuple([(reader.u64(), _room(reader.u32())) for _ in range(reader.count_attributes())])
+        return tuple([(reader.u64(), reader.room()) for _ in range(reader.count_attributes())])
 
     def write_attribute(self, attribute: int, value: Any, room: int | None) -> tuple[bytes, int]:
         head = fields.u64(attribute)
         if isinstance(value, Unreadable):
-            return head + bytes((UNAVAILABLE,)), unreadable_rv(value)
+            return head + bytes((UNAVAILABLE,)), value.value
         if kind_of(attribute) is Kind.TEMPLATE:
             nested = [self.write_attribute(kind, inner, _UNBOUNDED)[0] for kind, inner in value]
             return head + bytes((TEMPLATE,)) + fields.u32(len(value)) + b"".join(nested), ck.CKR_OK
@@ -131,10 +127,6 @@ class NativeCodec(TableCodec):
             rv = ck.CKR_OK if room is None else ck.CKR_BUFFER_TOO_SMALL
             return head + bytes((TOO_SMALL,)) + fields.u32(len(memory)), rv
         return head + bytes((MEMORY,)) + fields.prefixed(memory), ck.CKR_OK
-
-
-def _room(room: int) -> int | None:
-    return room if 0 < room < EMPTY_ROOM else None if room == 0 else 0
 
 
 def read_mechanism(reader: Reader) -> Mechanism | None:

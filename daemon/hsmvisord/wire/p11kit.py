@@ -13,14 +13,13 @@ from hsmvisord import ck
 from hsmvisord.wire import fields, limits, p11kit_mechanism
 from hsmvisord.wire.attributes import P11KIT_BYTE, P11KIT_ULONG, Kind, from_memory, kind_of, to_memory, widened
 from hsmvisord.wire.calls import Attribute, BadMessage, Call, Mechanism, Request, Unreadable
-from hsmvisord.wire.codec import FieldReaders, TableCodec, bad_message, known_call, unreadable_rv
+from hsmvisord.wire.codec import FieldReaders, TableCodec, bad_message, known_call
 from hsmvisord.wire.fields import Malformed, Reader
 from hsmvisord.wire.frames import frame
 from hsmvisord.wire.table import P11KIT_CALLS, SIGNATURES
 
 MAX_VERSION = 2
 MAGIC = b"PRIVATE-GNOME-KEYRING-PKCS11-PROTOCOL-V-1"
-EMPTY_ROOM = 0xFFFFFFFF  #: a pointer with length 0, from 0.25.0 on
 LABEL_WIDTH = 32  #: bytes of CK_TOKEN_INFO.label
 _ATTRIBUTE_SIZE = 24  #: sizeof (CK_ATTRIBUTE) of a 64-bit client
 
@@ -58,7 +57,7 @@ class P11KitCodec(TableCodec):
             session, valid, length = _DATA.unpack_from(message, 13)
             if hot is not None and valid and size == 30 + length:
                 room = _U32.unpack_from(message, 26 + length)[0]
-                return Request(ident, hot, (session, message[26 : 26 + length], _room(room)))
+                return Request(ident, hot, (session, message[26 : 26 + length], fields.room_of(room)))
         elif size in (31, 35) and message[4:11] == _INIT_SIGNATURE:
             hot = _INIT_CALLS.get(_U32.unpack_from(message)[0])
             null = fields.NULL
@@ -119,9 +118,6 @@ class P11KitCodec(TableCodec):
     def head(self, call: Call) -> bytes:
         return _HEADS[call]
 
-    def read_room(self, reader: Reader) -> int | None:
-        return _room(reader.u32())
-
     @staticmethod
     def read_count(reader: Reader) -> int | None:
         """`fu`: no release tells a pointer with length 0 from NULL."""
@@ -180,7 +176,7 @@ class P11KitCodec(TableCodec):
     def write_attribute(self, attribute: int, value: Any, room: int | None) -> tuple[bytes, int]:
         head = fields.u32(attribute)
         if isinstance(value, Unreadable):
-            return head + b"\0", unreadable_rv(value)
+            return head + b"\0", value.value
         # A 32-bit client asks with room 4 for a CK_ULONG.
         ulong_size = 4 if room == 4 and kind_of(attribute) is Kind.ULONG else 8
         if attribute in P11KIT_BYTE:
@@ -197,7 +193,3 @@ class P11KitCodec(TableCodec):
             size, encoded = len(memory), fields.prefixed(memory)
         rv = ck.CKR_BUFFER_TOO_SMALL if room is not None and size > room else ck.CKR_OK
         return head + b"\1" + fields.u32(size) + encoded, rv
-
-
-def _room(room: int) -> int | None:
-    return room if 0 < room < EMPTY_ROOM else None if room == 0 else 0
