@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import os
 import socket
+from pathlib import Path
 
 from hsmvisor.host import places
+from hsmvisor.host.errors import StorageUnavailable
 from hsmvisor.host.link import Link, LinkClosed, PeerError
 from hsmvisor.host.places import Places
 from hsmvisor.host.worker import WorkerFault, WorkerProcess
@@ -67,3 +70,29 @@ async def _answering(path: os.PathLike[str]) -> WorkerProcess | None:
         return None
     finally:
         link.close()
+
+
+async def end_all(where: Places, drain: float) -> int:
+    """Drains and ends every worker that answers or is noted; returns how many there were."""
+    paths = sorted(where.workers.glob("*.sock"))
+    return sum(await asyncio.gather(*(_end_one(where, path, drain) for path in paths)))
+
+
+async def _end_one(where: Places, path: Path, drain: float) -> int:
+    try:
+        module_id = bytes.fromhex(path.stem)
+    except ValueError:
+        return 0
+    noted = places.noted_process(where.note(module_id))
+    worker = WorkerProcess("", *noted) if noted is not None else await _answering(path)
+    if worker is not None:
+        with contextlib.suppress(OSError):
+            worker.connect(path, _store_nothing, lambda event: None)
+        await worker.shut_down(drain)
+        worker.leave()
+    places.forget(where, module_id)
+    return int(worker is not None)
+
+
+async def _store_nothing(change: m.StoreState) -> None:
+    raise StorageUnavailable("STORAGE", "the host service does not run")

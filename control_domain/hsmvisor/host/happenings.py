@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import time
+from typing import Any
 
 from hsmvisor.host import reports
 from hsmvisor.host.audit import Audit
 from hsmvisor.host.events import Events
+from hsmvisor.host.throttle import Throttle
 from hsmvisor_rpc.internal.messages import Event
 
 _BURST = 2000.0  #: events of one module that may come at once
-_RATE = 200.0  #: and a second after that; a guest must not fill the host's disk
+_RATE = 200.0  #: and a second after that
 _UNTHROTTLED = "signature"  #: an operator asked for each of them
 
 
@@ -19,28 +20,15 @@ class Happenings:
 
     def __init__(self, module: str, audit: Audit, events: Events) -> None:
         self._module, self._audit, self._events = module, audit, events
-        self._allowance, self._at = _BURST, time.monotonic()
-        self._suppressed = 0
+        self._throttle = Throttle(_BURST, _RATE)
 
     def told(self, event: Event) -> None:
-        if event.kind != _UNTHROTTLED and not self._admit():
-            self._suppressed += 1
+        if event.kind != _UNTHROTTLED and not self._throttle.admit():
             return
-        if self._suppressed:
-            self._note("events-suppressed", 0, {"count": self._suppressed})
-            self._suppressed = 0
-        detail = reports.plain(event.report)
-        self._note(event.kind, min(event.at_ms, 2**53), detail)
+        if suppressed := self._throttle.take_suppressed():
+            self._note("events-suppressed", {"count": suppressed}, 0)
+        self._note(event.kind, reports.plain(event.report), min(event.at_ms, 2**53))
 
-    def _note(self, kind: str, at_ms: int, detail: dict[str, str | int | float | bool]) -> None:
-        self._audit.note(f"module.{kind}", who="module", module=self._module, worker_at_ms=at_ms, detail=detail)
+    def _note(self, kind: str, detail: dict[str, Any], at_ms: int) -> None:
+        self._audit.note(f"module.{kind}", who="module", module=self._module, result="told", detail=detail)
         self._events.emit(kind, self._module, detail, at_ms)
-
-    def _admit(self) -> bool:
-        now = time.monotonic()
-        self._allowance = min(_BURST, self._allowance + (now - self._at) * _RATE)
-        self._at = now
-        if self._allowance < 1:
-            return False
-        self._allowance -= 1
-        return True

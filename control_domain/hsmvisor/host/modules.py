@@ -67,8 +67,7 @@ class Modules:
                 continue
             if module_id not in known:
                 await end_stranger(self._s.places, module_id)
-                path.unlink(missing_ok=True)
-                self._s.places.note(module_id).unlink(missing_ok=True)
+                places.forget(self._s.places, module_id)
 
     async def stop(self, *, leave_workers: bool) -> None:
         self._stopping = True

@@ -91,10 +91,16 @@ def listen_for_guests(places: Places, name: str, config: Config) -> socket.socke
 
 def remove(places: Places, module_id: bytes, name: str) -> None:
     """Removes what stands in the runtime directory for a module."""
-    for path in (places.control(module_id), places.note(module_id), places.guest(name)):
-        path.unlink(missing_ok=True)
+    forget(places, module_id)
+    places.guest(name).unlink(missing_ok=True)
     with contextlib.suppress(OSError):
         places.guest(name).parent.rmdir()
+
+
+def forget(places: Places, module_id: bytes) -> None:
+    """Removes what stands there for a module's worker."""
+    places.control(module_id).unlink(missing_ok=True)
+    places.note(module_id).unlink(missing_ok=True)
 
 
 # ---- who is who after a restart of the service ----------------------------------------------------------------------

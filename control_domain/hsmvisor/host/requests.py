@@ -67,21 +67,25 @@ class Requests:
         self, origin: Origin, kind: str, request: Request, fields: dict[str, Any], work: Callable[[], Awaitable[bytes]]
     ) -> bytes:
         self._audit.demand_working()
-        line = {"who": origin.who, "why": origin.why, "request_id": request.request_id, **fields}
+
+        async def note(**outcome: str) -> None:
+            # `fields` is read now: what was done may be known better than before
+            await self._audit.record(kind, who=origin.who, why=origin.why, request_id=request.request_id, **fields, **outcome)
+
         try:
             stored = await self._state.answer(request)
             if stored is not None:
-                await self._audit.record(kind, **line, result="repeated")
+                await note(result="repeated")
                 return stored
             answer = await work()
         except HostError as error:
-            await self._audit.record(kind, **line, result="refused", reason=error.reason, detail=error.detail)
+            await note(result="refused", reason=error.reason, detail=error.detail)
             raise
         except Exception as error:
             _log.exception("%s failed", kind)
-            await self._audit.record(kind, **line, result="failed", reason=type(error).__name__)
+            await note(result="failed", reason=type(error).__name__)
             raise
-        await self._audit.record(kind, **line, result="ok")
+        await note(result="ok")
         return answer
 
     async def finish(self) -> None:

@@ -1,0 +1,139 @@
+"""Where protobuf messages and the host's own types meet; nowhere else."""
+
+from __future__ import annotations
+
+from google.protobuf.timestamp_pb2 import Timestamp
+from hsmvisor.host import reports
+from hsmvisor.host.enrolment import OneTimeSecret
+from hsmvisor.host.measures import Measure
+from hsmvisor.host.module import Module
+from hsmvisor.host.modules import Change
+from hsmvisor.host.settings import Settings
+from hsmvisor.host.state import EventRow
+from hsmvisor_rpc.internal import messages as m
+from hsmvisor_rpc.sealed.commands import fingerprint
+from hsmvisor_rpc.v1 import hsmvisor_pb2 as pb
+
+_LAST = 253402300799  #: 9999-12-31T23:59:59Z, the last second of a Timestamp
+
+
+def timestamp(seconds: float) -> Timestamp | None:
+    """Returns None (no timestamp) for 0."""
+    if not seconds:
+        return None
+    whole = int(seconds)
+    return Timestamp(seconds=min(whole, _LAST), nanos=int((seconds - whole) * 1e9))
+
+
+def settings(message: pb.ModuleSettings) -> Settings:
+    """Raises Invalid."""
+    return Settings(message.log_signatures, message.max_sessions, message.max_connections).check()
+
+
+def measure(row: Measure) -> pb.Measure:
+    return pb.Measure(name=row.name, applied=row.applied, detail=row.detail)
+
+
+def module(module: Module, status: reports.Status | None) -> pb.Module:
+    """`status`: what its worker says, None while it says nothing."""
+    told = status or reports.Status()
+    return pb.Module(
+        name=module.name,
+        module_id=module.module_id,
+        state=module.state,
+        address=module.address,
+        created_at=timestamp(module.row.created_at),
+        pid=module.pid,
+        restarts=module.restarts,
+        root=fingerprint(module.root),
+        settings=pb.ModuleSettings(
+            log_signatures=module.settings.log_signatures,
+            max_sessions=module.settings.max_sessions,
+            max_connections=module.settings.max_connections,
+        ),
+        pin_set=told.pin_set,
+        token_present=told.token_present,
+        materials=len(told.materials),
+        connections=min(told.connections, 2**32 - 1),
+        sessions=min(told.sessions, 2**32 - 1),
+        measures=map(measure, told.measures or module.measures),
+        failure=module.failure,
+    )
+
+
+def change(change: Change, status: reports.Status | None) -> pb.ModuleChange:
+    return pb.ModuleChange(kind=change.kind, module=module(change.module, status))
+
+
+def material(module_name: str, row: reports.Material) -> pb.Material:
+    return pb.Material(
+        module=module_name,
+        name=row.name,
+        mode=row.mode,
+        profile=row.profile,
+        key_type=row.key_type,
+        alias_id=row.alias_id,
+        generations=map(_generation, row.generations),
+    )
+
+
+def _generation(row: reports.Generation) -> pb.Generation:
+    return pb.Generation(
+        number=row.number,
+        state=row.state,
+        id=row.id,
+        public_key=row.public_key,
+        certificates=row.certificates,
+        staged_at=timestamp(row.staged_at),
+        activated_at=timestamp(row.activated_at),
+        retired_at=timestamp(row.retired_at),
+        drain_ends_at=timestamp(row.drain_ends_at),
+        after_drain=row.after_drain,
+        not_after=timestamp(row.not_after),
+        last_used_at=timestamp(row.last_used_at),
+        operations=row.operations,
+        connections=row.connections,
+        certificate_only=row.certificate_only,
+    )
+
+
+def executed(module_name: str, done: m.Executed) -> pb.ExecuteResponse:
+    return pb.ExecuteResponse(
+        action=done.action,
+        material=done.material,
+        generation=min(done.generation, 2**32 - 1),
+        sequence=done.sequence,
+        signer=done.signer,
+        status=material(module_name, reports.material(reports.parse(done.report))),
+    )
+
+
+def statistics(row: reports.Statistics, resident_bytes: int) -> pb.Statistics:
+    return pb.Statistics(
+        operations=[
+            pb.OperationStatistics(
+                operation=o.operation,
+                mechanism=o.mechanism,
+                count=o.count,
+                errors=o.errors,
+                seconds=o.seconds,
+                bucket_bounds=o.bounds,
+                bucket_counts=o.counts,
+            )
+            for o in row.operations
+        ],
+        connections=row.connections,
+        sessions=row.sessions,
+        connections_total=row.connections_total,
+        connections_refused=row.connections_refused,
+        resident_bytes=resident_bytes,
+        uptime_seconds=row.uptime_seconds,
+    )
+
+
+def secret(secret: OneTimeSecret) -> pb.CreateEnrolmentResponse:
+    return pb.CreateEnrolmentResponse(secret=secret.text, expires_at=timestamp(secret.expires_at))
+
+
+def event(row: EventRow) -> pb.Event:
+    return pb.Event(id=row.id, at=timestamp(row.at_ms / 1000), kind=row.kind, module=row.module, detail=row.detail)

@@ -1,0 +1,100 @@
+"""What must be there before anything runs: directories, the one-instance lock, the host's key, the state file, the helpers.
+
+Each step that cannot go on says precisely why and overwrites nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import sqlite3
+from dataclasses import dataclass
+from pathlib import Path
+
+from hsmvisor.host import identity
+from hsmvisor.host.config import Config
+from hsmvisor.host.database import Database
+from hsmvisor.host.errors import Broken
+from hsmvisor.host.identity import HostIdentity
+from hsmvisor.host.launcher import Launcher
+from hsmvisor.host.places import Places
+from hsmvisor.host.provider import Provider
+
+
+@dataclass(frozen=True)
+class Foundation:
+    config: Config
+    places: Places
+    lock: int  #: descriptor; the lock ends with it
+    identity: HostIdentity
+    database: Database
+    launcher: Launcher
+    provider: Provider
+
+
+def lay(config: Config) -> Foundation:
+    """Raises Broken.  The helpers are started last: they come up while we go on."""
+    os.umask(0o077)
+    _make_state_directory(config.state)
+    lock = lock_state(config.state)
+    places = Places(config.runtime)
+    places.make()
+    state_file = config.state / "state.db"
+    _demand_state(config, state_file)
+    # the host's key comes first: a state file without it is a loss, not a beginning
+    host = identity.load(config.state / "host.key", new_host=not state_file.exists())
+    database = Database(state_file)
+    _demand_master_key(config, state_file)
+    return Foundation(config, places, lock, host, database, Launcher(), Provider(config.provider.kind, config.master_key))
+
+
+def _make_state_directory(path: Path) -> None:
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if path.stat().st_mode & 0o077:
+            path.chmod(0o700)
+    except OSError as error:
+        raise Broken("STATE_DIRECTORY", f"{path}: {error.strerror}", "look at the directory's owner and mode") from None
+
+
+def lock_state(directory: Path) -> int:
+    """Returns the descriptor that holds the lock; raises Broken when another instance has it."""
+    path = directory / "lock"
+    try:
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(lock, 32, 0).decode("ascii", "replace").strip() or "?"
+            raise Broken("LOCKED", f"another hsmvisor-host (pid {holder}) runs with {directory}", "stop it first") from None
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+    except OSError as error:
+        raise Broken("STATE_DIRECTORY", f"{path}: {error.strerror}", "look at the directory's owner, mode and disk") from None
+    return lock
+
+
+def _demand_state(config: Config, state_file: Path) -> None:
+    """A host that has acted has a state file."""
+    with contextlib.suppress(OSError):
+        if not state_file.exists() and config.audit_file.stat().st_size > 0:
+            raise Broken(
+                "STATE_MISSING",
+                f"{state_file} is missing, but {config.audit_file} tells of this host; nothing was written",
+                "restore the state directory from a backup, or move it away to begin a new host",
+            )
+
+
+def _demand_master_key(config: Config, state_file: Path) -> None:
+    """The key provider makes a missing key; not when sealed state is there that needs the lost one."""
+    if config.provider.kind != "file" or config.master_key.exists():
+        return
+    with contextlib.closing(sqlite3.connect(f"{state_file.absolute().as_uri()}?mode=ro", uri=True)) as connection:
+        modules: int = connection.execute("SELECT count(*) FROM modules WHERE intent = 'present'").fetchone()[0]
+    if modules:
+        raise Broken(
+            "MASTER_KEY_MISSING",
+            f"{config.master_key} is missing, but {modules} modules are sealed with it; nothing was written",
+            "restore the file from a backup, or destroy the state and deliver the keys again",
+        )

@@ -1,0 +1,83 @@
+"""HostService: what this host is, first contact, metrics."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from hsmvisor.host import convert, reports
+from hsmvisor.host.audit import Audit
+from hsmvisor.host.enrolment import Enrolments
+from hsmvisor.host.errors import HostError, Invalid
+from hsmvisor.host.identity import HostIdentity
+from hsmvisor.host.interceptor import caller, origin
+from hsmvisor.host.measures import Measure
+from hsmvisor.host.metrics import Metrics
+from hsmvisor.host.modules import Modules
+from hsmvisor.host.provider import Provider
+from hsmvisor.host.requests import Requests, request
+from hsmvisor_rpc.v1 import hsmvisor_pb2 as pb
+from hsmvisor_rpc.v1 import hsmvisor_pb2_grpc as rpc
+
+
+@dataclass(frozen=True)
+class About:
+    """What stays the same while the service runs."""
+
+    version: str
+    started_at: float
+    measures: tuple[Measure, ...]
+
+
+class HostService(rpc.HostServiceServicer):
+    def __init__(
+        self,
+        about: About,
+        identity: HostIdentity,
+        modules: Modules,
+        enrolments: Enrolments,
+        requests: Requests,
+        provider: Provider,
+        metrics: Metrics,
+        audit: Audit,
+    ) -> None:
+        self._about, self._identity, self._modules, self._enrolments = about, identity, modules, enrolments
+        self._requests, self._provider, self._metrics, self._audit = requests, provider, metrics, audit
+
+    async def GetHost(self, untrusted: pb.GetHostRequest, context: Any) -> pb.Host:
+        known = caller()
+        return pb.Host(
+            host_key=self._identity.public,
+            version=self._about.version,
+            started_at=convert.timestamp(self._about.started_at),
+            modules=len(self._modules.all()),
+            measures=map(convert.measure, self._about.measures),
+            key_provider=await self._provider.status(within=2),
+            caller=known.name,
+            roles=sorted(known.roles),
+        )
+
+    async def Enrol(self, untrusted: pb.EnrolRequest, context: Any) -> pb.EnrolResponse:
+        manager = reports.clean(untrusted.manager)
+        if not manager:
+            raise Invalid("MANAGER", "manager names you in this host's audit log")
+        self._audit.demand_working()
+        line = {"who": origin().who, "why": origin().why, "manager": manager}
+        try:
+            proof = await self._enrolments.enrol(untrusted.nonce, untrusted.proof, manager)
+        except HostError as error:
+            await self._audit.record("host.enrol", **line, result="refused", reason=error.reason, detail=error.detail)
+            raise
+        await self._audit.record("host.enrol", **line, result="ok")
+        return pb.EnrolResponse(host_key=self._identity.public, proof=proof)
+
+    async def CreateEnrolment(self, untrusted: pb.CreateEnrolmentRequest, context: Any) -> pb.CreateEnrolmentResponse:
+        lifetime = untrusted.lifetime_seconds
+        asked = request(untrusted.request_id, "CreateEnrolment", lifetime.to_bytes(8, "big"))
+        answer = await self._requests.once(
+            origin(), "host.create-enrolment", asked, {"lifetime": lifetime}, lambda: self._enrolments.create(lifetime, asked)
+        )
+        return convert.secret(self._enrolments.secret(answer))
+
+    async def GetMetrics(self, untrusted: pb.GetMetricsRequest, context: Any) -> pb.Metrics:
+        return pb.Metrics(text=await self._metrics.text())

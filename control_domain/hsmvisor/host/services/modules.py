@@ -1,0 +1,133 @@
+"""ModuleService: modules are created, shown, set, watched and destroyed."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+from hsmvisor.host import convert, limits, memory, reports
+from hsmvisor.host.errors import HostError
+from hsmvisor.host.identity import HostIdentity
+from hsmvisor.host.interceptor import origin
+from hsmvisor.host.module import SERVING, Module
+from hsmvisor.host.modules import Modules
+from hsmvisor.host.pages import page
+from hsmvisor.host.requests import Requests, request
+from hsmvisor.host.state import Request, State
+from hsmvisor_rpc.internal import messages as m
+from hsmvisor_rpc.v1 import hsmvisor_pb2 as pb
+from hsmvisor_rpc.v1 import hsmvisor_pb2_grpc as rpc
+
+_STATUS_WITHIN = 2.0  #: seconds that a list waits for the workers' own words
+
+
+async def _status(module: Module) -> reports.Status | None:
+    """What the worker says, None when it says nothing in time."""
+    if module.state != SERVING:
+        return None
+    try:
+        async with asyncio.timeout(_STATUS_WITHIN):
+            return await module.status()
+    except (HostError, TimeoutError):
+        return None
+
+
+async def _shown(module: Module) -> pb.Module:
+    return convert.module(module, await _status(module))
+
+
+class ModuleService(rpc.ModuleServiceServicer):
+    def __init__(self, modules: Modules, requests: Requests, state: State, identity: HostIdentity) -> None:
+        self._modules, self._requests, self._state, self._identity = modules, requests, state, identity
+
+    async def CreateModule(self, untrusted: pb.CreateModuleRequest, context: Any) -> pb.Module:
+        name, root = limits.module_name(untrusted.name), limits.root(untrusted.root)
+        settings = convert.settings(untrusted.settings)
+        asked = request(untrusted.request_id, "CreateModule", name.encode(), root, settings.encode().encode())
+        fields = {"module": name, "root": hashlib.sha256(root).hexdigest()}
+        await self._requests.once(
+            origin(), "module.create", asked, fields, lambda: self._modules.create(name, root, settings, asked)
+        )
+        return await _shown(self._modules.get(name))
+
+    async def GetModule(self, untrusted: pb.GetModuleRequest, context: Any) -> pb.Module:
+        return await _shown(self._modules.get(limits.module_name(untrusted.name)))
+
+    async def ListModules(self, untrusted: pb.ListModulesRequest, context: Any) -> pb.ListModulesResponse:
+        chosen, token = page(self._modules.all(), lambda module: module.name, untrusted.page_size, untrusted.page_token)
+        return pb.ListModulesResponse(modules=await asyncio.gather(*map(_shown, chosen)), next_page_token=token)
+
+    async def UpdateModule(self, untrusted: pb.UpdateModuleRequest, context: Any) -> pb.Module:
+        name, settings = limits.module_name(untrusted.name), convert.settings(untrusted.settings)
+        asked = request(untrusted.request_id, "UpdateModule", name.encode(), settings.encode().encode())
+
+        async def work() -> bytes:
+            await self._modules.get(name).configure(settings, asked, b"")
+            return b""
+
+        await self._requests.once(origin(), "module.update", asked, {"module": name, "settings": settings.encode()}, work)
+        return await _shown(self._modules.get(name))
+
+    async def DestroyModule(self, untrusted: pb.DestroyModuleRequest, context: Any) -> pb.DestroyModuleResponse:
+        name = limits.module_name(untrusted.name)
+        asked = request(untrusted.request_id, "DestroyModule", name.encode())
+
+        async def work() -> bytes:
+            await self._modules.destroy(name, asked)
+            return b""
+
+        await self._requests.once(origin(), "module.destroy", asked, {"module": name}, work)
+        return pb.DestroyModuleResponse()
+
+    async def GetIdentity(self, untrusted: pb.GetIdentityRequest, context: Any) -> pb.Identity:
+        module = self._modules.get(limits.module_name(untrusted.name))
+        sequence = (await module.status()).sequence
+        row = module.row
+        signed = self._identity.certify(row.module_id, row.name, module.recipient, module.root, row.created_at)
+        return pb.Identity(signed_identity=signed, sequence=sequence)
+
+    async def SetPin(self, untrusted: pb.SetPinRequest, context: Any) -> pb.Module:
+        name, pin = limits.module_name(untrusted.name), limits.pin(untrusted.pin)
+        # only a slow hash of a PIN may stand in the state file
+        stretched = await asyncio.to_thread(
+            hashlib.scrypt, pin, salt=limits.request_id(untrusted.request_id).encode(), n=2**14, r=8, p=1
+        )
+        asked = request(untrusted.request_id, "SetPin", name.encode(), stretched)
+
+        async def work() -> bytes:
+            module = self._modules.get(name)
+            await module.ask(m.SetPin(module.ticket(asked), pin), m.Done)
+            return await self._settled(module, asked)
+
+        await self._requests.once(origin(), "module.set-pin", asked, {"module": name, "set": bool(pin)}, work)
+        return await _shown(self._modules.get(name))
+
+    async def SetTokenPresent(self, untrusted: pb.SetTokenPresentRequest, context: Any) -> pb.Module:
+        name, present = limits.module_name(untrusted.name), untrusted.present
+        asked = request(untrusted.request_id, "SetTokenPresent", name.encode(), bytes([present]))
+
+        async def work() -> bytes:
+            module = self._modules.get(name)
+            await module.ask(m.SetTokenPresent(present), m.Done)
+            return await self._settled(module, asked)
+
+        await self._requests.once(origin(), "module.set-token-present", asked, {"module": name, "present": present}, work)
+        return await _shown(self._modules.get(name))
+
+    async def _settled(self, module: Module, asked: Request) -> bytes:
+        """Stores the answer where the worker's own change did not carry it."""
+        await self._state.record(asked, b"")
+        module.touched()
+        return b""
+
+    async def GetStatistics(self, untrusted: pb.GetStatisticsRequest, context: Any) -> pb.Statistics:
+        module = self._modules.get(limits.module_name(untrusted.name))
+        statistics = await module.statistics()
+        return convert.statistics(statistics, await asyncio.to_thread(memory.proportional_set_size, module.pid))
+
+    async def WatchModules(self, untrusted: pb.WatchModulesRequest, context: Any) -> AsyncIterator[pb.ModuleChange]:
+        name = limits.module_name(untrusted.name) if untrusted.name else ""
+        async for change in self._modules.watch(name):
+            yield convert.change(change, await _status(change.module))

@@ -1,0 +1,107 @@
+"""Signed requests, the host's side: whose signature it is, whether it is in time, and whether it was seen before."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import stat
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import load_pem_public_key
+from hsmvisor.host.config import BadConfig, RequestKey
+from hsmvisor.host.errors import Unauthenticated
+from hsmvisor.host.roles import Role
+from hsmvisor.host.state import State
+from hsmvisor_rpc.v1 import request_signing
+from hsmvisor_rpc.v1.request_signing import KEY, MIN_SECRET, NONCE, NONCE_SIZE, SIGNATURE, TIME
+
+
+@dataclass(frozen=True)
+class KnownKey:
+    name: str
+    roles: frozenset[Role]
+    verify: Callable[[bytes, bytes], bool]  #: signature, covered bytes
+
+
+def load_keys(rows: tuple[RequestKey, ...]) -> dict[str, KnownKey]:
+    """Reads the key files; raises BadConfig."""
+    return {row.name: KnownKey(row.name, frozenset(row.roles), _verifier(row)) for row in rows}
+
+
+def _verifier(row: RequestKey) -> Callable[[bytes, bytes], bool]:
+    path = Path(row.file)
+    try:
+        data, mode = path.read_bytes(), stat.S_IMODE(path.stat().st_mode)
+    except OSError as error:
+        raise BadConfig(f"signed key {row.name}", f"{path}: {error.strerror}") from None
+    if row.kind == "ed25519":
+        return _ed25519(row.name, data, path)
+    if mode & 0o077:
+        raise BadConfig(f"signed key {row.name}", f"others may read the shared secret in {path}: chmod 600 it")
+    try:
+        secret = bytes.fromhex(data.decode("ascii").strip())
+    except ValueError:
+        raise BadConfig(f"signed key {row.name}", f"{path}: a shared secret is written in hexadecimal") from None
+    if len(secret) < MIN_SECRET:
+        raise BadConfig(f"signed key {row.name}", f"{path}: a shared secret has at least {MIN_SECRET} bytes")
+    return lambda signature, covered: hmac.compare_digest(hmac.new(secret, covered, hashlib.sha256).digest(), signature)
+
+
+def _ed25519(name: str, data: bytes, path: Path) -> Callable[[bytes, bytes], bool]:
+    try:
+        key = load_pem_public_key(data)
+    except ValueError:
+        key = None
+    if not isinstance(key, Ed25519PublicKey):
+        raise BadConfig(f"signed key {name}", f"{path}: not an Ed25519 public key in PEM")
+    public = key
+
+    def verify(signature: bytes, covered: bytes) -> bool:
+        try:
+            public.verify(signature, covered)
+        except InvalidSignature:
+            return False
+        return True
+
+    return verify
+
+
+class Signatures:
+    """Checks signed requests.  A nonce is kept until its request would be too late anyway, also over a restart."""
+
+    def __init__(self, keys: dict[str, KnownKey], skew: int, state: State, now: Callable[[], float] = time.time) -> None:
+        self._keys, self._skew, self._state, self._now = keys, skew, state, now
+
+    async def verify(self, method: str, body: bytes, untrusted_metadata: Mapping[str, str | bytes]) -> KnownKey:
+        """Returns whose request it is; raises Unauthenticated."""
+        key = self._keys.get(str(untrusted_metadata.get(KEY, "")))
+        try:
+            at = int(str(untrusted_metadata[TIME]))
+            nonce = bytes.fromhex(str(untrusted_metadata[NONCE]))
+            signature = bytes.fromhex(str(untrusted_metadata[SIGNATURE]))
+        except (KeyError, ValueError):
+            raise Unauthenticated("SIGNATURE", f"a signed request carries {KEY}, {TIME}, {NONCE} and {SIGNATURE}") from None
+        # one answer for an unknown key and a wrong signature: who asks learns no names
+        if key is None or len(nonce) != NONCE_SIZE or not 0 <= at < 2**40:
+            raise _does_not_fit()
+        if not key.verify(signature, request_signing.covered(key.name, method, at, nonce, body)):
+            raise _does_not_fit()
+        late = self._now() - at
+        if abs(late) > self._skew:
+            raise Unauthenticated(
+                "REQUEST_TIME", f"the request was signed {late:.0f} s ago; the limit is {self._skew} s", "compare the clocks"
+            )
+        if not await self._state.take_nonce(key.name, nonce, at + 2 * self._skew + 1):
+            raise Unauthenticated("REQUEST_REPLAY", "this very request was seen before", "sign each request anew")
+        return key
+
+
+def _does_not_fit() -> Unauthenticated:
+    return Unauthenticated(
+        "SIGNATURE", "the signature does not fit the request, or the key is not known", "check the key and its name"
+    )

@@ -1,0 +1,150 @@
+"""The supervisor: all parts of the host put together, started and stopped in order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import time
+
+from hsmvisor.host import signatures
+from hsmvisor.host.audit import Audit
+from hsmvisor.host.auth import Authenticator
+from hsmvisor.host.config import Config
+from hsmvisor.host.enrolment import Enrolments
+from hsmvisor.host.errors import HostError
+from hsmvisor.host.events import Events
+from hsmvisor.host.foundation import Foundation
+from hsmvisor.host.interceptor import Gate
+from hsmvisor.host.measures import Measure
+from hsmvisor.host.metrics import HostCounts, Metrics
+from hsmvisor.host.module import Surroundings
+from hsmvisor.host.modules import Modules
+from hsmvisor.host.requests import Requests
+from hsmvisor.host.scrape import ScrapeServer
+from hsmvisor.host.server import Server
+from hsmvisor.host.services.host import About, HostService
+from hsmvisor.host.services.material import MaterialService
+from hsmvisor.host.services.modules import ModuleService
+from hsmvisor.host.services.records import AuditService, EventService
+from hsmvisor.host.signatures import Signatures
+from hsmvisor.host.state import State
+from hsmvisor_rpc.v1 import hsmvisor_pb2_grpc as rpc
+
+_log = logging.getLogger(__name__)
+
+VERSION = "0.1.0"
+_PRUNE_EVERY = 3600.0  #: seconds
+
+
+class Supervisor:
+    """Made inside the running event loop."""
+
+    def __init__(self, foundation: Foundation, measures: tuple[Measure, ...]) -> None:
+        self._f, self.config = foundation, foundation.config
+        config, self._started_at = foundation.config, time.time()
+        self.state = State(foundation.database)
+        self.audit = Audit(
+            config.audit_file,
+            foundation.identity.sign,
+            rotate_bytes=config.audit.rotate_bytes,
+            checkpoint_lines=config.audit.checkpoint_lines,
+            checkpoint_seconds=config.audit.checkpoint_seconds,
+        )
+        self.events = Events(self.state)
+        surroundings = Surroundings(
+            config,
+            foundation.places,
+            self.state,
+            foundation.launcher,
+            foundation.provider,
+            foundation.identity,
+            self.audit,
+            self.events,
+        )
+        self.modules = Modules(surroundings)
+        self.requests = Requests(self.state, self.audit)
+        self.metrics = Metrics(self.modules.all, self._counts, config.metrics.timeout_seconds)
+        self._scrape = ScrapeServer(self.metrics)
+        self._gate = Gate(self._authenticator(config), self.audit)
+        self._server = Server(self._gate, foundation.places)
+        self._add_services(About(VERSION, self._started_at, measures))
+        self._pruner: asyncio.Task[None] | None = None
+        self.ports: dict[str, int] = {}  #: of the listeners on TCP
+
+    def _authenticator(self, config: Config) -> Authenticator:
+        keys = signatures.load_keys(config.signed.keys)
+        return Authenticator(config, Signatures(keys, config.signed.skew_seconds, self.state))
+
+    def _add_services(self, about: About) -> None:
+        registry, identity = self._server.registry, self._f.identity
+        enrolments = Enrolments(self.state, identity)
+        host = HostService(about, identity, self.modules, enrolments, self.requests, self._f.provider, self.metrics, self.audit)
+        rpc.add_ModuleServiceServicer_to_server(ModuleService(self.modules, self.requests, self.state, identity), registry)
+        rpc.add_MaterialServiceServicer_to_server(MaterialService(self.modules, self.requests, self.state, self.events), registry)
+        rpc.add_HostServiceServicer_to_server(host, registry)
+        rpc.add_EventServiceServicer_to_server(EventService(self.events), registry)
+        rpc.add_AuditServiceServicer_to_server(AuditService(self.audit), registry)
+
+    def _counts(self) -> HostCounts:
+        return HostCounts(
+            started_at=self._started_at,
+            launcher_restarts=self._f.launcher.child.restarts,
+            provider_restarts=self._f.provider.child.restarts,
+            audit_lines=self.audit.lines,
+            audit_failing=bool(self.audit.failure),
+            calls_refused=self._gate.refused,
+        )
+
+    # ---- life ---------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Returns when the control API answers; workers are adopted and started in the background."""
+        self._f.launcher.child.start()
+        self._f.provider.child.start()
+        self.audit.start()
+        await self.events.start()
+        schema = self._f.database.migrated_from
+        await self.audit.record("host.start", who="host", version=VERSION, schema=schema, result="ok")
+        self.events.emit("host-started", detail={"version": VERSION})
+        await self.modules.start()
+        self.ports = await self._server.start(self.config)
+        if self.config.metrics.address:
+            await self._scrape.start(self.config.metrics.address)
+        self._pruner = asyncio.get_running_loop().create_task(self._prune())
+        _log.info("ready: %d modules, control API at %s", len(self.modules.all()), self.config.control_socket)
+
+    async def stop(self, *, leave_workers: bool) -> None:
+        """What runs is carried out, what waits is written; workers go on serving unless they are not to be left."""
+        if self._pruner is not None:
+            self._pruner.cancel()
+        await self._scrape.stop()
+        await self.events.close()
+        await self._server.stop()
+        await self.requests.finish()
+        await self.modules.stop(leave_workers=leave_workers)
+        with contextlib.suppress(HostError):
+            await self.audit.record("host.stop", who="host", workers="left" if leave_workers else "stopped", result="ok")
+        await self.audit.close()
+        await asyncio.gather(self._f.launcher.child.stop(), self._f.provider.child.stop())
+        self._f.database.close()
+        os.close(self._f.lock)
+
+    async def reload(self, config: Config) -> None:
+        """Takes over who may call (roles, keys); certificates are read again at each handshake; the rest waits for a restart."""
+        self._gate.authenticator = self._authenticator(config)
+        await self.audit.record("host.reload", who="host", result="ok")
+        changed = [name for name in ("guests", "workers", "provider", "audit", "metrics") if _differ(self.config, config, name)]
+        if changed:
+            _log.warning("configuration: changes in %s take effect when the service is started again", ", ".join(changed))
+
+    async def _prune(self) -> None:
+        while True:
+            with contextlib.suppress(HostError):
+                await self.state.prune(time.time())
+            await asyncio.sleep(_PRUNE_EVERY)
+
+
+def _differ(one: Config, other: Config, section: str) -> bool:
+    return bool(getattr(one, section) != getattr(other, section))
