@@ -38,7 +38,12 @@ class Spawned:
         with theirs:
             command = [sys.executable, "-m", module, "--control-fd", str(theirs.fileno()), *arguments]
             self.process = subprocess.Popen(
-                command, pass_fds=[theirs.fileno()], env=child_environment(), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+                command,
+                pass_fds=[theirs.fileno()],
+                env=child_environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                start_new_session=True,
             )
 
 
