@@ -1,0 +1,183 @@
+"""Sends signed commands to modules: fetches a module's identity, checks it against its host's pinned key, seals, signs, sends."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import grpc
+from hsmvisor.authority.bundle import Bundle
+from hsmvisor.authority.store import Authority, AuthorityError
+from hsmvisor_rpc.sealed import envelope
+from hsmvisor_rpc.sealed.canonical import Record
+from hsmvisor_rpc.sealed.commands import Action, ChangeRoot, Command, Retire, Signer, Stage, fingerprint
+from hsmvisor_rpc.sealed.identity import ModuleIdentity, verify_identity
+from hsmvisor_rpc.sealed.refusal import Reason
+from hsmvisor_rpc.v1 import hsmvisor_pb2 as pb
+from hsmvisor_rpc.v1 import hsmvisor_pb2_grpc as rpc
+
+LIFETIME = 600  #: seconds that a command is valid
+ATTEMPTS = 5  #: when somebody else's command took the sequence number first
+
+
+@dataclass(frozen=True)
+class Staging:
+    """How a generation is to be used; see hsmvisor_rpc.sealed.commands.Stage."""
+
+    mode: str = "pin"
+    profile: str = "tls"
+    alias_id: bytes = b""
+    drain_seconds: int = 0
+    after_drain: str = "extend"
+    on_expiry: str = "keep"
+    self_signed: bool = False
+
+
+@dataclass(frozen=True)
+class Target:
+    """A module as its host certifies it, and the last sequence number that it carried out."""
+
+    identity: ModuleIdentity
+    sequence: int
+
+
+class Pusher:
+    """`host_key`: the host's pinned identity key.  Calls raise grpc.RpcError and sealed.Refusal."""
+
+    def __init__(self, channel: grpc.Channel, authority: Authority, host_key: bytes, timeout: float = 30) -> None:
+        self._modules = rpc.ModuleServiceStub(channel)
+        self._materials = rpc.MaterialServiceStub(channel)
+        self._authority, self._host_key, self._timeout = authority, host_key, timeout
+
+    def target(self, module: str) -> Target:
+        """Raises AuthorityError when the module obeys another root."""
+        answer = self._modules.GetIdentity(pb.GetIdentityRequest(name=module), timeout=self._timeout)
+        identity = verify_identity(answer.signed_identity, self._host_key)
+        if identity.name != module:
+            raise AuthorityError(f"the host answered with the identity of module {identity.name!r}")
+        if identity.root != fingerprint(self._authority.root_public):
+            raise AuthorityError(f"module {module!r} obeys another authority than that in {self._authority.directory}")
+        return Target(identity, answer.sequence)
+
+    def next_generation(self, module: str, material: str) -> int:
+        """Returns the number after the newest generation, 1 for a new material."""
+        for known in self.materials(module):
+            if known.name == material:
+                return max((g.number for g in known.generations), default=0) + 1
+        return 1
+
+    def materials(self, module: str) -> list[pb.Material]:
+        found: list[pb.Material] = []
+        token = ""
+        while True:
+            request = pb.ListMaterialsRequest(module=module, page_token=token)
+            answer = self._materials.ListMaterials(request, timeout=self._timeout)
+            found += answer.materials
+            token = answer.next_page_token
+            if not token:
+                return found
+
+    # ---- commands -----------------------------------------------------------------------------------------------
+
+    def stage(self, module: str, material: str, bundle: Bundle, staging: Staging, generation: int) -> pb.ExecuteResponse:
+        """Delivers one generation; without a private key in `bundle` it renews the certificate of a key that is there."""
+
+        def body(target: Target, expires_at: int) -> Stage:
+            sealed = b""
+            if bundle.pkcs8 is not None:
+                recipient = target.identity.recipient
+                context = envelope.EnvelopeContext(
+                    target.identity.host_id,
+                    target.identity.module_id,
+                    envelope.recipient_fingerprint(recipient),
+                    material,
+                    generation,
+                    expires_at,
+                )
+                sealed = envelope.seal(envelope.KeyMaterial(bundle.pkcs8), recipient, context)
+            return Stage(
+                public_key=bundle.public_key,
+                certificates=bundle.certificates,
+                envelope=sealed,
+                mode=staging.mode,
+                profile=staging.profile,
+                alias_id=staging.alias_id,
+                drain_seconds=staging.drain_seconds,
+                after_drain=staging.after_drain,
+                on_expiry=staging.on_expiry,
+                self_signed=staging.self_signed,
+            )
+
+        return self._send(module, Action.STAGE, material, generation, body)
+
+    def push(self, module: str, material: str, bundle: Bundle, staging: Staging | None = None) -> pb.ExecuteResponse:
+        """Stages the next generation and activates it."""
+        generation = self.next_generation(module, material)
+        self.stage(module, material, bundle, staging or Staging(), generation)
+        return self.activate(module, material, generation)
+
+    def activate(self, module: str, material: str, generation: int) -> pb.ExecuteResponse:
+        return self._send(module, Action.ACTIVATE, material, generation)
+
+    def roll_back(self, module: str, material: str, generation: int) -> pb.ExecuteResponse:
+        return self._send(module, Action.ROLL_BACK, material, generation)
+
+    def retire(
+        self, module: str, material: str, generation: int, drain_seconds: int = 0, after_drain: str = "extend"
+    ) -> pb.ExecuteResponse:
+        return self._send(module, Action.RETIRE, material, generation, lambda *_: Retire(drain_seconds, after_drain))
+
+    def destroy(self, module: str, material: str, generation: int) -> pb.ExecuteResponse:
+        return self._send(module, Action.DESTROY, material, generation)
+
+    def change_root(self, module: str, new_root: bytes) -> pb.ExecuteResponse:
+        """Signed by the root itself."""
+        return self._send(module, Action.CHANGE_ROOT, "", 0, lambda *_: ChangeRoot(new_root), self._authority.root())
+
+    def _send(
+        self,
+        module: str,
+        action: Action,
+        material: str,
+        generation: int,
+        body: Callable[[Target, int], Record] | None = None,
+        signer: Signer | None = None,
+    ) -> pb.ExecuteResponse:
+        signer = signer or self._authority.signer()
+        request_id = str(uuid.uuid4())
+        for attempt in range(ATTEMPTS):
+            target = self.target(module)
+            now = int(time.time())
+            command = Command(
+                action=action,
+                host_id=target.identity.host_id,
+                module_id=target.identity.module_id,
+                sequence=target.sequence + 1,
+                issued_at=now,
+                expires_at=now + LIFETIME,
+                material=material,
+                generation=generation,
+                body=body(target, now + LIFETIME).encode() if body else b"",
+            )
+            request = pb.ExecuteRequest(request_id=f"{request_id}.{attempt}", module=module, signed_command=signer.sign(command))
+            try:
+                return self._materials.Execute(request, timeout=self._timeout)
+            except grpc.RpcError as error:
+                if attempt + 1 == ATTEMPTS or reason_of(error) not in (Reason.STALE_SEQUENCE, Reason.REPLAY):
+                    raise
+        raise AssertionError("unreachable")
+
+
+def reason_of(error: grpc.RpcError) -> str:
+    """Returns the ErrorInfo reason of a failed call, or an empty text."""
+    from google.rpc import error_details_pb2  # type: ignore[import-untyped]
+    from grpc_status import rpc_status
+
+    status = rpc_status.from_call(error)
+    for detail in status.details if status else ():
+        info = error_details_pb2.ErrorInfo()
+        if detail.Unpack(info):
+            return str(info.reason)
+    return ""

@@ -1,0 +1,187 @@
+"""What every command shares: the way to the host, output for people and for programs, errors with their exit codes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+import grpc
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+from google.rpc import error_details_pb2  # type: ignore[import-untyped]
+from grpc_status import rpc_status
+from hsmvisor.authority import Authority, AuthorityError, BundleError, Pusher
+from hsmvisor.authority.store import default_directory
+from hsmvisor.client import SigningKey, TlsFiles, connect
+from hsmvisor_rpc.sealed.refusal import Refusal
+from hsmvisor_rpc.v1 import hsmvisor_pb2 as pb
+from hsmvisor_rpc.v1 import hsmvisor_pb2_grpc as rpc
+from rich.console import Console
+from rich.table import Table
+
+DEFAULT_HOST = "unix:/run/hsmvisor/control.sock"
+
+#: Exit codes; `hsmvisor --help` lists them.
+FAILURE, USAGE, NOT_FOUND, REFUSED, NOT_PERMITTED, UNREACHABLE, TIMEOUT = range(1, 8)
+
+_EXIT_CODES = {
+    grpc.StatusCode.NOT_FOUND: NOT_FOUND,
+    grpc.StatusCode.FAILED_PRECONDITION: REFUSED,
+    grpc.StatusCode.INVALID_ARGUMENT: REFUSED,
+    grpc.StatusCode.ALREADY_EXISTS: REFUSED,
+    grpc.StatusCode.ABORTED: REFUSED,
+    grpc.StatusCode.PERMISSION_DENIED: NOT_PERMITTED,
+    grpc.StatusCode.UNAUTHENTICATED: NOT_PERMITTED,
+    grpc.StatusCode.UNAVAILABLE: UNREACHABLE,
+    grpc.StatusCode.DEADLINE_EXCEEDED: TIMEOUT,
+}
+
+
+class CommandError(click.ClickException):
+    """Shown as one line, with what to do under it."""
+
+    def __init__(self, message: str, exit_code: int = FAILURE, hint: str = "") -> None:
+        super().__init__(message)
+        self.exit_code, self.hint = exit_code, hint
+
+    def show(self, file: Any = None) -> None:
+        click.echo(f"hsmvisor: {self.message}", err=True)
+        if self.hint:
+            click.echo(f"  {self.hint}", err=True)
+
+
+@dataclass
+class Context:
+    """Made once for each invocation."""
+
+    host: str
+    timeout: float
+    json: bool
+    authority_directory: Path
+    root_passphrase: bytes | None
+    tls: TlsFiles | None
+    signing: SigningKey | None
+
+    @cached_property
+    def channel(self) -> grpc.Channel:
+        try:
+            return connect(self.host, tls=self.tls, signing=self.signing)
+        except (ValueError, OSError) as error:
+            raise CommandError(str(error), USAGE) from None
+
+    @cached_property
+    def modules(self) -> rpc.ModuleServiceStub:
+        return rpc.ModuleServiceStub(self.channel)
+
+    @cached_property
+    def hosts(self) -> rpc.HostServiceStub:
+        return rpc.HostServiceStub(self.channel)
+
+    def authority(self, create: bool = False) -> Authority:
+        """`create`: makes it on first use, and says so."""
+        if create and not (self.authority_directory / "root.key").exists():
+            authority = Authority.create(self.authority_directory, self.root_passphrase)
+            self.say(f"made an authority in {self.authority_directory}: keep a copy of its root.key in a safe place")
+            return authority
+        return Authority.open(self.authority_directory, self.root_passphrase)
+
+    def pusher(self, create: bool = False) -> Pusher:
+        """The host's key is pinned when it is met on its own unix socket, else by `hsmvisor host enrol`."""
+        authority = self.authority(create)
+        if self.host not in authority.hosts:
+            if not self.host.startswith("unix:"):
+                hint = "hsmvisor host new-secret on the host, then hsmvisor host enrol here"
+                raise CommandError(f"the host {self.host} is not enrolled with this authority", NOT_PERMITTED, hint)
+            authority.pin(self.host, self.hosts.GetHost(pb.GetHostRequest(), timeout=self.timeout).host_key)
+        return Pusher(self.channel, authority, authority.hosts[self.host], self.timeout)
+
+    # ---- output ---------------------------------------------------------------------------------------------------
+
+    def say(self, text: str) -> None:
+        """For people; a program that asked for JSON does not see it."""
+        if not self.json:
+            click.echo(text)
+
+    def result(self, message: Message | dict[str, Any] | list[Any], text: Callable[[], None]) -> None:
+        """Prints the result: JSON, or what `text` prints."""
+        if self.json:
+            click.echo(json.dumps(plain(message), indent=2))
+        else:
+            text()
+
+
+def plain(message: Any) -> Any:
+    """Returns JSON values: bytes fields as base64, as protobuf's JSON has them."""
+    if isinstance(message, Message):
+        return MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+    if isinstance(message, dict):
+        return {k: plain(v) for k, v in message.items()}
+    if isinstance(message, list | tuple):
+        return [plain(v) for v in message]
+    return message
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    drawn = Table(box=None, header_style="bold", pad_edge=False)
+    for column in columns:
+        drawn.add_column(column, overflow="fold")
+    for row in rows:
+        drawn.add_row(*[str(value) for value in row])
+    Console(soft_wrap=not sys.stdout.isatty()).print(drawn)
+
+
+def when(stamp: Timestamp) -> str:
+    return stamp.ToDatetime().strftime("%Y-%m-%d %H:%M:%S") if stamp.seconds else "-"
+
+
+def fail(error: Exception) -> NoReturn:
+    """Turns what a command met into one line and an exit code."""
+    if isinstance(error, grpc.RpcError):
+        raise _of_call(error) from None
+    if isinstance(error, Refusal):
+        raise CommandError(str(error), REFUSED) from None
+    if isinstance(error, AuthorityError | BundleError):
+        raise CommandError(str(error), REFUSED) from None
+    raise error
+
+
+def _of_call(error: grpc.RpcError) -> CommandError:
+    code, detail, hint = error.code(), error.details() or "", ""
+    status = rpc_status.from_call(error)
+    reason = ""
+    for part in status.details if status else ():
+        info = error_details_pb2.ErrorInfo()
+        if part.Unpack(info):
+            reason, hint = info.reason, info.metadata.get("hint", "")
+    if code is grpc.StatusCode.UNAVAILABLE and not reason:
+        return CommandError(
+            "the host cannot be reached", UNREACHABLE, "is hsmvisor-host running (systemctl status hsmvisor-host)? is --host right?"
+        )
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return CommandError("the host did not answer in time", TIMEOUT, "--timeout SECONDS gives it longer")
+    text = f"{reason}: {detail}" if reason and not detail.startswith(reason) else detail or str(code)
+    return CommandError(text, _EXIT_CODES.get(code, FAILURE), hint)
+
+
+class Group(click.Group):
+    """Commands of a group fail with one line, never with a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (grpc.RpcError, Refusal, AuthorityError, BundleError) as error:
+            fail(error)
+
+
+pass_context = click.make_pass_decorator(Context)
+
+
+def default_authority() -> Path:
+    return default_directory()

@@ -1,0 +1,165 @@
+"""hsmvisor doctor: is this machine ready to be a host?  Works without a running service."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import shutil
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+from hsmvisor.cli.context import FAILURE, Context, pass_context, table
+
+OK, WARN, FAIL = "ok", "warn", "fail"
+BUILT = 1_767_225_600  #: 2026-01-01: a clock before this is wrong
+MIN_FILES = 4096
+
+
+@dataclass(frozen=True)
+class Finding:
+    check: str
+    result: str
+    found: str
+    do: str = ""
+
+
+def _seccomp() -> Finding:
+    text = Path("/proc/self/status").read_text()
+    if "Seccomp:" not in text:
+        return Finding("seccomp", FAIL, "not in this kernel", "use a kernel with CONFIG_SECCOMP_FILTER")
+    try:
+        ctypes.CDLL("libseccomp.so.2")
+    except OSError:
+        return Finding("seccomp", FAIL, "libseccomp.so.2 is missing", "apt install libseccomp2")
+    return Finding("seccomp", OK, "kernel and library")
+
+
+def _landlock() -> Finding:
+    libc = ctypes.CDLL(None, use_errno=True)
+    abi = libc.syscall(444, None, 0, 1)
+    if abi < 1:
+        return Finding("Landlock", WARN, "not in this kernel", "workers run without it; Debian 12's kernel has it")
+    return Finding("Landlock", OK, f"ABI {abi}")
+
+
+def _python() -> Finding:
+    version = ".".join(map(str, sys.version_info[:3]))
+    return Finding(
+        "Python", OK if sys.version_info >= (3, 11) else FAIL, version, "" if sys.version_info >= (3, 11) else "3.11 or newer"
+    )
+
+
+def _libcrypto() -> Finding:
+    try:
+        ctypes.CDLL("libcrypto.so.3")
+    except OSError:
+        return Finding("libcrypto", FAIL, "libcrypto.so.3 is missing", "apt install libssl3")
+    return Finding("libcrypto", OK, "libcrypto.so.3")
+
+
+def _clock() -> Finding:
+    if time.time() < BUILT:
+        return Finding("clock", FAIL, time.strftime("%Y-%m-%d %H:%M"), "set the clock: certificates and commands have times")
+    if not Path("/run/systemd/timesync/synchronized").exists() and not shutil.which("chronyc") and not shutil.which("ntpq"):
+        return Finding("clock", WARN, "no time synchronisation seen", "apt install systemd-timesyncd")
+    return Finding("clock", OK, "plausible, synchronised")
+
+
+def _directory(path: str, name: str) -> Finding:
+    place = Path(path)
+    if not place.exists():
+        parent = place.parent
+        good = os.access(parent, os.W_OK)
+        return Finding(
+            name, OK if good else WARN, f"{path} is made at the first start", "" if good else "start hsmvisor-host as root"
+        )
+    mode = place.stat().st_mode & 0o777
+    if name == "state" and mode & 0o077:
+        return Finding(name, FAIL, f"{path} has mode {mode:o}", f"chmod 700 {path}")
+    if not os.access(place, os.W_OK):
+        return Finding(name, WARN, f"{path} is not yours to write", "run as root to see what the service sees")
+    free = shutil.disk_usage(place).free
+    if name == "state" and free < 100 * 2**20:
+        return Finding(name, FAIL, f"{free // 2**20} MiB free in {path}", "make room: changes are refused when the disk is full")
+    return Finding(name, OK, path)
+
+
+def _files() -> Finding:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < MIN_FILES:
+        return Finding("open files", WARN, f"limit {hard}", "LimitNOFILE=65536 in the unit")
+    return Finding("open files", OK, f"limit {hard}")
+
+
+def _swap() -> Finding:
+    used = [line for line in Path("/proc/swaps").read_text().splitlines()[1:] if "zram" not in line]
+    if used:
+        return Finding("swap", WARN, f"{len(used)} swap areas", "encrypt swap (random key), or keep workers out by MemorySwapMax=0")
+    return Finding("swap", OK, "none")
+
+
+def _core_dumps() -> Finding:
+    pattern = Path("/proc/sys/kernel/core_pattern").read_text().strip()
+    return Finding("core dumps", OK, f"workers make none (pattern here: {pattern or 'none'})")
+
+
+def _vsock() -> Finding:
+    if Path("/dev/vhost-vsock").exists():
+        return Finding("vsock", OK, "/dev/vhost-vsock")
+    return Finding("vsock", WARN, "no /dev/vhost-vsock", "not needed for unix sockets")
+
+
+def _privilege() -> Finding:
+    if os.geteuid() == 0:
+        return Finding("privilege", OK, "root: workers get users of their own")
+    return Finding("privilege", WARN, f"uid {os.geteuid()}", "as root each worker gets a user of its own")
+
+
+def _service(address: str) -> Finding:
+    if not address.startswith("unix:"):
+        return Finding("service", OK, f"{address} (not looked at)")
+    path = address.removeprefix("unix:")
+    with socket.socket(socket.AF_UNIX) as sock:
+        try:
+            sock.connect(path)
+        except FileNotFoundError:
+            return Finding("service", WARN, f"no socket {path}", "start it: systemctl start hsmvisor-host")
+        except OSError as error:
+            return Finding(
+                "service", FAIL, f"{path}: {error.strerror}", "systemctl status hsmvisor-host; are you allowed to use it?"
+            )
+    return Finding("service", OK, f"listens on {path}")
+
+
+def _checks(address: str) -> Iterator[Callable[[], Finding]]:
+    yield from (_python, _seccomp, _landlock, _libcrypto, _privilege, _clock, _files, _swap, _core_dumps, _vsock)
+    yield lambda: _directory("/var/lib/hsmvisor", "state")
+    yield lambda: _directory("/run/hsmvisor", "runtime")
+    yield lambda: _service(address)
+
+
+def examine(address: str) -> list[Finding]:
+    findings = []
+    for check in _checks(address):
+        try:
+            findings.append(check())
+        except OSError as error:
+            findings.append(Finding(getattr(check, "__name__", "check").strip("_"), WARN, str(error)))
+    return findings
+
+
+@click.command()
+@pass_context
+def doctor(ctx: Context) -> None:
+    """Check this machine: kernel, libraries, permissions, clock, limits, sockets; and say what to do."""
+    findings = examine(ctx.host)
+    rows = [(f.check, f.result, f.found, f.do) for f in findings]
+    ctx.result([vars(f) for f in findings], lambda: table(("check", "", "found", "to do"), rows))
+    if any(f.result == FAIL for f in findings):
+        sys.exit(FAILURE)

@@ -1,0 +1,200 @@
+"""hsmvisor host ..., authority ..., events, audit ...: a host, who commands it, and what it recorded."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import click
+from hsmvisor.authority import Authority
+from hsmvisor.cli.context import FAILURE, USAGE, CommandError, Context, Group, pass_context, table, when
+from hsmvisor.cli.modules import request_id
+from hsmvisor.client import WrongHost
+from hsmvisor.client import enrol as enrol_host
+from hsmvisor_rpc.sealed.commands import fingerprint
+from hsmvisor_rpc.v1 import hsmvisor_pb2 as pb
+from hsmvisor_rpc.v1 import hsmvisor_pb2_grpc as rpc
+
+
+@click.group(cls=Group)
+def host() -> None:
+    """The host service, and the trust between it and this authority."""
+
+
+@host.command()
+@pass_context
+def show(ctx: Context) -> None:
+    """The host, and who you are to it."""
+    found = ctx.hosts.GetHost(pb.GetHostRequest(), timeout=ctx.timeout)
+    rows = [
+        ("host id", fingerprint(found.host_key).hex()),
+        ("version", found.version),
+        ("started", when(found.started_at)),
+        ("modules", found.modules),
+        ("key provider", found.key_provider),
+        ("you are", f"{found.caller} ({', '.join(found.roles) or 'no role'})"),
+    ]
+
+    def text() -> None:
+        table(("", ""), rows)
+        table(("measure", "", "detail"), [(m.name, "yes" if m.applied else "NO", m.detail) for m in found.measures])
+
+    ctx.result(found, text)
+
+
+@host.command("new-secret")
+@click.option("--lifetime", default=600, show_default=True, help="Seconds.")
+@pass_context
+def new_secret(ctx: Context, lifetime: int) -> None:
+    """Make a one-time secret, with which a manager enrols the host."""
+    request = pb.CreateEnrolmentRequest(request_id=request_id(), lifetime_seconds=lifetime)
+    made = ctx.hosts.CreateEnrolment(request, timeout=ctx.timeout)
+    ctx.result(made, lambda: click.echo(made.secret))
+
+
+@host.command()
+@click.option("--secret-file", type=click.File("rb"), help="The one-time secret; - reads standard input. Default: a prompt.")
+@pass_context
+def enrol(ctx: Context, secret_file: BinaryIO | None) -> None:
+    """Pin the host's identity key: both ends prove that they know the one-time secret."""
+    authority = ctx.authority(create=True)
+    secret = secret_file.read().decode() if secret_file else click.prompt("Secret", hide_input=True, err=True)
+    try:
+        key = enrol_host(ctx.channel, secret, f"authority {authority.root_public.hex()[:16]}", ctx.timeout)
+    except WrongHost as error:
+        raise CommandError(str(error)) from None
+    authority.pin(ctx.host, key)
+    host_id = fingerprint(key).hex()
+    ctx.result({"host": ctx.host, "host_id": host_id}, lambda: click.echo(f"{ctx.host} is enrolled, host id {host_id}"))
+
+
+@host.command()
+@pass_context
+def forget(ctx: Context) -> None:
+    """Forget the pinned identity key of a host that was set up anew."""
+    ctx.authority().forget(ctx.host)
+    ctx.result({"forgotten": ctx.host}, lambda: click.echo(f"{ctx.host} is forgotten"))
+
+
+@host.command()
+@pass_context
+def metrics(ctx: Context) -> None:
+    """The host's metrics, in Prometheus' text format."""
+    text = ctx.hosts.GetMetrics(pb.GetMetricsRequest(), timeout=ctx.timeout).text
+    ctx.result({"text": text}, lambda: click.echo(text, nl=False))
+
+
+# ---- authority ------------------------------------------------------------------------------------------------------
+
+
+@click.group(cls=Group)
+def authority() -> None:
+    """The root key that modules obey, and the signer that it certifies."""
+
+
+def _show_authority(ctx: Context, found: Authority) -> None:
+    certificate = found.certificate()
+    until = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(certificate.not_after))
+    report: dict[str, Any] = {
+        "directory": str(found.directory),
+        "root": found.root_public.hex(),
+        "signer": certificate.name,
+        "signer_valid_until": until,
+        "hosts": {address: fingerprint(key).hex() for address, key in found.hosts.items()},
+    }
+    ctx.result(report, lambda: table(("", ""), [(k, v if k != "hosts" else "\n".join(v)) for k, v in report.items()]))
+
+
+@authority.command()
+@pass_context
+def init(ctx: Context) -> None:
+    """Make a root key and a signer."""
+    _show_authority(ctx, Authority.create(ctx.authority_directory, ctx.root_passphrase))
+
+
+@authority.command("show")
+@pass_context
+def show_authority(ctx: Context) -> None:
+    """Where the authority is, its root, its signer, the hosts that it trusts."""
+    _show_authority(ctx, ctx.authority())
+
+
+@authority.command()
+@click.argument("name", required=False, default="")
+@pass_context
+def certify(ctx: Context, name: str) -> None:
+    """Make a new signer, certified by the root for 90 days."""
+    found = ctx.authority()
+    found.renew_signer(name)
+    _show_authority(ctx, found)
+
+
+@authority.command("change-root")
+@click.argument("module")
+@click.option(
+    "--to",
+    "other",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    required=True,
+    help="Directory of the new authority.",
+)
+@pass_context
+def change_root(ctx: Context, module: str, other: Path) -> None:
+    """Have MODULE obey another authority; the old root itself signs this."""
+    new = Authority.open(other)
+    answer = ctx.pusher().change_root(module, new.root_public)
+    ctx.result(answer, lambda: click.echo(f"module {module} obeys the authority in {other}"))
+
+
+# ---- records --------------------------------------------------------------------------------------------------------
+
+
+@click.command()
+@click.option("--after", default=0, help="Go on after this id.")
+@click.option("--module", "name", default="", help="Of one module alone.")
+@pass_context
+def events(ctx: Context, after: int, name: str) -> None:
+    """Follow what happens on the host until Ctrl-C."""
+    stub = rpc.EventServiceStub(ctx.channel)
+    for event in stub.StreamEvents(pb.StreamEventsRequest(after_id=after, module=name)):
+        line = f"{event.id} {when(event.at)} {event.module or '-'} {event.kind} {event.detail}"
+        ctx.result(event, lambda line=line: click.echo(line))  # type: ignore[misc]
+        sys.stdout.flush()
+
+
+@click.group(cls=Group)
+def audit() -> None:
+    """The audit log."""
+
+
+@audit.command()
+@click.option("--after", default=0, help="Sequence number.")
+@click.option("--module", "name", default="")
+@click.option("--limit", default=0, help="0 = all.")
+@pass_context
+def export(ctx: Context, after: int, name: str, limit: int) -> None:
+    """The lines of the audit log, oldest first, as they stand."""
+    stub = rpc.AuditServiceStub(ctx.channel)
+    for line in stub.ExportAudit(pb.ExportAuditRequest(after_sequence=after, module=name, limit=limit)):
+        click.echo(line.line.rstrip("\n"))
+
+
+@audit.command()
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--host-key", help="Hexadecimal identity key of the host that wrote it; default: the pinned key of --host.")
+@pass_context
+def verify(ctx: Context, file: Path, host_key: str | None) -> None:
+    """Find changed, removed, reordered or cut lines in an audit log."""
+    from hsmvisor.host.audit_verify import verify as verify_log
+
+    key = bytes.fromhex(host_key) if host_key else ctx.authority().hosts.get(ctx.host)
+    if key is None:
+        raise CommandError("the host's identity key is not known", USAGE, "give --host-key, or enrol the host")
+    report = verify_log(file, key)
+    good = not report.problems
+    text = "the log is whole" if good else "\n".join(str(p) for p in report.problems)
+    ctx.result({"good": good, "problems": [str(p) for p in report.problems]}, lambda: click.echo(text))
+    if not good:
+        sys.exit(FAILURE)

@@ -1,0 +1,82 @@
+"""The command's entry: options that all commands share, and the list of commands."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import BinaryIO
+
+import click
+from hsmvisor.cli import context
+from hsmvisor.cli.context import CommandError, Context, Group
+from hsmvisor.cli.doctor import doctor
+from hsmvisor.cli.hosts import audit, authority, events, host
+from hsmvisor.cli.materials import material
+from hsmvisor.cli.modules import module
+from hsmvisor.client import TlsFiles
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "HSMVISOR"})
+@click.version_option(package_name="hsmvisor", prog_name="hsmvisor")
+@click.option(
+    "--host", "address", default=context.DEFAULT_HOST, envvar="HSMVISOR_HOST", show_default=True, help="unix:/path or host:port."
+)
+@click.option("--timeout", default=30.0, show_default=True, help="Seconds for one call.")
+@click.option("--json", "as_json", is_flag=True, help="Results for programs.")
+@click.option("--authority", "directory", type=click.Path(path_type=Path), default=None, help="Directory of the authority's keys.")
+@click.option("--root-passphrase-file", type=click.File("rb"), help="Passphrase of the root key.")
+@click.option("--tls-ca", type=click.Path(exists=True, path_type=Path), help="CA of a host that is reached by TCP.")
+@click.option("--tls-cert", type=click.Path(exists=True, path_type=Path))
+@click.option("--tls-key", type=click.Path(exists=True, path_type=Path))
+@click.pass_context
+def cli(
+    ctx: click.Context, address: str, timeout: float, as_json: bool, directory: Path | None, root_passphrase_file: BinaryIO | None,
+    tls_ca: Path | None, tls_cert: Path | None, tls_key: Path | None,
+) -> None:  # fmt: skip
+    """Secure modules for the guests of a hypervisor: make them, deliver keys to them sealed, renew them in service.
+
+    \b
+    A first tour on a host (root):
+      hsmvisor doctor                           is this machine ready?
+      hsmvisor module create web-1              a module for guest web-1
+      hsmvisor material push web-1 tls --key tls.key --cert chain.pem
+      hsmvisor module env web-1                 what the guest's applications need
+      hsmvisor material list web-1              who holds which generation
+
+    \b
+    Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not found, 4 refused, 5 not permitted, 6 host unreachable, 7 no answer in time.
+    """
+    tls = TlsFiles(tls_ca, tls_cert, tls_key) if tls_ca else None
+    passphrase = root_passphrase_file.read().rstrip(b"\r\n") if root_passphrase_file else None
+    ctx.obj = Context(address, timeout, as_json, directory or context.default_authority(), passphrase, tls, None)
+
+
+@cli.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print the completion script of a shell: hsmvisor completion bash > /etc/bash_completion.d/hsmvisor"""
+    command = shutil.which("hsmvisor") or sys.argv[0]
+    made = subprocess.run(
+        [command],
+        env={"_HSMVISOR_COMPLETE": f"{shell}_source", "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if not made.stdout:
+        raise CommandError("the completion script could not be made")
+    click.echo(made.stdout)
+
+
+for command in (module, material, host, authority, events, audit, doctor):
+    cli.add_command(command)
+
+
+def main() -> None:
+    cli.main(prog_name="hsmvisor")
+
+
+if __name__ == "__main__":
+    main()

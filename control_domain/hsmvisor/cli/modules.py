@@ -1,0 +1,222 @@
+"""hsmvisor module ...: the secure modules of a host."""
+
+from __future__ import annotations
+
+import sys
+import uuid
+
+import click
+from hsmvisor.cli.context import Context, Group, pass_context, plain, table, when
+from hsmvisor_rpc.v1 import hsmvisor_pb2 as pb
+
+
+@click.group(cls=Group)
+def module() -> None:
+    """The secure modules of a host, one for each guest."""
+
+
+def request_id() -> str:
+    return str(uuid.uuid4())
+
+
+def _settings(log_signatures: bool, max_sessions: int, max_connections: int) -> pb.ModuleSettings:
+    return pb.ModuleSettings(log_signatures=log_signatures, max_sessions=max_sessions, max_connections=max_connections)
+
+
+def _settings_options(command: click.Command) -> click.Command:
+    for option in (
+        click.option("--max-connections", default=0, help="Connections of the guest at the same time; 0 = 256."),
+        click.option("--max-sessions", default=0, help="PKCS#11 sessions; 0 = 4096."),
+        click.option("--log-signatures", is_flag=True, help="An audit line for each signature."),
+    ):
+        command = option(command)
+    return command
+
+
+def show_module(m: pb.Module) -> None:
+    rows = [
+        ("name", m.name),
+        ("id", m.module_id.hex()),
+        ("state", m.state),
+        ("address", m.address),
+        ("created", when(m.created_at)),
+        ("worker", f"pid {m.pid}, {m.restarts} restarts" if m.pid else "-"),
+        ("root", m.root.hex()[:16]),
+        ("PIN", "set" if m.pin_set else "-"),
+        ("token", "attached" if m.token_present else "detached"),
+        ("in use", f"{m.connections} connections, {m.sessions} sessions, {m.materials} materials"),
+    ]
+    if m.failure:
+        rows.append(("failure", m.failure))
+    table(("", ""), rows)
+    if m.measures:
+        click.echo("sandbox:")
+        table(("measure", "", "detail"), [(x.name, "yes" if x.applied else "NO", x.detail) for x in m.measures])
+
+
+@module.command()
+@click.argument("name")
+@_settings_options
+@click.option("--root", help="Hexadecimal root key that the module obeys; default: this authority's.")
+@click.option("--request-id", "ident", help="Makes a repeated call the same call.")
+@pass_context
+def create(ctx: Context, name: str, root: str | None, ident: str | None, **settings: int) -> None:
+    """Make a module for guest NAME; a module that is there with the same root is left as it is.
+
+    Example: hsmvisor module create web-1
+    """
+    key = bytes.fromhex(root) if root else ctx.authority(create=True).root_public
+    try:
+        found = ctx.modules.GetModule(pb.GetModuleRequest(name=name), timeout=ctx.timeout)
+    except Exception as error:
+        if getattr(error, "code", lambda: None)() != _not_found():
+            raise
+        found = None
+    if found is None:
+        request = pb.CreateModuleRequest(request_id=ident or request_id(), name=name, root=key, settings=_settings(**settings))  # type: ignore[arg-type]
+        found = ctx.modules.CreateModule(request, timeout=ctx.timeout)
+    ctx.result(found, lambda: click.echo(f"module {found.name} serves at {found.address}"))
+
+
+def _not_found() -> object:
+    import grpc
+
+    return grpc.StatusCode.NOT_FOUND
+
+
+@module.command("list")
+@pass_context
+def list_(ctx: Context) -> None:
+    """The modules of the host."""
+    found: list[pb.Module] = []
+    token = ""
+    while True:
+        answer = ctx.modules.ListModules(pb.ListModulesRequest(page_token=token), timeout=ctx.timeout)
+        found += answer.modules
+        token = answer.next_page_token
+        if not token:
+            break
+    columns = ("name", "state", "materials", "connections", "pid", "restarts", "address")
+    rows = [(m.name, m.state, m.materials, m.connections, m.pid or "-", m.restarts, m.address) for m in found]
+    ctx.result({"modules": [plain(m) for m in found]}, lambda: table(columns, rows))
+
+
+@module.command()
+@click.argument("name")
+@pass_context
+def show(ctx: Context, name: str) -> None:
+    """One module with the measures of its sandbox."""
+    found = ctx.modules.GetModule(pb.GetModuleRequest(name=name), timeout=ctx.timeout)
+    ctx.result(found, lambda: show_module(found))
+
+
+@module.command()
+@click.argument("name")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--request-id", "ident")
+@pass_context
+def destroy(ctx: Context, name: str, yes: bool, ident: str | None) -> None:
+    """End a module and forget its keys; this cannot be undone."""
+    if not yes:
+        click.confirm(f"Destroy module {name} with all its keys?", abort=True, err=True)
+    ctx.modules.DestroyModule(pb.DestroyModuleRequest(request_id=ident or request_id(), name=name), timeout=ctx.timeout)
+    ctx.result({"destroyed": name}, lambda: click.echo(f"module {name} is destroyed"))
+
+
+@module.command()
+@click.argument("name", required=False, default="")
+@pass_context
+def watch(ctx: Context, name: str) -> None:
+    """Follow the modules' changes until Ctrl-C."""
+    for change in ctx.modules.WatchModules(pb.WatchModulesRequest(name=name)):
+        line = f"{change.kind:10} {change.module.name} {change.module.state}"
+        ctx.result(change, lambda line=line: click.echo(line))  # type: ignore[misc]
+        sys.stdout.flush()
+
+
+@module.command()
+@click.argument("name")
+@pass_context
+def identity(ctx: Context, name: str) -> None:
+    """The module's identity, checked against the pinned key of its host."""
+    target = ctx.pusher().target(name)
+    known = target.identity
+    report = {
+        "name": known.name,
+        "module_id": known.module_id.hex(),
+        "host_id": known.host_id.hex(),
+        "root": known.root.hex(),
+        "recipient": known.recipient.hex(),
+        "sequence": target.sequence,
+    }
+    ctx.result(report, lambda: table(("", ""), [(k, v if k != "recipient" else str(v)[:32] + "...") for k, v in report.items()]))
+
+
+@module.command("set-pin")
+@click.argument("name")
+@click.option("--pin-file", type=click.File("rb"), help="File with the PIN; - reads standard input. Default: a prompt.")
+@click.option("--clear", is_flag=True, help="Take the PIN away.")
+@pass_context
+def set_pin(ctx: Context, name: str, pin_file: click.utils.LazyFile | None, clear: bool) -> None:
+    """Set the PIN that applications must log in with; without one, any login is accepted."""
+    if clear:
+        pin = b""
+    elif pin_file is not None:
+        pin = pin_file.read().strip()
+    else:
+        pin = click.prompt("PIN", hide_input=True, confirmation_prompt=True, err=True).encode()
+    found = ctx.modules.SetPin(pb.SetPinRequest(request_id=request_id(), name=name, pin=pin), timeout=ctx.timeout)
+    ctx.result(found, lambda: click.echo(f"the PIN of {name} is {'set' if found.pin_set else 'taken away'}"))
+
+
+@module.command()
+@click.argument("name")
+@click.argument("action", type=click.Choice(["attach", "detach"]))
+@pass_context
+def token(ctx: Context, name: str, action: str) -> None:
+    """Attach or detach the token: applications see it by C_WaitForSlotEvent."""
+    request = pb.SetTokenPresentRequest(request_id=request_id(), name=name, present=action == "attach")
+    found = ctx.modules.SetTokenPresent(request, timeout=ctx.timeout)
+    ctx.result(found, lambda: click.echo(f"the token of {name} is {action}ed"))
+
+
+@module.command()
+@click.argument("name")
+@_settings_options
+@pass_context
+def settings(ctx: Context, name: str, **values: int) -> None:
+    """Replace a module's settings, in service."""
+    request = pb.UpdateModuleRequest(request_id=request_id(), name=name, settings=_settings(**values))  # type: ignore[arg-type]
+    found = ctx.modules.UpdateModule(request, timeout=ctx.timeout)
+    ctx.result(found, lambda: show_module(found))
+
+
+@module.command()
+@click.argument("name")
+@pass_context
+def stats(ctx: Context, name: str) -> None:
+    """What a module has done."""
+    found = ctx.modules.GetStatistics(pb.GetStatisticsRequest(name=name), timeout=ctx.timeout)
+    rows = [
+        (o.operation, o.mechanism or "-", o.count, o.errors, f"{o.seconds / o.count * 1e6:.0f}" if o.count else "-")
+        for o in found.operations
+    ]
+
+    def text() -> None:
+        table(("operation", "mechanism", "count", "errors", "mean µs"), rows)
+        click.echo(
+            f"{found.connections} connections ({found.connections_total} in all, {found.connections_refused} refused), "
+            f"{found.sessions} sessions, {found.resident_bytes / 2**20:.1f} MiB, up {found.uptime_seconds:.0f} s"
+        )
+
+    ctx.result(found, text)
+
+
+@module.command()
+@click.argument("name")
+@pass_context
+def env(ctx: Context, name: str) -> None:
+    """The variables that point a guest's applications to the module: with our library, and with p11-kit's."""
+    found = ctx.modules.GetModule(pb.GetModuleRequest(name=name), timeout=ctx.timeout)
+    variables = {"HSMVISOR_PKCS11_ADDRESS": found.address, "P11_KIT_SERVER_ADDRESS": found.address}
+    ctx.result(variables, lambda: click.echo("\n".join(f"export {k}='{v}'" for k, v in variables.items())))
