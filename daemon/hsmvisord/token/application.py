@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 AnyObject = TokenObject | SecretObject
 
+_SESSION_FLAGS = ck.CKF_SERIAL_SESSION | ck.CKF_RW_SESSION
+
 
 class Application:
     """Calls of one application may come from several connections, so from several threads, at once."""
@@ -65,9 +67,8 @@ class Application:
         self.check_present(slot)
         if not flags & ck.CKF_SERIAL_SESSION:
             raise CkError(ck.CKR_SESSION_PARALLEL_NOT_SUPPORTED)
-        if flags & ck.CKF_RW_SESSION:
-            raise CkError(ck.CKR_TOKEN_WRITE_PROTECTED, "slot 0 is the operator's: open a read-only session")
-        return self._add_session(slot, flags, None)
+        # OpenSSH and pkcs11-tool --test open nothing but read-write sessions, so these are let in; what would write is refused.
+        return self._add_session(slot, flags & _SESSION_FLAGS, None)
 
     def _add_session(self, slot: int, flags: int, handle: int | None) -> int:
         self.token.take_session()
@@ -90,7 +91,7 @@ class Application:
                 self.check_present(slot)
                 if not 0 < handle <= limits.LAST_HANDLE or handle in self._sessions:
                     raise CkError(ck.CKR_SESSION_HANDLE_INVALID)
-                self._add_session(slot, flags & ck.CKF_SERIAL_SESSION, handle)
+                self._add_session(slot, flags & _SESSION_FLAGS | ck.CKF_SERIAL_SESSION, handle)
                 results.append(ck.CKR_OK)
             except CkError as error:
                 results.append(error.rv)
@@ -130,7 +131,13 @@ class Application:
     def session_count(self) -> int:
         return len(self._sessions)
 
+    @property
+    def rw_session_count(self) -> int:
+        return sum(1 for s in list(self._sessions.values()) if s.flags & ck.CKF_RW_SESSION)
+
     def session_state(self, session: Session) -> int:
+        if session.flags & ck.CKF_RW_SESSION:
+            return ck.CKS_RW_USER_FUNCTIONS if self.logged_in else ck.CKS_RW_PUBLIC_SESSION
         return ck.CKS_RO_USER_FUNCTIONS if self.logged_in else ck.CKS_RO_PUBLIC_SESSION
 
     # ---- login --------------------------------------------------------------------------------------------------
