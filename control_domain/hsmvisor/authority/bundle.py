@@ -1,4 +1,4 @@
-"""A private key with its certificates, from files: PEM in any order, or PKCS #12; put in order and checked before anything is sent."""
+"""A private key with its certificates, from files (PEM in any order, PKCS #12): put in order and checked before it is sent."""
 
 from __future__ import annotations
 

@@ -49,7 +49,8 @@ class CommandError(click.ClickException):
 
     def __init__(self, message: str, exit_code: int = FAILURE, hint: str = "") -> None:
         super().__init__(message)
-        self.exit_code, self.hint = exit_code, hint
+        self.exit_code = exit_code  # type: ignore[misc]
+        self.hint = hint
 
     def show(self, file: Any = None) -> None:
         click.echo(f"hsmvisor: {self.message}", err=True)
@@ -154,7 +155,7 @@ def fail(error: Exception) -> NoReturn:
 
 def _of_call(error: grpc.RpcError) -> CommandError:
     code, detail, hint = error.code(), error.details() or "", ""
-    status = rpc_status.from_call(error)
+    status = rpc_status.from_call(error)  # type: ignore[arg-type]
     reason = ""
     for part in status.details if status else ():
         info = error_details_pb2.ErrorInfo()
@@ -180,7 +181,7 @@ class Group(click.Group):
             fail(error)
 
 
-pass_context = click.make_pass_decorator(Context)
+pass_context = click.pass_obj
 
 
 def default_authority() -> Path:

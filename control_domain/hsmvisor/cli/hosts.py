@@ -192,9 +192,9 @@ def verify(ctx: Context, file: Path, host_key: str | None) -> None:
     key = bytes.fromhex(host_key) if host_key else ctx.authority().hosts.get(ctx.host)
     if key is None:
         raise CommandError("the host's identity key is not known", USAGE, "give --host-key, or enrol the host")
-    report = verify_log(file, key)
-    good = not report.problems
-    text = "the log is whole" if good else "\n".join(str(p) for p in report.problems)
-    ctx.result({"good": good, "problems": [str(p) for p in report.problems]}, lambda: click.echo(text))
-    if not good:
+    verdict = verify_log(file, key)
+    report = {"sound": verdict.sound, "lines": verdict.lines, "findings": [str(f) for f in verdict.findings]}
+    good = f"the log is whole: {verdict.lines} lines, signed up to {verdict.signed_until}"
+    ctx.result(report, lambda: click.echo(good if verdict.sound else "\n".join(str(f) for f in verdict.findings)))
+    if not verdict.sound:
         sys.exit(FAILURE)

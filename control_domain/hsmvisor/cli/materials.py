@@ -10,6 +10,7 @@ import click
 from hsmvisor.authority import Bundle, Staging
 from hsmvisor.cli.context import USAGE, CommandError, Context, Group, pass_context, plain, table, when
 from hsmvisor_rpc.v1 import hsmvisor_pb2 as pb
+from hsmvisor_rpc.v1 import hsmvisor_pb2_grpc as rpc
 
 PROFILES = ("tls", "ssh", "request-signing", "decrypt", "card", "any")
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -96,7 +97,7 @@ def _passphrase(file: BinaryIO | None) -> bytes | None:
 @click.option("--no-activate", is_flag=True, help="Stage only.")
 @pass_context
 def push(
-    ctx: Context, module: str, name: str, key: BinaryIO | None, cert: BinaryIO | None, passphrase_file: BinaryIO | None,
+    ctx: Context, /, module: str, name: str, key: BinaryIO | None, cert: BinaryIO | None, passphrase_file: BinaryIO | None,
     no_activate: bool, drain: int, **staging: Any,
 ) -> None:  # fmt: skip
     """Deliver a key and its certificates, sealed to MODULE, and make them current.
@@ -127,9 +128,8 @@ def list_(ctx: Context, module: str) -> None:
 
 
 def _list(ctx: Context, module: str) -> list[pb.Material]:
-    from hsmvisor_rpc.v1 import hsmvisor_pb2_grpc as rpc
-
-    stub, found, token = rpc.MaterialServiceStub(ctx.channel), [], ""
+    stub, token = rpc.MaterialServiceStub(ctx.channel), ""
+    found: list[pb.Material] = []
     while True:
         answer = stub.ListMaterials(pb.ListMaterialsRequest(module=module, page_token=token), timeout=ctx.timeout)
         found += answer.materials
@@ -144,8 +144,6 @@ def _list(ctx: Context, module: str) -> list[pb.Material]:
 @pass_context
 def show(ctx: Context, module: str, name: str) -> None:
     """One material."""
-    from hsmvisor_rpc.v1 import hsmvisor_pb2_grpc as rpc
-
     found = rpc.MaterialServiceStub(ctx.channel).GetMaterial(pb.GetMaterialRequest(module=module, name=name), timeout=ctx.timeout)
     ctx.result(found, lambda: show_materials([found]))
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import sys
 import uuid
+from collections.abc import Callable
+from typing import BinaryIO
 
 import click
+import grpc
 from hsmvisor.cli.context import Context, Group, pass_context, plain, table, when
 from hsmvisor_rpc.v1 import hsmvisor_pb2 as pb
 
@@ -23,7 +26,7 @@ def _settings(log_signatures: bool, max_sessions: int, max_connections: int) -> 
     return pb.ModuleSettings(log_signatures=log_signatures, max_sessions=max_sessions, max_connections=max_connections)
 
 
-def _settings_options(command: click.Command) -> click.Command:
+def _settings_options(command: Callable[..., None]) -> Callable[..., None]:
     for option in (
         click.option("--max-connections", default=0, help="Connections of the guest at the same time; 0 = 256."),
         click.option("--max-sessions", default=0, help="PKCS#11 sessions; 0 = 4096."),
@@ -60,7 +63,7 @@ def show_module(m: pb.Module) -> None:
 @click.option("--root", help="Hexadecimal root key that the module obeys; default: this authority's.")
 @click.option("--request-id", "ident", help="Makes a repeated call the same call.")
 @pass_context
-def create(ctx: Context, name: str, root: str | None, ident: str | None, **settings: int) -> None:
+def create(ctx: Context, /, name: str, root: str | None, ident: str | None, **settings: int) -> None:
     """Make a module for guest NAME; a module that is there with the same root is left as it is.
 
     Example: hsmvisor module create web-1
@@ -68,20 +71,14 @@ def create(ctx: Context, name: str, root: str | None, ident: str | None, **setti
     key = bytes.fromhex(root) if root else ctx.authority(create=True).root_public
     try:
         found = ctx.modules.GetModule(pb.GetModuleRequest(name=name), timeout=ctx.timeout)
-    except Exception as error:
-        if getattr(error, "code", lambda: None)() != _not_found():
+    except grpc.RpcError as error:
+        if error.code() is not grpc.StatusCode.NOT_FOUND:
             raise
         found = None
     if found is None:
         request = pb.CreateModuleRequest(request_id=ident or request_id(), name=name, root=key, settings=_settings(**settings))  # type: ignore[arg-type]
         found = ctx.modules.CreateModule(request, timeout=ctx.timeout)
     ctx.result(found, lambda: click.echo(f"module {found.name} serves at {found.address}"))
-
-
-def _not_found() -> object:
-    import grpc
-
-    return grpc.StatusCode.NOT_FOUND
 
 
 @module.command("list")
@@ -157,7 +154,7 @@ def identity(ctx: Context, name: str) -> None:
 @click.option("--pin-file", type=click.File("rb"), help="File with the PIN; - reads standard input. Default: a prompt.")
 @click.option("--clear", is_flag=True, help="Take the PIN away.")
 @pass_context
-def set_pin(ctx: Context, name: str, pin_file: click.utils.LazyFile | None, clear: bool) -> None:
+def set_pin(ctx: Context, name: str, pin_file: BinaryIO | None, clear: bool) -> None:
     """Set the PIN that applications must log in with; without one, any login is accepted."""
     if clear:
         pin = b""
@@ -184,7 +181,7 @@ def token(ctx: Context, name: str, action: str) -> None:
 @click.argument("name")
 @_settings_options
 @pass_context
-def settings(ctx: Context, name: str, **values: int) -> None:
+def settings(ctx: Context, /, name: str, **values: int) -> None:
     """Replace a module's settings, in service."""
     request = pb.UpdateModuleRequest(request_id=request_id(), name=name, settings=_settings(**values))  # type: ignore[arg-type]
     found = ctx.modules.UpdateModule(request, timeout=ctx.timeout)
