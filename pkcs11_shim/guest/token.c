@@ -90,7 +90,43 @@ static bool read_certificate(CK_FUNCTION_LIST *f, CK_SESSION_HANDLE session, CK_
     return good;
 }
 
-static bool find(CK_FUNCTION_LIST *f, CK_SESSION_HANDLE session, CK_ATTRIBUTE *wanted, CK_ULONG count, struct certificate *c, bool *failed)
+/* ---- which of several authorities with one name: authorityKeyIdentifier and subjectKeyIdentifier (RFC 5280, 4.2.1.1-2) ---- */
+
+static const CK_BYTE AUTHORITY_KEY_ID[] = {0x06, 0x03, 0x55, 0x1d, 0x23}, SUBJECT_KEY_ID[] = {0x06, 0x03, 0x55, 0x1d, 0x0e};
+
+/* Finds the key identifier behind an extension's OID: within OCTET STRING, [0] of SEQUENCE or OCTET STRING; NULL when there is none. */
+static const CK_BYTE *key_identifier(const struct certificate *c, const CK_BYTE *oid, size_t *length)
+{
+    const CK_BYTE *at = memmem(c->value, c->value_len, oid, sizeof AUTHORITY_KEY_ID);
+    if (!at)
+        return NULL;
+    at += sizeof AUTHORITY_KEY_ID;
+    size_t left = (size_t)(c->value + c->value_len - at);
+    for (int depth = 0; depth < 3 && left >= 2; depth++) {
+        bool wrapper = (depth == 0 && at[0] == 0x04) || (depth == 1 && at[0] == 0x30);
+        if (at[1] >= 0x80 || at[1] > left - 2)
+            return NULL;
+        if (!wrapper) {
+            *length = at[1];
+            return at[0] == 0x80 || at[0] == 0x04 ? at + 2 : NULL;
+        }
+        at += 2;
+        left -= 2;
+    }
+    return NULL;
+}
+
+static bool issued(const struct certificate *subject, const struct certificate *issuer)
+{
+    size_t wanted_len, has_len;
+    const CK_BYTE *wanted = key_identifier(subject, AUTHORITY_KEY_ID, &wanted_len);
+    const CK_BYTE *has = key_identifier(issuer, SUBJECT_KEY_ID, &has_len);
+    return !wanted || !has || (wanted_len == has_len && !memcmp(wanted, has, wanted_len));
+}
+
+/* The first object that matches; with `subject`, the first that may have issued it. */
+static bool find(CK_FUNCTION_LIST *f, CK_SESSION_HANDLE session, CK_ATTRIBUTE *wanted, CK_ULONG count, const struct certificate *subject,
+                 struct certificate *c, bool *failed)
 {
     CK_OBJECT_HANDLE found[MAX_FOUND];
     CK_ULONG number = 0;
@@ -99,7 +135,14 @@ static bool find(CK_FUNCTION_LIST *f, CK_SESSION_HANDLE session, CK_ATTRIBUTE *w
         return false;
     *failed = f->C_FindObjects(session, found, MAX_FOUND, &number) != CKR_OK;
     f->C_FindObjectsFinal(session);
-    return !*failed && number && read_certificate(f, session, found[0], c);
+    for (CK_ULONG i = 0; !*failed && i < number; i++) {
+        if (!read_certificate(f, session, found[i], c))
+            continue;
+        if (!subject || issued(subject, c))
+            return true;
+        certificate_free(c);
+    }
+    return false;
 }
 
 /* ---- PEM ---- */
@@ -143,7 +186,7 @@ static enum found collect(CK_FUNCTION_LIST *f, CK_SESSION_HANDLE session, const 
     CK_ATTRIBUTE by_label[] = {{CKA_CLASS, &class, sizeof class}, {CKA_LABEL, (void *)label, strlen(label)}};
     struct certificate c;
     bool failed;
-    if (!find(f, session, by_label, 2, &c, &failed))
+    if (!find(f, session, by_label, 2, NULL, &c, &failed))
         return failed ? FAILED : NOT_THERE;
     bool good = append_pem(pem, length, c.value, c.value_len);
     for (unsigned depth = 1; good && chain && depth < MAX_CHAIN; depth++) {
@@ -153,7 +196,7 @@ static enum found collect(CK_FUNCTION_LIST *f, CK_SESSION_HANDLE session, const 
                                      {CKA_CERTIFICATE_CATEGORY, &authority, sizeof authority},
                                      {CKA_SUBJECT, c.issuer, c.issuer_len}};
         struct certificate issuer;
-        if (!find(f, session, by_subject, 3, &issuer, &failed)) {
+        if (!find(f, session, by_subject, 3, &c, &issuer, &failed)) {
             good = !failed;
             break;
         }
