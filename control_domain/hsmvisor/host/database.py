@@ -21,6 +21,7 @@ from hsmvisor.host.migrations import APPLICATION_ID, migrate
 P = ParamSpec("P")
 T = TypeVar("T")
 
+_SMALLEST = 512  #: bytes of the smallest database
 _RESTORE = "restore the state directory from a backup, or move the file away to begin with no modules"
 
 
@@ -37,6 +38,9 @@ class Database:
                 _create(path)
             self._connection = _connect(path)
             self.migrated_from = migrate(self._connection, str(path))
+        except sqlite3.OperationalError as error:
+            hint = "look at the owner, mode and disk of the state directory"
+            raise Broken("STATE_DIRECTORY", f"{path}: {error}; nothing was changed", hint) from None
         except sqlite3.Error as error:
             raise Broken("STATE_CORRUPT", f"{path}: {error}; nothing was written", _RESTORE) from None
         except OSError as error:
@@ -108,8 +112,8 @@ def sync_path(path: Path) -> None:
 
 def _inspect(path: Path) -> None:
     """Looks at an existing file without writing to it; raises sqlite3.Error or Broken when it is not a sound state file."""
-    if path.stat().st_size == 0:
-        raise Broken("STATE_CORRUPT", f"{path} is empty: it was truncated; nothing was written", _RESTORE)
+    if (size := path.stat().st_size) < _SMALLEST:  # SQLite would take it for a new one
+        raise Broken("STATE_CORRUPT", f"{path} has {size} bytes: it was truncated; nothing was written", _RESTORE)
     with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=5)) as connection:
         if connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
             raise Broken("STATE_FOREIGN", f"{path} is not a state file of hsmvisor; nothing was written", _RESTORE)

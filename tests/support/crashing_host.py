@@ -1,0 +1,50 @@
+"""The host service with a place to die: HSMVISOR_CRASH="module:Class.method:before|after" kills it there by SIGKILL.
+
+Run as a module, with the arguments of hsmvisor-host.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import signal
+from typing import Any
+
+
+def _die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def arm(place: str) -> None:
+    module, name, moment = place.split(":")
+    owner: Any = importlib.import_module(module)
+    *path, last = name.split(".")
+    for part in path:
+        owner = getattr(owner, part)
+    real = getattr(owner, last)
+    assert inspect.isfunction(real), place
+
+    async def dying(*arguments: Any, **options: Any) -> Any:
+        if moment == "before":
+            _die()
+        result = await real(*arguments, **options)
+        _die()
+        return result
+
+    def dying_at_once(*arguments: Any, **options: Any) -> Any:
+        if moment == "before":
+            _die()
+        result = real(*arguments, **options)
+        _die()
+        return result
+
+    setattr(owner, last, dying if inspect.iscoroutinefunction(real) else dying_at_once)
+
+
+if __name__ == "__main__":
+    if place := os.environ.get("HSMVISOR_CRASH"):
+        arm(place)
+    from hsmvisor.host.main import main
+
+    main()
