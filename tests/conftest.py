@@ -1,0 +1,58 @@
+"""What integration tests share: one host service for the session, a fresh module for each test, both client libraries."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from support.guest import Guest, Library
+    from support.host import Host, Module
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def shared_host() -> Iterator[Host]:
+    """A host service whose modules tests make for themselves; a test that stops or kills it starts its own instead."""
+    from support.host import Host
+
+    host = Host()
+    try:
+        yield host.start()
+    finally:
+        host.clean()
+
+
+@pytest.fixture(scope="session")
+def new_module(shared_host: Host) -> Callable[..., Module]:
+    def make(prefix: str = "guest", **settings: object) -> Module:
+        return shared_host.create(f"{prefix}-{next(_numbers)}", **settings)
+
+    return make
+
+
+@pytest.fixture
+def module(new_module: Callable[..., Module]) -> Iterator[Module]:
+    module = new_module()
+    yield module
+    module.destroy()
+
+
+@pytest.fixture(params=["ours", "p11-kit"])
+def library(request: pytest.FixtureRequest) -> Library:
+    from support.guest import library
+
+    return library(request.param)
+
+
+@pytest.fixture
+def guest(library: Library, module: Module, tmp_path: Path) -> Guest:
+    """A guest whose programs reach `module` through `library`."""
+    from support.guest import Guest
+
+    return Guest(library, module.address, tmp_path)

@@ -1,0 +1,82 @@
+"""Modules on a real host, with an authority that pushes material to them."""
+
+from __future__ import annotations
+
+from cryptography import x509
+from hsmvisor.authority import Authority, Bundle, Pusher, Staging
+from hsmvisor_rpc.v1 import hsmvisor_pb2 as pb
+from support.certificates import PrivateKey, chain_pem, private_pem
+from support.host_process import HostProcess, new_id, wait_for
+
+SETTINGS = "[guests]\nsocket_mode = 0o666\n"
+
+
+class Host:
+    """One host service and the authority that its modules obey."""
+
+    def __init__(self, settings: str = SETTINGS) -> None:
+        self.process = HostProcess(settings)
+        self.authority = Authority.create(self.process.directory / "authority")
+        self.process.root_public = self.authority.root_public
+
+    def start(self) -> Host:
+        """Returns when the control API answers; after stop() or kill() as well."""
+        self.process.start()
+        self.key = self.process.host.GetHost(pb.GetHostRequest(), timeout=10).host_key
+        self.pusher = Pusher(self.process.connect(), self.authority, self.key)
+        return self
+
+    def stop(self, number: int) -> None:
+        """Ends the host service by a signal; its workers go on."""
+        self.process.stop(number)
+
+    def clean(self) -> None:
+        self.process.clean()
+
+    def pid(self) -> int:
+        assert self.process.process is not None
+        return self.process.process.pid
+
+    def create(self, name: str, **settings: object) -> Module:
+        return Module(self, name, self.process.create(name, **settings).address)
+
+
+class Module:
+    """One guest's module; `address` is what its programs are given."""
+
+    def __init__(self, host: Host, name: str, address: str) -> None:
+        self.host, self.name, self.address = host, name, address
+
+    def status(self) -> pb.Module:
+        return self.host.process.get(self.name)
+
+    @property
+    def pid(self) -> int:
+        return self.status().pid
+
+    def serving(self, not_pid: int = 0) -> pb.Module:
+        return self.host.process.serving(self.name, not_pid)
+
+    def push(
+        self, material: str, key: PrivateKey, chain: tuple[x509.Certificate, ...] = (), **staging: object
+    ) -> pb.ExecuteResponse:
+        """Stages and activates the next generation."""
+        values = Staging(**({"profile": "any"} | staging))  # type: ignore[arg-type]
+        return self.host.pusher.push(self.name, material, Bundle.make(private_pem(key), chain_pem(chain)), values)
+
+    def renew(self, material: str, chain: tuple[x509.Certificate, ...], **staging: object) -> pb.ExecuteResponse:
+        """A new certificate for the key that is there."""
+        values = Staging(**({"profile": "any"} | staging))  # type: ignore[arg-type]
+        return self.host.pusher.push(self.name, material, Bundle.make(None, chain_pem(chain)), values)
+
+    def material(self, material: str) -> pb.Material:
+        return self.host.process.material.GetMaterial(pb.GetMaterialRequest(module=self.name, name=material), timeout=10)
+
+    def states(self, material: str) -> dict[int, str]:
+        return {g.number: g.state for g in self.material(material).generations}
+
+    def destroy(self) -> None:
+        self.host.process.modules.DestroyModule(pb.DestroyModuleRequest(request_id=new_id(), name=self.name), timeout=20)
+
+
+__all__ = ["SETTINGS", "Host", "Module", "wait_for"]
