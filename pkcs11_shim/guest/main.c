@@ -27,6 +27,8 @@ static const char help[] =
     "\n"
     "  --chain            with the intermediate certificates behind it, as ssl_certificate of nginx wants them\n"
     "  --reload COMMAND   run by /bin/sh after files have changed, e.g. 'nginx -s reload'\n"
+    "  --settle SECONDS   wait this long after a rotation before files are written (default 3): a program that searched the token less\n"
+    "                     than 2 seconds ago still sees the key before, and would find that it does not fit the new certificate\n"
     "  --once             write the files and end: 0 when all were there\n"
     "  --interval SECONDS how often to look with a library that cannot tell of rotations (default 10)\n"
     "  --module FILE      PKCS#11 library (default: libhsmvisor-pkcs11.so beside this program, or in ../lib/pkcs11)\n"
@@ -43,8 +45,8 @@ static struct {
     int count;
     bool chain, once;
     const char *reload, *module;
-    unsigned interval;
-} options = {.interval = 10};
+    unsigned interval, settle;
+} options = {.interval = 10, .settle = 3};
 
 static volatile sig_atomic_t ended;
 
@@ -185,6 +187,8 @@ static int sync_files(const struct token *token)
         }
         CK_RV rv = token->wait(seen, WAIT_MS, &seen);
         known = rv == CKR_OK || rv == CKR_FUNCTION_CANCELED;
+        for (unsigned second = 0; rv == CKR_OK && second < options.settle && !ended; second++)
+            pause_ms(1000);
     }
     return 0;
 }
@@ -199,11 +203,11 @@ static int usage(const char *why)
 
 static int parse(int argc, char **argv)
 {
-    enum { LABEL = 256, OUT, CHAIN, RELOAD, ONCE, INTERVAL, MODULE, HELP };
+    enum { LABEL = 256, OUT, CHAIN, RELOAD, ONCE, INTERVAL, SETTLE, MODULE, HELP };
     static const struct option known[] = {
         {"label", required_argument, NULL, LABEL}, {"out", required_argument, NULL, OUT},       {"chain", no_argument, NULL, CHAIN},
         {"reload", required_argument, NULL, RELOAD}, {"once", no_argument, NULL, ONCE},         {"interval", required_argument, NULL, INTERVAL},
-        {"module", required_argument, NULL, MODULE}, {"help", no_argument, NULL, HELP},         {NULL, 0, NULL, 0},
+        {"settle", required_argument, NULL, SETTLE}, {"module", required_argument, NULL, MODULE}, {"help", no_argument, NULL, HELP},         {NULL, 0, NULL, 0},
     };
     const char *label = NULL;
     for (int option; (option = getopt_long(argc, argv, "h", known, NULL)) != -1;) {
@@ -232,6 +236,11 @@ static int parse(int argc, char **argv)
             options.interval = (unsigned)strtoul(optarg, NULL, 10);
             if (!options.interval || options.interval > 86400)
                 return usage("--interval is 1 to 86400 seconds");
+            break;
+        case SETTLE:
+            options.settle = (unsigned)strtoul(optarg, NULL, 10);
+            if (options.settle > 86400)
+                return usage("--settle is 0 to 86400 seconds");
             break;
         case MODULE:
             options.module = optarg;

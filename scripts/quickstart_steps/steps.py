@@ -1,0 +1,67 @@
+"""How the quickstart tells what it does: numbered steps, and one clear end when one fails."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+BIN = ROOT / ".venv/bin"
+
+
+class StepFailed(Exception):
+    """`why` in one sentence or a program's own words, `do`: what to do."""
+
+    def __init__(self, why: str, do: str) -> None:
+        super().__init__(why)
+        self.why, self.do = why, do
+
+
+_number = 0
+
+
+@contextmanager
+def step(title: str) -> Iterator[None]:
+    global _number
+    _number += 1
+    began = time.monotonic()
+    print(f"\n{_number}. {title}", flush=True)
+    try:
+        yield
+    except StepFailed as failure:
+        print(f"\nquickstart: step {_number} ({title}) failed:", file=sys.stderr)
+        print("  " + failure.why.strip().replace("\n", "\n  "), file=sys.stderr)
+        print(f"what to do: {failure.do}", file=sys.stderr)
+        raise
+    seconds = time.monotonic() - began
+    if seconds > 2:
+        print(f"   ({seconds:.1f} s)", flush=True)
+
+
+def say(text: str) -> None:
+    print("   " + text, flush=True)
+
+
+def run(
+    *command: str | Path, do: str, show: bool = True, more: dict[str, str] | None = None, stdin: bytes = b"", timeout: float = 60
+) -> str:
+    """Runs a program of the tour, showing its command line; returns what it printed."""
+    words = [str(word) for word in command]
+    if show:
+        shown = [Path(words[0]).name, *words[1:]]
+        say("$ " + " ".join(repr(w) if " " in w or ";" in w else w for w in shown).replace(str(ROOT) + "/", ""))
+    try:
+        done = subprocess.run(words, input=stdin, capture_output=True, env=os.environ | (more or {}), timeout=timeout, check=False)
+    except FileNotFoundError:
+        raise StepFailed(f"{words[0]} is not installed", "run scripts/setup") from None
+    except subprocess.TimeoutExpired:
+        raise StepFailed(f"{words[0]} did not end within {timeout:.0f} s", do) from None
+    said = (done.stdout + done.stderr).decode(errors="replace")
+    if done.returncode:
+        raise StepFailed(f"{' '.join(words)} ended with {done.returncode}:\n{said}", do)
+    return said
