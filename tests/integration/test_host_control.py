@@ -122,6 +122,13 @@ def test_watching_tells_the_present_and_what_changes(host: HostProcess) -> None:
     stream.cancel()
 
 
+def test_of_two_who_destroy_one_finds_none(host: HostProcess) -> None:
+    host.create("twice")
+    calls = [host.modules.DestroyModule.future(pb.DestroyModuleRequest(request_id=new_id(), name="twice")) for _ in range(2)]
+    errors = [error for call in calls if (error := call.exception())]
+    assert [reason(error) for error in errors] == [(C.NOT_FOUND, "MODULE")]
+
+
 # ---- request ids ----------------------------------------------------------------------------------------------------
 
 
@@ -205,7 +212,7 @@ def test_a_refused_command_has_the_modules_reason_and_is_audited(host: HostProce
     assert code in (C.FAILED_PRECONDITION, C.INVALID_ARGUMENT)  # there is nothing staged
     lines = [json.loads(line) for line in host.audit_lines()]
     reasons = [v["reason"] for v in lines if v["kind"] == "material.execute" and v["result"] == "refused"]
-    assert {"WRONG_MODULE", "UNKNOWN_MANAGER", "MALFORMED"} <= set(reasons)
+    assert {"WRONG_MODULE", "UNKNOWN_MANAGER", "MALFORMED", "TOO_LARGE"} <= set(reasons)
 
 
 # ---- who may --------------------------------------------------------------------------------------------------------

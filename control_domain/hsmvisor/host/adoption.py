@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import logging
 import os
+import signal
 import socket
+from collections.abc import Collection
 from pathlib import Path
 
 from hsmvisor.host import places
@@ -41,7 +43,7 @@ async def end_stranger(where: Places, module_id: bytes) -> None:
     noted = places.noted_process(where.note(module_id))
     worker: WorkerProcess | None = None
     if noted is not None:
-        worker = WorkerProcess("", *noted)
+        worker = WorkerProcess("", *noted, None)
     elif path.exists():
         worker = await _answering(path)
     if worker is not None:
@@ -65,7 +67,7 @@ async def _answering(path: os.PathLike[str]) -> WorkerProcess | None:
         await link.ask(m.Attach(m.PROTOCOL, 0), m.Attached, within=1, take=1)
     pid = link.sender_pid
     try:
-        return WorkerProcess("", pid, os.pidfd_open(pid)) if pid else None
+        return WorkerProcess("", pid, os.pidfd_open(pid), None) if pid else None
     except OSError:
         return None
     finally:
@@ -84,7 +86,7 @@ async def _end_one(where: Places, path: Path, drain: float) -> int:
     except ValueError:
         return 0
     noted = places.noted_process(where.note(module_id))
-    worker = WorkerProcess("", *noted) if noted is not None else await _answering(path)
+    worker = WorkerProcess("", *noted, None) if noted is not None else await _answering(path)
     if worker is not None:
         with contextlib.suppress(OSError):
             worker.connect(path, _store_nothing, lambda event: None)
@@ -96,3 +98,14 @@ async def _end_one(where: Places, path: Path, drain: float) -> int:
 
 async def _store_nothing(change: m.StoreState) -> None:
     raise StorageUnavailable("STORAGE", "the host service does not run")
+
+
+def end_orphans(known: Collection[int]) -> None:
+    """Ends the workers that a launcher forked and died before it told of them: they are our children now, and nobody's."""
+    for pid in places.children_of(os.getpid()):
+        if pid not in known:
+            _log.warning("worker %d of a launcher that died is ended", pid)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, 0)

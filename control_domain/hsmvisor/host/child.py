@@ -9,7 +9,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from hsmvisor.host.errors import Unavailable
 from hsmvisor.host.link import Link, Violation
@@ -24,6 +24,10 @@ _FIRST_PAUSE = 0.05
 _LONGEST_PAUSE = 5.0
 _STEADY = 10.0  #: seconds of life after which a death counts as the first one again
 WAIT = 5.0  #: seconds that a request waits for a helper that is being started again
+
+
+class HelperLost(Unavailable):
+    """A helper ended or did not answer; what it was asked may be done or not."""
 
 
 def child_environment() -> dict[str, str]:
@@ -58,6 +62,7 @@ class Child:
         self._link: Link | None = None
         self._up = asyncio.Event()
         self._keeper: asyncio.Task[None] | None = None
+        self.on_death: Callable[[], None] = lambda: None
 
     def start(self) -> None:
         """Takes the helper over into the running event loop."""
@@ -70,7 +75,7 @@ class Child:
                 async with asyncio.timeout(WAIT):
                     await self._up.wait()
             except TimeoutError:
-                raise Unavailable("HELPER", f"the {self.name} does not start", "see the host's log for what it says") from None
+                raise HelperLost("HELPER", f"the {self.name} does not start", "see the host's log for what it says") from None
         assert self._link is not None
         return self._link
 
@@ -85,6 +90,7 @@ class Child:
             await self._death(spawned.process)
             self._up.clear()
             self._link.close()
+            self.on_death()
             self.restarts += 1
             pause = _FIRST_PAUSE if loop.time() - began > _STEADY else min(pause * 2, _LONGEST_PAUSE)
             _log.error("the %s ended (%s); started again in %.2f s", self.name, spawned.process.returncode, pause)

@@ -18,6 +18,8 @@ HostError
 
 from __future__ import annotations
 
+from typing import Any
+
 import grpc
 from google.protobuf import any_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2  # type: ignore[import-untyped]
@@ -74,7 +76,8 @@ class Lost(HostError): ...
 class Broken(HostError): ...
 
 
-_CODES: dict[type[HostError], int] = {
+#: A class that is not here has its parent's code.
+_CODES: dict[type[Any], int] = {
     Invalid: code_pb2.INVALID_ARGUMENT,
     Unauthenticated: code_pb2.UNAUTHENTICATED,
     Forbidden: code_pb2.PERMISSION_DENIED,
@@ -84,7 +87,6 @@ _CODES: dict[type[HostError], int] = {
     WrongState: code_pb2.FAILED_PRECONDITION,
     Exhausted: code_pb2.RESOURCE_EXHAUSTED,
     Unavailable: code_pb2.UNAVAILABLE,
-    StorageUnavailable: code_pb2.UNAVAILABLE,
     Lost: code_pb2.OUT_OF_RANGE,
     Broken: code_pb2.INTERNAL,
 }
@@ -137,8 +139,9 @@ def refused(error: m.Error) -> HostError:
 
 
 def code(error: HostError) -> grpc.StatusCode:
-    number = _REFUSALS[error.reason] if isinstance(error, Refused) else _CODES[type(error)]
-    return _STATUS_CODES[number]
+    if isinstance(error, Refused):
+        return _STATUS_CODES[_REFUSALS[error.reason]]
+    return _STATUS_CODES[next(_CODES[cls] for cls in type(error).__mro__ if cls in _CODES)]
 
 
 def trailer(error: HostError) -> tuple[str, bytes]:

@@ -8,8 +8,7 @@ import os
 import signal
 from dataclasses import dataclass
 
-from hsmvisor.host.child import Child
-from hsmvisor.host.errors import Unavailable
+from hsmvisor.host.child import Child, HelperLost
 from hsmvisor.host.link import LinkClosed, PeerError
 from hsmvisor_rpc.internal import messages as m
 
@@ -30,7 +29,7 @@ class Launcher:
         self.child = Child("launcher", module, [])
 
     async def spawn(self, spawn: m.Spawn, control: int, guest: int, key_pipe: int, within: float) -> Worker:
-        """Raises Unavailable when there is no launcher, or it does not answer."""
+        """Raises HelperLost when there is no launcher, or it does not answer."""
         link = await self.child.link()
         asked = asyncio.ensure_future(link.ask(spawn, m.Spawned, [control, guest, key_pipe], within=_FOR_EVER, take=1))
         try:
@@ -38,12 +37,12 @@ class Launcher:
                 spawned, descriptors = await asyncio.shield(asked)
         except (LinkClosed, PeerError, TimeoutError) as error:
             asked.add_done_callback(_end_late)
-            raise Unavailable("LAUNCHER", f"the launcher did not start the worker: {error or 'no answer'}") from None
+            raise HelperLost("LAUNCHER", f"the launcher did not start the worker: {error or 'no answer'}") from None
         except asyncio.CancelledError:
             asked.add_done_callback(_end_late)
             raise
         if not descriptors:
-            raise Unavailable("LAUNCHER", "the launcher sent no pidfd")
+            raise HelperLost("LAUNCHER", "the launcher sent no pidfd")
         return Worker(spawned.pid, descriptors[0])
 
 

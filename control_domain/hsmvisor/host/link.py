@@ -54,8 +54,10 @@ class _Pending:
 
 
 class Link:
-    """One connection.  `on_request` is awaited for each request, its result is the reply; `on_notification` is called in the order
-    of arrival; None: the other end may not.  `on_closed` is called once, with the Violation or None."""
+    """One connection.  `on_request` is called for each request in the order of arrival, may raise Violation, and returns what is
+    awaited for the reply; `on_notification` likewise, without a reply; None: the other end may not.  `on_closed` is called once,
+    with the Violation or None.
+    """
 
     def __init__(
         self,

@@ -58,6 +58,8 @@ def main(path: Path | None, check: bool, stop_workers: bool, log_level: str | No
             asyncio.run(_serve(foundation.lay(config), applied, path))
     except Broken as error:
         _end(error, EX_FAILED)
+    except OSError as error:
+        _end(Broken("SYSTEM", f"{error.filename or 'a system call'}: {error.strerror}"), EX_FAILED)
 
 
 def _end(error: Broken, code: int) -> NoReturn:

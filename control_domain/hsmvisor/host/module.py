@@ -17,6 +17,7 @@ from typing import TypeVar
 from hsmvisor.host import errors, places, reports
 from hsmvisor.host.adoption import end_stranger, returned_listener
 from hsmvisor.host.audit import Audit
+from hsmvisor.host.child import HelperLost
 from hsmvisor.host.config import Config
 from hsmvisor.host.events import Events
 from hsmvisor.host.happenings import Happenings
@@ -72,6 +73,7 @@ class Module:
         self._deaths: deque[float] = deque(maxlen=_DEATHS)
         self._failures = 0
         self._is_serving = asyncio.Event()
+        self.ending = asyncio.Lock()  #: held by who destroys it
         self._keeper: asyncio.Task[None] | None = None
         self._happenings = Happenings(row.name, surroundings.audit, surroundings.events)
 
@@ -95,14 +97,20 @@ class Module:
 
     async def begin(self) -> None:
         """Makes a new module: returns when it serves.  Raises HostError; then nothing of it runs."""
-        try:
-            await self._start_worker()
-        except (WorkerFault, OSError) as error:
-            await self._end_worker(0)
-            raise errors.Unavailable("WORKER", f"the module's worker does not start: {error}", "see the host's log") from None
-        except BaseException:
-            await self._end_worker(0)
-            raise
+        for last in (False, False, True):
+            try:
+                await self._start_worker()
+                break
+            except (WorkerFault, OSError) as error:
+                await self._end_worker(0)
+                raise errors.Unavailable("WORKER", f"the module's worker does not start: {error}", "see the host's log") from None
+            except HelperLost:  # it is started again at once; nothing of the module was there yet
+                await self._end_worker(0)
+                if last:
+                    raise
+            except BaseException:
+                await self._end_worker(0)
+                raise
         self._keeper = asyncio.get_running_loop().create_task(self._keep())
 
     def resume(self, gate: asyncio.Semaphore) -> None:
@@ -206,7 +214,7 @@ class Module:
                 derived = asyncio.ensure_future(self._s.provider.derive(self.module_id, write_end, within))
                 try:
                     forked = await self._s.launcher.spawn(spawn, control.fileno(), self._guest.fileno(), read_end, within)
-                    worker = self._worker = WorkerProcess(self.name, forked.pid, forked.pidfd)
+                    worker = self._worker = WorkerProcess(self.name, forked.pid, forked.pidfd, Phase.EMPTY)
                     places.write_note(self._s.places.note(self.module_id), forked.pid)
                     worker.connect(control_path, self._store, self._happenings.told)
                 finally:
@@ -232,7 +240,7 @@ class Module:
         if noted is None:
             await end_stranger(self._s.places, self.module_id)
             return False
-        worker = self._worker = WorkerProcess(self.name, *noted)
+        worker = self._worker = WorkerProcess(self.name, *noted, None)
         within = self._s.config.workers.start_timeout_seconds
         try:
             worker.connect(self._s.places.control(self.module_id), self._store, self._happenings.told)

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from hsmvisor.host import places
-from hsmvisor.host.adoption import end_stranger
+from hsmvisor.host.adoption import end_orphans, end_stranger
 from hsmvisor.host.errors import Exhausted, Exists, NotFound, Unavailable
 from hsmvisor.host.module import DESTROYED, Module, Surroundings, new_row
 from hsmvisor.host.settings import Settings
@@ -33,12 +33,14 @@ class Modules:
         self._modules: dict[str, Module] = {}
         self._reserved: dict[str, int] = {}  #: names that are being created, with their numbers
         self._watchers: set[asyncio.Queue[Change | None]] = set()
+        self._making: set[Module] = set()
         self._stopping = False
 
     # ---- the host's start and end -------------------------------------------------------------------------------
 
     async def start(self) -> None:
         """Settles what was half-done; workers are adopted and started in the background."""
+        self._s.launcher.child.on_death = self._end_orphans
         gate = asyncio.Semaphore(_STARTS_AT_ONCE)
         rows = await self._s.state.modules()
         for row in rows:
@@ -69,6 +71,11 @@ class Modules:
                 await end_stranger(self._s.places, module_id)
                 places.forget(self._s.places, module_id)
 
+    def _end_orphans(self) -> None:
+        helpers = {self._s.launcher.child.pid, self._s.provider.child.pid}
+        making = {m.pid for m in self._making}
+        end_orphans(helpers | making | {m.pid for m in self._modules.values()})
+
     async def stop(self, *, leave_workers: bool) -> None:
         self._stopping = True
         for watcher in self._watchers:
@@ -81,7 +88,7 @@ class Modules:
         try:
             return self._modules[name]
         except KeyError:
-            raise NotFound("MODULE", f"there is no module {name}", "hsmvisor module list shows those there are") from None
+            raise _not_found(name) from None
 
     def all(self) -> list[Module]:
         return list(self._modules.values())
@@ -94,11 +101,13 @@ class Modules:
             raise Exists("MODULE", f"module {name} exists", "choose another name, or destroy that one first")
         number = self._free_number()
         self._reserved[name] = number
+        module = Module(new_row(os.urandom(16), name, number, root, settings), self._s, self._changed)
+        self._making.add(module)
         try:
-            module = Module(new_row(os.urandom(16), name, number, root, settings), self._s, self._changed)
             await self._make(module, request)
         finally:
             del self._reserved[name]
+            self._making.discard(module)
         self._modules[name] = module
         self._tell(Change("created", module))
         self._s.events.emit("module-created", name, {"module_id": module.module_id.hex()})
@@ -128,10 +137,13 @@ class Modules:
 
     async def destroy(self, name: str, request: Request) -> None:
         module = self.get(name)
-        await self._s.state.begin_destroy(module.module_id)
-        await module.destroy()
-        await self._s.state.remove(module.module_id, request)
-        del self._modules[name]
+        async with module.ending:  # of two who ask, the second finds none
+            if self._modules.get(name) is not module:
+                raise _not_found(name)
+            await self._s.state.begin_destroy(module.module_id)
+            await module.destroy()
+            await self._s.state.remove(module.module_id, request)
+            del self._modules[name]
         self._s.events.emit("module-destroyed", name, {"module_id": module.module_id.hex()})
 
     # ---- watching -----------------------------------------------------------------------------------------------
@@ -166,3 +178,7 @@ class Modules:
                     yield change
         finally:
             self._watchers.discard(queue)
+
+
+def _not_found(name: str) -> NotFound:
+    return NotFound("MODULE", f"there is no module {name}", "hsmvisor module list shows those there are")

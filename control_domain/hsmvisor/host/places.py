@@ -115,6 +115,20 @@ def start_time(pid: int) -> int:
     return int(fields[19])
 
 
+def children_of(parent: int) -> list[int]:
+    """Returns the pids of a process's living children (proc(5), field 4 of stat)."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                fields = (entry / "stat").read_bytes().rpartition(b")")[2].split()
+            except OSError:
+                continue
+            if int(fields[1]) == parent and fields[0] not in (b"Z", b"X"):
+                found.append(int(entry.name))
+    return found
+
+
 def write_note(path: Path, pid: int) -> None:
     """Notes the worker's process so that the next supervisor knows it again; whole or not at all."""
     new = path.with_suffix(".new")

@@ -19,7 +19,7 @@ class Provider:
         self.child = Child("key provider", module, ["--kind", kind, "--path", str(path)])
 
     async def derive(self, module_id: bytes, pipe: int, within: float) -> None:
-        """Has the module's storage key written into `pipe`; raises Unavailable."""
+        """Has the module's storage key written into `pipe`; raises HelperLost."""
         link = await self.child.link()
         try:
             await link.ask(m.DeriveKey(module_id), m.Done, [pipe], within=within)

@@ -11,9 +11,9 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from hsmvisor.host import errors, limits
 from hsmvisor.host.link import Link, LinkClosed, PeerError, Violation
@@ -36,9 +36,10 @@ class WorkerFault(Exception):
 class WorkerProcess:
     """A worker that runs.  Owns its pidfd and its control connection."""
 
-    def __init__(self, name: str, pid: int, pidfd: int) -> None:
+    def __init__(self, name: str, pid: int, pidfd: int, phase: Phase | None) -> None:
+        """`phase` None: an earlier supervisor's worker; its phase is not known before it answers Attach."""
         self.name, self.pid, self._pidfd = name, pid, pidfd
-        self.phase: Phase | None = None  #: None: not known before it answers Attach
+        self.phase = phase
         self.attached: m.Attached | None = None
         self.violation = ""
         self._link: Link | None = None
@@ -122,9 +123,12 @@ class WorkerProcess:
     # ---- being asked --------------------------------------------------------------------------------------------
 
     def _allowed(self, frame: Frame) -> Record:
-        """Returns the record if this phase's row has it; raises Violation."""
-        # before Attach is answered, a worker that we adopt may finish what it had asked of the supervisor before us
-        row = WORKER_MAY[self.phase if self.phase is not None else Phase.SERVING]
+        """Returns the record if this phase's row has it; raises Violation.
+
+        A worker that we adopt may finish what it had asked of the supervisor before us, and one that is told to shut down what it
+        had sent before it heard of that: both are served as in phase serving.
+        """
+        row = WORKER_MAY[self.phase if self.phase in (Phase.EMPTY, Phase.BOOTING) else Phase.SERVING]
         try:
             kind = by_type(row).get(record_type(frame.payload))
             if kind is None:
@@ -133,12 +137,15 @@ class WorkerProcess:
         except MalformedRecord as error:
             raise Violation(f"malformed: {error}") from None
 
-    async def _asked(self, frame: Frame) -> Record:
+    def _asked(self, frame: Frame) -> Coroutine[Any, Any, Record]:
         record = self._allowed(frame)
         if not isinstance(record, m.StoreState) or self._store is None:
             raise Violation(f"{record.TYPE} as a request")
+        return self._stored(self._store, record)
+
+    async def _stored(self, store: Store, change: m.StoreState) -> Record:
         try:
-            await self._store(record)
+            await store(change)
         except errors.HostError as error:
             return m.Error(m.REASON_STORAGE, error.detail)
         return m.Done()

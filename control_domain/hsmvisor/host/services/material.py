@@ -26,13 +26,13 @@ class MaterialService(rpc.MaterialServiceServicer):
 
     async def Execute(self, untrusted: pb.ExecuteRequest, context: Any) -> pb.ExecuteResponse:
         name, command = limits.module_name(untrusted.module), untrusted.signed_command
-        if not 1 <= len(command) <= MAX_SIGNED:
-            raise Invalid("TOO_LARGE" if command else "MALFORMED", f"signed_command has 1-{MAX_SIGNED} bytes")
         asked = request(untrusted.request_id, "Execute", name.encode(), command)
         # who signed what is the module's to judge: refused, the line shows which bytes; carried out, the module's own words
         fields: dict[str, Any] = {"module": name, "command": hashlib.sha256(command).hexdigest()}
 
         async def work() -> bytes:
+            if not 1 <= len(command) <= MAX_SIGNED:
+                raise Invalid("TOO_LARGE" if command else "MALFORMED", f"signed_command has 1-{MAX_SIGNED} bytes")
             module = self._modules.get(name)
             done = await module.ask(m.Execute(module.ticket(asked), command), m.Executed)
             await self._state.record(asked, done.encode())  # the worker's own change carried it, where there was one
