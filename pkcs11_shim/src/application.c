@@ -304,6 +304,7 @@ static struct connection *take(void)
         if (c == app.idle)
             app.idle = c->next;
         app.busy++;
+        c->alone = app.busy == 1;
     } else {
         c = NULL;
     }

@@ -8,6 +8,8 @@
 struct connection {
     int fd; /* -1 = not connected */
     uint32_t last_id;
+    bool alone;        /* no other call of this process is under way: its reply may be looked for without sleeping */
+    unsigned patience; /* calls since looking was in vain */
     unsigned incarnation; /* of the application on the server that it belongs to */
     struct writer out;    /* the header's room stands before the message */
     uint8_t *in;

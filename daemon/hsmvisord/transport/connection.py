@@ -1,109 +1,195 @@
-"""One guest connection: a blocking thread that reads a frame, has it answered and writes the reply."""
+"""One guest connection, without a thread: a reactor reads it, replies are written where they are made.
+
+Its requests are answered in order.  A request that will take long is answered in the pool; meanwhile the connection is not read.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import socket
-import struct
 import threading
 from collections.abc import Callable
+from time import monotonic, perf_counter
 
 from hsmvisord.face import face
 from hsmvisord.face.caller import Caller
 from hsmvisord.token.token import Token
 from hsmvisord.transport import limits
 from hsmvisord.transport.parking import Parking
-from hsmvisord.wire.calls import BadMessage, Request, WireError
+from hsmvisord.wire.calls import BadMessage, Call, Request, WireError
 from hsmvisord.wire.frames import FrameBuffer
 from hsmvisord.wire.handshake import negotiate
 
-_TIMEOUT = struct.pack("@ll", limits.FRAME_SECONDS, 0)
+#: Calls that may wait for the host to store something: never on a reactor.
+WAITING = frozenset({Call.LOGIN, Call.LOGIN_USER})
+
+_NEVER = float("inf")
+
+
+class Ended(Exception):
+    """The connection is over; the text says how."""
 
 
 class Connection:
-    """`run` returns when the connection has ended; `why` then says how.  `begun` is called once, after the handshake."""
+    """`begun` is called once, when its application has begun.  `why` says how it ended."""
 
     def __init__(
         self, sock: socket.socket, peer: str, token: Token, parking: Parking, refused: bool, begun: Callable[[Connection], None]
     ) -> None:
-        self._sock, self._token, self._parking, self._begun = sock, token, parking, begun
-        self._send_lock = threading.Lock()
-        self._refused, self._peer = refused, peer
+        self.sock = sock
+        self._peer, self._token, self._parking, self._refused, self._begun = peer, token, parking, refused, begun
         self.caller: Caller | None = None
         self.why = "closed by the client"
+        self.overdue_at = monotonic() + limits.GREETING_SECONDS  #: when it is closed unless its frame is whole by then
+        self.slow = False  #: the last request took long
+        self.alone = False  #: nobody else has asked for a while: what takes long keeps nobody waiting
+        self.write_wanted: Callable[[Connection], None] = lambda connection: None  #: the reactor's: bytes wait for the socket
+        self._buffer = FrameBuffer()
+        self._pending: Request | None = None
+        self._told = False
+        self._lock = threading.Lock()
+        self._unsent = b""
+        sock.setblocking(False)
 
-    def run(self) -> None:
+    # ---- the reactor's thread -----------------------------------------------------------------------------------
+
+    def receive(self) -> None:
+        """Takes what the socket has; raises Ended."""
         try:
-            self._sock.setblocking(True)
-            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _TIMEOUT)
-            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _TIMEOUT)
-            first = self._sock.recv(1)
-            if not first:
-                return
-            codec, answer = negotiate(first[0])
-            self.caller = Caller(self._token, codec, self._peer, refused=self._refused)
-            self._token.add_counters(self.caller.counters)
-            self._sock.sendall(answer)
-            self._serve(self.caller)
-        except WireError as error:
-            self.why = f"broken frame: {error}"
-        except BlockingIOError:
-            self.why = f"the peer did not read or write for {limits.FRAME_SECONDS} s within a frame"
+            data = self.sock.recv(limits.RECEIVE)
+        except (BlockingIOError, InterruptedError):
+            return
         except OSError as error:
-            self.why = f"connection lost: {error.strerror}"
-        finally:
-            self._end()
+            raise Ended(f"connection lost: {error.strerror}") from None
+        if not data:
+            raise Ended("closed by the client")
+        if self.caller is None:
+            data = self._greet(data)
+        self._buffer.feed(data)
 
-    def _serve(self, caller: Caller) -> None:
-        recv, buffer, decode = self._sock.recv, FrameBuffer(), caller.codec.decode
-        told = False
+    def _greet(self, data: bytes) -> bytes:
+        try:
+            codec, answer = negotiate(data[0])
+        except WireError as error:
+            raise Ended(f"broken greeting: {error}") from None
+        self.caller = Caller(self._token, codec, self._peer, refused=self._refused)
+        self._token.add_counters(self.caller.counters)
+        self.send(answer)
+        return data[1:]
+
+    def work(self) -> bool:
+        """Answers requests that have come; returns whether there may be more.  Raises Ended."""
+        caller = self.caller
+        if caller is None:
+            return False
+        for _ in range(limits.FRAMES_AT_ONCE):
+            if self._unsent:
+                return False
+            request = self._next(caller)
+            if request is None:
+                return False
+            if (self.slow and not self.alone) or request.call in WAITING:
+                self._pending = request
+                return True
+            began = perf_counter()
+            self._answer(caller, request)
+            self.slow = perf_counter() - began > limits.SLOW
+        return True
+
+    def _next(self, caller: Caller) -> Request | None:
         while True:
             try:
-                data = recv(limits.RECEIVE)
-            except BlockingIOError:
-                if buffer.mid_frame:
-                    raise
-                continue
-            except InterruptedError:
-                continue
-            if not data:
-                return
-            buffer.feed(data)
-            while (frame := buffer.next_frame()) is not None:
-                try:
-                    request = decode(*frame)
-                except BadMessage as error:
-                    self.send(caller.codec.error(error.request_id, error.rv))
-                    continue
-                reply = face.handle(caller, request, self._park)
-                if reply is not None:
-                    self.send(reply)
-                if not told and caller.application_or_none is not None:
-                    told = True
-                    self._begun(self)
+                frame = self._buffer.next_frame()
+                if frame is None:
+                    if not self._buffer.mid_frame:
+                        self.overdue_at = _NEVER
+                    elif self.overdue_at == _NEVER:
+                        self.overdue_at = monotonic() + limits.FRAME_SECONDS
+                    return None
+                return caller.codec.decode(*frame)
+            except BadMessage as error:
+                self.send(caller.codec.error(error.request_id, error.rv))
+            except WireError as error:
+                raise Ended(f"broken frame: {error}") from None
+
+    def _answer(self, caller: Caller, request: Request) -> None:
+        reply = face.handle(caller, request, self._park)
+        if reply is not None:
+            self.send(reply)
+        if not self._told and caller.application_or_none is not None:
+            self._told = True
+            self._begun(self)
+
+    # ---- the pool's threads -------------------------------------------------------------------------------------
+
+    @property
+    def pending(self) -> Request | None:
+        """A request that is to be answered in the pool."""
+        return self._pending
+
+    def work_pending(self) -> None:
+        request, self._pending = self._pending, None
+        if request is None or self.caller is None:
+            return
+        began = perf_counter()
+        self._answer(self.caller, request)
+        self.slow = request.call not in WAITING and perf_counter() - began > limits.SLOW / 2
+
+    # ---- any thread ---------------------------------------------------------------------------------------------
 
     def _park(self, request: Request, ready: Callable[[], tuple[object, ...] | None]) -> None:
         assert self.caller is not None
-        self._parking.park(self.caller, request, ready, self._send_later)
+        self._parking.park(self.caller, request, ready, self.send)
 
     def send(self, frame: bytes) -> None:
-        with self._send_lock:
-            self._sock.sendall(frame)
+        """Writes at once what the socket takes; the rest waits for the reader.  Never blocks."""
+        with self._lock:
+            if self._unsent:
+                self._unsent += frame
+                if len(self._unsent) > limits.MAX_UNSENT:
+                    self._drop()
+                return
+            try:
+                sent = self.sock.send(frame)
+            except (BlockingIOError, InterruptedError):
+                sent = 0
+            except OSError:
+                return  # the reactor sees the end
+            if sent == len(frame):
+                return
+            self._unsent = frame[sent:]
+            self.overdue_at = monotonic() + limits.FRAME_SECONDS
+        self.write_wanted(self)
 
-    def _send_later(self, frame: bytes) -> None:
-        """From the clock thread: a connection that is gone ends itself."""
-        with contextlib.suppress(OSError):
-            self.send(frame)
+    def flush(self) -> bool:
+        """Writes what waits; returns whether all is written.  Raises Ended."""
+        with self._lock:
+            try:
+                sent = self.sock.send(self._unsent)
+            except (BlockingIOError, InterruptedError):
+                return False
+            except OSError as error:
+                raise Ended(f"connection lost: {error.strerror}") from None
+            self._unsent = self._unsent[sent:]
+            if self._unsent:
+                return False
+            self.overdue_at = _NEVER
+            return True
+
+    def _drop(self) -> None:
+        self.why = f"{limits.MAX_UNSENT} bytes of replies were not read"
+        self.close()
 
     def close(self) -> None:
-        """From another thread: `run` returns soon after."""
+        """The reactor ends it soon after."""
         with contextlib.suppress(OSError):
-            self._sock.shutdown(socket.SHUT_RDWR)
+            self.sock.shutdown(socket.SHUT_RDWR)
 
-    def _end(self) -> None:
+    def end(self) -> None:
+        """Once, by the reactor: gives everything back."""
         if self.caller is not None:
             self._parking.remove(self.caller)
             if self.caller.application_or_none is not None:
                 self._token.leave(self.caller.application_or_none)
             self._token.remove_counters(self.caller.counters)
-        self._sock.close()
+        self.sock.close()

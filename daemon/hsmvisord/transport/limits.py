@@ -1,8 +1,16 @@
-"""Times and sizes of a guest's connection, in one place."""
+"""Times and sizes of a guest's connections, in one place."""
 
 FRAME_SECONDS = 10  #: a frame must be complete this long after its first byte; a reply must be taken in this time
+GREETING_SECONDS = 10  #: the first byte must come this long after the connection
 RECEIVE = 65536  #: bytes asked of the socket at once
 THREAD_STACK = 256 * 1024  #: bytes
+FRAMES_AT_ONCE = 8  #: requests of one connection that are answered before others have their turn
+MAX_UNSENT = 1 << 20  #: bytes of replies that wait for a slow reader; it is not read from meanwhile
 MAX_REFUSED = 64  #: connections over the limit that are answered (CKR_HOST_MEMORY) at the same time; others wait in the backlog
 MAX_PARKED = 256  #: parked requests of one connection
 ACCEPT_PAUSE = 0.05  #: seconds after an accept that failed (no descriptors left)
+SWEEP = 1.0  #: seconds between looks for overdue frames
+POOL_THREADS = 4  #: for operations that take long
+SLOW = 120e-6  #: seconds: the next request of a connection whose last one took longer goes to the pool
+SPIN = 40e-6  #: seconds that a reactor looks for the next request before it sleeps
+ALONE = 8  #: requests in a row of one connection, after which it counts as the only busy one

@@ -1,4 +1,4 @@
-"""The guest's listening socket: accepts connections and gives each a thread, within the module's limit."""
+"""The guest's listening socket: accepts connections within the module's limit and gives them to the reactor."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from hsmvisord.token.token import Token
 from hsmvisord.transport import limits
 from hsmvisord.transport.connection import Connection
 from hsmvisord.transport.parking import Parking
+from hsmvisord.transport.reactor import Reactor
 
 
 class Listener:
@@ -27,8 +28,10 @@ class Listener:
     ) -> None:
         self._sock, self._token, self._parking = sock, token, parking
         self._opened, self._closed = opened, closed
+        self._reactor = Reactor(self._ended)
         self._lock = threading.Lock()
         self._connections: set[Connection] = set()
+        self._over: set[Connection] = set()  #: over the limit
         self._refused_slots = threading.Semaphore(limits.MAX_REFUSED)
         self._stopping = False
         self.accepted = 0
@@ -38,8 +41,11 @@ class Listener:
     def connections(self) -> int:
         return len(self._connections)
 
-    def run(self) -> None:
-        """Accepts until the socket is shut down."""
+    def start(self) -> None:
+        threading.Thread(target=self._reactor.run, name="reactor", daemon=True).start()
+        threading.Thread(target=self._accept, name="accept", daemon=True).start()
+
+    def _accept(self) -> None:
         while not self._stopping:
             try:
                 sock, _ = self._sock.accept()
@@ -56,28 +62,18 @@ class Listener:
             self._refused_slots.acquire()
         connection = Connection(sock, peer_of(sock), self._token, self._parking, refused, self._opened)
         self.accepted += 1
-        if not refused:
-            with self._lock:
-                self._connections.add(connection)
-        try:
-            threading.Thread(target=self._run, args=(connection, refused), daemon=True).start()
-        except RuntimeError:  # no more threads: the process limit is reached
-            self._forget(connection, refused)
-            sock.close()
+        with self._lock:
+            (self._over if refused else self._connections).add(connection)
+        self._reactor.add(connection)
 
-    def _run(self, connection: Connection, refused: bool) -> None:
-        try:
-            connection.run()
-        finally:
-            self._forget(connection, refused)
-            if connection.caller is not None and connection.caller.application_or_none is not None:
-                self._closed(connection)
-
-    def _forget(self, connection: Connection, refused: bool) -> None:
+    def _ended(self, connection: Connection) -> None:
+        with self._lock:
+            refused = connection in self._over
+            (self._over if refused else self._connections).discard(connection)
         if refused:
             self._refused_slots.release()
-        with self._lock:
-            self._connections.discard(connection)
+        if connection.caller is not None and connection.caller.application_or_none is not None:
+            self._closed(connection)
 
     def stop(self) -> None:
         """No new connections; those there are stay."""

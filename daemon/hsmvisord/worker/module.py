@@ -194,7 +194,7 @@ class Module:
         self._token = token
         self._log_signatures(token)
         self._listener = Listener(self._guest, token, self._parking, self._opened, self._closed)
-        threading.Thread(target=self._listener.run, name="accept", daemon=True).start()
+        self._listener.start()
         self._link.phase = Phase.SERVING
         return m.Booted(keystore.recipient_public, keystore.state.root, self._report())
 
