@@ -57,17 +57,25 @@ class Module:
     def serving(self, not_pid: int = 0) -> pb.Module:
         return self.host.process.serving(self.name, not_pid)
 
-    def push(
-        self, material: str, key: PrivateKey, chain: tuple[x509.Certificate, ...] = (), **staging: object
-    ) -> pb.ExecuteResponse:
-        """Stages and activates the next generation."""
-        values = Staging(**({"profile": "any"} | staging))  # type: ignore[arg-type]
-        return self.host.pusher.push(self.name, material, Bundle.make(private_pem(key), chain_pem(chain)), values)
+    def stage(self, material: str, key: PrivateKey | None, chain: tuple[x509.Certificate, ...] = (), **staging: object) -> int:
+        """Delivers the next generation and returns its number; without `key` it is a new certificate for the key that is there."""
+        pusher, values = self.host.pusher, Staging(**({"profile": "any"} | staging))  # type: ignore[arg-type]
+        generation = pusher.next_generation(self.name, material)
+        bundle = Bundle.make(private_pem(key) if key else None, chain_pem(chain))
+        pusher.stage(self.name, material, bundle, values, generation)
+        return generation
 
-    def renew(self, material: str, chain: tuple[x509.Certificate, ...], **staging: object) -> pb.ExecuteResponse:
-        """A new certificate for the key that is there."""
-        values = Staging(**({"profile": "any"} | staging))  # type: ignore[arg-type]
-        return self.host.pusher.push(self.name, material, Bundle.make(None, chain_pem(chain)), values)
+    def activate(self, material: str, generation: int) -> pb.ExecuteResponse:
+        return self.host.pusher.activate(self.name, material, generation)
+
+    def push(self, material: str, key: PrivateKey | None, chain: tuple[x509.Certificate, ...] = (), **staging: object) -> int:
+        """Stages and activates the next generation; returns its number."""
+        generation = self.stage(material, key, chain, **staging)
+        self.activate(material, generation)
+        return generation
+
+    def destroy_generation(self, material: str, generation: int) -> pb.ExecuteResponse:
+        return self.host.pusher.destroy(self.name, material, generation)
 
     def material(self, material: str) -> pb.Material:
         return self.host.process.material.GetMaterial(pb.GetMaterialRequest(module=self.name, name=material), timeout=10)

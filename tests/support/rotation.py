@@ -1,0 +1,147 @@
+"""Rotations under load: nginx whose certificate file hsmvisor-guest keeps, and signers that follow; what came of it."""
+
+from __future__ import annotations
+
+import bisect
+import statistics
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from support.certificates import DER, Authority, PrivateKey, new_key
+from support.guest import OURS, Guest, Library, stop, wait_for
+from support.guest import library as named
+from support.host import Module
+from support.load import Made, Signer, TlsLoad, fits
+from support.nginx import Nginx, client_context
+
+KEPT = 14  #: generations that stay: a material has at most 16
+HSMVISOR_GUEST = OURS.parent / "hsmvisor-guest"
+
+
+@dataclass
+class Activation:
+    """One generation in service: when its activation was asked for and when it was acknowledged (CLOCK_MONOTONIC)."""
+
+    key: PrivateKey
+    leaf: bytes
+    asked: float
+    acknowledged: float
+
+
+@dataclass
+class Report:
+    rotations: int = 0
+    handshakes: int = 0
+    failed_handshakes: list[str] = field(default_factory=list)
+    certificates_seen: int = 0
+    foreign_certificates: int = 0
+    signatures: int = 0
+    failed_signatures: list[str] = field(default_factory=list)
+    wrong_signatures: int = 0
+    generations_that_signed: int = 0
+    swap_ms: list[float] = field(default_factory=list)  #: from asking for the activation to the first signature of the new key
+    latency_ms: list[float] = field(default_factory=list)  #: of each signature
+    latency_in_swap_ms: list[float] = field(default_factory=list)  #: of those that ran while an activation did
+    reloads: int = 0
+
+    def summary(self) -> dict[str, float | int]:
+        def percentile(values: list[float], share: float) -> float:
+            return round(sorted(values)[int(share * (len(values) - 1))], 3) if values else 0.0
+
+        return {
+            "rotations": self.rotations,
+            "handshakes": self.handshakes,
+            "failed_handshakes": len(self.failed_handshakes),
+            "certificates_seen": self.certificates_seen,
+            "foreign_certificates": self.foreign_certificates,
+            "signatures": self.signatures,
+            "failed_signatures": len(self.failed_signatures),
+            "wrong_signatures": self.wrong_signatures,
+            "generations_that_signed": self.generations_that_signed,
+            "nginx_reloads": self.reloads,
+            "swap_ms_median": round(statistics.median(self.swap_ms), 3) if self.swap_ms else 0.0,
+            "swap_ms_max": percentile(self.swap_ms, 1.0),
+            "signature_ms_p99": percentile(self.latency_ms, 0.99),
+            "signature_ms_p99_during_swaps": percentile(self.latency_in_swap_ms, 0.99),
+        }
+
+
+def owner_of(made: Made, activations: list[Activation]) -> int | None:
+    """The generation whose signature it is, of those that may have been current while it was made; None: it is wrong."""
+    last = bisect.bisect_right([a.asked for a in activations], made.ended) - 1
+    for number in range(last, -1, -1):
+        if fits(activations[number].key, made):
+            return number
+        if activations[number].acknowledged < made.began:
+            return None  # this one was current before it began: no older one may sign for a follower
+    return None
+
+
+def rotate_under_load(library: Library, module: Module, directory: Path, rotations: int, interval: float) -> Report:
+    """`web` (pinned, EC) is served by nginx with 4 workers, `requests` (follow, EC) signs from python-pkcs11; both are rotated."""
+    guest, authority = Guest(library, module.address, directory), Authority()
+    activations: dict[str, list[Activation]] = {"web": [], "requests": []}
+
+    def rotate() -> None:
+        for material, staging in (("web", {"mode": "pin", "profile": "tls"}), ("requests", {"mode": "follow", "profile": "request-signing"})):
+            key = new_key("p256")
+            chain = authority.chain(key) if material == "web" else ()
+            generation = module.stage(material, key, chain, **staging)
+            asked = time.monotonic()
+            module.activate(material, generation)
+            if generation > KEPT:
+                module.destroy_generation(material, generation - KEPT)
+            leaf = chain[0].public_bytes(DER) if chain else b""
+            activations[material].append(Activation(key, leaf, asked, time.monotonic()))
+
+    rotate()
+    certificate = directory / "web.pem"
+    pid_file = directory / "nginx.pid"
+    keeper = Guest(named("ours"), module.address, directory).start(
+        *(HSMVISOR_GUEST, "sync", "--label", "web", "--out", certificate, "--chain", "--module", OURS),
+        *("--reload", f"echo reload >> {directory}/reloads; test ! -e {pid_file} || kill -HUP $(cat {pid_file})"),
+        output=directory / "guest.log",
+    )
+    wait_for(certificate.exists, "the certificate file")
+    nginx = Nginx(guest, [(certificate, f"pkcs11:token={module.name};object=web;type=private")])
+    load = TlsLoad(nginx.port, client_context(authority.root_pem))
+    signer = Signer(guest, "requests")
+    try:
+        time.sleep(1)
+        for _ in range(rotations):
+            rotate()
+            time.sleep(interval)
+        time.sleep(4.5)  # hsmvisor-guest lets 3 s pass before it writes
+    finally:
+        load.stop()
+        made = signer.stop()
+        nginx.stop()
+        stop(keeper)
+    return _report(rotations, load, made, activations, directory)
+
+
+def _report(rotations: int, load: TlsLoad, made: list[Made], activations: dict[str, list[Activation]], directory: Path) -> Report:
+    known = {a.leaf for a in activations["web"]}
+    seen = {leaf for _, leaf in load.done}
+    followed = activations["requests"]
+    report = Report(rotations, len(load.done), load.failures, len(seen & known), len(seen - known), len(made))
+    reloads = directory / "reloads"
+    report.reloads = len(reloads.read_text().splitlines()) if reloads.exists() else 0
+    first: dict[int, float] = {}
+    for one in made:
+        if one.error:
+            report.failed_signatures.append(one.error)
+            continue
+        owner = owner_of(one, followed)
+        if owner is None:
+            report.wrong_signatures += 1
+            continue
+        first.setdefault(owner, one.ended)
+        took = (one.ended - one.began) * 1000
+        report.latency_ms.append(took)
+        if any(a.asked <= one.ended and one.began <= a.acknowledged for a in followed):
+            report.latency_in_swap_ms.append(took)
+    report.generations_that_signed = len(first)
+    report.swap_ms = [(first[n] - followed[n].asked) * 1000 for n in sorted(first) if n]
+    return report
