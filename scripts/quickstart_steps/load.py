@@ -32,7 +32,10 @@ class Handshakes:
         context = ssl.create_default_context(cafile=str(self._ca))
         while not self._end.is_set():
             try:
-                with socket.create_connection(("127.0.0.1", self._port), 10) as sock, context.wrap_socket(sock, server_hostname="localhost") as tls:
+                with (
+                    socket.create_connection(("127.0.0.1", self._port), 10) as sock,
+                    context.wrap_socket(sock, server_hostname="localhost") as tls,
+                ):
                     der = tls.getpeercert(binary_form=True)
                 assert der is not None
                 with self._lock:

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from load import Handshakes
-from website import GUEST, SHIM, Site, system_file
 from steps import BIN, ROOT, StepFailed, run, say, step
+from website import GUEST, SHIM, Site, system_file
 
 SWAPS = 3
 HANDSHAKES_BETWEEN = 60
@@ -29,7 +29,9 @@ class Tour:
 
     def hsmvisor(self, *words: str | Path, show: bool = True) -> str:
         more = {"HSMVISOR_HOST": f"unix:{self.site.control}", "HSMVISOR_AUTHORITY": str(self.place / "authority")}
-        return run(BIN / "hsmvisor", *words, do="the host service's words are in " + str(self.place / "host.log"), show=show, more=more)
+        return run(
+            BIN / "hsmvisor", *words, do="the host service's words are in " + str(self.place / "host.log"), show=show, more=more
+        )
 
     def query(self, *words: str) -> Any:
         return json.loads(self.hsmvisor("--json", *words, show=False))
@@ -60,7 +62,8 @@ class Tour:
         do = f"look at the library's own words: HSMVISOR_PKCS11_DEBUG=1, and at {self.place}/host.log"
         with step(f"Use them from ordinary programs, through {name}"):
             listed = run("pkcs11-tool", "--module", library, "--list-objects", do=do, more=more, show=False)
-            say(f"pkcs11-tool sees {listed.count('Private Key Object')} private keys, {listed.count('Certificate Object')} certificates")
+            keys, certificates = listed.count("Private Key Object"), listed.count("Certificate Object")
+            say(f"pkcs11-tool sees {keys} private keys and {certificates} certificates")
             key_id = self.key_id("rsa")
             message, signature = self.place / "message", self.place / "signature"
             message.write_bytes(b"a message of the guest\n")
@@ -75,7 +78,9 @@ class Tour:
             run(*request, "-key", uri, "-verify", "-noout", do=do, more=more)
             say("openssl signed a certificate request with the module's key and verified it")
             loader = ROOT / "scripts/quickstart_steps/load.py"
-            counts = [int(run(sys.executable, loader, library, label, "50", do=do, more=more, show=False)) for label in ("tls", "rsa")]
+            counts = [
+                int(run(sys.executable, loader, library, label, "50", do=do, more=more, show=False)) for label in ("tls", "rsa")
+            ]
             if counts != [50, 50]:
                 raise StepFailed(f"python-pkcs11: {counts} of 50 signatures were good", do)
             say("python-pkcs11 signed and verified 50 times with each key")
@@ -94,8 +99,30 @@ class Tour:
             run(GUEST, "sync", "--label", "tls", "--chain", "--out", certificate, "--once", do=do, more=environment)
             nginx = self.site.nginx(certificate)
             reload = f"kill -HUP {nginx.pid}"
-            self.site.start(GUEST, "sync", "--label", "tls", "--chain", "--out", certificate, "--reload", reload, log="guest.log", more=environment)
-            say(run("curl", "--silent", "--show-error", "--cacert", self.place / "ec/ca.pem", f"https://localhost:{self.site.port}/", do=do).strip())
+            self.site.start(
+                GUEST,
+                "sync",
+                "--label",
+                "tls",
+                "--chain",
+                "--out",
+                certificate,
+                "--reload",
+                reload,
+                log="guest.log",
+                more=environment,
+            )
+            say(
+                run(
+                    "curl",
+                    "--silent",
+                    "--show-error",
+                    "--cacert",
+                    self.place / "ec/ca.pem",
+                    f"https://localhost:{self.site.port}/",
+                    do=do,
+                ).strip()
+            )
             load = Handshakes(self.site.port, self.place / "ec/ca.pem")
             load.start()
             self.await_handshakes(load, HANDSHAKES_BETWEEN)
@@ -124,7 +151,8 @@ class Tour:
                     time.sleep(0.02)
                 self.await_handshakes(load, HANDSHAKES_BETWEEN)
             load.stop()
-            say(f"{load.done} handshakes, {len(load.failures)} failed, {len(load.certificates)} certificates served one after the other")
+            say(f"{load.done} handshakes, {len(load.failures)} failed")
+            say(f"{len(load.certificates)} certificates were served, one after the other")
 
     def report(self, load: Handshakes) -> None:
         with step("What happened"):

@@ -61,8 +61,13 @@ class Site:
     def start(self, *command: str | Path, log: str, more: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
         with (self.place / log).open("ab") as file:
             process = subprocess.Popen(
-                [str(w) for w in command], stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=os.environ | (more or {}), start_new_session=True
-            )  # fmt: skip
+                [str(w) for w in command],
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=file,
+                env=os.environ | (more or {}),
+                start_new_session=True,
+            )
         self._processes.append(process)
         return process
 
@@ -80,8 +85,10 @@ class Site:
         name = "ours" if library == SHIM else "stock"
         config = self.place / f"openssl-{name}.cnf"
         config.write_text(
-            "openssl_conf = init\n[init]\nengines = engines\n[engines]\npkcs11 = pkcs11_section\n[pkcs11_section]\nengine_id = pkcs11\n"
-            f"dynamic_path = {system_file('*/engines-3/pkcs11.so', 'libengine-pkcs11-openssl')}\nMODULE_PATH = {library}\ninit = 1\n"
+            "openssl_conf = init\n[init]\nengines = engines\n[engines]\npkcs11 = pkcs11_section\n"
+            "[pkcs11_section]\nengine_id = pkcs11\n"
+            f"dynamic_path = {system_file('*/engines-3/pkcs11.so', 'libengine-pkcs11-openssl')}\n"
+            f"MODULE_PATH = {library}\ninit = 1\n"
         )
         return {"HSMVISOR_PKCS11_ADDRESS": self.address, "P11_KIT_SERVER_ADDRESS": self.address, "OPENSSL_CONF": str(config)}
 
@@ -94,7 +101,8 @@ class Site:
         config.write_text(
             f"daemon off; {user} worker_processes 2; pid {self.place}/nginx.pid; error_log {self.place}/nginx-error.log;\n"
             "env HSMVISOR_PKCS11_ADDRESS; env OPENSSL_CONF;\nevents { worker_connections 512; }\n"
-            f"http {{ access_log off; client_body_temp_path {self.place}/t1; proxy_temp_path {self.place}/t2; fastcgi_temp_path {self.place}/t3;\n"
+            f"http {{ access_log off; client_body_temp_path {self.place}/t1; proxy_temp_path {self.place}/t2;\n"
+            f"fastcgi_temp_path {self.place}/t3;\n"
             f"uwsgi_temp_path {self.place}/t4; scgi_temp_path {self.place}/t5;\n"
             f"server {{ listen 127.0.0.1:{self.port} ssl; ssl_session_cache off; ssl_session_tickets off;\n"
             f"ssl_certificate {certificate};\n"

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
 from hsmvisor_rpc.internal import messages as m
 from hsmvisor_rpc.internal.frames import Frame, FrameReader, Kind, encode_frame
 from hsmvisor_rpc.sealed import commands, envelope
@@ -155,7 +154,9 @@ class BareWorker:
             self.sequence = reply.sequence
         return reply
 
-    def stage_body(self, material: str, generation: int, pkcs8: bytes, spki: bytes, chain: tuple[bytes, ...] = (), **changes: object) -> commands.Stage:
+    def stage_body(
+        self, material: str, generation: int, pkcs8: bytes, spki: bytes, chain: tuple[bytes, ...] = (), **changes: object
+    ) -> commands.Stage:
         context = envelope.EnvelopeContext(
             HOST_ID, self.module_id, envelope.recipient_fingerprint(self.recipient), material, generation, int(time.time()) + 600
         )
@@ -166,7 +167,9 @@ class BareWorker:
         }  # fmt: skip
         return commands.Stage(**(values | changes))  # type: ignore[arg-type]
 
-    def push(self, material: str, generation: int, pkcs8: bytes, spki: bytes, chain: tuple[bytes, ...] = (), **changes: object) -> None:
+    def push(
+        self, material: str, generation: int, pkcs8: bytes, spki: bytes, chain: tuple[bytes, ...] = (), **changes: object
+    ) -> None:
         body = self.stage_body(material, generation, pkcs8, spki, chain, **changes)
         staged = self.execute("stage", material, generation, body)
         assert isinstance(staged, m.Executed), staged

@@ -91,7 +91,8 @@ class PublicKey(Protocol):
     def key_id(self) -> bytes: ...  #: SHA-1 of the BIT STRING subjectPublicKey (RFC 5280 4.2.1.2 method 1): CKA_ID
 
     def attributes(self) -> dict[int, Any]:
-        """Returns the public components by CKA_ type: MODULUS, MODULUS_BITS, PUBLIC_EXPONENT; EC_PARAMS, EC_POINT (DER OCTET STRING);
+        """Returns the public components by CKA_ type: MODULUS, MODULUS_BITS, PUBLIC_EXPONENT; EC_PARAMS, EC_POINT (DER
+        OCTET STRING);
         PARAMETER_SET and VALUE (ML-DSA); big integers without leading zeros; CK_ULONG as int."""
         ...
 
@@ -110,7 +111,8 @@ class PrivateKey(Protocol):
     def public(self) -> PublicKey: ...
 
     def attributes(self) -> dict[int, Any]:
-        """Returns the components that clients may read on the private key: those of the public key that the standard defines there."""
+        """Returns the components that clients may read on the private key: those of the public key that the standard
+        defines there."""
         ...
 
     def signer(self, mechanism: Mechanism) -> Signer: ...
@@ -134,7 +136,8 @@ class CryptoProvider(Protocol):
     """One cryptoprocessor: software now, an HSM through PKCS#11 later."""
 
     def load_private_key(self, pkcs8: bytes) -> PrivateKey:
-        """Raises CkError(KEY_TYPE_INCONSISTENT) for an unsupported type or size, CkError(ATTRIBUTE_VALUE_INVALID) for bytes that are no key."""
+        """Raises CkError(KEY_TYPE_INCONSISTENT) for an unsupported type or size, CkError(ATTRIBUTE_VALUE_INVALID) for
+        bytes that are no key."""
         ...
 
     def load_public_key(self, spki: bytes) -> PublicKey: ...

@@ -1,4 +1,5 @@
-"""Raw RSA by Debian's libcrypto (EVP_PKEY_decrypt(3), EVP_PKEY_CTX_set_rsa_padding(3)): constant time with blinding, GIL released."""
+"""Raw RSA by Debian's libcrypto (EVP_PKEY_decrypt(3), EVP_PKEY_CTX_set_rsa_padding(3)): constant time with blinding, GIL
+released."""
 
 from __future__ import annotations
 

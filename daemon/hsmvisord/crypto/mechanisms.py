@@ -1,4 +1,5 @@
-"""The mechanisms of the token: one table.  What signs also verifies, what decrypts also encrypts (Java disables the unsymmetric)."""
+"""The mechanisms of the token: one table.  What signs also verifies, what decrypts also encrypts (Java disables the
+unsymmetric)."""
 
 from __future__ import annotations
 

@@ -39,7 +39,8 @@ def handle(caller: Caller, request: Request, park: Park) -> bytes | None:
     except BadMessage as error:
         return codec.error(request.id, error.rv)
     except Exception as error:
-        # A fault of ours is the call's error, not the connection's end; its text may hold a guest's data, so only its place is told.
+        # A fault of ours is the call's error, not the connection's end; its text may hold a guest's data, so only its
+        # place is told.
         caller.token.on_fault(request.call.name, error)
         return codec.error(request.id, ck.CKR_GENERAL_ERROR)
 

@@ -61,7 +61,8 @@ def get_token_info(caller: Caller, args: Args) -> Args:
     flags = info.token_flags(token.pin_set, state.pin.failures, token.pin_locked)
     limit = token.settings.max_sessions
     sessions = application.session_count
-    counts = (limit, sessions, limit, application.rw_session_count, pin.MAX_PIN, pin.MIN_PIN if token.pin_set else 0, unknown, unknown, unknown, unknown)
+    least = pin.MIN_PIN if token.pin_set else 0
+    counts = (limit, sessions, limit, application.rw_session_count, pin.MAX_PIN, least, unknown, unknown, unknown, unknown)
     return (*texts, flags, *counts, info.VERSION, info.VERSION, b" " * 16)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
@@ -23,7 +25,7 @@ def parse_chain(ders: tuple[bytes, ...], public_key: bytes, now: float) -> list[
         )
     if leaf.not_valid_after_utc.timestamp() <= now:
         raise Refusal(Reason.EXPIRED, f"the certificate expired at {leaf.not_valid_after_utc:%Y-%m-%d %H:%M} UTC")
-    for position, (subject, issuer) in enumerate(zip(chain, chain[1:], strict=False)):
+    for position, (subject, issuer) in enumerate(itertools.pairwise(chain)):
         _check_issued(subject, issuer, position)
     return chain
 
@@ -45,5 +47,6 @@ def _check_issued(subject: x509.Certificate, issuer: x509.Certificate, position:
     except (ValueError, TypeError, InvalidSignature):
         raise Refusal(
             Reason.BAD_CHAIN,
-            f"certificate {position + 1} did not issue certificate {position}: order the chain leaf first, each followed by its issuer",
+            f"certificate {position + 1} did not issue certificate {position}: "
+            "order the chain leaf first, each followed by its issuer",
         ) from None

@@ -100,7 +100,8 @@ class Keystore:
     # ---- commands -----------------------------------------------------------------------------------------------
 
     def execute(self, signed: bytes, cause_of: Callable[[Command, str], Cause]) -> tuple[Command, str]:
-        """Carries out one signed command; returns it with its signer's name.  Raises Refusal or StorageError; then nothing has changed."""
+        """Carries out one signed command; returns it with its signer's name.  Raises Refusal or StorageError; then
+        nothing has changed."""
         with self._lock:
             now = int(self._clock())
             command, signer = commands.verify_command(signed, self.state.root, now)

@@ -28,7 +28,8 @@ class SealedChange:
 def load(
     blobs: Mapping[str, bytes], vault: Vault, provider: CryptoProvider, version: int
 ) -> tuple[State, RecipientKey, dict[str, int]]:
-    """Returns the state, the recipient key and the manifest; raises UnsealError, and CkError for a key that the provider refuses."""
+    """Returns the state, the recipient key and the manifest; raises UnsealError, and CkError for a key that the provider
+    refuses."""
     if META not in blobs:
         raise UnsealError("the stored state has no meta record")
     meta = MetaRecord.decode(vault.open(META, blobs[META]))

@@ -281,5 +281,8 @@ def check_allowed(use: KeyUse, mechanism: Mechanism) -> None:
     if mechanism.type not in use.allowed:
         row = mechanisms.TABLE.get(mechanism.type)
         if row is not None and use.private.kind.key_type not in row.key_types:
-            raise CkError(ck.CKR_KEY_TYPE_INCONSISTENT, f"{ck.mechanism_name(mechanism.type)} and a key of type {use.private.kind.name}")
+            raise CkError(
+                ck.CKR_KEY_TYPE_INCONSISTENT,
+                f"{ck.mechanism_name(mechanism.type)} and a key of type {use.private.kind.name}",
+            )
         raise CkError(ck.CKR_MECHANISM_INVALID, f"{ck.mechanism_name(mechanism.type)} is not among the key's allowed mechanisms")

@@ -1,6 +1,7 @@
 """Counters of one connection, written by its thread alone, and their sum for the module.
 
-A cell counts one (operation, mechanism, generation); the sum is made when somebody asks, so that an operation costs one dict lookup.
+A cell counts one (operation, mechanism, generation); the sum is made when somebody asks, so that an operation costs one
+dict lookup.
 """
 
 from __future__ import annotations

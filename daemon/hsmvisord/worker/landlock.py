@@ -1,4 +1,5 @@
-"""Landlock (kernel 5.13 and newer): no file may be opened, no TCP socket bound or connected.  landlock(7), by system calls 444-446."""
+"""Landlock (kernel 5.13 and newer): no file may be opened, no TCP socket bound or connected.  landlock(7), by system
+calls 444-446."""
 
 from __future__ import annotations
 

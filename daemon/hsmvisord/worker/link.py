@@ -118,7 +118,8 @@ class Link:
             sock.sendall(data)
 
     def store(self, request: m.StoreState) -> None:
-        """Returns once the supervisor has stored it; raises Refused.  Outlives the supervisor: the next one says whether it is stored."""
+        """Returns once the supervisor has stored it; raises Refused.  Outlives the supervisor: the next one says whether
+        it is stored."""
         while True:
             with self._changed:
                 while self._sock is None or not self._attached:

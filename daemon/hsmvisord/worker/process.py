@@ -31,7 +31,8 @@ def close_all_but(kept: set[int]) -> None:
 
 
 def set_title(title: str) -> None:
-    """Shows `title` in ps: writes it over the process's own argument strings, as far as they reach (proc(5): arg_start, arg_end)."""
+    """Shows `title` in ps: writes it over the process's own argument strings, as far as they reach (proc(5): arg_start,
+    arg_end)."""
     prctl(PR_SET_NAME, title.encode()[:15])
     with open("/proc/self/stat", "rb") as stat:
         fields = stat.read().rpartition(b")")[2].split()
