@@ -29,7 +29,9 @@ def sign_on(token: pkcs11.Token, label: str, kind: str, number: int) -> None:
         if ended.is_set():
             return
         message = b"%d %d %d" % (os.getpid(), number, count)
-        data, mechanism = (hashlib.sha256(message).digest(), Mechanism.ECDSA) if kind == "ec" else (message, Mechanism.SHA256_RSA_PKCS)
+        data, mechanism = (
+            (hashlib.sha256(message).digest(), Mechanism.ECDSA) if kind == "ec" else (message, Mechanism.SHA256_RSA_PKCS)
+        )
         began = time.monotonic()
         try:
             signature, more = key.sign(data, mechanism=mechanism).hex(), []
