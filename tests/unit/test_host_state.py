@@ -69,6 +69,23 @@ def test_a_module_goes_from_intent_to_present_to_gone(tmp_path: Path) -> None:
     with_state(tmp_path / "state.db", work)
 
 
+def test_what_was_removed_is_overwritten_in_every_file(tmp_path: Path) -> None:
+    secret = os.urandom(3000)
+
+    def found() -> bool:
+        files = [path.read_bytes() for path in tmp_path.iterdir()]
+        return any(secret[i : i + 32] in data for data in files for i in range(0, 2900, 32))
+
+    async def work(state: State) -> None:
+        await made(state)
+        await state.store(M, change(1, put={"a": secret}), None)
+        assert found()
+        await state.remove(M, None)
+        assert not found()
+
+    with_state(tmp_path / "state.db", work)
+
+
 def test_a_change_is_stored_whole_with_its_answer(tmp_path: Path) -> None:
     async def work(state: State) -> None:
         await made(state)

@@ -59,6 +59,15 @@ class Database:
 
         return await asyncio.get_running_loop().run_in_executor(self._executor, call)
 
+    async def forget_journal(self) -> None:
+        """Empties the journal, where what was deleted may still stand; tried again with the next deletion if it cannot be now."""
+
+        def call() -> None:
+            with contextlib.suppress(sqlite3.Error):
+                self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+        await asyncio.get_running_loop().run_in_executor(self._executor, call)
+
     def close(self) -> None:
         self._executor.submit(self._connection.close).result()
         self._executor.shutdown()

@@ -304,7 +304,12 @@ class Module:
     async def configure(self, settings: Settings, request: Request, result: bytes) -> None:
         """The worker says first whether it takes them; then they are stored for its next start too."""
         await self.ask(m.Configure(settings.encode()), m.Done)
-        await self._s.state.update_settings(self.module_id, settings.encode(), request, result)
+        try:
+            await self._s.state.update_settings(self.module_id, settings.encode(), request, result)
+        except errors.HostError:
+            with contextlib.suppress(errors.HostError):
+                await self.ask(m.Configure(self.settings.encode()), m.Done)
+            raise
         self.settings = settings
         self._changed(self)
 

@@ -76,10 +76,13 @@ class Modules:
         making = {m.pid for m in self._making}
         end_orphans(helpers | making | {m.pid for m in self._modules.values()})
 
-    async def stop(self, *, leave_workers: bool) -> None:
+    def end_watching(self) -> None:
+        """Ends the streams of those who watch."""
         self._stopping = True
         for watcher in self._watchers:
             watcher.put_nowait(None)
+
+    async def stop(self, *, leave_workers: bool) -> None:
         await asyncio.gather(*(m.stop(leave=leave_workers) for m in self._modules.values()))
 
     # ---- finding ------------------------------------------------------------------------------------------------

@@ -52,17 +52,14 @@ class Server:
         """Where the services are added."""
         return self._server
 
-    async def start(self, config: Config) -> dict[str, int]:
-        """Opens the listeners; returns the ports of those on TCP.  Raises Broken, OSError."""
+    async def start(self, config: Config) -> None:
+        """Opens the listeners.  Raises Broken, OSError."""
         self._upstream.unlink(missing_ok=True)
         self._server.add_insecure_port(f"unix:{self._upstream}")
-        ports = {}
         if config.tls.address:
-            ports["tls"] = self._add_tls("tls", config.tls.address, lambda: _tls_files(config), demand_certificate=True)
+            self._add_tls("tls", config.tls.address, lambda: _tls_files(config), demand_certificate=True)
         if config.signed.address and not config.signed.address.startswith("unix:"):
-            ports["signed"] = self._add_tls(
-                "signed", config.signed.address, lambda: _signed_files(config), demand_certificate=False
-            )
+            self._add_tls("signed", config.signed.address, lambda: _signed_files(config), demand_certificate=False)
         await self._server.start()
         await self._local.start(config.control_socket, config.control.socket_mode, config.control.socket_group)
         if config.signed.address.startswith("unix:"):
@@ -70,11 +67,10 @@ class Server:
             await self._signed.start(path, config.control.socket_mode, config.control.socket_group)
         for service in ("", *SERVICES):
             await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
-        return ports
 
     def _add_tls(
         self, name: str, address: str, read: Callable[[], grpc.ServerCertificateConfiguration], *, demand_certificate: bool
-    ) -> int:
+    ) -> None:
         """The files are read again for each handshake, so a renewed certificate is used at once."""
 
         good = [read()]
@@ -93,7 +89,6 @@ class Server:
             port = 0
         if not port:
             raise Broken("LISTEN", f"{name}.address {address} cannot be had", "choose a free address of this host")
-        return int(port)
 
     async def stop(self) -> None:
         await self._health.enter_graceful_shutdown()

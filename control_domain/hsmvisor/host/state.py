@@ -101,6 +101,7 @@ class State:
                 _answer(connection, request, result)
 
         await self._database.run(work)
+        await self._database.forget_journal()
 
     async def update_settings(self, module_id: bytes, settings: str, request: Request, result: bytes) -> None:
         def work(connection: sqlite3.Connection) -> None:
@@ -108,9 +109,6 @@ class State:
             _answer(connection, request, result)
 
         await self._database.run(work)
-
-    async def set_root(self, module_id: bytes, root: bytes) -> None:
-        await self._database.run(lambda c: c.execute("UPDATE modules SET root = ? WHERE module_id = ?", (root, module_id)))
 
     # ---- sealed records -----------------------------------------------------------------------------------------
 

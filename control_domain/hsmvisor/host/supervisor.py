@@ -71,7 +71,6 @@ class Supervisor:
         self._server = Server(self._gate, foundation.places)
         self._add_services(About(VERSION, self._started_at, measures))
         self._pruner: asyncio.Task[None] | None = None
-        self.ports: dict[str, int] = {}  #: of the listeners on TCP
 
     def _authenticator(self, config: Config) -> Authenticator:
         keys = signatures.load_keys(config.signed.keys)
@@ -109,7 +108,7 @@ class Supervisor:
         await self.audit.record("host.start", who="host", version=VERSION, schema=schema, result="ok")
         self.events.emit("host-started", detail={"version": VERSION})
         await self.modules.start()
-        self.ports = await self._server.start(self.config)
+        await self._server.start(self.config)
         if self.config.metrics.address:
             await self._scrape.start(self.config.metrics.address)
         self._pruner = asyncio.get_running_loop().create_task(self._prune())
@@ -121,6 +120,7 @@ class Supervisor:
             self._pruner.cancel()
         await self._scrape.stop()
         await self.events.close()
+        self.modules.end_watching()
         await self._server.stop()
         await self.requests.finish()
         await self.modules.stop(leave_workers=leave_workers)

@@ -40,7 +40,6 @@ class WorkerProcess:
         """`phase` None: an earlier supervisor's worker; its phase is not known before it answers Attach."""
         self.name, self.pid, self._pidfd = name, pid, pidfd
         self.phase = phase
-        self.attached: m.Attached | None = None
         self.violation = ""
         self._link: Link | None = None
         self._store: Store | None = None
@@ -72,7 +71,6 @@ class WorkerProcess:
             raise WorkerFault(f"a phase that cannot be: {attached.phase[:20]!r}") from None
         if attached.pid != self.pid or attached.name != self.name:
             raise WorkerFault("it says that it is another one")
-        self.attached = attached
         return attached, descriptors
 
     async def load(self, records: Sequence[tuple[str, bytes]], within: float) -> None:
