@@ -241,3 +241,18 @@ def test_a_full_disk_loses_no_line_and_acknowledges_none(tmp_path: Path, monkeyp
     assert check(path).sound, check(path).findings
     kinds = [json.loads(line)["kind"] for line in path.read_text().splitlines()]
     assert kinds == ["before", "during", "after", "checkpoint"]
+
+
+def test_lines_that_found_no_room_are_counted_in_the_chain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_PENDING", 10)
+
+    async def work(audit: Audit) -> None:
+        for i in range(15):
+            audit.note("told", number=i)
+        await asyncio.sleep(0.2)
+        await audit.record("after", who="me")
+
+    write(tmp_path / "audit.log", work)
+    values = [json.loads(line) for line in (tmp_path / "audit.log").read_text().splitlines()]
+    assert [v["kind"] for v in values] == ["told"] * 10 + ["audit.dropped", "after", "checkpoint"]
+    assert values[10]["count"] == 5

@@ -77,7 +77,8 @@ def _pss(mechanism: Mechanism, size: int) -> tuple[str, padding.PSS]:
     return name, padding.PSS(mgf=padding.MGF1(HASHES[MASKS[mgf]]), salt_length=salt)
 
 
-def _oaep(mechanism: Mechanism) -> padding.OAEP:
+def _oaep(mechanism: Mechanism) -> tuple[str, str, bytes]:
+    """Returns hash, mask's hash and label of an OAEP parameter: (hashAlg, mgf, source, source data)."""
     match mechanism.parameter:
         case (int(alg), int(mgf), int(source), bytes(label)) if alg in HASH_MECHANISMS and mgf in MASKS:
             pass
@@ -85,7 +86,7 @@ def _oaep(mechanism: Mechanism) -> padding.OAEP:
             raise CkError(ck.CKR_MECHANISM_PARAM_INVALID, "CK_RSA_PKCS_OAEP_PARAMS: hashAlg, mgf")
     if source not in (0, ck.CKZ_DATA_SPECIFIED) or (source == 0 and label) or len(label) > MAX_LABEL:
         raise CkError(ck.CKR_MECHANISM_PARAM_INVALID, "CK_RSA_PKCS_OAEP_PARAMS: source")
-    return padding.OAEP(padding.MGF1(HASHES[MASKS[mgf]]), HASHES[HASH_MECHANISMS[alg]], label or None)
+    return HASH_MECHANISMS[alg], MASKS[mgf], label
 
 
 class RsaPublicKey(BasePublicKey):
@@ -158,7 +159,11 @@ class RsaPublicKey(BasePublicKey):
             no_parameter(mechanism.parameter)
             return ReadyEncrypter(self.size, self._encrypt(PKCS1))
         if kind == ck.CKM_RSA_PKCS_OAEP:
-            return ReadyEncrypter(self.size, self._encrypt(_oaep(mechanism)))
+            name, mask, label = _oaep(mechanism)
+            if name.startswith("sha3") or mask.startswith("sha3"):
+                raise CkError(ck.CKR_MECHANISM_PARAM_INVALID, "the module encrypts with SHA-1 and SHA-2; it decrypts SHA-3 too")
+            pad = padding.OAEP(padding.MGF1(HASHES[mask]), HASHES[name], label or None)
+            return ReadyEncrypter(self.size, self._encrypt(pad))
         if kind == ck.CKM_RSA_X_509:
             no_parameter(mechanism.parameter)
             return ReadyEncrypter(self.size, self._encrypt_raw)
@@ -262,8 +267,12 @@ class RsaPrivateKey(BasePrivateKey):
             no_parameter(mechanism.parameter)
             return ReadyDecrypter(self.size - 11, self._decrypt(PKCS1))
         if kind == ck.CKM_RSA_PKCS_OAEP:
-            pad = _oaep(mechanism)
-            return ReadyDecrypter(max(0, self.size - 2 - 2 * pad.algorithm.digest_size), self._decrypt(pad))
+            name, mask, label = _oaep(mechanism)
+            bound = max(0, self.size - 2 - 2 * HASHES[name].digest_size)
+            if name.startswith("sha3") or mask.startswith("sha3"):  # `cryptography` has no OAEP with SHA-3
+                return ReadyDecrypter(bound, self._decrypt_oaep(name, mask, label))
+            pad = padding.OAEP(padding.MGF1(HASHES[mask]), HASHES[name], label or None)
+            return ReadyDecrypter(bound, self._decrypt(pad))
         if kind == ck.CKM_RSA_X_509:
             no_parameter(mechanism.parameter)
             return ReadyDecrypter(self.size, self._decrypt_raw)
@@ -279,6 +288,17 @@ class RsaPrivateKey(BasePrivateKey):
                 return key.decrypt(data, pad)
             except ValueError:
                 raise CkError(ck.CKR_ENCRYPTED_DATA_INVALID) from None
+
+        return decrypt
+
+    def _decrypt_oaep(self, name: str, mask: str, label: bytes) -> Any:
+        def decrypt(data: bytes) -> bytes:
+            if len(data) != self.size:
+                raise CkError(ck.CKR_ENCRYPTED_DATA_LEN_RANGE, f"a ciphertext has {self.size} bytes")
+            plain = self._raw_key().oaep(data, name, mask, label)
+            if plain is None:
+                raise CkError(ck.CKR_ENCRYPTED_DATA_INVALID)
+            return plain
 
         return decrypt
 
