@@ -90,7 +90,7 @@ class RawRsa:
             if good and label:  # the context takes the copy
                 copy = lib.CRYPTO_memdup(label, len(label), ffi.NULL, 0)
                 good = lib.EVP_PKEY_CTX_set0_rsa_oaep_label(context, copy, len(label)) > 0
-            return good
+            return bool(good)
 
         return self._decrypt(data, prepare)
 
