@@ -1,80 +1,82 @@
-/* Call ids (daemon/hsmvisord/wire/calls.py). */
+/* Calls: name here, id on the wire (daemon/hsmvisord/wire/calls.py), name for people. */
 #ifndef CALLS_H
 #define CALLS_H
 
-enum {
-    CALL_FINALIZE = 2,
-    CALL_GET_SLOT_LIST = 4,
-    CALL_GET_SLOT_INFO = 5,
-    CALL_GET_TOKEN_INFO = 6,
-    CALL_GET_MECHANISM_LIST = 7,
-    CALL_GET_MECHANISM_INFO = 8,
-    CALL_INIT_TOKEN = 9,
-    CALL_OPEN_SESSION = 10,
-    CALL_CLOSE_SESSION = 11,
-    CALL_CLOSE_ALL_SESSIONS = 12,
-    CALL_GET_SESSION_INFO = 13,
-    CALL_INIT_PIN = 14,
-    CALL_SET_PIN = 15,
-    CALL_GET_OPERATION_STATE = 16,
-    CALL_SET_OPERATION_STATE = 17,
-    CALL_LOGIN = 18,
-    CALL_LOGOUT = 19,
-    CALL_CREATE_OBJECT = 20,
-    CALL_COPY_OBJECT = 21,
-    CALL_DESTROY_OBJECT = 22,
-    CALL_GET_OBJECT_SIZE = 23,
-    CALL_GET_ATTRIBUTE_VALUE = 24,
-    CALL_SET_ATTRIBUTE_VALUE = 25,
-    CALL_FIND_OBJECTS = 27,
-    CALL_FIND_OBJECTS_FINAL = 28,
-    CALL_ENCRYPT_INIT = 29,
-    CALL_ENCRYPT = 30,
-    CALL_ENCRYPT_UPDATE = 31,
-    CALL_ENCRYPT_FINAL = 32,
-    CALL_DECRYPT_INIT = 33,
-    CALL_DECRYPT = 34,
-    CALL_DECRYPT_UPDATE = 35,
-    CALL_DECRYPT_FINAL = 36,
-    CALL_DIGEST_INIT = 37,
-    CALL_DIGEST = 38,
-    CALL_DIGEST_UPDATE = 39,
-    CALL_DIGEST_KEY = 40,
-    CALL_DIGEST_FINAL = 41,
-    CALL_SIGN_INIT = 42,
-    CALL_SIGN = 43,
-    CALL_SIGN_UPDATE = 44,
-    CALL_SIGN_FINAL = 45,
-    CALL_SIGN_RECOVER_INIT = 46,
-    CALL_SIGN_RECOVER = 47,
-    CALL_VERIFY_INIT = 48,
-    CALL_VERIFY = 49,
-    CALL_VERIFY_UPDATE = 50,
-    CALL_VERIFY_FINAL = 51,
-    CALL_VERIFY_RECOVER_INIT = 52,
-    CALL_VERIFY_RECOVER = 53,
-    CALL_DIGEST_ENCRYPT_UPDATE = 54,
-    CALL_DECRYPT_DIGEST_UPDATE = 55,
-    CALL_SIGN_ENCRYPT_UPDATE = 56,
-    CALL_DECRYPT_VERIFY_UPDATE = 57,
-    CALL_GENERATE_KEY = 58,
-    CALL_GENERATE_KEY_PAIR = 59,
-    CALL_WRAP_KEY = 60,
-    CALL_UNWRAP_KEY = 61,
-    CALL_DERIVE_KEY = 62,
-    CALL_SEED_RANDOM = 63,
-    CALL_GENERATE_RANDOM = 64,
-    CALL_WAIT_FOR_SLOT_EVENT = 65,
-    CALL_LOGIN_USER = 66,
-    CALL_SESSION_CANCEL = 67,
-    CALL_HELLO = 256,
-    CALL_RESTORE_SESSIONS = 257,
-    CALL_SIGN_ONCE = 258,
-    CALL_DECRYPT_ONCE = 259,
-    CALL_FIND_ONCE = 260,
-    CALL_VERIFY_ONCE = 261,
-    CALL_DIGEST_ONCE = 262,
-    CALL_ROTATION_WAIT = 263,
-};
+#define CALLS(F) \
+    F(FINALIZE, 2, "C_Finalize") \
+    F(GET_SLOT_LIST, 4, "C_GetSlotList") \
+    F(GET_SLOT_INFO, 5, "C_GetSlotInfo") \
+    F(GET_TOKEN_INFO, 6, "C_GetTokenInfo") \
+    F(GET_MECHANISM_LIST, 7, "C_GetMechanismList") \
+    F(GET_MECHANISM_INFO, 8, "C_GetMechanismInfo") \
+    F(INIT_TOKEN, 9, "C_InitToken") \
+    F(OPEN_SESSION, 10, "C_OpenSession") \
+    F(CLOSE_SESSION, 11, "C_CloseSession") \
+    F(CLOSE_ALL_SESSIONS, 12, "C_CloseAllSessions") \
+    F(GET_SESSION_INFO, 13, "C_GetSessionInfo") \
+    F(INIT_PIN, 14, "C_InitPIN") \
+    F(SET_PIN, 15, "C_SetPIN") \
+    F(GET_OPERATION_STATE, 16, "C_GetOperationState") \
+    F(SET_OPERATION_STATE, 17, "C_SetOperationState") \
+    F(LOGIN, 18, "C_Login") \
+    F(LOGOUT, 19, "C_Logout") \
+    F(CREATE_OBJECT, 20, "C_CreateObject") \
+    F(COPY_OBJECT, 21, "C_CopyObject") \
+    F(DESTROY_OBJECT, 22, "C_DestroyObject") \
+    F(GET_OBJECT_SIZE, 23, "C_GetObjectSize") \
+    F(GET_ATTRIBUTE_VALUE, 24, "C_GetAttributeValue") \
+    F(SET_ATTRIBUTE_VALUE, 25, "C_SetAttributeValue") \
+    F(FIND_OBJECTS, 27, "C_FindObjects") \
+    F(FIND_OBJECTS_FINAL, 28, "C_FindObjectsFinal") \
+    F(ENCRYPT_INIT, 29, "C_EncryptInit") \
+    F(ENCRYPT, 30, "C_Encrypt") \
+    F(ENCRYPT_UPDATE, 31, "C_EncryptUpdate") \
+    F(ENCRYPT_FINAL, 32, "C_EncryptFinal") \
+    F(DECRYPT_INIT, 33, "C_DecryptInit") \
+    F(DECRYPT, 34, "C_Decrypt") \
+    F(DECRYPT_UPDATE, 35, "C_DecryptUpdate") \
+    F(DECRYPT_FINAL, 36, "C_DecryptFinal") \
+    F(DIGEST_INIT, 37, "C_DigestInit") \
+    F(DIGEST, 38, "C_Digest") \
+    F(DIGEST_UPDATE, 39, "C_DigestUpdate") \
+    F(DIGEST_KEY, 40, "C_DigestKey") \
+    F(DIGEST_FINAL, 41, "C_DigestFinal") \
+    F(SIGN_INIT, 42, "C_SignInit") \
+    F(SIGN, 43, "C_Sign") \
+    F(SIGN_UPDATE, 44, "C_SignUpdate") \
+    F(SIGN_FINAL, 45, "C_SignFinal") \
+    F(SIGN_RECOVER_INIT, 46, "C_SignRecoverInit") \
+    F(SIGN_RECOVER, 47, "C_SignRecover") \
+    F(VERIFY_INIT, 48, "C_VerifyInit") \
+    F(VERIFY, 49, "C_Verify") \
+    F(VERIFY_UPDATE, 50, "C_VerifyUpdate") \
+    F(VERIFY_FINAL, 51, "C_VerifyFinal") \
+    F(VERIFY_RECOVER_INIT, 52, "C_VerifyRecoverInit") \
+    F(VERIFY_RECOVER, 53, "C_VerifyRecover") \
+    F(DIGEST_ENCRYPT_UPDATE, 54, "C_DigestEncryptUpdate") \
+    F(DECRYPT_DIGEST_UPDATE, 55, "C_DecryptDigestUpdate") \
+    F(SIGN_ENCRYPT_UPDATE, 56, "C_SignEncryptUpdate") \
+    F(DECRYPT_VERIFY_UPDATE, 57, "C_DecryptVerifyUpdate") \
+    F(GENERATE_KEY, 58, "C_GenerateKey") \
+    F(GENERATE_KEY_PAIR, 59, "C_GenerateKeyPair") \
+    F(WRAP_KEY, 60, "C_WrapKey") \
+    F(UNWRAP_KEY, 61, "C_UnwrapKey") \
+    F(DERIVE_KEY, 62, "C_DeriveKey") \
+    F(SEED_RANDOM, 63, "C_SeedRandom") \
+    F(GENERATE_RANDOM, 64, "C_GenerateRandom") \
+    F(WAIT_FOR_SLOT_EVENT, 65, "C_WaitForSlotEvent") \
+    F(LOGIN_USER, 66, "C_LoginUser") \
+    F(SESSION_CANCEL, 67, "C_SessionCancel") \
+    F(HELLO, 256, "Hello") \
+    F(RESTORE_SESSIONS, 257, "RestoreSessions") \
+    F(SIGN_ONCE, 258, "C_SignInit and C_Sign") \
+    F(DECRYPT_ONCE, 259, "C_DecryptInit and C_Decrypt") \
+    F(FIND_ONCE, 260, "C_FindObjectsInit") \
+    F(VERIFY_ONCE, 261, "C_VerifyInit and C_Verify") \
+    F(DIGEST_ONCE, 262, "C_DigestInit and C_Digest") \
+    F(ROTATION_WAIT, 263, "C_Rotation_Wait")
+
+#define CALL_ID_(name, id, text) CALL_##name = id,
+enum { CALLS(CALL_ID_) };
 
 #endif

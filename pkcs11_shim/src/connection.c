@@ -3,57 +3,78 @@
 #include <endian.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/time.h>
+#include <sys/uio.h>
 #include <time.h>
 #include <unistd.h>
 
-#include "diagnostics.h"
-
-#define GREETING 0x81u   /* the native dialect, version 1 */
+#define GREETING 0x81u    /* the native dialect, version 1 */
 #define OPTION_DEADLINE 1 /* u16 type, u16 length, u32 milliseconds */
 #define OPTION_SIZE 8u
 #define FIRST_ROOM 4096u
 #define LOOK_NS 60000 /* how long a reply is looked for before the thread sleeps */
 #define PATIENCE 32u  /* calls that sleep at once after one that was looked for in vain */
 
-static bool set_deadline(int fd, unsigned ms)
+/* Descriptors are made, closed and shut down under this lock, never read or written: so no thread shuts down a number that is another
+ * file's by now. */
+static pthread_mutex_t descriptors = PTHREAD_MUTEX_INITIALIZER;
+static bool stopped;
+
+void connections_lock(void)
 {
-    struct timeval time = {.tv_sec = ms / 1000, .tv_usec = (ms % 1000) * 1000};
-    return !setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &time, sizeof time) && !setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &time, sizeof time);
+    pthread_mutex_lock(&descriptors);
 }
 
-static bool send_all(int fd, const uint8_t *data, size_t length)
+void connections_unlock(void)
 {
-    while (length) {
-        ssize_t sent = send(fd, data, length, MSG_NOSIGNAL);
-        if (sent < 0 && errno == EINTR)
-            continue;
-        if (sent <= 0)
-            return false;
-        data += sent;
-        length -= (size_t)sent;
-    }
-    return true;
+    pthread_mutex_unlock(&descriptors);
 }
 
-static bool receive_all(int fd, uint8_t *data, size_t length)
+void connections_child(void)
 {
-    while (length) {
-        ssize_t got = recv(fd, data, length, 0);
-        if (got < 0 && errno == EINTR)
-            continue;
-        if (got <= 0) {
-            if (!got)
-                errno = ECONNRESET;
-            return false;
-        }
-        data += got;
-        length -= (size_t)got;
+    pthread_mutex_init(&descriptors, NULL);
+    stopped = false;
+}
+
+void connections_stop(void)
+{
+    pthread_mutex_lock(&descriptors);
+    stopped = true;
+    pthread_mutex_unlock(&descriptors);
+}
+
+void connections_start(void)
+{
+    pthread_mutex_lock(&descriptors);
+    stopped = false;
+    pthread_mutex_unlock(&descriptors);
+}
+
+struct connection *connection_new(void)
+{
+    struct connection *c = calloc(1, sizeof *c);
+    if (!c)
+        return NULL;
+    c->fd = -1;
+    c->in = malloc(FIRST_ROOM);
+    c->in_room = FIRST_ROOM;
+    if (!c->in) {
+        free(c);
+        return NULL;
     }
-    return true;
+    return c;
+}
+
+void connection_free(struct connection *c)
+{
+    connection_close(c);
+    free(c->out.data);
+    free(c->in);
+    free(c);
 }
 
 /* A descriptor of 0-2 in a daemon that closed its standard streams would receive what it prints. */
@@ -66,48 +87,80 @@ static int above_standard(int fd)
     return moved;
 }
 
-bool connection_open(struct connection *c, const struct address *address, unsigned deadline_ms)
+static bool make_socket(struct connection *c, int family)
 {
-    connection_close(c);
-    if (!c->in) {
-        c->in = malloc(FIRST_ROOM);
-        c->in_room = c->in ? FIRST_ROOM : 0;
-        if (!c->in)
-            return false;
-    }
-    int fd = above_standard(socket(address->to.any.sa_family, SOCK_STREAM | SOCK_CLOEXEC, 0));
-    if (fd < 0)
-        return false;
-    uint8_t greeting = GREETING;
-    bool good = set_deadline(fd, deadline_ms) && !connect(fd, &address->to.any, address->size) && send_all(fd, &greeting, 1) &&
-                receive_all(fd, &greeting, 1);
-    if (good && greeting != GREETING) {
-        errno = EPROTO;
-        good = false;
-    }
-    if (!good) {
-        int reason = errno;
-        close(fd);
-        errno = reason;
-        return false;
-    }
-    c->fd = fd;
-    return true;
+    pthread_mutex_lock(&descriptors);
+    c->fd = stopped ? -1 : above_standard(socket(family, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    if (stopped)
+        errno = ECANCELED;
+    pthread_mutex_unlock(&descriptors);
+    return c->fd >= 0;
 }
 
 void connection_close(struct connection *c)
 {
+    pthread_mutex_lock(&descriptors);
     if (c->fd >= 0)
         close(c->fd);
     c->fd = -1;
+    pthread_mutex_unlock(&descriptors);
 }
 
-void connection_free(struct connection *c)
+void connection_interrupt(struct connection *c)
+{
+    pthread_mutex_lock(&descriptors);
+    if (c->fd >= 0)
+        shutdown(c->fd, SHUT_RDWR);
+    pthread_mutex_unlock(&descriptors);
+}
+
+void connection_deadline(struct connection *c, unsigned ms)
+{
+    struct timeval time = {.tv_sec = ms / 1000, .tv_usec = (ms % 1000) * 1000};
+    setsockopt(c->fd, SOL_SOCKET, SO_RCVTIMEO, &time, sizeof time);
+    setsockopt(c->fd, SOL_SOCKET, SO_SNDTIMEO, &time, sizeof time);
+}
+
+static bool connect_to(int fd, const struct address *address)
+{
+    int result;
+    do
+        result = connect(fd, &address->to.any, address->size);
+    while (result && errno == EINTR);
+    return !result;
+}
+
+static bool exchange_greeting(int fd)
+{
+    uint8_t greeting = GREETING;
+    ssize_t done;
+    do
+        done = send(fd, &greeting, 1, MSG_NOSIGNAL);
+    while (done < 0 && errno == EINTR);
+    if (done != 1)
+        return false;
+    do
+        done = recv(fd, &greeting, 1, 0);
+    while (done < 0 && errno == EINTR);
+    if (done == 0)
+        errno = ECONNRESET;
+    else if (done == 1 && greeting != GREETING)
+        errno = EPROTO;
+    return done == 1 && greeting == GREETING;
+}
+
+bool connection_open(struct connection *c, const struct address *address, unsigned ms)
 {
     connection_close(c);
-    free(c->out.data);
-    free(c->in);
-    free(c);
+    if (!make_socket(c, address->to.any.sa_family))
+        return false;
+    connection_deadline(c, ms);
+    if (connect_to(c->fd, address) && exchange_greeting(c->fd))
+        return true;
+    int reason = errno;
+    connection_close(c);
+    errno = reason;
+    return false;
 }
 
 void connection_begin(struct connection *c, uint32_t call)
@@ -132,26 +185,42 @@ static uint32_t load_u32(const uint8_t *at)
     return be32toh(value);
 }
 
-static bool send_message(struct connection *c, uint32_t option_ms)
+/* A whole frame is one system call, unless the socket is full. */
+static bool send_parts(int fd, struct iovec *parts, size_t count)
 {
-    uint8_t *frame = c->out.data;
-    store_u32(frame, ++c->last_id);
-    store_u32(frame + 8, (uint32_t)(c->out.length - HEADER_SIZE));
-    if (!option_ms) {
-        store_u32(frame + 4, 0);
-        return send_all(c->fd, frame, c->out.length);
+    while (count) {
+        struct msghdr message = {.msg_iov = parts, .msg_iovlen = count};
+        ssize_t sent = sendmsg(fd, &message, MSG_NOSIGNAL);
+        if (sent < 0 && errno == EINTR)
+            continue;
+        if (sent < 0)
+            return false;
+        while (count && (size_t)sent >= parts->iov_len) {
+            sent -= (ssize_t)parts->iov_len;
+            parts++;
+            count--;
+        }
+        if (count) {
+            parts->iov_base = (uint8_t *)parts->iov_base + sent;
+            parts->iov_len -= (size_t)sent;
+        }
     }
-    uint8_t head[HEADER_SIZE + OPTION_SIZE] = {0};
-    memcpy(head, frame, HEADER_SIZE);
-    store_u32(head + 4, OPTION_SIZE);
-    store_u32(head + HEADER_SIZE, OPTION_DEADLINE << 16 | 4);
-    store_u32(head + HEADER_SIZE + 4, option_ms);
-    return send_all(c->fd, head, sizeof head) && send_all(c->fd, frame + HEADER_SIZE, c->out.length - HEADER_SIZE);
+    return true;
 }
 
-static enum exchange lost(void)
+static bool send_message(struct connection *c, uint32_t option_ms)
 {
-    return errno == EAGAIN || errno == EWOULDBLOCK ? EXCHANGE_OVERDUE : EXCHANGE_LOST;
+    uint8_t *frame = c->out.data, option[OPTION_SIZE];
+    store_u32(frame, ++c->last_id);
+    store_u32(frame + 4, option_ms ? OPTION_SIZE : 0);
+    store_u32(frame + 8, (uint32_t)(c->out.length - HEADER_SIZE));
+    store_u32(option, OPTION_DEADLINE << 16 | 4);
+    store_u32(option + 4, option_ms);
+    struct iovec parts[] = {{frame, HEADER_SIZE}, {option, OPTION_SIZE}, {frame + HEADER_SIZE, c->out.length - HEADER_SIZE}};
+    if (option_ms)
+        return send_parts(c->fd, parts, 3);
+    struct iovec whole = {frame, c->out.length};
+    return send_parts(c->fd, &whole, 1);
 }
 
 static int64_t now_ns(void)
@@ -166,38 +235,45 @@ static int64_t now_ns(void)
 static ssize_t look(struct connection *c)
 {
     int64_t began = now_ns();
-    ssize_t got;
     do {
         for (int i = 0; i < 8; i++) {
-            got = recv(c->fd, c->in, c->in_room, MSG_DONTWAIT);
+            ssize_t got = recv(c->fd, c->in, c->in_room, MSG_DONTWAIT);
             if (got >= 0 || (errno != EAGAIN && errno != EINTR))
                 return got;
         }
     } while (now_ns() - began < LOOK_NS);
     c->patience = 0; /* not worth it now; tried again after some calls */
+    errno = EAGAIN;
     return -1;
+}
+
+/* Receives more of a reply, as recv does. */
+static ssize_t receive(struct connection *c)
+{
+    if (!c->in_used && c->alone && ++c->patience > PATIENCE) {
+        ssize_t got = look(c);
+        if (got >= 0 || errno != EAGAIN)
+            return got;
+    }
+    ssize_t got;
+    do
+        got = recv(c->fd, c->in + c->in_used, c->in_room - c->in_used, 0);
+    while (got < 0 && errno == EINTR);
+    return got;
 }
 
 enum exchange connection_exchange(struct connection *c, uint32_t option_ms, struct reader *reply)
 {
     if (!send_message(c, option_ms))
-        return lost();
-    size_t have = 0, whole = HEADER_SIZE;
-    bool look_first = c->alone && ++c->patience > PATIENCE;
-    while (have < whole) {
-        ssize_t got = look_first ? look(c) : -1;
-        if (got < 0 && (!look_first || errno == EAGAIN || errno == EINTR))
-            got = recv(c->fd, c->in + have, c->in_room - have, 0);
-        look_first = false;
-        if (got < 0 && errno == EINTR)
-            continue;
-        if (got <= 0) {
-            if (!got)
-                errno = ECONNRESET;
-            return lost();
-        }
-        have += (size_t)got;
-        if (have >= HEADER_SIZE && whole == HEADER_SIZE) {
+        return errno == EAGAIN || errno == EWOULDBLOCK ? EXCHANGE_OVERDUE : EXCHANGE_UNSENT;
+    size_t whole = HEADER_SIZE;
+    c->in_used = 0;
+    while (c->in_used < whole) {
+        ssize_t got = receive(c);
+        if (got <= 0)
+            return got < 0 && (errno == EAGAIN || errno == EWOULDBLOCK) ? EXCHANGE_OVERDUE : EXCHANGE_LOST;
+        c->in_used += (size_t)got;
+        if (c->in_used >= HEADER_SIZE && whole == HEADER_SIZE) {
             uint32_t length = load_u32(c->in + 8);
             if (load_u32(c->in) != c->last_id || load_u32(c->in + 4) || length > MAX_REPLY)
                 return EXCHANGE_BROKEN;
@@ -211,10 +287,17 @@ enum exchange connection_exchange(struct connection *c, uint32_t option_ms, stru
             }
         }
     }
-    if (have != whole)
+    if (c->in_used != whole)
         return EXCHANGE_BROKEN; /* more than was asked for */
     *reply = (struct reader){c->in + HEADER_SIZE, whole - HEADER_SIZE, false};
     return EXCHANGE_DONE;
+}
+
+void connection_wipe(struct connection *c)
+{
+    explicit_bzero(c->in, c->in_used);
+    if (c->out.data)
+        explicit_bzero(c->out.data, c->out.room);
 }
 
 CK_RV reply_head(struct reader *reply, uint32_t call)
@@ -223,5 +306,5 @@ CK_RV reply_head(struct reader *reply, uint32_t call)
     if (answered == call && !reply->failed)
         return CKR_OK;
     CK_RV rv = answered ? CKR_OK : get_ulong(reply);
-    return reply->failed || rv == CKR_OK ? CKR_DEVICE_ERROR : rv;
+    return reply->failed || reply->length || rv == CKR_OK ? CKR_DEVICE_ERROR : rv;
 }

@@ -8,28 +8,54 @@
 struct connection {
     int fd; /* -1 = not connected */
     uint32_t last_id;
-    bool alone;        /* no other call of this process is under way: its reply may be looked for without sleeping */
-    unsigned patience; /* calls since looking was in vain */
-    unsigned incarnation; /* of the application on the server that it belongs to */
+    unsigned incarnation; /* of the application on the module that it belongs to (greeting.h); 0 = none yet */
     struct writer out;    /* the header's room stands before the message */
     uint8_t *in;
-    size_t in_room;
-    struct connection *next; /* in the pool */
+    size_t in_room, in_used;
+    bool alone;           /* no other call of this application is in flight */
+    unsigned patience;    /* calls since a reply was looked for in vain */
+    struct connection *next;        /* in the pool */
     struct connection *next_of_all;
 };
 
-enum exchange { EXCHANGE_DONE, EXCHANGE_LOST, EXCHANGE_OVERDUE, EXCHANGE_BROKEN };
+enum exchange {
+    EXCHANGE_DONE,
+    EXCHANGE_UNSENT,  /* the peer is gone and cannot have seen a whole request */
+    EXCHANGE_LOST,    /* the peer is gone; whether it saw the request is not known */
+    EXCHANGE_OVERDUE, /* no answer within the deadline */
+    EXCHANGE_BROKEN,  /* the answer is no frame, or too long */
+};
 
-/* Connects and greets; false with errno. */
-bool connection_open(struct connection *c, const struct address *address, unsigned deadline_ms);
-void connection_close(struct connection *c);
+/* Memory for a connection that is not connected yet; NULL when there is none. */
+struct connection *connection_new(void);
 void connection_free(struct connection *c);
+
+/* Connects and greets within `ms`; false with errno.  Refused with ECANCELED between connections_stop and connections_start. */
+bool connection_open(struct connection *c, const struct address *address, unsigned ms);
+void connection_close(struct connection *c);
+
+/* How long a reply may take from now on; 0 = for ever. */
+void connection_deadline(struct connection *c, unsigned ms);
+
+/* Another thread's call on this connection ends with EXCHANGE_LOST. */
+void connection_interrupt(struct connection *c);
+void connections_stop(void);
+void connections_start(void);
+
+/* Around fork: the child must find no descriptor half made. */
+void connections_lock(void);
+void connections_unlock(void);
+void connections_child(void);
 
 /* Begins a message: `call`, then the caller puts its fields into c->out. */
 void connection_begin(struct connection *c, uint32_t call);
 
-/* Sends c->out and waits for its reply, whose message is then in `reply`.  The message may be sent again. */
+/* Sends c->out and waits for its reply, whose message is then in `reply`.  The message may be sent again.
+ * option_ms: the deadline that the module is told, 0 = none. */
 enum exchange connection_exchange(struct connection *c, uint32_t option_ms, struct reader *reply);
+
+/* Overwrites what was received and sent: plaintext, a PIN. */
+void connection_wipe(struct connection *c);
 
 /* Reads the head of a reply: CKR_OK when its fields follow, else the error that it carries. */
 CK_RV reply_head(struct reader *reply, uint32_t call);

@@ -1,8 +1,7 @@
 /* Cryptographic functions (PKCS#11 3.0, 5.8-5.20). */
 #include <string.h>
 
-#include "application.h"
-#include "calls.h"
+#include "call.h"
 #include "operations.h"
 
 #define RANDOM_AT_ONCE 65536u
@@ -24,7 +23,7 @@ CK_RV C_SignUpdate(CK_SESSION_HANDLE session, CK_BYTE *in, CK_ULONG in_len)
 
 CK_RV C_SignFinal(CK_SESSION_HANDLE session, CK_BYTE *out, CK_ULONG *out_len)
 {
-    return out_len ? operation_final(&SIGN, CALL_SIGN_FINAL, session, NULL, 0, out, out_len) : CKR_ARGUMENTS_BAD;
+    return operation_final(&SIGN, CALL_SIGN_FINAL, session, NULL, 0, out, out_len);
 }
 
 CK_RV C_VerifyInit(CK_SESSION_HANDLE session, CK_MECHANISM *mechanism, CK_OBJECT_HANDLE key)
@@ -59,12 +58,12 @@ CK_RV C_Decrypt(CK_SESSION_HANDLE session, CK_BYTE *in, CK_ULONG in_len, CK_BYTE
 
 CK_RV C_DecryptUpdate(CK_SESSION_HANDLE session, CK_BYTE *in, CK_ULONG in_len, CK_BYTE *out, CK_ULONG *out_len)
 {
-    return out_len ? operation_update(&DECRYPT, CALL_DECRYPT_UPDATE, session, in, in_len, out, out_len) : CKR_ARGUMENTS_BAD;
+    return out_len ? operation_update(&DECRYPT, CALL_DECRYPT_UPDATE, session, in, in_len, out, out_len) : operation_abandon(&DECRYPT, session);
 }
 
 CK_RV C_DecryptFinal(CK_SESSION_HANDLE session, CK_BYTE *out, CK_ULONG *out_len)
 {
-    return out_len ? operation_final(&DECRYPT, CALL_DECRYPT_FINAL, session, NULL, 0, out, out_len) : CKR_ARGUMENTS_BAD;
+    return operation_final(&DECRYPT, CALL_DECRYPT_FINAL, session, NULL, 0, out, out_len);
 }
 
 CK_RV C_EncryptInit(CK_SESSION_HANDLE session, CK_MECHANISM *mechanism, CK_OBJECT_HANDLE key)
@@ -79,12 +78,12 @@ CK_RV C_Encrypt(CK_SESSION_HANDLE session, CK_BYTE *in, CK_ULONG in_len, CK_BYTE
 
 CK_RV C_EncryptUpdate(CK_SESSION_HANDLE session, CK_BYTE *in, CK_ULONG in_len, CK_BYTE *out, CK_ULONG *out_len)
 {
-    return out_len ? operation_update(&ENCRYPT, CALL_ENCRYPT_UPDATE, session, in, in_len, out, out_len) : CKR_ARGUMENTS_BAD;
+    return out_len ? operation_update(&ENCRYPT, CALL_ENCRYPT_UPDATE, session, in, in_len, out, out_len) : operation_abandon(&ENCRYPT, session);
 }
 
 CK_RV C_EncryptFinal(CK_SESSION_HANDLE session, CK_BYTE *out, CK_ULONG *out_len)
 {
-    return out_len ? operation_final(&ENCRYPT, CALL_ENCRYPT_FINAL, session, NULL, 0, out, out_len) : CKR_ARGUMENTS_BAD;
+    return operation_final(&ENCRYPT, CALL_ENCRYPT_FINAL, session, NULL, 0, out, out_len);
 }
 
 CK_RV C_DigestInit(CK_SESSION_HANDLE session, CK_MECHANISM *mechanism)
@@ -104,7 +103,7 @@ CK_RV C_DigestUpdate(CK_SESSION_HANDLE session, CK_BYTE *in, CK_ULONG in_len)
 
 CK_RV C_DigestFinal(CK_SESSION_HANDLE session, CK_BYTE *out, CK_ULONG *out_len)
 {
-    return out_len ? operation_final(&DIGEST, CALL_DIGEST_FINAL, session, NULL, 0, out, out_len) : CKR_ARGUMENTS_BAD;
+    return operation_final(&DIGEST, CALL_DIGEST_FINAL, session, NULL, 0, out, out_len);
 }
 
 /* ---- calls that go to the module as they are ---- */
@@ -141,23 +140,7 @@ static CK_RV plain_output(uint32_t id, CK_SESSION_HANDLE session, const CK_BYTE 
 
 CK_RV C_DigestKey(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE key)
 {
-    struct session *s = session_find(session);
-    if (s && s->deferred[OPERATION_DIGEST].pending) {
-        CK_RV settled = operation_update(&DIGEST, CALL_DIGEST_UPDATE, session, (const CK_BYTE *)"", 0, NULL, NULL);
-        if (settled != CKR_OK)
-            return settled;
-    }
-    struct call call;
-    CK_RV rv = call_begin(&call, CALL_DIGEST_KEY);
-    if (rv == CKR_OK) {
-        put_ulong(call.out, session);
-        put_ulong(call.out, key);
-        rv = call_run(&call, ONCE_ONLY);
-    }
-    rv = call_end(&call, rv);
-    if (s && rv != CKR_OK)
-        s->active &= ~(1u << OPERATION_DIGEST);
-    return rv;
+    return operation_key(&DIGEST, CALL_DIGEST_KEY, session, key);
 }
 
 CK_RV C_SignRecoverInit(CK_SESSION_HANDLE session, CK_MECHANISM *mechanism, CK_OBJECT_HANDLE key)
@@ -234,7 +217,7 @@ CK_RV C_GenerateRandom(CK_SESSION_HANDLE session, CK_BYTE *out, CK_ULONG length)
             if (rv == CKR_OK && got != part)
                 rv = CKR_DEVICE_ERROR;
         }
-        rv = call_end(&call, rv);
+        rv = call_end_wiped(&call, rv);
         out += part;
         length -= part;
     }

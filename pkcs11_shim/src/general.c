@@ -2,9 +2,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "application.h"
-#include "calls.h"
-#include "session.h"
+#include "call.h"
+#include "operations.h"
 
 #define VENDOR "hsmvisor"
 #define DESCRIPTION "hsmvisor virtual HSM"
@@ -62,7 +61,7 @@ CK_RV C_GetSlotList(CK_BBOOL present, CK_SLOT_ID *slots, CK_ULONG *count)
             rv = get_ulongs(&call.reply, slots, count);
     }
     rv = call_end(&call, rv);
-    if (rv == CKR_DEVICE_ERROR && !application_connected()) {
+    if (rv == CKR_DEVICE_ERROR && !module_seen()) {
         *count = 0; /* the module was never there: a library without slots, so that other tokens stay usable */
         rv = CKR_OK;
     }
@@ -183,10 +182,14 @@ CK_RV C_OpenSession(CK_SLOT_ID slot, CK_FLAGS flags, void *application, CK_NOTIF
         put_ulong(call.out, slot);
         put_ulong(call.out, flags);
         rv = call_run(&call, REPLAY);
-        if (rv == CKR_OK) {
-            CK_SESSION_HANDLE handle = get_ulong(&call.reply);
-            if (!call.reply.failed && !session_add(handle, slot, flags))
-                rv = CKR_HOST_MEMORY;
+        CK_SESSION_HANDLE handle = rv == CKR_OK ? get_ulong(&call.reply) : 0;
+        if (rv == CKR_OK && !call.reply.failed && !call.reply.length) {
+            enum added added = session_add(handle, slot, flags, call.incarnation);
+            if (added == ADD_STALE) { /* another thread lost and found the module meanwhile */
+                call_end(&call, CKR_OK);
+                return C_OpenSession(slot, flags, application, notify, session);
+            }
+            rv = added == ADDED ? CKR_OK : CKR_HOST_MEMORY;
             *session = handle;
         }
     }
@@ -206,6 +209,8 @@ CK_RV C_CloseSession(CK_SESSION_HANDLE handle)
         if (s && rv == CKR_SESSION_HANDLE_INVALID)
             rv = CKR_OK; /* closed by the first try, or lost with a connection */
     }
+    if (!sessions_any())
+        proofs_clear(); /* the last session logs out (PKCS#11 3.0, 5.6.2) */
     return call_end(&call, rv);
 }
 
@@ -216,6 +221,7 @@ CK_RV C_CloseAllSessions(CK_SLOT_ID slot)
     if (rv == CKR_OK) {
         put_ulong(call.out, slot);
         sessions_clear(slot, false);
+        proofs_clear();
         rv = call_run(&call, REPLAY);
     }
     return call_end(&call, rv);
@@ -242,16 +248,15 @@ CK_RV C_GetSessionInfo(CK_SESSION_HANDLE handle, CK_SESSION_INFO *info)
 
 CK_RV C_SessionCancel(CK_SESSION_HANDLE handle, CK_FLAGS flags)
 {
-    static const CK_FLAGS kinds[OPERATIONS] = {CKF_FIND_OBJECTS, CKF_SIGN, CKF_VERIFY, CKF_DECRYPT, CKF_DIGEST, CKF_ENCRYPT};
     struct call call;
     CK_RV rv = call_begin(&call, CALL_SESSION_CANCEL);
     if (rv == CKR_OK) {
         struct session *s = session_find(handle);
         for (int kind = 0; s && kind < OPERATIONS; kind++) {
-            if (flags & kinds[kind]) {
+            if (flags & operation_flags[kind]) {
                 s->deferred[kind].pending = false;
-                s->active &= ~(1u << kind);
-                s->lost &= ~(1u << kind);
+                s->begun[kind] = 0;
+                s->uncertain[kind] = false;
             }
         }
         put_ulong(call.out, handle);
@@ -276,10 +281,8 @@ static CK_RV pin_call(uint32_t id, CK_SESSION_HANDLE session, const CK_USER_TYPE
         if (have_more)
             put_bytes(call.out, more, more_len);
         rv = call_run(&call, ONCE_ONLY); /* a wrong PIN must not be counted twice */
-        if (call.out->data)
-            explicit_bzero(call.out->data, call.out->room); /* the PIN */
     }
-    return call_end(&call, rv);
+    return call_end_wiped(&call, rv);
 }
 
 CK_RV C_InitPIN(CK_SESSION_HANDLE session, CK_UTF8CHAR *pin, CK_ULONG pin_len)
@@ -306,6 +309,7 @@ CK_RV C_Logout(CK_SESSION_HANDLE session)
 {
     struct call call;
     CK_RV rv = call_begin(&call, CALL_LOGOUT);
+    proofs_clear();
     if (rv == CKR_OK) {
         put_ulong(call.out, session);
         rv = call_run(&call, ONCE_ONLY);
@@ -363,14 +367,15 @@ CK_RV C_WaitForSlotEvent(CK_FLAGS flags, CK_SLOT_ID *slot, void *reserved)
     if (!slot || reserved)
         return CKR_ARGUMENTS_BAD;
     if (!(flags & CKF_DONT_BLOCK))
-        return call_parked(CALL_WAIT_FOR_SLOT_EVENT, flags, 0, slot);
+        return call_parked(CALL_WAIT_FOR_SLOT_EVENT, flags, 0, true, slot);
     struct call call;
     CK_RV rv = call_begin(&call, CALL_WAIT_FOR_SLOT_EVENT);
     if (rv == CKR_OK) {
         put_ulong(call.out, flags);
-        rv = call_run(&call, ONCE_ONLY);
+        rv = call_run(&call, REPLAY);
         if (rv == CKR_OK)
             *slot = get_ulong(&call.reply);
     }
-    return call_end(&call, rv);
+    rv = call_end(&call, rv);
+    return rv == CKR_DEVICE_ERROR ? CKR_NO_EVENT : rv; /* a module that is away has none; callers spin on other errors */
 }

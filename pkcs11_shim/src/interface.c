@@ -1,8 +1,7 @@
 /* The exported lists and interfaces, and the functions of 3.0 that no module has. */
 #include <string.h>
 
-#include "application.h"
-#include "calls.h"
+#include "call.h"
 #include "hsmvisor-pkcs11.h"
 
 #define NOT_SUPPORTED(name, parameters) \
@@ -35,7 +34,7 @@ NOT_SUPPORTED(C_MessageVerifyFinal, (S_))
 
 static CK_RV rotation_wait(CK_ULONG last, CK_ULONG timeout_ms, CK_ULONG *now)
 {
-    return now ? call_parked(CALL_ROTATION_WAIT, last, timeout_ms, now) : CKR_ARGUMENTS_BAD;
+    return now ? call_parked(CALL_ROTATION_WAIT, last, timeout_ms, false, now) : CKR_ARGUMENTS_BAD;
 }
 
 #define ENTRY(name, parameters) name,

@@ -17,6 +17,10 @@ static uint8_t *grow(struct writer *w, size_t more)
         return NULL;
     }
     if (w->length + more > w->room) {
+        if (w->fixed) {
+            w->failed = true;
+            return NULL;
+        }
         size_t room = w->room ? w->room : 512;
         while (room < w->length + more)
             room *= 2;
@@ -193,12 +197,12 @@ CK_RV get_output(struct reader *r, CK_BYTE *out, CK_ULONG *out_len)
 {
     bool valid = get_u8(r);
     CK_ULONG length = get_u32(r);
-    if (!valid) {
-        *out_len = r->failed ? 0 : length;
+    if (!valid && !r->failed && length <= MAX_REPLY && (!out || length > *out_len)) {
+        *out_len = length;
         return out ? CKR_BUFFER_TOO_SMALL : CKR_OK;
     }
-    const uint8_t *at = get_raw(r, length);
-    if (!at || !out || length > *out_len) {
+    const uint8_t *at = valid && out && length <= *out_len ? get_raw(r, length) : NULL;
+    if (!at) {
         r->failed = true;
         return CKR_DEVICE_ERROR;
     }
@@ -211,11 +215,11 @@ CK_RV get_ulongs(struct reader *r, CK_ULONG *out, CK_ULONG *count)
 {
     bool valid = get_u8(r);
     CK_ULONG length = get_u32(r);
-    if (!valid) {
-        *count = r->failed ? 0 : length;
+    if (!valid && !r->failed && length <= MAX_REPLY && (!out || length > *count)) {
+        *count = length;
         return out ? CKR_BUFFER_TOO_SMALL : CKR_OK;
     }
-    if (!out || length > *count || length > r->length / 8) {
+    if (!valid || !out || length > *count || length > r->length / 8) {
         r->failed = true;
         return CKR_DEVICE_ERROR;
     }
@@ -225,52 +229,59 @@ CK_RV get_ulongs(struct reader *r, CK_ULONG *out, CK_ULONG *count)
     return CKR_OK;
 }
 
-/* One attribute of C_GetAttributeValue's reply.  A value longer than the room that was sent is a lie: nothing is written. */
-static void get_attribute(struct reader *r, CK_ATTRIBUTE *a)
+/* One attribute of C_GetAttributeValue's reply; false when it has no value.  A value longer than the room that was sent is a lie: nothing
+ * is written. */
+static bool get_attribute(struct reader *r, CK_ATTRIBUTE *a)
 {
-    CK_ULONG room = a->pValue ? a->ulValueLen : 0;
+    CK_ULONG room = a->pValue ? a->ulValueLen : 0, length;
+    const uint8_t *at;
     a->ulValueLen = CK_UNAVAILABLE_INFORMATION;
-    if (get_ulong(r) != a->type) {
+    if (get_ulong(r) != a->type)
         r->failed = true;
-        return;
-    }
     switch (get_u8(r)) {
     case ATTRIBUTE_UNAVAILABLE:
-        return;
-    case ATTRIBUTE_MEMORY: {
-        CK_ULONG length = get_u32(r);
-        const uint8_t *at = get_raw(r, length);
+        return false;
+    case ATTRIBUTE_MEMORY:
+        length = get_u32(r);
+        at = get_raw(r, length);
         if (!at || (a->pValue && length > room)) {
             r->failed = true;
-            return;
+            return false;
         }
         if (a->pValue && length)
             memcpy(a->pValue, at, length);
         a->ulValueLen = length;
-        return;
-    }
+        return true;
     case ATTRIBUTE_TEMPLATE:
-        if (get_u32(r) == 0) /* the only one so far: an empty template */
-            a->ulValueLen = 0;
-        else
+        if (get_u32(r)) /* no module has another than the empty one so far */
             r->failed = true;
-        return;
-    case ATTRIBUTE_TOO_SMALL: {
-        CK_ULONG length = get_u32(r);
-        if (!a->pValue && !r->failed)
-            a->ulValueLen = length;
-        return;
-    }
+        a->ulValueLen = 0;
+        return true;
+    case ATTRIBUTE_TOO_SMALL:
+        length = get_u32(r);
+        if (a->pValue || length > MAX_REPLY)
+            return false;
+        a->ulValueLen = length;
+        return true;
     default:
         r->failed = true;
+        return false;
     }
 }
 
+/* CKR_OK is the module's word that every value is there: callers then use their buffers unseen. */
 CK_RV get_attributes(struct reader *r, CK_ATTRIBUTE *attributes, CK_ULONG count)
 {
+    bool all = true;
     if (get_u32(r) != count)
         r->failed = true;
     for (CK_ULONG i = 0; i < count && !r->failed; i++)
-        get_attribute(r, &attributes[i]);
-    return get_ulong(r);
+        all &= get_attribute(r, &attributes[i]);
+    CK_RV rv = get_ulong(r);
+    if (rv == CKR_OK ? !all : rv != CKR_ATTRIBUTE_SENSITIVE && rv != CKR_ATTRIBUTE_TYPE_INVALID && rv != CKR_BUFFER_TOO_SMALL)
+        r->failed = true;
+    if (r->failed)
+        for (CK_ULONG i = 0; i < count; i++)
+            attributes[i].ulValueLen = CK_UNAVAILABLE_INFORMATION;
+    return rv;
 }

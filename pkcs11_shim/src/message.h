@@ -15,6 +15,7 @@
 struct writer {
     uint8_t *data;
     size_t length, room;
+    bool fixed; /* the room does not grow */
     bool failed;
 };
 

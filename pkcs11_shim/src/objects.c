@@ -2,11 +2,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "application.h"
-#include "calls.h"
-#include "session.h"
-
-#define FIND_AT_ONCE 256u /* handles fetched with the search */
+#include "call.h"
+#include "greeting.h"
+#include "operations.h"
 
 CK_RV C_GetAttributeValue(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE object, CK_ATTRIBUTE *attributes, CK_ULONG count)
 {
@@ -125,6 +123,7 @@ CK_RV C_DestroyObject(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE object)
     struct call call;
     CK_RV rv = call_begin(&call, CALL_DESTROY_OBJECT);
     if (rv == CKR_OK) {
+        proofs_clear();
         put_ulong(call.out, session);
         put_ulong(call.out, object);
         rv = call_run(&call, ONCE_ONLY);
@@ -179,58 +178,58 @@ CK_RV C_WrapKey(CK_SESSION_HANDLE session, CK_MECHANISM *mechanism, CK_OBJECT_HA
 static bool keep_found(struct session *s, struct reader *r)
 {
     bool valid = get_u8(r);
-    CK_ULONG count = get_u32(r);
-    if (!valid || count > FIND_AT_ONCE)
+    uint32_t count = get_u32(r);
+    if (!s->found)
+        s->found = malloc(FIND_AT_ONCE * sizeof *s->found);
+    if (!valid || count > FIND_AT_ONCE || !s->found)
         return false;
-    CK_OBJECT_HANDLE *found = count ? realloc(s->found, count * sizeof *found) : s->found;
-    if (count && !found)
-        return false;
-    s->found = found;
-    for (CK_ULONG i = 0; i < count; i++)
-        found[i] = get_ulong(r);
+    for (uint32_t i = 0; i < count; i++)
+        s->found[i] = get_ulong(r);
     s->found_more = get_u8(r);
-    get_u64(r); /* the view's number */
     s->found_count = count;
     s->found_next = 0;
-    return !r->failed;
+    uint64_t watermark = get_u64(r);
+    if (r->failed || r->length)
+        return false;
+    saw_watermark(watermark);
+    return true;
 }
 
 CK_RV C_FindObjectsInit(CK_SESSION_HANDLE session, CK_ATTRIBUTE *attributes, CK_ULONG count)
 {
     if (!attributes && count)
         return CKR_ARGUMENTS_BAD;
+    CK_RV rv = application_check();
+    struct session *s = rv == CKR_OK ? session_find(session) : NULL;
+    if (rv != CKR_OK || !s)
+        return rv != CKR_OK ? rv : CKR_SESSION_HANDLE_INVALID;
+    if (operation_check(s, OPERATION_FIND) == CKR_OK && s->begun[OPERATION_FIND])
+        return CKR_OPERATION_ACTIVE;
     struct call call;
-    CK_RV rv = call_begin(&call, CALL_FIND_ONCE);
+    rv = call_begin(&call, CALL_FIND_ONCE);
     if (rv == CKR_OK) {
-        struct session *s = session_find(session);
-        if (!s)
-            return call_end(&call, CKR_SESSION_HANDLE_INVALID);
-        if (s->active & 1u << OPERATION_FIND)
-            return call_end(&call, CKR_OPERATION_ACTIVE);
         put_ulong(call.out, session);
         put_attributes(call.out, attributes, count, 0);
         put_u64(call.out, FIND_AT_ONCE);
+        call.session = session;
+        call.cancel = CKF_FIND_OBJECTS;
         rv = call_run(&call, REPLAY);
         if (rv == CKR_OK && !keep_found(s, &call.reply))
             call.reply.failed = true;
         else if (rv == CKR_OK)
-            s->active |= 1u << OPERATION_FIND;
+            s->begun[OPERATION_FIND] = call.incarnation;
     }
     return call_end(&call, rv);
 }
 
-/* CKR_OK when a search is open; a search that a lost connection ended says so once, unless all of it is here. */
+/* CKR_OK when a search is open.  One whose handles are all here outlives a lost connection; another says so, once. */
 static CK_RV search(struct session *s)
 {
     if (!s)
         return CKR_SESSION_HANDLE_INVALID;
-    if (s->lost & 1u << OPERATION_FIND) {
-        s->lost &= ~(1u << OPERATION_FIND);
-        if (s->found_more)
-            return CKR_DEVICE_ERROR;
-        s->active |= 1u << OPERATION_FIND;
-    }
-    return s->active & 1u << OPERATION_FIND ? CKR_OK : CKR_OPERATION_NOT_INITIALIZED;
+    if (!s->begun[OPERATION_FIND])
+        return CKR_OPERATION_NOT_INITIALIZED;
+    return s->found_more ? operation_check(s, OPERATION_FIND) : CKR_OK;
 }
 
 CK_RV C_FindObjects(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE *objects, CK_ULONG room, CK_ULONG *count)
@@ -243,12 +242,12 @@ CK_RV C_FindObjects(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE *objects, CK_ULO
         rv = search(s);
     if (rv != CKR_OK)
         return rv;
-    CK_ULONG left = s->found_count - s->found_next;
-    if (left || !s->found_more) {
-        *count = left < room ? left : room;
+    CK_ULONG next = s->found_next, all = s->found_count;
+    if (next < all || !s->found_more) {
+        *count = next < all && all <= FIND_AT_ONCE ? (all - next < room ? all - next : room) : 0;
         if (*count)
-            memcpy(objects, s->found + s->found_next, *count * sizeof *objects);
-        s->found_next += *count;
+            memcpy(objects, s->found + next, *count * sizeof *objects);
+        s->found_next = next + *count;
         return CKR_OK;
     }
     struct call call;
@@ -257,9 +256,12 @@ CK_RV C_FindObjects(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE *objects, CK_ULO
         *count = room;
         put_ulong(call.out, session);
         put_room(call.out, objects, room);
+        call.bound = s->begun[OPERATION_FIND];
         rv = call_run(&call, ONCE_ONLY);
-        if (rv == CKR_OK)
-            rv = get_ulongs(&call.reply, objects, count);
+        if (rv == CKR_OK && get_ulongs(&call.reply, objects, count) != CKR_OK)
+            call.reply.failed = true; /* there is always room for some */
+        if (rv != CKR_OK)
+            s->begun[OPERATION_FIND] = 0;
     }
     return call_end(&call, rv);
 }
@@ -272,13 +274,15 @@ CK_RV C_FindObjectsFinal(CK_SESSION_HANDLE session)
         rv = search(s);
     if (rv != CKR_OK)
         return rv;
-    s->active &= ~(1u << OPERATION_FIND);
+    unsigned bound = s->begun[OPERATION_FIND];
+    s->begun[OPERATION_FIND] = 0;
     if (!s->found_more)
         return CKR_OK; /* the module has ended it with the last handle */
     struct call call;
     rv = call_begin(&call, CALL_FIND_OBJECTS_FINAL);
     if (rv == CKR_OK) {
         put_ulong(call.out, session);
+        call.bound = bound;
         rv = call_run(&call, ONCE_ONLY);
     }
     return call_end(&call, rv);

@@ -2,44 +2,73 @@
 
 #include <string.h>
 
-#include "application.h"
-#include "calls.h"
+#include "call.h"
+#include "greeting.h"
 
 const struct kind SIGN = {OPERATION_SIGN, CALL_SIGN_INIT, CALL_SIGN_ONCE, CALL_SIGN, true};
 const struct kind VERIFY = {OPERATION_VERIFY, CALL_VERIFY_INIT, CALL_VERIFY_ONCE, CALL_VERIFY, true};
 const struct kind DECRYPT = {OPERATION_DECRYPT, CALL_DECRYPT_INIT, CALL_DECRYPT_ONCE, CALL_DECRYPT, true};
 const struct kind DIGEST = {OPERATION_DIGEST, CALL_DIGEST_INIT, CALL_DIGEST_ONCE, CALL_DIGEST, false};
 const struct kind ENCRYPT = {OPERATION_ENCRYPT, CALL_ENCRYPT_INIT, 0, CALL_ENCRYPT, true};
+const CK_FLAGS operation_flags[OPERATIONS] = {CKF_FIND_OBJECTS, CKF_SIGN, CKF_VERIFY, CKF_DECRYPT, CKF_DIGEST, CKF_ENCRYPT};
 
-static unsigned bit(const struct kind *kind)
-{
-    return 1u << kind->operation;
-}
+static const CK_BYTE nothing[1];
 
-/* An operation that a lost connection ended says so once. */
-static CK_RV check_lost(struct session *s, const struct kind *kind)
+CK_RV operation_check(struct session *s, enum operation operation)
 {
     if (!s)
         return CKR_SESSION_HANDLE_INVALID;
-    if (!(s->lost & bit(kind)))
+    if (!s->begun[operation] || s->begun[operation] == incarnation())
         return CKR_OK;
-    s->lost &= ~bit(kind);
+    s->begun[operation] = 0;
     return CKR_DEVICE_ERROR;
+}
+
+/* The end of a call that needed an operation: what is known of it now. */
+static void after(struct session *s, enum operation operation, const struct call *call, bool open)
+{
+    s->begun[operation] = open ? call->incarnation : 0;
+    s->uncertain[operation] = call->unknown;
 }
 
 /* ---- Init ---- */
 
-static CK_RV send_init(const struct kind *kind, struct session *s, const uint8_t *mechanism, size_t length, CK_OBJECT_HANDLE key)
+static void cancel(struct session *s, enum operation operation)
 {
+    struct call call;
+    CK_RV rv = call_begin(&call, CALL_SESSION_CANCEL);
+    if (rv == CKR_OK) {
+        put_ulong(call.out, s->handle);
+        put_ulong(call.out, operation_flags[operation]);
+        rv = call_run(&call, REPLAY);
+        s->uncertain[operation] = rv != CKR_OK;
+    }
+    call_end(&call, rv);
+}
+
+static CK_RV send_init(const struct kind *kind, struct session *s, const uint8_t *encoded, size_t length, const CK_MECHANISM *mechanism,
+                       CK_OBJECT_HANDLE key)
+{
+    enum operation operation = kind->operation;
+    if (s->uncertain[operation])
+        cancel(s, operation);
     struct call call;
     CK_RV rv = call_begin(&call, kind->init);
     if (rv == CKR_OK) {
         put_ulong(call.out, s->handle);
-        put_raw(call.out, mechanism, length);
+        if (encoded)
+            put_raw(call.out, encoded, length);
+        else
+            put_mechanism(call.out, mechanism);
         if (kind->has_key)
             put_ulong(call.out, key);
+        call.session = s->handle;
+        call.cancel = s->begun[operation] ? 0 : operation_flags[operation];
         rv = call_run(&call, REPLAY);
     }
+    bool cancels = !encoded && !mechanism;
+    if (rv == CKR_OK)
+        after(s, operation, &call, !cancels);
     return call_end(&call, rv);
 }
 
@@ -52,51 +81,33 @@ CK_RV operation_init(const struct kind *kind, CK_SESSION_HANDLE session, const C
     if (!s)
         return CKR_SESSION_HANDLE_INVALID;
     struct deferred *d = &s->deferred[kind->operation];
-    s->lost &= ~bit(kind);
-    if (mechanism && (d->pending || s->active & bit(kind)))
-        return CKR_OPERATION_ACTIVE;
-    struct call call; /* the encoded mechanism is built where the message will be */
-    rv = call_begin(&call, kind->init);
-    if (rv != CKR_OK)
-        return call_end(&call, rv);
-    put_ulong(call.out, session);
-    size_t start = call.out->length;
-    put_mechanism(call.out, mechanism);
-    if (call.out->failed)
-        return call_end(&call, CKR_ARGUMENTS_BAD);
-    uint8_t encoded[MAX_PROVEN_MECHANISM];
-    size_t length = call.out->length - start;
-    bool fits = mechanism && kind->once && length <= sizeof encoded;
-    if (fits)
-        memcpy(encoded, call.out->data + start, length);
-    if (fits && proof_find(kind->operation, key, encoded, (uint32_t)length, &d->output_size)) {
-        d->pending = true;
-        d->key = key;
-        d->length = (uint32_t)length;
-        memcpy(d->mechanism, encoded, length);
-        return call_end(&call, CKR_OK);
-    }
-    if (kind->has_key)
-        put_ulong(call.out, key);
-    rv = call_run(&call, REPLAY);
-    rv = call_end(&call, rv);
-    if (!mechanism) {
+    if (!mechanism) { /* NULL ends the operation (PKCS#11 3.0, 5.8.1) */
         d->pending = false;
-        s->active &= ~bit(kind);
-    } else if (rv == CKR_OK) {
-        s->active |= bit(kind);
-        if (fits) {
-            proof_add(kind->operation, key, encoded, (uint32_t)length, 0);
-            /* remembered for the size of the output that this operation will tell */
-            d->key = key;
-            d->length = (uint32_t)length;
-            memcpy(d->mechanism, encoded, length);
-            d->output_size = 0;
-        } else {
-            d->length = 0;
-        }
+        return send_init(kind, s, NULL, 0, NULL, key);
     }
-    return rv;
+    if (d->pending)
+        return CKR_OPERATION_ACTIVE;
+    operation_check(s, kind->operation); /* what a lost connection ended is over */
+    uint8_t encoded[MAX_PROVEN_MECHANISM];
+    struct writer w = {.data = encoded, .room = sizeof encoded, .fixed = true};
+    put_mechanism(&w, mechanism);
+    if (w.failed || !kind->once) {
+        d->length = 0;
+        return send_init(kind, s, NULL, 0, mechanism, key);
+    }
+    if (!s->begun[kind->operation] && !s->uncertain[kind->operation] &&
+        proof_find(kind->operation, key, encoded, (uint32_t)w.length, &d->output_size)) {
+        d->pending = true;
+    } else {
+        rv = send_init(kind, s, encoded, w.length, mechanism, key);
+        if (rv != CKR_OK)
+            return rv;
+        proof_add(kind->operation, key, encoded, (uint32_t)w.length, 0);
+    }
+    d->key = key; /* also for the size of the output that this operation will tell */
+    d->length = (uint32_t)w.length;
+    memcpy(d->mechanism, encoded, w.length);
+    return CKR_OK;
 }
 
 /* Sends an Init that was put off, because what follows is not the one-shot call. */
@@ -106,16 +117,29 @@ static CK_RV settle(const struct kind *kind, struct session *s)
     if (!d->pending)
         return CKR_OK;
     d->pending = false;
-    CK_RV rv = send_init(kind, s, d->mechanism, d->length, d->key);
-    if (rv == CKR_OK)
-        s->active |= bit(kind);
+    CK_RV rv = send_init(kind, s, d->mechanism, d->length, NULL, d->key);
+    if (rv != CKR_OK)
+        proof_drop(kind->operation, d->key, d->mechanism, d->length);
     return rv;
+}
+
+CK_RV operation_abandon(const struct kind *kind, CK_SESSION_HANDLE session)
+{
+    CK_RV rv = application_check();
+    struct session *s = rv == CKR_OK ? session_find(session) : NULL;
+    if (rv != CKR_OK || !s)
+        return rv != CKR_OK ? rv : CKR_SESSION_HANDLE_INVALID;
+    s->deferred[kind->operation].pending = false;
+    if (s->begun[kind->operation])
+        cancel(s, kind->operation);
+    s->begun[kind->operation] = 0;
+    return CKR_ARGUMENTS_BAD;
 }
 
 /* ---- one shot ---- */
 
 /* A signature's size is fixed by key and mechanism: asked for once, then known. */
-static bool answer_size(const struct kind *kind, const struct deferred *d, CK_BYTE *out, CK_ULONG *out_len, CK_RV *rv)
+static bool answer_size(const struct kind *kind, const struct deferred *d, const CK_BYTE *out, CK_ULONG *out_len, CK_RV *rv)
 {
     if (kind->operation != OPERATION_SIGN || !d->pending || !d->output_size || (out && *out_len >= d->output_size))
         return false;
@@ -124,27 +148,30 @@ static bool answer_size(const struct kind *kind, const struct deferred *d, CK_BY
     return true;
 }
 
+/* CKR_OK with NULL and CKR_BUFFER_TOO_SMALL keep an operation; anything else ends it (PKCS#11 3.0, 5.2). */
+static bool keeps(CK_RV rv, bool output, const CK_BYTE *out)
+{
+    return output && (rv == CKR_BUFFER_TOO_SMALL || (rv == CKR_OK && !out));
+}
+
 CK_RV operation_shot(const struct kind *kind, CK_SESSION_HANDLE session, const CK_BYTE *in, CK_ULONG in_len, const CK_BYTE *signature,
                      CK_ULONG signature_len, CK_BYTE *out, CK_ULONG *out_len)
 {
+    bool output = kind->operation != OPERATION_VERIFY;
+    if ((!in && in_len) || (output ? !out_len : !signature && signature_len))
+        return operation_abandon(kind, session);
     CK_RV rv = application_check();
     if (rv != CKR_OK)
         return rv;
     struct session *s = session_find(session);
-    rv = check_lost(s, kind);
+    rv = operation_check(s, kind->operation);
     if (rv != CKR_OK)
         return rv;
-    bool output = kind->operation != OPERATION_VERIFY;
-    if ((!in && in_len) || (output ? !out_len : !signature && signature_len)) {
-        s->deferred[kind->operation].pending = false; /* an error ends the operation */
-        return CKR_ARGUMENTS_BAD;
-    }
     struct deferred *d = &s->deferred[kind->operation];
     if (output && answer_size(kind, d, out, out_len, &rv))
         return rv;
     bool once = d->pending;
-    if (!once && !(s->active & bit(kind)))
-        return CKR_OPERATION_NOT_INITIALIZED;
+    d->pending = false;
     struct call call;
     rv = call_begin(&call, once ? kind->once : kind->shot);
     if (rv == CKR_OK) {
@@ -153,23 +180,27 @@ CK_RV operation_shot(const struct kind *kind, CK_SESSION_HANDLE session, const C
             put_raw(call.out, d->mechanism, d->length);
             if (kind->has_key)
                 put_ulong(call.out, d->key);
+            call.session = session;
+            call.cancel = operation_flags[kind->operation];
+        } else {
+            call.bound = s->begun[kind->operation];
         }
-        put_bytes(call.out, in ? in : (const CK_BYTE *)"", in_len);
+        put_bytes(call.out, in ? in : nothing, in_len);
         if (output)
             put_room(call.out, out, *out_len);
         else
-            put_bytes(call.out, signature ? signature : (const CK_BYTE *)"", signature_len);
+            put_bytes(call.out, signature ? signature : nothing, signature_len);
         rv = call_run(&call, once ? REPLAY : ONCE_ONLY);
         if (rv == CKR_OK && output)
             rv = get_output(&call.reply, out, out_len);
+        after(s, kind->operation, &call, keeps(rv, output, out));
     }
-    rv = call_end(&call, rv);
-    d->pending = false;
-    bool kept = output && (rv == CKR_BUFFER_TOO_SMALL || (rv == CKR_OK && !out));
-    s->active = kept ? s->active | bit(kind) : s->active & ~bit(kind);
-    s->lost &= ~bit(kind);
-    if (output && (rv == CKR_OK || rv == CKR_BUFFER_TOO_SMALL) && kind->operation == OPERATION_SIGN && d->length)
-        proof_add(kind->operation, d->key, d->mechanism, d->length, *out_len);
+    rv = kind->operation == OPERATION_DECRYPT ? call_end_wiped(&call, rv) : call_end(&call, rv);
+    bool good = rv == CKR_OK || rv == CKR_BUFFER_TOO_SMALL;
+    if (good && kind->operation == OPERATION_SIGN && d->length && d->output_size != *out_len)
+        proof_add(kind->operation, d->key, d->mechanism, d->length, d->output_size = *out_len);
+    if (!good && once)
+        proof_drop(kind->operation, d->key, d->mechanism, d->length); /* the next Init asks again and says its error itself */
     return rv;
 }
 
@@ -179,17 +210,15 @@ static CK_RV begin_part(const struct kind *kind, struct session *s)
 {
     CK_RV rv = application_check();
     if (rv == CKR_OK)
-        rv = check_lost(s, kind);
-    if (rv == CKR_OK)
-        rv = settle(kind, s);
-    if (rv == CKR_OK && !(s->active & bit(kind)))
-        rv = CKR_OPERATION_NOT_INITIALIZED;
-    return rv;
+        rv = operation_check(s, kind->operation);
+    return rv == CKR_OK ? settle(kind, s) : rv;
 }
 
 CK_RV operation_update(const struct kind *kind, uint32_t id, CK_SESSION_HANDLE session, const CK_BYTE *in, CK_ULONG in_len, CK_BYTE *out,
                        CK_ULONG *out_len)
 {
+    if (!in && in_len)
+        return operation_abandon(kind, session);
     struct session *s = session_find(session);
     CK_RV rv = begin_part(kind, s);
     if (rv != CKR_OK)
@@ -198,23 +227,19 @@ CK_RV operation_update(const struct kind *kind, uint32_t id, CK_SESSION_HANDLE s
     rv = call_begin(&call, id);
     if (rv == CKR_OK) {
         put_ulong(call.out, session);
-        put_bytes(call.out, in || in_len ? in : (const CK_BYTE *)"", in_len);
+        put_bytes(call.out, in ? in : nothing, in_len);
         if (out_len)
             put_room(call.out, out, *out_len);
-        rv = !in && in_len ? CKR_ARGUMENTS_BAD : call_run(&call, ONCE_ONLY);
+        call.bound = s->begun[kind->operation];
+        rv = call_run(&call, ONCE_ONLY);
         if (rv == CKR_OK && out_len)
             rv = get_output(&call.reply, out, out_len);
+        after(s, kind->operation, &call, rv == CKR_OK || rv == CKR_BUFFER_TOO_SMALL);
     }
-    rv = call_end(&call, rv);
-    if (rv != CKR_OK && rv != CKR_BUFFER_TOO_SMALL && rv != CKR_ARGUMENTS_BAD) {
-        s->active &= ~bit(kind);
-        s->lost &= ~bit(kind);
-    }
-    return rv;
+    return call_end(&call, rv);
 }
 
-CK_RV operation_final(const struct kind *kind, uint32_t id, CK_SESSION_HANDLE session, const CK_BYTE *signature, CK_ULONG signature_len,
-                      CK_BYTE *out, CK_ULONG *out_len)
+CK_RV operation_key(const struct kind *kind, uint32_t id, CK_SESSION_HANDLE session, CK_OBJECT_HANDLE key)
 {
     struct session *s = session_find(session);
     CK_RV rv = begin_part(kind, s);
@@ -224,18 +249,37 @@ CK_RV operation_final(const struct kind *kind, uint32_t id, CK_SESSION_HANDLE se
     rv = call_begin(&call, id);
     if (rv == CKR_OK) {
         put_ulong(call.out, session);
-        if (out_len)
+        put_ulong(call.out, key);
+        call.bound = s->begun[kind->operation];
+        rv = call_run(&call, ONCE_ONLY);
+        after(s, kind->operation, &call, rv == CKR_OK);
+    }
+    return call_end(&call, rv);
+}
+
+CK_RV operation_final(const struct kind *kind, uint32_t id, CK_SESSION_HANDLE session, const CK_BYTE *signature, CK_ULONG signature_len,
+                      CK_BYTE *out, CK_ULONG *out_len)
+{
+    bool output = kind->operation != OPERATION_VERIFY;
+    if (output ? !out_len : !signature && signature_len)
+        return operation_abandon(kind, session);
+    struct session *s = session_find(session);
+    CK_RV rv = begin_part(kind, s);
+    if (rv != CKR_OK)
+        return rv;
+    struct call call;
+    rv = call_begin(&call, id);
+    if (rv == CKR_OK) {
+        put_ulong(call.out, session);
+        if (output)
             put_room(call.out, out, *out_len);
         else
-            put_bytes(call.out, signature ? signature : (const CK_BYTE *)"", signature_len);
+            put_bytes(call.out, signature ? signature : nothing, signature_len);
+        call.bound = s->begun[kind->operation];
         rv = call_run(&call, ONCE_ONLY);
-        if (rv == CKR_OK && out_len)
+        if (rv == CKR_OK && output)
             rv = get_output(&call.reply, out, out_len);
+        after(s, kind->operation, &call, keeps(rv, output, out));
     }
-    rv = call_end(&call, rv);
-    bool kept = out_len && (rv == CKR_BUFFER_TOO_SMALL || (rv == CKR_OK && !out));
-    if (!kept)
-        s->active &= ~bit(kind);
-    s->lost &= ~bit(kind);
-    return rv;
+    return call_end(&call, rv);
 }

@@ -11,6 +11,10 @@ struct kind {
 };
 
 extern const struct kind SIGN, VERIFY, DECRYPT, DIGEST, ENCRYPT;
+extern const CK_FLAGS operation_flags[OPERATIONS]; /* CKF_SIGN ... of C_SessionCancel */
+
+/* Whether the module may have this operation open in `s`.  One that a lost connection ended says CKR_DEVICE_ERROR, once. */
+CK_RV operation_check(struct session *s, enum operation operation);
 
 CK_RV operation_init(const struct kind *kind, CK_SESSION_HANDLE session, const CK_MECHANISM *mechanism, CK_OBJECT_HANDLE key);
 
@@ -18,9 +22,15 @@ CK_RV operation_init(const struct kind *kind, CK_SESSION_HANDLE session, const C
 CK_RV operation_shot(const struct kind *kind, CK_SESSION_HANDLE session, const CK_BYTE *in, CK_ULONG in_len, const CK_BYTE *signature,
                      CK_ULONG signature_len, CK_BYTE *out, CK_ULONG *out_len);
 
+/* Wrong arguments end an operation, as any other error does: CKR_ARGUMENTS_BAD. */
+CK_RV operation_abandon(const struct kind *kind, CK_SESSION_HANDLE session);
+
 /* One part; `out_len` NULL = this call has no output. */
 CK_RV operation_update(const struct kind *kind, uint32_t id, CK_SESSION_HANDLE session, const CK_BYTE *in, CK_ULONG in_len, CK_BYTE *out,
                        CK_ULONG *out_len);
+
+/* One part that is a key's value. */
+CK_RV operation_key(const struct kind *kind, uint32_t id, CK_SESSION_HANDLE session, CK_OBJECT_HANDLE key);
 
 /* The end of an operation in parts: an output, or a signature to verify. */
 CK_RV operation_final(const struct kind *kind, uint32_t id, CK_SESSION_HANDLE session, const CK_BYTE *signature, CK_ULONG signature_len,

@@ -2,14 +2,11 @@
 #ifndef SESSION_H
 #define SESSION_H
 
-#include "pkcs11.h"
-
 #include <stdbool.h>
 #include <stdint.h>
 
-enum operation { OPERATION_FIND, OPERATION_SIGN, OPERATION_VERIFY, OPERATION_DECRYPT, OPERATION_DIGEST, OPERATION_ENCRYPT, OPERATIONS };
-
-#define MAX_PROVEN_MECHANISM 128u /* bytes of an encoded mechanism that is remembered */
+#include "message.h"
+#include "proof.h"
 
 /* An Init that was not sent: it has succeeded before with the same words, so the operation's own call carries it. */
 struct deferred {
@@ -21,37 +18,38 @@ struct deferred {
 };
 
 struct session {
-    CK_SESSION_HANDLE handle;
+    _Atomic CK_SESSION_HANDLE handle;
+    _Atomic bool open;
     CK_SLOT_ID slot;
     CK_FLAGS flags;
-    bool open;
-    unsigned active; /* bit (1 << operation): the module has it open */
-    unsigned lost;   /* bit: a lost connection ended it */
+    unsigned begun[OPERATIONS];     /* incarnation() in which the module has it open; 0 = it has not */
+    bool uncertain[OPERATIONS];     /* an answer was lost: the module may have it open, and is told to cancel before the next Init */
     struct deferred deferred[OPERATIONS];
-    CK_OBJECT_HANDLE *found; /* handles of an open search that were fetched already */
+    CK_OBJECT_HANDLE *found;        /* FIND_AT_ONCE handles of an open search that were fetched with it; stays allocated */
     CK_ULONG found_count, found_next;
-    bool found_more; /* the module holds the rest */
-    struct session *next;
+    bool found_more;                /* the module holds the rest */
+    struct session *_Atomic next;
 };
 
-/* NULL when there is no such session.  A session's memory stays valid for ever: two threads that misuse one harm no memory. */
+#define FIND_AT_ONCE 256u
+
+/* NULL when there is no such session.  Takes no lock.  A session's memory stays valid for ever, and so do its arrays: two threads that
+ * misuse one session harm no memory. */
 struct session *session_find(CK_SESSION_HANDLE handle);
-struct session *session_add(CK_SESSION_HANDLE handle, CK_SLOT_ID slot, CK_FLAGS flags);
+
+enum added { ADDED, ADD_NO_MEMORY, ADD_STALE };
+
+/* ADD_STALE: since the application `in` answered, sessions were restored into another one; that session is no more. */
+enum added session_add(CK_SESSION_HANDLE handle, CK_SLOT_ID slot, CK_FLAGS flags, unsigned in);
 void session_remove(struct session *session);
 void sessions_clear(CK_SLOT_ID slot, bool all);
+bool sessions_any(void);
 
-/* For a new application on the module: the sessions that are to be restored, and what was lost with the old one. */
-struct session *sessions_first(void);
-struct session *sessions_next(struct session *session);
-void session_interrupted(struct session *session);
+/* Writes the sessions as RestoreSessions wants them, for incarnation `next`; returns how many. */
+uint32_t sessions_write(struct writer *w, unsigned next);
 
 void sessions_lock(void);
 void sessions_unlock(void);
 void sessions_child(void); /* in a forked child: fresh locks, no sessions */
-
-/* Whether an Init with this encoded mechanism and key has succeeded; `output_size` is what the operation gave then. */
-bool proof_find(enum operation kind, CK_OBJECT_HANDLE key, const uint8_t *mechanism, uint32_t length, CK_ULONG *output_size);
-void proof_add(enum operation kind, CK_OBJECT_HANDLE key, const uint8_t *mechanism, uint32_t length, CK_ULONG output_size);
-void proofs_clear(void);
 
 #endif
