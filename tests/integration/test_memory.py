@@ -1,0 +1,87 @@
+"""Where private keys are not: any process but the owning worker, any file.  The worker itself shows that the search works."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.certificates import Authority, new_key
+from support.guest import Guest, Library
+from support.host import Host
+from support.leaks import Needles
+from support.processes import titled
+from support.shell import Shell
+
+pytestmark = [pytest.mark.real, pytest.mark.skipif(os.geteuid() != 0, reason="reading another process's memory needs root")]
+KINDS = {"ec": "p256", "ec384": "p384", "rsa": "rsa2048", "ed": "ed25519"}
+
+
+@pytest.fixture
+def host() -> Iterator[Host]:
+    """Of its own: another test's authority would hold keys in this process alone, but its host would be searched too."""
+    host = Host()
+    try:
+        yield host.start()
+    finally:
+        host.clean()
+
+
+def others(host: Host) -> dict[str, int]:
+    pids = {"supervisor": host.pid()}
+    for title in ("launcher", "key provider", "other"):
+        pids[title] = titled(1, f"hsmvisord: {title}") if title == "other" else titled(host.pid(), f"hsmvisord: {title}")
+    assert all(pids.values()), pids
+    return pids
+
+
+def test_keys_are_in_their_worker_alone(host: Host, library: Library, tmp_path: Path) -> None:
+    owner, other = host.create("owner"), host.create("other")
+    authority = Authority()
+    keys = {name: new_key(kind) for name, kind in KINDS.items()}
+    for name, key in keys.items():
+        owner.push(name, key, authority.chain(key))
+    foreign = new_key("p256")
+    other.push("foreign", foreign)
+    needles = Needles(keys.values())
+    with Shell(Guest(library, owner.address, tmp_path)) as client:
+        for name in ("ec", "ec384"):
+            for _ in range(20):
+                client.tell("sign", client.private(name))
+        searched = others(host) | {"client": client.process.pid, "other": other.pid}
+        found = {title: needles.in_process(pid) for title, pid in searched.items()}
+    assert found == {title: set() for title in searched}
+    inside = needles.in_process(owner.pid)
+    for number, name in enumerate(keys):
+        assert any(hit.startswith(f"key {number} ") for hit in inside), f"the search does not find {name} where it must be"
+    assert Needles([foreign]).in_process(other.pid)
+    assert needles.in_files(host.process.state, host.process.run) == {}
+    assert needles.found_in(host.process.log.read_bytes()) == set()
+
+
+@pytest.mark.parametrize("kind", ["p256", "rsa2048", "ed25519"])
+def test_a_destroyed_key_is_gone_from_its_worker(host: Host, library: Library, tmp_path: Path, kind: str) -> None:
+    if not library.ours and kind == "ed25519":
+        pytest.skip("p11-kit carries no EdDSA")
+    module = host.create("owner")
+    old, new = new_key(kind), new_key(kind)
+    first = module.push("web", old)
+    with Shell(Guest(library, module.address, tmp_path)) as client:
+        held = client.private("web")
+        if kind == "p256":
+            for _ in range(20):
+                client.tell("sign", held)
+        assert Needles([old]).in_process(module.pid)
+        module.push("web", new)
+        module.destroy_generation("web", first)
+        assert Needles([old]).in_process(module.pid) == set()
+        assert Needles([new]).in_process(module.pid)
+
+
+def test_no_core_dump_and_no_debugger(host: Host) -> None:
+    """Not dumpable: /proc/pid belongs to root then, and a crash writes no core (prctl(2), PR_SET_DUMPABLE)."""
+    worker = host.create("owner").pid
+    assert os.stat(f"/proc/{worker}/mem").st_uid == 0
+    limits = Path(f"/proc/{worker}/limits").read_text()
+    assert [line.split()[4:6] for line in limits.splitlines() if line.startswith("Max core file size")] == [["0", "0"]]

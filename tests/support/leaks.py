@@ -1,0 +1,68 @@
+"""Searches memory and files for private keys: any 16 bytes of a private component, big-endian or as little-endian limbs."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
+from support.certificates import PrivateKey
+from support.processes import memory
+
+WINDOW, WORD = 16, 8
+
+
+def components(key: PrivateKey) -> dict[str, bytes]:
+    """The secret numbers and strings of a key, big-endian as in their standards."""
+    if isinstance(key, rsa.RSAPrivateKey):
+        n = key.private_numbers()
+        values = {"d": n.d, "p": n.p, "q": n.q, "dmp1": n.dmp1, "dmq1": n.dmq1, "iqmp": n.iqmp}
+        return {name: value.to_bytes((value.bit_length() + 7) // 8, "big") for name, value in values.items()}
+    if isinstance(key, ec.EllipticCurvePrivateKey):
+        return {"d": key.private_numbers().private_value.to_bytes((key.curve.key_size + 7) // 8, "big")}
+    seed = key.private_bytes_raw()
+    if isinstance(key, ed448.Ed448PrivateKey):
+        return {"seed": seed}
+    assert isinstance(key, ed25519.Ed25519PrivateKey)
+    expanded = bytearray(hashlib.sha512(seed).digest()[:32])  # RFC 8032, 5.1.5
+    expanded[0], expanded[31] = expanded[0] & 248, expanded[31] & 63 | 64
+    return {"seed": seed, "scalar": bytes(expanded[::-1])}
+
+
+class Needles:
+    """Every window of every component.  A fragment of 16 bytes holds a whole aligned word of 8 wherever it lies in memory: so
+    the aligned words of the memory are compared as a set, and only then is the window itself looked for."""
+
+    def __init__(self, keys: Iterable[PrivateKey]) -> None:
+        self.words: dict[int, list[tuple[str, bytes]]] = {}
+        for number, key in enumerate(keys):
+            for name, value in components(key).items():
+                for order, data in (("big-endian", value), ("limbs", value[::-1])):
+                    self._add(f"key {number} {name} {order}", data)
+
+    def _add(self, name: str, data: bytes) -> None:
+        for at in range(len(data) - WINDOW + 1):
+            window = data[at : at + WINDOW]
+            for part in range(WORD + 1):
+                word = int.from_bytes(window[part : part + WORD], "little")
+                self.words.setdefault(word, []).append((name, window))
+
+    def found_in(self, data: bytes) -> set[str]:
+        padded = data + bytes(-len(data) % WORD)
+        hits = self.words.keys() & set(memoryview(padded).cast("Q"))
+        return {name for word in hits for name, window in self.words[word] if window in data}
+
+    def in_process(self, pid: int) -> set[str]:
+        found: set[str] = set()
+        for region in memory(pid):
+            found |= self.found_in(region)
+        return found
+
+    def in_files(self, *directories: Path) -> dict[str, set[str]]:
+        found = {}
+        for directory in directories:
+            for path in directory.rglob("*"):
+                if path.is_file() and (hits := self.found_in(path.read_bytes())):
+                    found[str(path)] = hits
+        return found

@@ -1,0 +1,58 @@
+"""Finds processes of a host by what ps shows of them, and their memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def descendants(pid: int) -> dict[int, str]:
+    """Live processes below `pid` with their command lines; workers below the launcher included."""
+    parents: dict[int, tuple[int, str]] = {}
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            if fields[0] not in "ZX":
+                title = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+                parents[int(entry.name)] = (int(fields[1]), title)
+        except OSError:
+            continue
+
+    def belongs(candidate: int) -> bool:
+        while candidate in parents:
+            candidate = parents[candidate][0]
+            if candidate == pid:
+                return True
+        return False
+
+    return {p: title for p, (_, title) in parents.items() if belongs(p)}
+
+
+def titled(pid: int, title: str) -> int:
+    """The one descendant whose command line has `title` in it; 0: there is none."""
+    return next((p for p, line in descendants(pid).items() if title in line), 0)
+
+
+def memory(pid: int) -> Iterator[bytes]:
+    """The readable memory of a process, region by region (needs ptrace rights)."""
+    with open(f"/proc/{pid}/maps") as maps, open(f"/proc/{pid}/mem", "rb", buffering=0) as mem:
+        for line in maps:
+            span, mode, *_ = line.split()
+            if "r" not in mode or line.rstrip().endswith(("[vvar]", "[vsyscall]")):
+                continue
+            start, end = (int(x, 16) for x in span.split("-"))
+            try:
+                mem.seek(start)
+                yield mem.read(end - start)
+            except (OSError, OverflowError, ValueError):
+                continue
+
+
+def pss(pid: int) -> int:
+    """Proportional set size in bytes (proc(5), smaps_rollup)."""
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Pss:"):
+            return int(line.split()[1]) * 1024
+    raise AssertionError("no Pss in smaps_rollup")
