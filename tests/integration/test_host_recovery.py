@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import socket
 import time
@@ -181,6 +182,36 @@ def test_one_state_directory_has_one_service(host: HostProcess) -> None:
     assert second.wait(20) == 1
     assert f"another hsmvisor-host (pid {host.process.pid})" in host.log.read_text()  # type: ignore[union-attr]
     host.create("still-there")
+
+
+@pytest.mark.slow
+def test_twenty_kills_of_anybody_leave_everything_as_it_was(host: HostProcess) -> None:
+    """Which process dies is drawn from a fixed seed; the figures of recovery are the soak's to report."""
+    draw = random.Random(4)
+    host.create("soaked")
+    host.modules.SetPin(pb.SetPinRequest(request_id=new_id(), name="soaked", pin=b"1234"))
+    identity = host.modules.GetIdentity(pb.GetIdentityRequest(name="soaked")).signed_identity
+    for i in range(20):
+        victims = draw.sample(["worker", "launcher", "key provider", "host"], draw.choice([1, 1, 2]))
+        pid = host.get("soaked").pid
+        for victim in victims:
+            if victim == "worker":
+                os.kill(pid, signal.SIGKILL)
+            elif victim != "host":
+                os.kill(helper(host, f"hsmvisord: {victim}"), signal.SIGKILL)
+        if "host" in victims:
+            host.stop(signal.SIGKILL)
+            host.start()
+        host.serving("soaked", not_pid=pid if "worker" in victims else 0)
+        assert host.modules.GetIdentity(pb.GetIdentityRequest(name="soaked")).signed_identity == identity
+        assert host.get("soaked").pin_set
+        if i % 4 == 3:
+            time.sleep(7)  # five deaths in 30 s would be a rest for the worker, and that is another test
+        if i % 5 == 4:
+            name = f"fresh-{i}"
+            host.create(name)
+            host.modules.DestroyModule(pb.DestroyModuleRequest(request_id=new_id(), name=name))
+    sound_audit(host)
 
 
 # ---- steps ----------------------------------------------------------------------------------------------------------

@@ -156,5 +156,5 @@ class HostProcess:
     def clean(self) -> None:
         if self.process is not None and self.process.poll() is None:
             self.stop()
-        self.launch(["--stop-workers"]).wait(20)
+        assert self.launch(["--stop-workers"]).wait(20) == 0, self.log.read_text()
         shutil.rmtree(self.directory)

@@ -77,6 +77,7 @@ class Audit:
         self._wake = asyncio.Event()
         self._failure = ""
         self._closing = False
+        self._dropped = 0  #: lines that nobody waited for and there was no room for
         self._since_checkpoint = 0
         self._writer: asyncio.Task[None] | None = None
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="audit")
@@ -214,7 +215,11 @@ class Audit:
         if len(self._pending) >= MAX_PENDING:
             written.set_exception(Unavailable("AUDIT", "the audit log cannot be written", "look at the host's log and disk"))
             written.exception()  # the caller may not look
+            self._dropped += 1
             return written
+        if self._dropped:
+            dropped, self._dropped = self._dropped, 0
+            self.note("audit.dropped", who="host", result="failed", count=dropped)
         self._pending.append(_Entry(kind, fields, self._now(), written))
         self._wake.set()
         return written

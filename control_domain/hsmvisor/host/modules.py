@@ -152,9 +152,11 @@ class Modules:
     # ---- watching -----------------------------------------------------------------------------------------------
 
     def _changed(self, module: Module) -> None:
+        if self._modules.get(module.name) is not module:
+            return  # one that is being made, or was not to be
         if module.state == DESTROYED:
             self._tell(Change("destroyed", module))
-        elif module.name in self._modules:
+        else:
             self._tell(Change("changed", module))
             self._s.events.emit("module-state", module.name, {"state": module.state})
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from hsmvisor.host.child import Child
+from hsmvisor.host.child import Child, HelperLost
 from hsmvisor.host.errors import Unavailable
 from hsmvisor.host.link import LinkClosed, PeerError
 from hsmvisor_rpc.internal import messages as m
@@ -24,7 +24,7 @@ class Provider:
         try:
             await link.ask(m.DeriveKey(module_id), m.Done, [pipe], within=within)
         except (LinkClosed, PeerError, TimeoutError) as error:
-            raise Unavailable(
+            raise HelperLost(
                 "KEY_PROVIDER", f"no storage key: {error or 'no answer'}", "see the host's log for what it says"
             ) from None
 

@@ -146,6 +146,9 @@ class WorkerProcess:
             await store(change)
         except errors.HostError as error:
             return m.Error(m.REASON_STORAGE, error.detail)
+        except Exception:
+            _log.exception("module %s: a change could not be stored", self.name)
+            return m.Error(m.REASON_INTERNAL, "an error inside the host service")
         return m.Done()
 
     def _notified(self, frame: Frame) -> None:
