@@ -16,9 +16,10 @@ from hsmvisor.host.link import Link, Violation
 
 _log = logging.getLogger(__name__)
 
-#: Freed memory is overwritten, so that a key that was freed is gone: perturb works with malloc, not with Python's arenas, and not on
-#: chunks that malloc's per-thread cache (tcache) takes back, where an RSA key's coefficient was found again.
-_ENVIRONMENT = {"PYTHONMALLOC": "malloc", "GLIBC_TUNABLES": "glibc.malloc.perturb=165:glibc.malloc.tcache_count=0", "LANG": "C.UTF-8"}
+#: Freed memory is overwritten, so that a key that was freed is gone: perturb works with malloc, not with Python's arenas, and not
+#: on chunks that malloc's per-thread cache (tcache) takes back, where an RSA key's coefficient was found again.
+_TUNABLES = "glibc.malloc.perturb=165:glibc.malloc.tcache_count=0"
+_ENVIRONMENT = {"PYTHONMALLOC": "malloc", "GLIBC_TUNABLES": _TUNABLES, "LANG": "C.UTF-8"}
 _INHERITED = ("PATH", "PYTHONPATH", "VIRTUAL_ENV")
 
 _FIRST_PAUSE = 0.05

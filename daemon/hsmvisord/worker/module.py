@@ -7,6 +7,7 @@ answers parked calls and sends events; `accept` takes connections, each of which
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import queue
@@ -55,6 +56,7 @@ class Module:
         self._listener: Listener | None = None
         self._began = time.monotonic()
         self._wake = threading.Event()
+        self._destroyed = False
 
     def start(self) -> None:
         threading.Thread(target=self._commands, name="commands", daemon=True).start()
@@ -69,6 +71,7 @@ class Module:
             if self._token is not None:
                 with contextlib.suppress(StorageError):  # tried again at the next tick
                     self._token.keystore.tick()
+                self._forget_keys()
 
     def _answer(self, incoming: Incoming) -> None:
         descriptors: list[int] = []
@@ -130,7 +133,9 @@ class Module:
     def _serve(self, token: Token, message: Record) -> Record:
         match message:
             case m.Execute():
-                return self._execute(token, message)
+                executed = self._execute(token, message)
+                self._forget_keys()
+                return executed
             case m.QueryStatus():
                 connections = self._listener.connections if self._listener else 0
                 return m.Report(reports.status_report(token, connections, self._measures))
@@ -165,6 +170,12 @@ class Module:
 
         token.keystore.execute(message.command, cause)
         return made[-1]
+
+    def _forget_keys(self) -> None:
+        """A destroyed key leaves the memory now; keys and what is cached of them refer to each other: a collection frees them."""
+        if self._destroyed:
+            self._destroyed = False
+            gc.collect()
 
     def _statistics(self, token: Token) -> str:
         listener = self._listener
@@ -254,6 +265,7 @@ class Module:
 
     def _happened(self, happening: Happening) -> None:
         self._tell(happening.kind, **happening.report)
+        self._destroyed |= happening.kind == "generation-destroyed"
         self._wake.set()
 
     def _opened(self, connection: Connection) -> None:
