@@ -48,19 +48,26 @@ PR_CAP_AMBIENT = 47
 PR_CAP_AMBIENT_CLEAR_ALL = 4
 
 
-def clear_capabilities() -> None:
-    """Empties the bounding, ambient, inheritable, permitted and effective sets (capabilities(7)); raises OSError."""
+def drop_bounding_set() -> None:
+    """Empties the capability bounding set (capabilities(7)); needs CAP_SETPCAP, so it comes before the change of user.  Raises OSError."""
     with open("/proc/sys/kernel/cap_last_cap", encoding="ascii") as file:
         last = int(file.read())
-    try:
-        for capability in range(last + 1):
-            prctl(PR_CAPBSET_DROP, capability)
-    except PermissionError:  # an ordinary user has no CAP_SETPCAP and nothing to drop
-        if os.geteuid() == 0:
-            raise
+    for capability in range(last + 1):
+        prctl(PR_CAPBSET_DROP, capability)
+
+
+def clear_capabilities() -> None:
+    """Empties the ambient, inheritable, permitted and effective sets; raises OSError."""
     prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL)
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
     data = (ctypes.c_uint32 * 6)()
     if _libc.capset(header, data) != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
+
+
+def capability_sets() -> dict[str, int]:
+    """Returns the five sets as the kernel tells them: CapInh, CapPrm, CapEff, CapBnd, CapAmb."""
+    with open("/proc/self/status", encoding="ascii") as file:
+        rows = (line.split() for line in file if line.startswith("Cap"))
+        return {name.rstrip(":"): int(value, 16) for name, value in rows}

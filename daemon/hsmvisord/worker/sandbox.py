@@ -35,6 +35,7 @@ def _apply(name: str, measure: Callable[[], str]) -> dict[str, Any]:
 def _measures(uid: int) -> Iterator[tuple[str, Callable[[], str]]]:
     yield "core-dumps", _no_core
     yield "limits", _limits
+    yield "bounding-set", _no_bounding_set
     yield "own-user", lambda: _own_user(uid)
     yield "capabilities", _no_capabilities
     yield "not-dumpable", _not_dumpable
@@ -65,9 +66,17 @@ def _own_user(uid: int) -> str:
     return f"uid {uid}"
 
 
+def _no_bounding_set() -> str:
+    process.drop_bounding_set()
+    return "empty"
+
+
 def _no_capabilities() -> str:
     process.clear_capabilities()
-    return "all sets empty"
+    left = [name for name, value in process.capability_sets().items() if value and name != "CapBnd"]
+    if left:
+        raise Missing(f"not empty: {', '.join(left)}")
+    return "inheritable, permitted, effective and ambient sets empty"
 
 
 def _not_dumpable() -> str:
