@@ -18,13 +18,16 @@ _log = logging.getLogger(__name__)
 
 #: Freed memory is overwritten, so that a key that was freed is gone: perturb works with malloc, not with Python's arenas, and not
 #: on chunks that malloc's per-thread cache (tcache) takes back, where an RSA key's coefficient was found again.
-_TUNABLES = "glibc.malloc.perturb=165:glibc.malloc.tcache_count=0"
-_ENVIRONMENT = {"PYTHONMALLOC": "malloc", "GLIBC_TUNABLES": _TUNABLES, "LANG": "C.UTF-8"}
+_ENVIRONMENT = {
+    "PYTHONMALLOC": "malloc",
+    "GLIBC_TUNABLES": "glibc.malloc.perturb=165:glibc.malloc.tcache_count=0",
+    "LANG": "C.UTF-8",
+}
 _INHERITED = ("PATH", "PYTHONPATH", "VIRTUAL_ENV")
 
 _FIRST_PAUSE = 0.05
 _LONGEST_PAUSE = 5.0
-_STEADY = 10.0  #: seconds of life after which a death counts as the first one again
+_STEADY = 1.0  #: seconds of life after which a death counts as the first one again
 WAIT = 10.0  #: seconds that a request waits for a helper that is being started again
 
 
