@@ -34,5 +34,6 @@ def test_twenty_kills_under_load(host: Host, tmp_path: Path) -> None:
     assert report.signatures > 1000 and report.deliveries > 10
     assert max(report.recovery_s["worker"]) < 4
     assert max(report.recovery_s["supervisor"]) < 8
-    workers = [line for line in descendants(1).values() if f"hsmvisord: {name}" in line]
-    assert len(workers) == 1, "a worker that was replaced is still there"
+    assert not [line for line in descendants(1).values() if f"hsmvisord: {name}" in line], (
+        "a worker of a destroyed module is still there"
+    )

@@ -1,0 +1,84 @@
+"""scripts/bench: measures hsmvisor beside SoftHSM2 and p11-kit server + SoftHSM2."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from support.host import Host
+
+from benchlib import control, plot, report, signing
+from benchlib.setups import KEYS, all_setups, build_p11bench
+
+SETUPS = ["softhsm", "p11kit-softhsm", "hsmvisor", "hsmvisor-p11kit"]
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="P-256 and RSA-2048 at 1 and 8 threads, 3 short rounds, 20 modules")
+    parser.add_argument("--rounds", type=int, help="rounds of signing (default 7; 3 with --quick)")
+    parser.add_argument("--seconds", type=float, help="length of one run (default 2; 1 with --quick)")
+    parser.add_argument("--keys", nargs="+", choices=list(KEYS), help="keys to sign with")
+    parser.add_argument("--threads", nargs="+", type=int, help="threads of the application (default 1 2 4 8)")
+    parser.add_argument("--setups", nargs="+", choices=SETUPS, default=SETUPS)
+    parser.add_argument("--modules", type=int, help="modules for the measure of memory (default 200; 20 with --quick)")
+    parser.add_argument("--only", choices=["signing", "control"], help="one half alone")
+    parser.add_argument("--output", type=Path, help="directory for bench.json, bench.md and bench.svg")
+    return parser.parse_args()
+
+
+def run_control(quick: bool, modules: int) -> dict[str, Any]:
+    host = Host()
+    try:
+        host.start()
+        few = 10 if quick else 50
+        return {
+            "first_signature": control.first_signature(host, few),
+            "swap": control.swap(host, few),
+            "recovery": control.recovery(host, few),
+            "memory": control.memory(host, modules),
+        }
+    finally:
+        host.clean()
+
+
+def main() -> int:
+    given = arguments()
+    plan = signing.Plan(
+        keys=given.keys or (["p256", "rsa2048"] if given.quick else list(KEYS)),
+        threads=given.threads or ([1, 8] if given.quick else [1, 2, 4, 8]),
+        rounds=given.rounds or (3 if given.quick else 7),
+        seconds=given.seconds or (1 if given.quick else 2),
+    )
+    results: dict[str, Any] = {"at": time.strftime("%Y-%m-%d %H:%M:%S %z"), "machine": report.machine()}
+    text = ["# Bench", "", f"Measured by `scripts/bench` on {results['at']}; medians of {plan.rounds} interleaved rounds.", ""]
+    met = True
+    with tempfile.TemporaryDirectory(prefix="hsmb.") as name:
+        directory = Path(name)
+        if given.only != "control":
+            with all_setups(directory, given.setups) as (setups, _):
+                results["signing"] = signing.measure(build_p11bench(directory), setups, plan)
+            goals, met = report.goals(results["signing"])
+            text += ["## Signing", "", "![signatures a second](bench.svg)", "", report.signing_table(results["signing"]), ""]
+            text += ["### Goals", "", goals, ""]
+        if given.only != "signing":
+            results["control"] = run_control(given.quick, given.modules or (20 if given.quick else 200))
+            text += ["## Modules", "", report.facts_table(results["control"]), ""]
+    text += ["## Machine", "", report.facts_table(results["machine"]), ""]
+    print("\n".join(text))
+    if given.output:
+        given.output.mkdir(parents=True, exist_ok=True)
+        (given.output / "bench.json").write_text(json.dumps(results, indent=1) + "\n")
+        (given.output / "bench.md").write_text("\n".join(text))
+        if "signing" in results:
+            (given.output / "bench.svg").write_text(plot.draw(results["signing"]))
+    return 0 if met else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
