@@ -28,7 +28,7 @@ def module(tmp_path: Path) -> Iterator[ScriptedModule]:
 
 
 PROLOGUE = """
-import os, signal, sys, threading
+import os, signal, sys, threading, time
 from ctypes import byref, c_ulong
 from hsmvisord import ck
 from support.cryptoki import Cryptoki
@@ -251,6 +251,9 @@ def test_forks_while_other_threads_are_in_calls(module: ScriptedModule) -> None:
         for thread in threads:
             thread.join()
         p11.finalize()
+        end = time.monotonic() + 5
+        while len(os.listdir("/proc/self/task")) > 1 and time.monotonic() < end:
+            time.sleep(0.01)  # the joined threads' last steps
         print(len(os.listdir("/proc/self/task")))
     """
     assert run(script, module).strip() == "1"
