@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from support.certificates import PrivateKey
 from support.guest import REPOSITORY, Guest
 from support.nginx import handshake
+from support.sshd import Sshd
 
 PROGRAM = REPOSITORY / "tests/integration/programs/sign_on.py"
 
@@ -67,11 +68,13 @@ class Made:
 class Signer:
     """A guest's process that signs on and on with one key."""
 
-    def __init__(self, guest: Guest, label: str, kind: str = "ec", threads: int = 2, name: str = "signer") -> None:
+    def __init__(
+        self, guest: Guest, label: str, kind: str = "ec", threads: int = 2, name: str = "signer", pause: float = 0.001
+    ) -> None:
         self._output, self._errors = guest.directory / f"{name}.json", guest.directory / f"{name}.log"
         with self._output.open("wb") as output, self._errors.open("wb") as errors:
             self.process = subprocess.Popen(
-                [sys.executable, str(PROGRAM), str(guest.library.path), label, kind, str(threads)],
+                [sys.executable, str(PROGRAM), str(guest.library.path), label, kind, str(threads), str(pause)],
                 env=guest.environment,
                 stdin=subprocess.PIPE,
                 stdout=output,
@@ -92,6 +95,38 @@ class Signer:
             self.process.kill()
         assert status == 0, f"the signer ended with {status}:\n{self._errors.read_text()}"
         return [Made(b, e, bytes.fromhex(m), bytes.fromhex(s), *more) for b, e, m, s, *more in map(json.loads, self._output.open())]
+
+
+class SshLoad:
+    """Logins without pause with the key `login` of the module; `allow` adds a public key before it comes into service."""
+
+    def __init__(self, guest: Guest, first: PrivateKey) -> None:
+        self.done, self.failures = 0, list[str]()
+        self._guest, self._ended = guest, threading.Event()
+        self._sshd = Sshd(guest, _openssh(first) + b"\n")
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def allow(self, key: PrivateKey) -> None:
+        with (self._guest.directory / "authorized_keys").open("ab") as file:
+            file.write(_openssh(key) + b"\n")
+
+    def _run(self) -> None:
+        while not self._ended.is_set():
+            result = self._guest.run(*self._sshd.command("true"), check=False)
+            if result.returncode == 0:
+                self.done += 1
+            else:
+                self.failures.append(result.stdout.decode(errors="replace"))
+
+    def stop(self) -> None:
+        self._ended.set()
+        self._thread.join(30)
+        self._sshd.stop()
+
+
+def _openssh(key: PrivateKey) -> bytes:
+    return key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
 
 
 def fits(key: PrivateKey, made: Made) -> bool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import bisect
 import statistics
 import time
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from support.certificates import DER, Authority, PrivateKey, new_key
 from support.guest import OURS, Guest, Library, stop, wait_for
 from support.guest import library as named
 from support.host import Module
-from support.load import Made, Signer, TlsLoad, fits
+from support.load import Made, Signer, SshLoad, TlsLoad, fits
 from support.nginx import Nginx, client_context
 
 KEPT = 14  #: generations that stay: a material has at most 16
@@ -44,6 +46,8 @@ class Report:
     latency_ms: list[float] = field(default_factory=list)  #: of each signature
     latency_in_swap_ms: list[float] = field(default_factory=list)  #: of those that ran while an activation did
     reloads: int = 0
+    logins: int = 0
+    failed_logins: list[str] = field(default_factory=list)
 
     def summary(self) -> dict[str, float | int]:
         def percentile(values: list[float], share: float) -> float:
@@ -60,6 +64,8 @@ class Report:
             "wrong_signatures": self.wrong_signatures,
             "generations_that_signed": self.generations_that_signed,
             "nginx_reloads": self.reloads,
+            "logins": self.logins,
+            "failed_logins": len(self.failed_logins),
             "swap_ms_median": round(statistics.median(self.swap_ms), 3) if self.swap_ms else 0.0,
             "swap_ms_max": percentile(self.swap_ms, 1.0),
             "signature_ms_p99": percentile(self.latency_ms, 0.99),
@@ -78,47 +84,75 @@ def owner_of(made: Made, activations: list[Activation]) -> int | None:
     return None
 
 
-def rotate_under_load(library: Library, module: Module, directory: Path, rotations: int, interval: float) -> Report:
-    """`web` (pinned, EC) is served by nginx with 4 workers, `requests` (follow, EC) signs from python-pkcs11; both are rotated."""
-    guest, authority = Guest(library, module.address, directory), Authority()
-    activations: dict[str, list[Activation]] = {"web": [], "requests": []}
+STAGINGS = {
+    "web": {"mode": "pin", "profile": "tls"},
+    "requests": {"mode": "follow", "profile": "request-signing"},
+    "login": {"mode": "pin", "profile": "ssh"},
+}
 
-    def rotate() -> None:
-        for material, staging in (("web", {"mode": "pin", "profile": "tls"}), ("requests", {"mode": "follow", "profile": "request-signing"})):
+
+class Rotator:
+    """Delivers the next generation of each material; `activations` remember what came into service, and when."""
+
+    def __init__(self, module: Module, materials: list[str]) -> None:
+        self.module, self.authority = module, Authority()
+        self.activations: dict[str, list[Activation]] = {material: [] for material in materials}
+        self.before: Callable[[str, PrivateKey], None] = lambda material, key: None  #: told of a key before it comes into service
+
+    def rotate(self) -> None:
+        for material, known in self.activations.items():
             key = new_key("p256")
-            chain = authority.chain(key) if material == "web" else ()
-            generation = module.stage(material, key, chain, **staging)
+            chain = self.authority.chain(key) if material == "web" else ()
+            generation = self.module.stage(material, key, chain, **STAGINGS[material])
+            self.before(material, key)
             asked = time.monotonic()
-            module.activate(material, generation)
+            self.module.activate(material, generation)
+            known.append(Activation(key, chain[0].public_bytes(DER) if chain else b"", asked, time.monotonic()))
             if generation > KEPT:
-                module.destroy_generation(material, generation - KEPT)
-            leaf = chain[0].public_bytes(DER) if chain else b""
-            activations[material].append(Activation(key, leaf, asked, time.monotonic()))
+                self.module.destroy_generation(material, generation - KEPT)
 
-    rotate()
-    certificate = directory / "web.pem"
-    pid_file = directory / "nginx.pid"
-    keeper = Guest(named("ours"), module.address, directory).start(
-        *(HSMVISOR_GUEST, "sync", "--label", "web", "--out", certificate, "--chain", "--module", OURS),
-        *("--reload", f"echo reload >> {directory}/reloads; test ! -e {pid_file} || kill -HUP $(cat {pid_file})"),
-        output=directory / "guest.log",
-    )
-    wait_for(certificate.exists, "the certificate file")
-    nginx = Nginx(guest, [(certificate, f"pkcs11:token={module.name};object=web;type=private")])
-    load = TlsLoad(nginx.port, client_context(authority.root_pem))
-    signer = Signer(guest, "requests")
-    try:
+
+def rotate_under_load(
+    library: Library, module: Module, directory: Path, rotations: int, interval: float, storm: bool = False
+) -> Report:
+    """`web` (pinned, EC) is served by nginx with 4 workers, `requests` (follow, EC) signs from python-pkcs11; both are rotated.
+
+    `storm`: ssh logs in with `login` (pinned) as well, and 10 more programs with 5 threads each sign with `requests`.
+    """
+    guest = Guest(library, module.address, directory)
+    rotator = Rotator(module, ["web", "requests", "login"] if storm else ["web", "requests"])
+    rotator.rotate()
+    certificate, pid_file = directory / "web.pem", directory / "nginx.pid"
+    with ExitStack() as stack:
+        keeper = Guest(named("ours"), module.address, directory).start(
+            *(HSMVISOR_GUEST, "sync", "--label", "web", "--out", certificate, "--chain", "--module", OURS),
+            *("--reload", f"echo reload >> {directory}/reloads; test ! -e {pid_file} || kill -HUP $(cat {pid_file})"),
+            output=directory / "guest.log",
+        )
+        stack.callback(stop, keeper)
+        wait_for(certificate.exists, "the certificate file")
+        nginx = Nginx(guest, [(certificate, f"pkcs11:token={module.name};object=web;type=private")])
+        stack.callback(nginx.stop)
+        load = TlsLoad(nginx.port, client_context(rotator.authority.root_pem))
+        stack.callback(load.stop)
+        signers = [Signer(guest, "requests")]
+        ssh = None
+        if storm:
+            signers += [Signer(guest, "requests", threads=5, name=f"signer-{n}", pause=0.1) for n in range(10)]
+            ssh = SshLoad(guest, rotator.activations["login"][0].key)
+            stack.callback(ssh.stop)
+            rotator.before = lambda material, key: ssh.allow(key) if material == "login" else None
         time.sleep(1)
         for _ in range(rotations):
-            rotate()
+            rotator.rotate()
             time.sleep(interval)
         time.sleep(4.5)  # hsmvisor-guest lets 3 s pass before it writes
-    finally:
         load.stop()
-        made = signer.stop()
-        nginx.stop()
-        stop(keeper)
-    return _report(rotations, load, made, activations, directory)
+        made = [signer.stop() for signer in signers]
+    report = _report(rotations, load, [one for part in made for one in part], rotator.activations, directory)
+    if ssh is not None:
+        report.logins, report.failed_logins = ssh.done, ssh.failures
+    return report
 
 
 def _report(rotations: int, load: TlsLoad, made: list[Made], activations: dict[str, list[Activation]], directory: Path) -> Report:

@@ -1,6 +1,6 @@
 """Run in a guest: signs on and on with one key handle and writes a JSON line for each signature, until its input ends.
 
-Arguments: library, label, "ec" or "rsa", threads.  A line: [began, ended, message in hexadecimal, signature in hexadecimal]
+Arguments: library, label, "ec" or "rsa", threads, pause in seconds.  A line: [began, ended, message in hexadecimal, signature in hexadecimal]
 or [began, ended, message, "", error], with CLOCK_MONOTONIC in seconds.
 """
 
@@ -21,7 +21,7 @@ ended = threading.Event()
 lock = threading.Lock()
 
 
-def sign_on(token: pkcs11.Token, label: str, kind: str, number: int) -> None:
+def sign_on(token: pkcs11.Token, label: str, kind: str, number: int, pause: float) -> None:
     session = token.open()
     key = session.get_key(ObjectClass.PRIVATE_KEY, label=label)
     assert isinstance(key, pkcs11.PrivateKey)
@@ -41,12 +41,12 @@ def sign_on(token: pkcs11.Token, label: str, kind: str, number: int) -> None:
         line = json.dumps([began, time.monotonic(), message.hex(), signature, *more])
         with lock:
             print(line, flush=bool(more))
-        time.sleep(0.001)
+        time.sleep(pause)
 
 
-def main(path: str, label: str, kind: str, threads: int) -> None:
+def main(path: str, label: str, kind: str, threads: int, pause: float) -> None:
     token = pkcs11.lib(path).get_token()
-    running = [threading.Thread(target=sign_on, args=(token, label, kind, n)) for n in range(threads)]
+    running = [threading.Thread(target=sign_on, args=(token, label, kind, n, pause)) for n in range(threads)]
     for thread in running:
         thread.start()
     sys.stdin.read()
@@ -56,4 +56,4 @@ def main(path: str, label: str, kind: str, threads: int) -> None:
     sys.stdout.flush()
 
 
-main(sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]))
+main(sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]), float(sys.argv[5]))

@@ -1,0 +1,152 @@
+"""scripts/soak: the large counts. Rotations under a storm of load, kills at random, and a search for keys after many deliveries."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from support.certificates import PrivateKey, new_key
+from support.guest import Guest, library
+from support.host import Host
+from support.killing import kill_under_load
+from support.leaks import Needles
+from support.processes import descendants
+from support.rotation import rotate_under_load
+from support.shell import Shell
+
+from benchlib import report
+
+KEPT = 12
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="scripts/soak", description=__doc__)
+    parser.add_argument("--rotations", type=int, default=200, help="rotations under load, with each library (default 200; 0: none)")
+    parser.add_argument("--kills", type=int, default=300, help="processes to kill (default 300)")
+    parser.add_argument("--deliveries", type=int, default=1000, help="deliveries before memory is searched (default 1000)")
+    parser.add_argument("--seed", type=int, default=int(time.time()), help="of the order of kills")
+    parser.add_argument("--output", type=Path, help="directory for soak.json and soak.md")
+    return parser.parse_args()
+
+
+def storm(host: Host, rotations: int) -> dict[str, Any]:
+    """Rotations with nginx, ssh, a follower and 50 more signing threads; failures must be 0."""
+    results = {}
+    for name in ("ours", "p11-kit"):
+        with tempfile.TemporaryDirectory(prefix="hsms.") as directory:
+            module = host.create(f"storm-{name}")
+            results[name] = rotate_under_load(library(name), module, Path(directory), rotations, 1.0, storm=True).summary()
+            module.destroy()
+    return results
+
+
+def kills(host: Host, count: int, seed: int) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory(prefix="hsms.") as directory:
+        return {"seed": seed, **kill_under_load(host, f"kill-{os.getpid()}", Path(directory), count, seed).summary()}
+
+
+def others(owner: int) -> dict[int, str]:
+    """All processes of this run but the owning worker and this one, which made the keys."""
+    workers = {pid: title for pid, title in descendants(1).items() if title.startswith("hsmvisord: leak-")}
+    return {pid: title for pid, title in (descendants(os.getpid()) | workers).items() if pid != owner}
+
+
+def leaks(host: Host, deliveries: int) -> dict[str, Any]:
+    """Delivers, uses, rotates and destroys; then searches all its processes and files for every key that there ever was."""
+    owner, other = host.create("leak-owner"), host.create("leak-other")
+    other.push("web", new_key("p256"))
+    kinds = ["p256", "p256", "p384", "ed25519", "p256", "p256", "p256", "p256", "p256", "rsa2048"]
+    delivered: list[PrivateKey] = []
+    live: dict[str, list[tuple[int, PrivateKey]]] = {}
+    with tempfile.TemporaryDirectory(prefix="hsms.") as directory:
+        with Shell(Guest(library("ours"), owner.address, Path(directory))) as client:
+            for n in range(deliveries):
+                kind = kinds[n % len(kinds)]
+                key = new_key(kind)
+                generation = owner.push(kind, key)
+                delivered.append(key)
+                live.setdefault(kind, []).append((generation, key))
+                if kind in ("p256", "p384"):
+                    client.tell("open")
+                    client.tell("sign", client.private(kind))
+                if len(live[kind]) > KEPT:
+                    old, _ = live[kind].pop(0)
+                    owner.destroy_generation(kind, old)
+            held = {id(key) for generations in live.values() for _, key in generations}
+            needles = Needles(delivered)
+            found = {title: hits for pid, title in others(owner.pid).items() if (hits := needles.in_process(pid))}
+            searched = len(others(owner.pid))
+        files = needles.in_files(host.process.state, host.process.run, Path(directory))
+        log_hits = needles.found_in(host.process.log.read_bytes())
+    gone = Needles(key for key in delivered if id(key) not in held)
+    present = Needles(key for key in delivered if id(key) in held)
+    result = {
+        "deliveries": deliveries,
+        "processes_searched": searched,
+        "keys_found_outside_the_worker": len(found),
+        "files_with_keys": len(files) + bool(log_hits),
+        "destroyed_keys_found_in_the_worker": len(gone.in_process(owner.pid)),
+        "live_keys_found_in_the_worker": len(present.in_process(owner.pid)) > 0,
+    }
+    owner.destroy()
+    other.destroy()
+    return result
+
+
+def judge(results: dict[str, Any]) -> list[str]:
+    """What must be nothing and is not."""
+    wrong = []
+    for part in results.get("storm", {}).values():
+        wrong += [name for name in ("failed_handshakes", "failed_signatures", "wrong_signatures", "failed_logins") if part[name]]
+    if killed := results.get("kills"):
+        wrong += [name for name in ("failed_signatures", "wrong_signatures", "acknowledged_and_lost") if killed[name]]
+    if leaked := results.get("leaks"):
+        names = ("keys_found_outside_the_worker", "files_with_keys", "destroyed_keys_found_in_the_worker")
+        wrong += [name for name in names if leaked[name]]
+        wrong += [] if leaked["live_keys_found_in_the_worker"] else ["the search finds nothing at all"]
+    return wrong
+
+
+def main() -> int:
+    given = arguments()
+    results: dict[str, Any] = {"at": time.strftime("%Y-%m-%d %H:%M:%S %z"), "machine": report.machine()}
+    parts = {
+        "storm": (given.rotations, lambda host: storm(host, given.rotations)),
+        "kills": (given.kills, lambda host: kills(host, given.kills, given.seed)),
+        "leaks": (given.deliveries, lambda host: leaks(host, given.deliveries)),
+    }
+    for name, (count, run) in parts.items():
+        if not count:
+            continue
+        print(f"soak: {name}", file=sys.stderr, flush=True)
+        host = Host()
+        try:
+            results[name] = run(host.start())
+        finally:
+            host.clean()
+    wrong = judge(results)
+    text = [
+        "# Soak",
+        "",
+        f"Run by `scripts/soak` on {results['at']}: {'all is well' if not wrong else 'WRONG: ' + ', '.join(wrong)}.",
+        "",
+    ]
+    for name in ("storm", "kills", "leaks", "machine"):
+        if name in results:
+            text += [f"## {name.capitalize()}", "", report.facts_table(results[name]), ""]
+    print("\n".join(text))
+    if given.output:
+        given.output.mkdir(parents=True, exist_ok=True)
+        (given.output / "soak.json").write_text(json.dumps(results, indent=1) + "\n")
+        (given.output / "soak.md").write_text("\n".join(text))
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
