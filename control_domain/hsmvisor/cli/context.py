@@ -28,6 +28,8 @@ from rich.table import Table
 
 DEFAULT_HOST = "unix:/run/hsmvisor/control.sock"
 
+WIDTH = 240  #: columns of a table that goes to a file or a pipe
+
 #: Exit codes; `hsmvisor --help` lists them.
 FAILURE, USAGE, NOT_FOUND, REFUSED, NOT_PERMITTED, UNREACHABLE, TIMEOUT = range(1, 8)
 
@@ -135,7 +137,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
         drawn.add_column(column, overflow="fold")
     for row in rows:
         drawn.add_row(*[str(value) for value in row])
-    Console(soft_wrap=not sys.stdout.isatty()).print(drawn)
+    Console(width=None if sys.stdout.isatty() else WIDTH).print(drawn)
 
 
 def when(stamp: Timestamp) -> str:

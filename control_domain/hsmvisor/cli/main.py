@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import BinaryIO
 
 import click
+from click.shell_completion import get_completion_class
 from hsmvisor.cli import context
-from hsmvisor.cli.context import CommandError, Context, Group
+from hsmvisor.cli.context import Context, Group
 from hsmvisor.cli.doctor import doctor
 from hsmvisor.cli.hosts import audit, authority, events, host
 from hsmvisor.cli.materials import material
@@ -18,18 +16,27 @@ from hsmvisor.cli.modules import module
 from hsmvisor.client import TlsFiles
 
 
-@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "HSMVISOR"})
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="hsmvisor", prog_name="hsmvisor")
 @click.option(
     "--host", "address", default=context.DEFAULT_HOST, envvar="HSMVISOR_HOST", show_default=True, help="unix:/path or host:port."
 )
 @click.option("--timeout", default=30.0, show_default=True, help="Seconds for one call.")
 @click.option("--json", "as_json", is_flag=True, help="Results for programs.")
-@click.option("--authority", "directory", type=click.Path(path_type=Path), default=None, help="Directory of the authority's keys.")
+@click.option(
+    "--authority",
+    "directory",
+    type=click.Path(path_type=Path),
+    default=None,
+    envvar="HSMVISOR_AUTHORITY",
+    help="Directory of the authority's keys.",
+)
 @click.option("--root-passphrase-file", type=click.File("rb"), help="Passphrase of the root key.")
-@click.option("--tls-ca", type=click.Path(exists=True, path_type=Path), help="CA of a host that is reached by TCP.")
-@click.option("--tls-cert", type=click.Path(exists=True, path_type=Path))
-@click.option("--tls-key", type=click.Path(exists=True, path_type=Path))
+@click.option(
+    "--tls-ca", type=click.Path(exists=True, path_type=Path), envvar="HSMVISOR_TLS_CA", help="CA of a host that is reached by TCP."
+)
+@click.option("--tls-cert", type=click.Path(exists=True, path_type=Path), envvar="HSMVISOR_TLS_CERT")
+@click.option("--tls-key", type=click.Path(exists=True, path_type=Path), envvar="HSMVISOR_TLS_KEY")
 @click.pass_context
 def cli(
     ctx: click.Context, address: str, timeout: float, as_json: bool, directory: Path | None, root_passphrase_file: BinaryIO | None,
@@ -57,17 +64,9 @@ def cli(
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
     """Print the completion script of a shell: hsmvisor completion bash > /etc/bash_completion.d/hsmvisor"""
-    command = shutil.which("hsmvisor") or sys.argv[0]
-    made = subprocess.run(
-        [command],
-        env={"_HSMVISOR_COMPLETE": f"{shell}_source", "PATH": "/usr/bin:/bin"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if not made.stdout:
-        raise CommandError("the completion script could not be made")
-    click.echo(made.stdout)
+    completion_class = get_completion_class(shell)
+    assert completion_class is not None
+    click.echo(completion_class(cli, {}, "hsmvisor", "_HSMVISOR_COMPLETE").source())
 
 
 for command in (module, material, host, authority, events, audit, doctor):
