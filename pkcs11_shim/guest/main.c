@@ -1,23 +1,25 @@
 /* hsmvisor-guest: keeps certificate files in step with the token, and reloads the program that reads them. */
 #include <errno.h>
-#include <fcntl.h>
 #include <getopt.h>
 #include <libgen.h>
 #include <limits.h>
 #include <signal.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
+#include "file.h"
 #include "token.h"
 
 #define MAX_FILES 64
-#define WAIT_MS 1000u        /* one wait; then the signals are looked at again */
-#define MISSING_PAUSE_MS 500u /* while the module or a certificate is not there */
+#define WAIT_MS 1000u    /* one wait; then the signals are looked at again */
+#define PAUSE_MS 500u    /* while something is not there, or settles */
+#define LOOK_AGAIN 60u   /* seconds after which the token is read even if no rotation was told */
+#define MAX_SECONDS 86400ul
 
 static const char help[] =
     "usage: hsmvisor-guest sync --label NAME --out FILE [--label NAME --out FILE]... [options]\n"
@@ -27,17 +29,24 @@ static const char help[] =
     "\n"
     "  --chain            with the intermediate certificates behind it, as ssl_certificate of nginx wants them\n"
     "  --reload COMMAND   run by /bin/sh after files have changed, e.g. 'nginx -s reload'\n"
-    "  --settle SECONDS   wait this long after a rotation before files are written (default 3): a program that searched the token less\n"
-    "                     than 2 seconds ago still sees the key before, and would find that it does not fit the new certificate\n"
-    "  --once             write the files and end: 0 when all were there\n"
+    "  --settle SECONDS   replace a file when the token has held its new certificate for so long (default 3): a program that\n"
+    "                     searched the token less than 2 seconds ago still sees the key before, which does not fit the new one\n"
+    "  --once             write the files now and end\n"
     "  --interval SECONDS how often to look with a library that cannot tell of rotations (default 10)\n"
     "  --module FILE      PKCS#11 library (default: libhsmvisor-pkcs11.so beside this program, or in ../lib/pkcs11)\n"
     "\n"
-    "The module's address comes from HSMVISOR_PKCS11_ADDRESS or /etc/hsmvisor/pkcs11.conf.\n"
-    "Exit status: 0 done or ended by a signal, 1 something failed, 2 wrong usage.\n";
+    "The module's address comes from HSMVISOR_PKCS11_ADDRESS or /etc/hsmvisor/pkcs11.conf.  A missing module, certificate or directory\n"
+    "is told once and waited for; with --once it is a failure.\n"
+    "Exit status: 0 done, or ended by SIGTERM or SIGINT; 1 something failed; 2 wrong usage.\n"
+    "\n"
+    "Example: hsmvisor-guest sync --label web --out /etc/nginx/web.pem --chain --reload 'nginx -s reload'\n";
 
 struct file {
     const char *label, *path;
+    char *text; /* what the token holds for it, seen since `since` and not written yet */
+    size_t length;
+    int64_t since; /* milliseconds */
+    bool told; /* what is wrong with it */
 };
 
 static struct {
@@ -56,102 +65,83 @@ static void end(int signal_number)
     ended = 1;
 }
 
-/* ---- files ---- */
-
-static bool same(const char *path, const char *text, size_t length)
+static int64_t now_ms(void)
 {
-    char *have = malloc(length + 1);
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    ssize_t got = fd < 0 || !have ? -1 : read(fd, have, length + 1);
-    bool equal = got == (ssize_t)length && !memcmp(have, text, length);
-    if (fd >= 0)
-        close(fd);
-    free(have);
-    return equal;
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return (int64_t)time.tv_sec * 1000 + time.tv_nsec / 1000000;
 }
 
-static bool sync_directory(const char *path)
+static void pause_ms(unsigned ms)
 {
-    char copy[PATH_MAX];
-    snprintf(copy, sizeof copy, "%s", path);
-    int fd = open(dirname(copy), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    bool good = fd >= 0 && !fsync(fd);
-    if (fd >= 0)
-        close(fd);
-    return good;
-}
-
-static bool write_file(const char *path, const char *text, size_t length)
-{
-    char temporary[PATH_MAX];
-    struct stat old;
-    bool existed = !stat(path, &old);
-    if (snprintf(temporary, sizeof temporary, "%s.hsmvisor-new", path) >= (int)sizeof temporary) {
-        errno = ENAMETOOLONG;
-        return false;
-    }
-    unlink(temporary);
-    int fd = open(temporary, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
-    if (fd < 0)
-        return false;
-    bool good = true;
-    for (size_t done = 0; good && done < length;) {
-        ssize_t written = write(fd, text + done, length - done);
-        if (written < 0 && errno == EINTR)
-            continue;
-        good = written > 0;
-        done += good ? (size_t)written : 0;
-    }
-    good = good && !fchmod(fd, existed ? old.st_mode & 07777 : 0644);
-    if (good && existed && (old.st_uid != geteuid() || old.st_gid != getegid()))
-        good = !fchown(fd, old.st_uid, old.st_gid);
-    good = good && !fsync(fd);
-    int reason = errno;
-    close(fd);
-    if (good)
-        good = !rename(temporary, path) && sync_directory(path);
-    else {
-        unlink(temporary);
-        errno = reason;
-    }
-    return good;
+    struct timespec time = {ms / 1000, (long)(ms % 1000) * 1000000};
+    if (!ended)
+        nanosleep(&time, NULL);
 }
 
 /* ---- one round ---- */
 
-enum round { ROUND_DONE, ROUND_CHANGED, ROUND_MISSING, ROUND_FAILED };
+enum round { IN_STEP = 0, CHANGED = 1, UNSETTLED = 2, INCOMPLETE = 4 }; /* bits */
 
-static enum round update_all(const struct token *token)
+static unsigned tell(struct file *file, const char *what, const char *which)
 {
-    static bool told[MAX_FILES];
-    enum round result = ROUND_DONE;
-    for (int i = 0; i < options.count; i++) {
-        const struct file *file = &options.files[i];
-        char *pem;
-        size_t length;
-        enum found found = token_certificates(token, file->label, options.chain, &pem, &length);
-        if (found != FOUND) {
-            if (!told[i])
-                fprintf(stderr, "hsmvisor-guest: %s\n", found == FAILED ? "the module does not answer; waiting for it"
-                                                                        : "no certificate with this label in the token; waiting for it");
-            if (!told[i] && found != FAILED)
-                fprintf(stderr, "  label: %s\n", file->label);
-            told[i] = true;
-            if (result != ROUND_FAILED)
-                result = ROUND_MISSING;
-            continue;
-        }
-        told[i] = false;
-        if (!same(file->path, pem, length)) {
-            if (!write_file(file->path, pem, length)) {
-                fprintf(stderr, "hsmvisor-guest: %s cannot be written: %s\n", file->path, strerror(errno));
-                result = ROUND_FAILED;
-            } else if (result == ROUND_DONE) {
-                result = ROUND_CHANGED;
-            }
-        }
-        free(pem);
+    if (!file->told)
+        fprintf(stderr, "hsmvisor-guest: %s: %s%s%s\n", file->path, what, which, options.once ? "" : "; trying on");
+    file->told = true;
+    return INCOMPLETE;
+}
+
+static void forget(struct file *file)
+{
+    free(file->text);
+    file->text = NULL;
+}
+
+/* A file that exists is replaced once the token has shown the same for --settle seconds. */
+static unsigned update(const struct token *token, struct file *file)
+{
+    char *text;
+    size_t length;
+    switch (token_certificates(token, file->label, options.chain, &text, &length)) {
+    case NO_TOKEN:
+        return tell(file, "the module does not answer (HSMVISOR_PKCS11_DEBUG=1 tells more)", "");
+    case NOT_THERE:
+        return tell(file, "the token has no certificate with the label ", file->label);
+    case FAILED:
+        return tell(file, "the token could not be read (HSMVISOR_PKCS11_DEBUG=1 tells more)", "");
+    case FOUND:
+        break;
     }
+    if (file_holds(file->path, text, length)) {
+        free(text);
+        forget(file);
+        file->told = false;
+        return IN_STEP;
+    }
+    if (file->text && file->length == length && !memcmp(file->text, text, length)) {
+        free(text);
+    } else {
+        free(file->text);
+        file->text = text;
+        file->length = length;
+        file->since = now_ms();
+    }
+    if (!options.once && file_exists(file->path) && now_ms() - file->since < (int64_t)options.settle * 1000)
+        return UNSETTLED;
+    if (!file_replace(file->path, file->text, file->length))
+        return tell(file, "cannot be written: ", strerror(errno));
+    printf("%s: written\n", file->path);
+    fflush(stdout);
+    forget(file);
+    file->told = false;
+    return CHANGED;
+}
+
+static unsigned update_all(const struct token *token)
+{
+    unsigned result = IN_STEP;
+    for (int i = 0; i < options.count; i++)
+        result |= update(token, &options.files[i]);
     return result;
 }
 
@@ -160,35 +150,46 @@ static void reload(void)
     if (!options.reload)
         return;
     int status = system(options.reload);
-    if (status == -1 || !WIFEXITED(status) || WEXITSTATUS(status))
-        fprintf(stderr, "hsmvisor-guest: the reload command failed (%d): %s\n", WIFEXITED(status) ? WEXITSTATUS(status) : status, options.reload);
+    if (status == -1)
+        fprintf(stderr, "hsmvisor-guest: the reload command could not be run: %s\n", strerror(errno));
+    else if (WIFSIGNALED(status))
+        fprintf(stderr, "hsmvisor-guest: the reload command was ended by signal %d: %s\n", WTERMSIG(status), options.reload);
+    else if (WEXITSTATUS(status))
+        fprintf(stderr, "hsmvisor-guest: the reload command ended with %d: %s\n", WEXITSTATUS(status), options.reload);
 }
 
-static void pause_ms(unsigned ms)
+/* Returns when there may be something new.  `seen` is the newest rotation that was told. */
+static void wait_for_change(const struct token *token, CK_ULONG *seen)
 {
-    struct timespec time = {ms / 1000, (long)(ms % 1000) * 1000000};
-    nanosleep(&time, NULL);
+    int64_t until = now_ms() + (token->wait ? LOOK_AGAIN : options.interval) * INT64_C(1000);
+    while (!ended && now_ms() < until) {
+        CK_RV rv = CKR_FUNCTION_CANCELED;
+        if (token->wait)
+            rv = token->wait(*seen, WAIT_MS, seen);
+        else
+            pause_ms(WAIT_MS);
+        if (rv == CKR_OK)
+            return;
+        if (rv != CKR_FUNCTION_CANCELED) {
+            pause_ms(PAUSE_MS); /* the module is away */
+            return;
+        }
+    }
 }
 
 static int sync_files(const struct token *token)
 {
     CK_ULONG seen = 0;
-    bool known = token->wait && token->wait(0, WAIT_MS, &seen) == CKR_OK;
     while (!ended) {
-        enum round round = update_all(token);
-        if (round == ROUND_CHANGED)
+        unsigned result = update_all(token);
+        if (result & CHANGED)
             reload();
         if (options.once)
-            return round == ROUND_DONE || round == ROUND_CHANGED ? 0 : 1;
-        if (round == ROUND_FAILED || round == ROUND_MISSING || !token->wait || !known) {
-            pause_ms(token->wait || round != ROUND_DONE ? MISSING_PAUSE_MS : options.interval * 1000);
-            known = token->wait && token->wait(0, WAIT_MS, &seen) == CKR_OK;
-            continue;
-        }
-        CK_RV rv = token->wait(seen, WAIT_MS, &seen);
-        known = rv == CKR_OK || rv == CKR_FUNCTION_CANCELED;
-        for (unsigned second = 0; rv == CKR_OK && second < options.settle && !ended; second++)
-            pause_ms(1000);
+            return result & INCOMPLETE ? 1 : 0;
+        if (result & (UNSETTLED | INCOMPLETE))
+            pause_ms(PAUSE_MS);
+        else
+            wait_for_change(token, &seen);
     }
     return 0;
 }
@@ -199,6 +200,14 @@ static int usage(const char *why)
 {
     fprintf(stderr, "hsmvisor-guest: %s (see hsmvisor-guest --help)\n", why);
     return 2;
+}
+
+static bool parse_seconds(const char *text, unsigned long least, unsigned *value)
+{
+    char *rest;
+    unsigned long number = strtoul(text, &rest, 10);
+    *value = (unsigned)number;
+    return *text >= '0' && *text <= '9' && !*rest && number >= least && number <= MAX_SECONDS;
 }
 
 static int parse(int argc, char **argv)
@@ -220,7 +229,7 @@ static int parse(int argc, char **argv)
         case OUT:
             if (!label || options.count == MAX_FILES)
                 return usage(label ? "too many files" : "each --out follows its --label");
-            options.files[options.count++] = (struct file){label, optarg};
+            options.files[options.count++] = (struct file){.label = label, .path = optarg};
             label = NULL;
             break;
         case CHAIN:
@@ -233,13 +242,11 @@ static int parse(int argc, char **argv)
             options.once = true;
             break;
         case INTERVAL:
-            options.interval = (unsigned)strtoul(optarg, NULL, 10);
-            if (!options.interval || options.interval > 86400)
+            if (!parse_seconds(optarg, 1, &options.interval))
                 return usage("--interval is 1 to 86400 seconds");
             break;
         case SETTLE:
-            options.settle = (unsigned)strtoul(optarg, NULL, 10);
-            if (options.settle > 86400)
+            if (!parse_seconds(optarg, 0, &options.settle))
                 return usage("--settle is 0 to 86400 seconds");
             break;
         case MODULE:

@@ -200,7 +200,8 @@ static enum found collect(CK_FUNCTION_LIST *f, CK_SESSION_HANDLE session, const 
             good = !failed;
             break;
         }
-        good = append_pem(pem, length, issuer.value, issuer.value_len);
+        bool root = issuer.issuer_len == issuer.subject_len && !memcmp(issuer.issuer, issuer.subject, issuer.issuer_len);
+        good = root || append_pem(pem, length, issuer.value, issuer.value_len); /* who verifies has the root, or does not trust it */
         certificate_free(&c);
         c = issuer;
     }
@@ -216,14 +217,19 @@ enum found token_certificates(const struct token *token, const char *label, bool
     *pem = NULL;
     *length = 0;
     if (f->C_GetSlotList(1, slots, &count) != CKR_OK)
-        return FAILED;
-    enum found result = NOT_THERE;
-    for (CK_ULONG i = 0; i < count && result == NOT_THERE; i++) {
+        return NO_TOKEN;
+    enum found result = count ? NOT_THERE : NO_TOKEN;
+    for (CK_ULONG i = 0; i < count && result != FOUND; i++) {
         /* A session of its own for each reading: a view moves at the first session after none was open. */
         CK_SESSION_HANDLE session;
-        if (f->C_OpenSession(slots[i], CKF_SERIAL_SESSION, NULL, NULL, &session) != CKR_OK)
+        if (f->C_OpenSession(slots[i], CKF_SERIAL_SESSION, NULL, NULL, &session) != CKR_OK) {
+            result = FAILED;
             continue;
-        result = collect(f, session, label, chain, pem, length);
+        }
+        *length = 0;
+        enum found here = collect(f, session, label, chain, pem, length);
+        if (here != NOT_THERE)
+            result = here;
         f->C_CloseSession(session);
     }
     if (result != FOUND) {

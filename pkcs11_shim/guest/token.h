@@ -17,7 +17,7 @@ struct token {
 bool token_open(struct token *token, const char *library);
 void token_close(struct token *token);
 
-enum found { FOUND, NOT_THERE, FAILED };
+enum found { FOUND, NOT_THERE, NO_TOKEN, FAILED };
 
 /* Writes the certificate with this label as PEM, and with `chain` its intermediates, leaf first, into a buffer that the caller frees. */
 enum found token_certificates(const struct token *token, const char *label, bool chain, char **pem, size_t *length);
