@@ -29,8 +29,8 @@ static const char help[] =
     "\n"
     "  --chain            with the intermediate certificates behind it, as ssl_certificate of nginx wants them\n"
     "  --reload COMMAND   run by /bin/sh after files have changed, e.g. 'nginx -s reload'\n"
-    "  --settle SECONDS   replace a file when the token has held its new certificate for so long (default 3): a program that\n"
-    "                     searched the token less than 2 seconds ago still sees the key before, which does not fit the new one\n"
+    "  --settle SECONDS   replace a file so long after a rotation (default 3): a program that searched the token less than\n"
+    "                     2 seconds before still sees the key before, which does not fit the new certificate\n"
     "  --once             write the files now and end\n"
     "  --interval SECONDS how often to look with a library that cannot tell of rotations (default 10)\n"
     "  --module FILE      PKCS#11 library (default: libhsmvisor-pkcs11.so beside this program, or in ../lib/pkcs11)\n"
@@ -43,10 +43,8 @@ static const char help[] =
 
 struct file {
     const char *label, *path;
-    char *text; /* what the token holds for it, seen since `since` and not written yet */
-    size_t length;
-    int64_t since; /* milliseconds */
-    bool told; /* what is wrong with it */
+    int64_t due; /* when it may be replaced, since the token was seen to hold another certificate; 0 = it is in step */
+    bool told;   /* what is wrong with it */
 };
 
 static struct {
@@ -91,13 +89,8 @@ static unsigned tell(struct file *file, const char *what, const char *which)
     return INCOMPLETE;
 }
 
-static void forget(struct file *file)
-{
-    free(file->text);
-    file->text = NULL;
-}
-
-/* A file that exists is replaced once the token has shown the same for --settle seconds. */
+/* A file that exists is replaced --settle seconds after the token was seen to hold another certificate, by what it holds then: a reload
+ * is thus never followed so soon by another that the program's search for the key is answered from the view before. */
 static unsigned update(const struct token *token, struct file *file)
 {
     char *text;
@@ -112,29 +105,27 @@ static unsigned update(const struct token *token, struct file *file)
     case FOUND:
         break;
     }
-    if (file_holds(file->path, text, length)) {
-        free(text);
-        forget(file);
+    unsigned result = IN_STEP;
+    if (!file_holds(file->path, text, length)) {
+        if (!file->due)
+            file->due = now_ms() + (options.once || !file_exists(file->path) ? 0 : options.settle * INT64_C(1000));
+        if (now_ms() < file->due)
+            result = UNSETTLED;
+        else if (file_replace(file->path, text, length))
+            result = CHANGED;
+        else
+            result = tell(file, "cannot be written: ", strerror(errno));
+    }
+    free(text);
+    if (result == CHANGED) {
+        printf("%s: written\n", file->path);
+        fflush(stdout);
+    }
+    if (result == IN_STEP || result == CHANGED) {
+        file->due = 0;
         file->told = false;
-        return IN_STEP;
     }
-    if (file->text && file->length == length && !memcmp(file->text, text, length)) {
-        free(text);
-    } else {
-        free(file->text);
-        file->text = text;
-        file->length = length;
-        file->since = now_ms();
-    }
-    if (!options.once && file_exists(file->path) && now_ms() - file->since < (int64_t)options.settle * 1000)
-        return UNSETTLED;
-    if (!file_replace(file->path, file->text, file->length))
-        return tell(file, "cannot be written: ", strerror(errno));
-    printf("%s: written\n", file->path);
-    fflush(stdout);
-    forget(file);
-    file->told = false;
-    return CHANGED;
+    return result;
 }
 
 static unsigned update_all(const struct token *token)

@@ -182,6 +182,21 @@ def test_follows_rotations_and_reloads_once_for_each(
     assert log.read_text() == "".join(f"{text}\n" for text in expected)
 
 
+def test_rotations_without_a_pause_do_not_keep_the_file_old(
+    start: Start, tmp_path: Path, module: ScriptedModule, certificates: dict[int, Certificate]
+) -> None:
+    file = tmp_path / "web.pem"
+    process = start("sync", "--label", "web", "--out", "web.pem", "--settle", "1")
+    eventually(file.exists)
+    for number in range(2, 12):
+        certificates[1] = Certificate("web", b"leaf %d" % number, b"inner")
+        module.rotate()
+        time.sleep(0.35)
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=3)
+    assert 3 <= out.count("written") <= 5
+
+
 def test_waits_for_a_module_that_is_not_there_yet(start: Start, tmp_path: Path, module: ScriptedModule) -> None:
     module.stop()
     process = start("sync", "--label", "web", "--out", "web.pem")
