@@ -39,12 +39,14 @@ def test_p11tool_lists_and_exports(guest: Guest, module: Module, kind: str) -> N
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_p11tool_signs(guest: Guest, module: Module, kind: str) -> None:
-    if kind == "ed25519" and not guest.library.ours:
-        pytest.skip("p11-kit carries no EdDSA")
     uri = pushed(module, kind)[2]
     digest = "SHA512" if kind == "ed25519" else "SHA256"
-    said = guest.run("p11tool", "--provider", guest.library.path, "--test-sign", "--hash", digest, f"{uri}private").stdout.decode()
-    assert said.count("... ok") == 3, said
+    command = ("p11tool", "--provider", guest.library.path, "--test-sign", "--hash", digest, f"{uri}private")
+    said = guest.run(*command, check=False).stdout.decode()
+    if kind == "ed25519" and not guest.library.ours:
+        assert "PKCS #11 unsupported feature" in said, said  # p11-kit carries no EdDSA
+    else:
+        assert said.count("... ok") == 3, said
 
 
 def test_certtool_requests_a_certificate(guest: Guest, module: Module) -> None:

@@ -1,4 +1,5 @@
-"""What a guest's application sees of generations: pinned handles, views, roll-back, renewal, the end of a drain, alias ids, forks."""
+"""What a guest's application sees of generations: pinned handles, views, roll-back, renewal, the end of a drain, alias
+ids, forks."""
 
 from __future__ import annotations
 
@@ -88,7 +89,7 @@ def test_destroy_ends_a_drain_at_once(shell: Shell, module: Module) -> None:
     module.push("web", new, AUTHORITY.chain(new))
     assert shell.signs_with(held, old)
     module.destroy_generation("web", first)
-    with pytest.raises(CkFailure, match="C_Sign.* 0x60$"):
+    with pytest.raises(CkFailure, match=r"C_Sign.* 0x60$"):
         shell.tell("sign", held)
     shell.tell("open")
     assert shell.signs_with(shell.private("web"), new)
@@ -102,7 +103,7 @@ def test_retire_with_refuse_ends_a_drain_when_its_time_is_over(shell: Shell, mod
     module.push("web", new, AUTHORITY.chain(new))
     module.host.pusher.retire(module.name, "web", first, drain_seconds=1, after_drain="refuse")
     time.sleep(2.5)
-    with pytest.raises(CkFailure, match="C_Sign.* 0x60$"):
+    with pytest.raises(CkFailure, match=r"C_Sign.* 0x60$"):
         shell.tell("sign", held)
     shell.tell("open")
     assert shell.signs_with(shell.private("web"), new)

@@ -62,8 +62,6 @@ def test_keys_are_in_their_worker_alone(host: Host, library: Library, tmp_path: 
 
 @pytest.mark.parametrize("kind", ["p256", "rsa2048", "ed25519"])
 def test_a_destroyed_key_is_gone_from_its_worker(host: Host, library: Library, tmp_path: Path, kind: str) -> None:
-    if not library.ours and kind == "ed25519":
-        pytest.skip("p11-kit carries no EdDSA")
     module = host.create("owner")
     old, new = new_key(kind), new_key(kind)
     first = module.push("web", old)

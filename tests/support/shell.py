@@ -44,7 +44,7 @@ class Shell:
         self.process.stdin.write(json.dumps(words).encode() + b"\n")
         self.process.stdin.flush()
         line = self.process.stdout.readline()
-        assert line, f"the application has ended: {open(self._errors.name).read()}"
+        assert line, f"the application has ended: {Path(self._errors.name).read_text()}"
         answer = json.loads(line)
         if "error" in answer:
             raise CkFailure(answer["error"])

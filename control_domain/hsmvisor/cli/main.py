@@ -13,7 +13,7 @@ from hsmvisor.cli.doctor import doctor
 from hsmvisor.cli.hosts import audit, authority, events, host
 from hsmvisor.cli.materials import material
 from hsmvisor.cli.modules import module
-from hsmvisor.client import TlsFiles
+from hsmvisor.client import SigningKey, TlsFiles
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -37,10 +37,14 @@ from hsmvisor.client import TlsFiles
 )
 @click.option("--tls-cert", type=click.Path(exists=True, path_type=Path), envvar="HSMVISOR_TLS_CERT")
 @click.option("--tls-key", type=click.Path(exists=True, path_type=Path), envvar="HSMVISOR_TLS_KEY")
+@click.option(
+    "--sign-key", type=click.Path(exists=True, path_type=Path), envvar="HSMVISOR_SIGN_KEY",
+    help="Sign each request with this key (Ed25519 in PEM, or a shared secret in hexadecimal) instead of mutual TLS.",
+)  # fmt: skip
 @click.pass_context
 def cli(
     ctx: click.Context, address: str, timeout: float, as_json: bool, directory: Path | None, root_passphrase_file: BinaryIO | None,
-    tls_ca: Path | None, tls_cert: Path | None, tls_key: Path | None,
+    tls_ca: Path | None, tls_cert: Path | None, tls_key: Path | None, sign_key: Path | None,
 ) -> None:  # fmt: skip
     """Secure modules for the guests of a hypervisor: make them, deliver keys to them sealed, renew them in service.
 
@@ -57,7 +61,8 @@ def cli(
     """
     tls = TlsFiles(tls_ca, tls_cert, tls_key) if tls_ca else None
     passphrase = root_passphrase_file.read().rstrip(b"\r\n") if root_passphrase_file else None
-    ctx.obj = Context(address, timeout, as_json, directory or context.default_authority(), passphrase, tls, None)
+    signing = SigningKey.load(sign_key) if sign_key else None
+    ctx.obj = Context(address, timeout, as_json, directory or context.default_authority(), passphrase, tls, signing)
 
 
 @cli.command()

@@ -65,10 +65,12 @@ class Reactor:
         self._swept = monotonic()
         self._last: Connection | None = None
         self._streak = 0  #: requests of `_last` in a row
+        self.connections = 0  #: that it has, with those on their way to it
 
     # ---- any thread ---------------------------------------------------------------------------------------------
 
     def add(self, connection: Connection) -> None:
+        self.connections += 1
         connection.write_wanted = lambda c: self._tell("write", c)
         self._tell("add", connection)
 
@@ -153,6 +155,7 @@ class Reactor:
         descriptor = connection.sock.fileno()
         self._epoll.unregister(descriptor)
         del self._connections[descriptor]
+        self.connections -= 1
         if connection.why == "closed by the client":
             connection.why = why
         connection.end()

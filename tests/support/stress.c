@@ -1,0 +1,140 @@
+/* Threads that sign, search and open sessions through a PKCS#11 library, while this process forks; for sanitizers.
+ * usage: stress LIBRARY SECONDS THREADS.  Exit status 0: every signature was right, or refused with CKR_DEVICE_ERROR while its module was
+ * being replaced. */
+#include <dlfcn.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "hsmvisor-pkcs11.h"
+
+#define KEY 5
+#define CHECK(what) \
+    do { \
+        if (!(what)) { \
+            fprintf(stderr, "stress: line %d: %s\n", __LINE__, #what); \
+            _exit(3); \
+        } \
+    } while (0)
+
+static CK_FUNCTION_LIST *p11;
+static _Atomic int ended;
+static _Atomic unsigned long done, refused;
+
+static void sign_once(CK_SESSION_HANDLE session)
+{
+    CK_MECHANISM ecdsa = {0x1041, NULL, 0};
+    CK_BYTE data[8], signature[256];
+    CK_ULONG length = sizeof signature;
+    unsigned long number = done;
+    memcpy(data, &number, sizeof data);
+    CK_RV rv = p11->C_SignInit(session, &ecdsa, KEY);
+    if (rv == CKR_OK)
+        rv = p11->C_Sign(session, data, sizeof data, signature, &length);
+    CHECK(rv == CKR_OK || rv == CKR_DEVICE_ERROR);
+    if (rv == CKR_OK) {
+        CHECK(length == 64);
+        done++;
+    } else {
+        refused++;
+    }
+}
+
+static void in_parts(CK_SESSION_HANDLE session)
+{
+    CK_MECHANISM ecdsa = {0x1041, NULL, 0};
+    CK_BYTE signature[64];
+    CK_ULONG length = sizeof signature;
+    if (p11->C_SignInit(session, &ecdsa, KEY) == CKR_OK && p11->C_SignUpdate(session, (CK_BYTE *)"part", 4) == CKR_OK)
+        p11->C_SignFinal(session, signature, &length);
+}
+
+static void *work(void *argument)
+{
+    (void)argument;
+    CK_OBJECT_HANDLE found[8];
+    CK_ULONG count;
+    while (!ended) {
+        CK_SESSION_HANDLE session;
+        if (p11->C_OpenSession(0, CKF_SERIAL_SESSION, NULL, NULL, &session) != CKR_OK)
+            continue;
+        for (int i = 0; i < 20 && !ended; i++)
+            sign_once(session);
+        in_parts(session);
+        if (p11->C_FindObjectsInit(session, NULL, 0) == CKR_OK) {
+            p11->C_FindObjects(session, found, 8, &count);
+            p11->C_FindObjectsFinal(session);
+        }
+        p11->C_CloseSession(session);
+    }
+    return NULL;
+}
+
+static void *wait_for_event(void *argument)
+{
+    (void)argument;
+    CK_SLOT_ID slot;
+    CHECK(p11->C_WaitForSlotEvent(0, &slot, NULL) == CKR_CRYPTOKI_NOT_INITIALIZED);
+    return NULL;
+}
+
+static void fork_once(void)
+{
+    pid_t pid = fork();
+    CHECK(pid >= 0);
+    if (pid == 0) {
+        alarm(30);
+        CK_ULONG count = 0;
+        CHECK(p11->C_GetSlotList(1, NULL, &count) == CKR_CRYPTOKI_NOT_INITIALIZED);
+        CHECK(p11->C_Finalize(NULL) == CKR_OK);
+        CHECK(p11->C_Initialize(NULL) == CKR_OK);
+        CK_SESSION_HANDLE session;
+        if (p11->C_OpenSession(0, CKF_SERIAL_SESSION, NULL, NULL, &session) == CKR_OK)
+            sign_once(session);
+        CHECK(p11->C_Finalize(NULL) == CKR_OK);
+        _exit(0);
+    }
+    int status;
+    CHECK(waitpid(pid, &status, 0) == pid);
+    CHECK(status == 0);
+}
+
+int main(int argc, char **argv)
+{
+    CHECK(argc == 4);
+    void *library = dlopen(argv[1], RTLD_NOW);
+    if (!library)
+        fprintf(stderr, "stress: %s\n", dlerror());
+    CHECK(library);
+    CK_RV (*get)(CK_FUNCTION_LIST **);
+    *(void **)&get = dlsym(library, "C_GetFunctionList");
+    CHECK(get && get(&p11) == CKR_OK);
+    time_t end = time(NULL) + atoi(argv[2]);
+    int threads = atoi(argv[3]);
+    pthread_t ids[64], waiter;
+    CHECK(threads > 0 && threads <= 64);
+    while (time(NULL) < end) {
+        CK_C_INITIALIZE_ARGS arguments = {.flags = CKF_OS_LOCKING_OK};
+        CHECK(p11->C_Initialize(&arguments) == CKR_OK);
+        ended = 0;
+        pthread_create(&waiter, NULL, wait_for_event, NULL);
+        for (int i = 0; i < threads; i++)
+            pthread_create(&ids[i], NULL, work, NULL);
+        for (int i = 0; i < 5; i++) {
+            fork_once();
+            nanosleep(&(struct timespec){0, 100000000}, NULL);
+        }
+        ended = 1;
+        for (int i = 0; i < threads; i++)
+            pthread_join(ids[i], NULL);
+        CHECK(p11->C_Finalize(NULL) == CKR_OK);
+        pthread_join(waiter, NULL);
+    }
+    printf("%lu signatures, %lu refused\n", done, refused);
+    return done ? 0 : 4;
+}
