@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 
 import pytest
-
 from support.cryptoki import REPOSITORY
 from support.scripted_module import ScriptedModule
 

@@ -14,7 +14,7 @@ NAMES = """
     VerifyInit Verify VerifyUpdate VerifyFinal VerifyRecoverInit VerifyRecover DigestEncryptUpdate DecryptDigestUpdate
     SignEncryptUpdate DecryptVerifyUpdate GenerateKey GenerateKeyPair WrapKey UnwrapKey DeriveKey SeedRandom GenerateRandom
     GetFunctionStatus CancelFunction WaitForSlotEvent
-""".split()
+""".split()  # noqa: SIM905
 CKA = {"CLASS": 0, "LABEL": 3, "VALUE": 0x11, "ID": 0x102}
 CKO = {"CERTIFICATE": 1, "PUBLIC_KEY": 2, "PRIVATE_KEY": 3}
 CKM_ECDSA, CKF_OS_LOCKING_OK, CKF_SERIAL_SESSION = 0x1041, 2, 4

@@ -1,8 +1,7 @@
 """Run in a guest: signs on and on with one key handle and writes a JSON line for each signature, until its input ends.
 
-Arguments: library, label, "ec" or "rsa", threads, pause in seconds.  A line: [began, ended, message in hexadecimal,
-signature in hexadecimal]
-or [began, ended, message, "", error], with CLOCK_MONOTONIC in seconds.
+Arguments: library, label, "ec" or "rsa", threads, pause in seconds.  A line: [began, ended, message, signature]
+or [began, ended, message, "", error], bytes in hexadecimal, with CLOCK_MONOTONIC in seconds.
 """
 
 from __future__ import annotations
