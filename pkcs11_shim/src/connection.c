@@ -17,7 +17,7 @@
 #define OPTION_SIZE 8u
 #define FIRST_ROOM 4096u
 #define LOOK_NS 60000 /* how long a reply is looked for before the thread sleeps */
-#define PATIENCE 32u  /* calls that sleep at once after one that was looked for in vain */
+#define MOST_VAIN 6u  /* looks in vain in a row that still make the next one rarer: one call in 2^6 */
 
 /* Descriptors are made, closed and shut down under this lock, never read or written: so no thread shuts down a number that is another
  * file's by now. */
@@ -231,26 +231,40 @@ static int64_t now_ns(void)
 }
 
 /* Looks for the reply a little while before the thread sleeps: on a virtual machine to be woken costs more than a signature.
- * Only where the last answer came quickly; returns what recv does, -1 with EAGAIN when nothing came. */
+ * Each look in vain makes the next one rarer.  Returns what recv does, -1 with EAGAIN when nothing came. */
 static ssize_t look(struct connection *c)
 {
     int64_t began = now_ns();
     do {
         for (int i = 0; i < 8; i++) {
             ssize_t got = recv(c->fd, c->in, c->in_room, MSG_DONTWAIT);
-            if (got >= 0 || (errno != EAGAIN && errno != EINTR))
+            if (got >= 0 || (errno != EAGAIN && errno != EINTR)) {
+                c->vain = 0;
                 return got;
+            }
         }
     } while (now_ns() - began < LOOK_NS);
-    c->patience = 0; /* not worth it now; tried again after some calls */
+    if (c->vain < MOST_VAIN)
+        c->vain++;
+    c->unlooked = (1u << c->vain) - 2;
     errno = EAGAIN;
     return -1;
+}
+
+static bool worth_a_look(struct connection *c)
+{
+    if (c->in_used || !c->alone)
+        return false;
+    if (!c->unlooked)
+        return true;
+    c->unlooked--;
+    return false;
 }
 
 /* Receives more of a reply, as recv does. */
 static ssize_t receive(struct connection *c)
 {
-    if (!c->in_used && c->alone && ++c->patience > PATIENCE) {
+    if (worth_a_look(c)) {
         ssize_t got = look(c);
         if (got >= 0 || errno != EAGAIN)
             return got;

@@ -13,7 +13,8 @@ struct connection {
     uint8_t *in;
     size_t in_room, in_used;
     bool alone;           /* no other call of this application is in flight */
-    unsigned patience;    /* calls since a reply was looked for in vain */
+    unsigned vain;        /* looks for a reply in a row that found none */
+    unsigned unlooked;    /* calls that sleep at once, before the next look */
     struct connection *next;        /* in the pool */
     struct connection *next_of_all;
 };

@@ -91,9 +91,7 @@ def test_the_other_once_calls() -> None:
     assert digest == Request(7, Call.DIGEST_ONCE, (1, Mechanism(ck.CKM_SHA256), b"\xaa", 32))
     find = decoded("00000104" + SESSION + "00000001 0000000000000003 01 00000003 776562 0000000000000010")
     assert find == Request(7, Call.FIND_ONCE, (1, (Attribute(ck.CKA_LABEL, b"web"),), 16))
-    assert replied(find, (5, 6), 1, 9) == plain(
-        "00000104 01 00000002 0000000000000005 0000000000000006 01 0000000000000009"
-    )
+    assert replied(find, (5, 6), 1, 9) == plain("00000104 01 00000002 0000000000000005 0000000000000006 01 0000000000000009")
 
 
 def test_restore_sessions_and_rotation_wait() -> None:

@@ -50,7 +50,13 @@ def test_threads_forks_and_restarts(sanitizer: str, tmp_path: Path) -> None:
     environment.pop("LD_PRELOAD", None)
     began = time.monotonic()
     ran = subprocess.run(
-        [program, library, str(SECONDS), "4"], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=60, check=False
+        [program, library, str(SECONDS), "4"],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=60,
+        check=False,
     )
     ended.set()
     restarter.join()

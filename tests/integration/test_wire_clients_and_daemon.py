@@ -193,7 +193,6 @@ def pkcs11_tool(worker: BareWorker, *arguments: str) -> str:
     return done.stdout
 
 
-
 @pytest.mark.real
 @pytest.mark.skipif(not STOCK, reason="p11-kit-client.so is not installed")
 class TestStockClient:

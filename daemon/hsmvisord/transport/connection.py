@@ -1,6 +1,6 @@
 """One guest connection, without a thread: a reactor reads it, replies are written where they are made.
 
-Its requests are answered in order.  A request that will take long is answered in the pool; meanwhile the connection is not read.
+Its requests are answered in order.  While one is answered that takes long, the connection is not read.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ class Connection:
         self.caller: Caller | None = None
         self.why = "closed by the client"
         self.overdue_at = monotonic() + limits.GREETING_SECONDS  #: when it is closed unless its frame is whole by then
-        self.slow = False  #: the last request took long
+        self.slow = False  #: the last two requests took long
+        self._long = False  #: the last request did
         self.alone = False  #: nobody else has asked for a while: what takes long keeps nobody waiting
         self.write_wanted: Callable[[Connection], None] = lambda connection: None  #: the reactor's: bytes wait for the socket
         self._buffer = FrameBuffer()
@@ -51,7 +52,7 @@ class Connection:
         self._unsent = b""
         sock.setblocking(False)
 
-    # ---- the reactor's thread -----------------------------------------------------------------------------------
+    # ---- the leader ---------------------------------------------------------------------------------------------
 
     def receive(self) -> None:
         """Takes what the socket has; raises Ended."""
@@ -93,7 +94,7 @@ class Connection:
                 return True
             began = perf_counter()
             self._answer(caller, request)
-            self.slow = perf_counter() - began > limits.SLOW
+            self._took_long(perf_counter() - began)
         return True
 
     def _next(self, caller: Caller) -> Request | None:
@@ -120,11 +121,11 @@ class Connection:
             self._told = True
             self._begun(self)
 
-    # ---- the pool's threads -------------------------------------------------------------------------------------
+    # ---- the thread that has given up the lead ------------------------------------------------------------------
 
     @property
     def pending(self) -> Request | None:
-        """A request that is to be answered in the pool."""
+        """A request that is to be answered without the lead."""
         return self._pending
 
     def work_pending(self) -> None:
@@ -133,7 +134,14 @@ class Connection:
             return
         began = perf_counter()
         self._answer(self.caller, request)
-        self.slow = request.call not in WAITING and perf_counter() - began > limits.SLOW / 2
+        if request.call not in WAITING:
+            self._took_long(perf_counter() - began)
+
+    def _took_long(self, seconds: float) -> None:
+        """One that the scheduler held up says nothing about the next: two in a row do."""
+        long = seconds > limits.SLOW
+        self.slow = long and self._long
+        self._long = long
 
     # ---- any thread ---------------------------------------------------------------------------------------------
 

@@ -2,7 +2,7 @@
 
 FRAME_SECONDS = 10  #: a frame must be complete this long after its first byte; a reply must be taken in this time
 GREETING_SECONDS = 10  #: the first byte must come this long after the connection
-RECEIVE = 65536  #: bytes asked of the socket at once
+RECEIVE = 4096  #: bytes asked of the socket at once: the buffer is filled before and wiped after (glibc.malloc.perturb)
 THREAD_STACK = 256 * 1024  #: bytes
 FRAMES_AT_ONCE = 8  #: requests of one connection that are answered before others have their turn
 MAX_UNSENT = 1 << 20  #: bytes of replies that wait for a slow reader; it is not read from meanwhile
@@ -10,8 +10,8 @@ MAX_REFUSED = 64  #: connections over the limit that are answered (CKR_HOST_MEMO
 MAX_PARKED = 256  #: parked requests of one connection
 ACCEPT_PAUSE = 0.05  #: seconds after an accept that failed (no descriptors left)
 SWEEP = 1.0  #: seconds between looks for overdue frames
-POOL_THREADS = 4  #: for operations that take long
-REACTORS = 2  #: threads that read connections: one signs while another has the interpreter
-SLOW = 1e-3  #: seconds: the next request of a connection whose last one took longer goes to the pool
-SPIN = 40e-6  #: seconds that a reactor looks for the next request before it sleeps
+THREADS = 4  #: that read or sign, of one module
+SLOW = 150e-6  #: seconds: before the next request of a connection whose last one took longer, another thread takes the lead
+SPIN = 100e-6  #: seconds that a reactor looks for the next request before it sleeps
+MOST_VAIN = 6  #: looks in vain in a row that still make the next one rarer: once in 2**6 sleeps
 ALONE = 8  #: requests in a row of one connection, after which it counts as the only busy one

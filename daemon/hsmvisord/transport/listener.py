@@ -1,4 +1,4 @@
-"""The guest's listening socket: accepts connections within the module's limit and gives each to the reactor that has fewest."""
+"""The guest's listening socket: accepts connections within the module's limit and gives each to the reactor."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Listener:
     ) -> None:
         self._sock, self._token, self._parking = sock, token, parking
         self._opened, self._closed = opened, closed
-        self._reactors = [Reactor(self._ended) for _ in range(limits.REACTORS)]
+        self._reactor = Reactor(self._ended)
         self._lock = threading.Lock()
         self._connections: set[Connection] = set()
         self._over: set[Connection] = set()  #: over the limit
@@ -42,8 +42,7 @@ class Listener:
         return len(self._connections)
 
     def start(self) -> None:
-        for reactor in self._reactors:
-            threading.Thread(target=reactor.run, name="reactor", daemon=True).start()
+        self._reactor.start()
         threading.Thread(target=self._accept, name="accept", daemon=True).start()
 
     def _accept(self) -> None:
@@ -65,7 +64,7 @@ class Listener:
         self.accepted += 1
         with self._lock:
             (self._over if refused else self._connections).add(connection)
-        min(self._reactors, key=lambda r: r.connections).add(connection)
+        self._reactor.add(connection)
 
     def _ended(self, connection: Connection) -> None:
         with self._lock:

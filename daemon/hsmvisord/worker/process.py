@@ -49,7 +49,7 @@ PR_CAP_AMBIENT_CLEAR_ALL = 4
 
 
 def drop_bounding_set() -> None:
-    """Empties the capability bounding set (capabilities(7)); needs CAP_SETPCAP, so it comes before the change of user.  Raises OSError."""
+    """Empties the capability bounding set (capabilities(7)): needs CAP_SETPCAP, so before the change of user.  Raises OSError."""
     with open("/proc/sys/kernel/cap_last_cap", encoding="ascii") as file:
         last = int(file.read())
     for capability in range(last + 1):
