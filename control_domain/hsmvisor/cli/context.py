@@ -87,6 +87,16 @@ class Context:
     def hosts(self) -> rpc.HostServiceStub:
         return rpc.HostServiceStub(self.channel)
 
+    def all_modules(self) -> list[pb.Module]:
+        found: list[pb.Module] = []
+        token = ""
+        while True:
+            answer = self.modules.ListModules(pb.ListModulesRequest(page_token=token), timeout=self.timeout)
+            found += answer.modules
+            token = answer.next_page_token
+            if not token:
+                return found
+
     def authority(self, create: bool = False) -> Authority:
         """`create`: makes it on first use, and says so."""
         if create and not (self.authority_directory / "root.key").exists():

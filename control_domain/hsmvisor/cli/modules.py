@@ -85,14 +85,7 @@ def create(ctx: Context, /, name: str, root: str | None, ident: str | None, **se
 @pass_context
 def list_(ctx: Context) -> None:
     """The modules of the host."""
-    found: list[pb.Module] = []
-    token = ""
-    while True:
-        answer = ctx.modules.ListModules(pb.ListModulesRequest(page_token=token), timeout=ctx.timeout)
-        found += answer.modules
-        token = answer.next_page_token
-        if not token:
-            break
+    found = ctx.all_modules()
     columns = ("name", "state", "materials", "connections", "pid", "restarts", "address")
     rows = [(m.name, m.state, m.materials, m.connections, m.pid or "-", m.restarts, m.address) for m in found]
     ctx.result({"modules": [plain(m) for m in found]}, lambda: table(columns, rows))
@@ -217,3 +210,27 @@ def env(ctx: Context, name: str) -> None:
     found = ctx.modules.GetModule(pb.GetModuleRequest(name=name), timeout=ctx.timeout)
     variables = {"HSMVISOR_PKCS11_ADDRESS": found.address, "P11_KIT_SERVER_ADDRESS": found.address}
     ctx.result(variables, lambda: click.echo("\n".join(f"export {k}='{v}'" for k, v in variables.items())))
+
+
+@module.command()
+@click.argument("names", nargs=-1)
+@click.option("--all", "every", is_flag=True, help="All modules of the host, one after the other.")
+@click.option("--keep-launcher", is_flag=True, help="Fork from the launcher as it is; default: start it anew first.")
+@pass_context
+def upgrade(ctx: Context, names: tuple[str, ...], every: bool, keep_launcher: bool) -> None:
+    """Replace the worker processes of modules, in service.
+
+    The new process runs the code that is installed now. State, connections, sessions and open operations go along; guests notice
+    nothing. Example: hsmvisor module upgrade --all
+    """
+    if every == bool(names):
+        raise click.UsageError("give the names of modules, or --all")
+    done: list[pb.UpgradeModuleResponse] = []
+    for name in [m.name for m in ctx.all_modules()] if every else names:
+        request = pb.UpgradeModuleRequest(request_id=request_id(), name=name, renew_launcher=not keep_launcher and not done)
+        done.append(ctx.modules.UpgradeModule(request, timeout=ctx.timeout))
+        if not ctx.json:
+            click.echo(f"{name}: replaced in {done[-1].seconds * 1000:.0f} ms", err=True)
+    columns = ("name", "pid", "was", "connections", "applications", "lingering", "paused ms")
+    rows = [(u.name, u.pid, u.old_pid, u.connections, u.applications, u.lingering, f"{u.paused_seconds * 1000:.1f}") for u in done]
+    ctx.result({"upgraded": [plain(u) for u in done]}, lambda: table(columns, rows))

@@ -37,10 +37,10 @@ def returned_listener(descriptors: list[int], path: str) -> socket.socket:
     return sock
 
 
-async def end_stranger(where: Places, module_id: bytes) -> None:
+async def end_stranger(where: Places, module_id: bytes, successor: bool = False) -> None:
     """Ends a worker of which nothing is noted: who answers at its control socket is known by the kernel's word."""
-    path = where.control(module_id)
-    noted = places.noted_process(where.note(module_id))
+    path = where.control(module_id, successor)
+    noted = places.noted_process(where.note(module_id, successor))
     worker: WorkerProcess | None = None
     if noted is not None:
         worker = WorkerProcess("", *noted, None)
@@ -51,6 +51,8 @@ async def end_stranger(where: Places, module_id: bytes) -> None:
         worker.kill()
         await worker.ended()
         worker.leave()
+    if successor:
+        places.forget(where, module_id, True)
 
 
 async def _answering(path: os.PathLike[str]) -> WorkerProcess | None:
@@ -85,6 +87,7 @@ async def _end_one(where: Places, path: Path, drain: float) -> int:
         module_id = bytes.fromhex(path.stem)
     except ValueError:
         return 0
+    await end_stranger(where, module_id, successor=True)
     noted = places.noted_process(where.note(module_id))
     worker = WorkerProcess("", *noted, None) if noted is not None else await _answering(path)
     if worker is not None:

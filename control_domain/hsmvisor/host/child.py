@@ -101,6 +101,15 @@ class Child:
             _log.error("the %s ended (%s); started again in %.2f s", self.name, spawned.process.returncode, pause)
             await asyncio.sleep(pause)
 
+    async def renew(self) -> None:
+        """Starts it anew; returns when the new one is there.  Raises Unavailable."""
+        if self._link is not None:
+            self._up.clear()
+            self._link.close()
+        if self._process is not None:
+            self._process.kill()
+        await self.link()
+
     def _ended(self, violation: Violation | None) -> None:
         self._up.clear()
         if violation is not None:

@@ -6,7 +6,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from hsmvisor.host import reports
 from hsmvisor.host.enrolment import OneTimeSecret
 from hsmvisor.host.measures import Measure
-from hsmvisor.host.module import Module
+from hsmvisor.host.module import Module, Upgraded
 from hsmvisor.host.modules import Change
 from hsmvisor.host.settings import Settings
 from hsmvisor.host.state import EventRow
@@ -137,3 +137,16 @@ def secret(secret: OneTimeSecret) -> pb.CreateEnrolmentResponse:
 
 def event(row: EventRow) -> pb.Event:
     return pb.Event(id=row.id, at=timestamp(row.at_ms / 1000), kind=row.kind, module=row.module, detail=row.detail)
+
+
+def upgraded(name: str, known: Upgraded) -> pb.UpgradeModuleResponse:
+    return pb.UpgradeModuleResponse(
+        name=name,
+        old_pid=known.old_pid,
+        pid=known.new_pid,
+        applications=known.applications,
+        connections=known.connections,
+        lingering=known.lingering,
+        seconds=known.took,
+        paused_seconds=known.paused,
+    )

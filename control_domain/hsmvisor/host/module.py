@@ -35,6 +35,21 @@ from hsmvisor_rpc.internal.phases import Phase
 from hsmvisor_rpc.sealed.canonical import Record
 
 R = TypeVar("R", bound=Record)
+
+
+@dataclass(frozen=True)
+class Upgraded:
+    """How a worker was replaced; times in seconds."""
+
+    old_pid: int
+    new_pid: int
+    applications: int
+    connections: int
+    lingering: int  #: applications that were still in a long operation
+    took: float
+    paused: float  #: from the last request that the old one answered, at most, to the first of the new one
+
+
 _log = logging.getLogger(__name__)
 
 STARTING, SERVING, RESTARTING, FAILED, DESTROYED = "starting", "serving", "restarting", "failed", "destroyed"
@@ -42,6 +57,7 @@ STARTING, SERVING, RESTARTING, FAILED, DESTROYED = "starting", "serving", "resta
 _DEATHS, _WITHIN = 5, 30.0  #: that many deaths in that many seconds: failed
 _QUICK_PAUSES = (0.05, 0.2, 0.5)  #: seconds to the next attempt after the first failures to start
 _FAILED_PAUSE, _LONGEST_PAUSE = 10.0, 300.0  #: and when it counts as failed
+_LEAVING_WITHIN = 30.0  #: seconds that a replaced worker may take to end
 _SERVING_WAIT = 5.0  #: seconds that a request waits for a worker that is being started
 
 
@@ -69,10 +85,13 @@ class Module:
         self.measures: tuple[Measure, ...] = ()
         self._version = row.version
         self._worker: WorkerProcess | None = None
+        self._successor: WorkerProcess | None = None
         self._guest: socket.socket | None = None
         self._deaths: deque[float] = deque(maxlen=_DEATHS)
         self._failures = 0
         self._is_serving = asyncio.Event()
+        self._replacing = asyncio.Lock()  #: held while a successor takes over
+        self._leaving: dict[asyncio.Task[None], WorkerProcess] = {}  #: predecessors on their way out
         self.ending = asyncio.Lock()  #: held by who destroys it
         self._keeper: asyncio.Task[None] | None = None
         self._happenings = Happenings(row.name, surroundings.audit, surroundings.events)
@@ -88,6 +107,12 @@ class Module:
     @property
     def pid(self) -> int:
         return self._worker.pid if self._worker else 0
+
+    @property
+    def pids(self) -> set[int]:
+        """Its worker, with a successor and predecessors while they are there."""
+        workers = [self._worker, self._successor, *self._leaving.values()]
+        return {worker.pid for worker in workers if worker is not None}
 
     @property
     def address(self) -> str:
@@ -119,6 +144,7 @@ class Module:
 
     async def _resume(self, gate: asyncio.Semaphore) -> None:
         async with gate:
+            await end_stranger(self._s.places, self.module_id, successor=True)
             if not await self._adopt():
                 await self._try_start()
         await self._keep()
@@ -126,9 +152,13 @@ class Module:
     async def _keep(self) -> None:
         """Watches the worker and starts it again; until cancelled."""
         while True:
-            if self._worker is not None:
-                await self._worker.ended()
-                await self._buried()
+            worker = self._worker
+            if worker is not None:
+                await worker.ended()
+                async with self._replacing:
+                    if self._worker is not worker:
+                        continue  # its successor serves
+                    await self._buried()
             if len(self._deaths) == _DEATHS and self._deaths[-1] - self._deaths[0] < _WITHIN:
                 self._fail(f"its worker ended {_DEATHS} times within {_WITHIN:.0f} s: {self.failure or 'see the host log'}")
             await asyncio.sleep(self._pause())
@@ -202,9 +232,9 @@ class Module:
             raise WorkerFault(f"it did not answer within {within:.0f} s") from None
         self._serves(booted.recipient, booted.root, booted.report)
 
-    async def _spawn(self, within: float) -> WorkerProcess:
-        """Forks the worker and has its storage key written into its pipe, at the same time."""
-        control_path = self._s.places.control(self.module_id)
+    async def _spawn(self, within: float, successor: bool = False) -> WorkerProcess:
+        """Forks a worker and has its storage key written into its pipe, at the same time."""
+        control_path = self._s.places.control(self.module_id, successor)
         uid = self._s.config.workers.uid_base + self.row.number if os.geteuid() == 0 else 0
         spawn = m.Spawn(self.module_id, self.name, uid, os.geteuid(), ())
         assert self._guest is not None
@@ -214,8 +244,12 @@ class Module:
                 derived = asyncio.ensure_future(self._s.provider.derive(self.module_id, write_end, within))
                 try:
                     forked = await self._s.launcher.spawn(spawn, control.fileno(), self._guest.fileno(), read_end, within)
-                    worker = self._worker = WorkerProcess(self.name, forked.pid, forked.pidfd, Phase.EMPTY)
-                    places.write_note(self._s.places.note(self.module_id), forked.pid)
+                    worker = WorkerProcess(self.name, forked.pid, forked.pidfd, Phase.EMPTY)
+                    if successor:
+                        self._successor = worker
+                    else:
+                        self._worker = worker
+                    places.write_note(self._s.places.note(self.module_id, successor), forked.pid)
                     worker.connect(control_path, self._store, self._happenings.told)
                 finally:
                     await derived
@@ -256,6 +290,66 @@ class Module:
         self._s.events.emit("worker-adopted", self.name, {"pid": worker.pid})
         self._serves(attached.recipient, attached.root, attached.report)
         return True
+
+    # ---- a successor --------------------------------------------------------------------------------------------
+
+    async def upgrade(self) -> Upgraded:
+        """Replaces the worker by a new one that takes its state, connections and sessions over.  Raises HostError; then the old
+        one serves on, or one is started again."""
+        async with self._replacing:
+            old = await self._serving_worker()
+            within = self._s.config.workers.start_timeout_seconds
+            began = time.monotonic()
+            try:
+                new = await self._spawn(within, successor=True)
+                await new.attach(self._version, within)
+                self._is_serving.clear()  # who asks now waits for the new one
+                frozen = time.monotonic()
+                version = await old.freeze(within)
+                _, records = await self._s.state.sealed(self.module_id)
+                await new.load(records, within)
+                booted, handed = await self._succession(old, new, version, within)
+            except (WorkerFault, LinkClosed, PeerError, TimeoutError, OSError, errors.HostError) as error:
+                await self._without_successor(old, within)
+                raise errors.Unavailable(
+                    "WORKER", f"the worker of module {self.name} is not replaced: {error or 'no answer'}", "see the host's log"
+                ) from None
+            places.succeed(self._s.places, self.module_id)
+            self._worker, self._successor = new, None
+            self._serves(booted.recipient, booted.root, booted.report)
+            self._see_out(old)
+            now = time.monotonic()
+            return Upgraded(old.pid, new.pid, handed.applications, handed.connections, handed.lingering, now - began, now - frozen)
+
+    async def _succession(
+        self, old: WorkerProcess, new: WorkerProcess, version: int, within: float
+    ) -> tuple[m.Booted, m.HandedOver]:
+        """Both speak with each other over a socket of their own: what a guest has open is nothing for us."""
+        mine, theirs = socket.socketpair()
+        with mine, theirs:
+            succeed = new.succeed(m.Succeed(self._s.identity.host_id, version, self.settings.encode()), theirs, within)
+            hand_over = old.hand_over(mine, within)
+            taken = asyncio.gather(succeed, hand_over)
+            await asyncio.sleep(0)  # both have their end by now
+        return await taken
+
+    async def _without_successor(self, old: WorkerProcess, within: float) -> None:
+        new, self._successor = self._successor, None
+        if new is not None:
+            new.kill()
+            await new.ended()
+            new.leave()
+        places.forget(self._s.places, self.module_id, successor=True)
+        if old.phase is Phase.SERVING:
+            await old.thaw(within)
+            self._is_serving.set()
+        else:
+            old.kill()  # it has given its connections away; another one is started
+
+    def _see_out(self, old: WorkerProcess) -> None:
+        task = asyncio.get_running_loop().create_task(old.out(_LEAVING_WITHIN))
+        self._leaving[task] = old
+        task.add_done_callback(self._leaving.pop)
 
     # ---- being asked by the worker ------------------------------------------------------------------------------
 
@@ -339,11 +433,12 @@ class Module:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._keeper
         self._is_serving.clear()
-        if leave and self._worker is not None:
-            self._worker.leave()
-            self._worker = None
-        else:
-            await self._end_worker(self._s.config.workers.drain_seconds)
+        async with self._replacing:
+            if leave and self._worker is not None:
+                self._worker.leave()
+                self._worker = None
+            else:
+                await self._end_worker(self._s.config.workers.drain_seconds)
         if self._guest is not None:
             self._guest.close()
             self._guest = None
@@ -355,7 +450,8 @@ class Module:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._keeper
         self._is_serving.clear()
-        await self._end_worker(0)
+        async with self._replacing:
+            await self._end_worker(0)
         if self._guest is not None:
             self._guest.close()
             self._guest = None
@@ -363,6 +459,9 @@ class Module:
         self._set(DESTROYED)
 
     async def _end_worker(self, drain: float) -> None:
+        for leaving in self._leaving.values():
+            leaving.kill()
+        await asyncio.gather(*self._leaving)
         worker, self._worker = self._worker, None
         if worker is None:
             return

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from hsmvisor.host import places
 from hsmvisor.host.adoption import end_orphans, end_stranger
 from hsmvisor.host.errors import Exhausted, Exists, NotFound, Unavailable
-from hsmvisor.host.module import DESTROYED, Module, Surroundings, new_row
+from hsmvisor.host.module import DESTROYED, Module, Surroundings, Upgraded, new_row
 from hsmvisor.host.settings import Settings
 from hsmvisor.host.state import CREATING, DESTROYING, PRESENT, ModuleRow, Request
 
@@ -73,8 +73,7 @@ class Modules:
 
     def _end_orphans(self) -> None:
         helpers = {self._s.launcher.child.pid, self._s.provider.child.pid}
-        making = {m.pid for m in self._making}
-        end_orphans(helpers | making | {m.pid for m in self._modules.values()})
+        end_orphans(helpers.union(*(m.pids for m in (*self._making, *self._modules.values()))))
 
     def end_watching(self) -> None:
         """Ends the streams of those who watch."""
@@ -137,6 +136,17 @@ class Modules:
         """The lowest free one: its worker's uid is built on it, and no two living workers share one."""
         taken = {m.row.number for m in self._modules.values()} | set(self._reserved.values())
         return next(n for n in range(len(taken) + 1) if n not in taken)
+
+    async def upgrade(self, name: str, renew_launcher: bool) -> Upgraded:
+        """Replaces the module's worker in service; with a launcher started anew before: its code is what is installed now, and its
+        address layout is another one.  Raises HostError."""
+        module = self.get(name)
+        async with module.ending:
+            if renew_launcher:
+                await self._s.launcher.child.renew()
+            upgraded = await self.get(name).upgrade()
+        self._s.events.emit("worker-replaced", name, {"old_pid": upgraded.old_pid, "pid": upgraded.new_pid})
+        return upgraded
 
     async def destroy(self, name: str, request: Request) -> None:
         module = self.get(name)

@@ -13,6 +13,7 @@ from pathlib import Path
 from hsmvisor.host.config import Config
 from hsmvisor.host.errors import Broken, Invalid
 
+_SUCCESSOR = ".next"
 _MAX_UNIX_PATH = 107  #: bytes of sun_path without its end (unix(7))
 
 
@@ -32,11 +33,11 @@ class Places:
     def modules(self) -> Path:
         return self.runtime / "modules"
 
-    def control(self, module_id: bytes) -> Path:
-        return self.workers / f"{module_id.hex()}.sock"
+    def control(self, module_id: bytes, successor: bool = False) -> Path:
+        return self.workers / f"{module_id.hex()}{_SUCCESSOR * successor}.sock"
 
-    def note(self, module_id: bytes) -> Path:
-        return self.workers / f"{module_id.hex()}.json"
+    def note(self, module_id: bytes, successor: bool = False) -> Path:
+        return self.workers / f"{module_id.hex()}{_SUCCESSOR * successor}.json"
 
     def guest(self, name: str) -> Path:
         return self.modules / name / "pkcs11.sock"
@@ -97,10 +98,16 @@ def remove(places: Places, module_id: bytes, name: str) -> None:
         places.guest(name).parent.rmdir()
 
 
-def forget(places: Places, module_id: bytes) -> None:
+def forget(places: Places, module_id: bytes, successor: bool = False) -> None:
     """Removes what stands there for a module's worker."""
-    places.control(module_id).unlink(missing_ok=True)
-    places.note(module_id).unlink(missing_ok=True)
+    places.control(module_id, successor).unlink(missing_ok=True)
+    places.note(module_id, successor).unlink(missing_ok=True)
+
+
+def succeed(places: Places, module_id: bytes) -> None:
+    """The successor's socket and note take the place of its predecessor's."""
+    places.control(module_id, True).rename(places.control(module_id))
+    places.note(module_id, True).rename(places.note(module_id))
 
 
 # ---- who is who after a restart of the service ----------------------------------------------------------------------

@@ -35,6 +35,7 @@ METHODS: dict[str, frozenset[Role] | Access] = {
     "/hsmvisor.v1.ModuleService/SetTokenPresent": _OPERATOR,
     "/hsmvisor.v1.ModuleService/GetStatistics": _ALL,
     "/hsmvisor.v1.ModuleService/WatchModules": _ALL,
+    "/hsmvisor.v1.ModuleService/UpgradeModule": _OPERATOR,
     "/hsmvisor.v1.MaterialService/Execute": _MANAGER,
     "/hsmvisor.v1.MaterialService/GetMaterial": _ALL,
     "/hsmvisor.v1.MaterialService/ListMaterials": _ALL,

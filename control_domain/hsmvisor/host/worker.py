@@ -95,12 +95,36 @@ class WorkerProcess:
         self.phase = Phase.SERVING
         return booted
 
+    async def freeze(self, within: float) -> int:
+        """Returns the version of the state that it keeps from now on."""
+        frozen, _ = await self._ask(m.Freeze(), m.Frozen, within)
+        return frozen.version
+
+    async def thaw(self, within: float) -> None:
+        """There is no successor; never raises."""
+        with contextlib.suppress(PeerError, LinkClosed, TimeoutError):
+            await self._ask(m.Thaw(), m.Done, within)
+
+    async def hand_over(self, sock: socket.socket, within: float) -> m.HandedOver:
+        """Has it give its connections to the worker at the other end of `sock`; it ends by itself."""
+        handed, _ = await self._ask(m.HandOver(), m.HandedOver, within, give=[sock.fileno()])
+        self.phase = Phase.LEAVING
+        return handed
+
+    async def succeed(self, succeed: m.Succeed, sock: socket.socket, within: float) -> m.Booted:
+        self.phase = Phase.BOOTING
+        booted, _ = await self._ask(succeed, m.Booted, within, give=[sock.fileno()])
+        self.phase = Phase.SERVING
+        return booted
+
     # ---- asking -------------------------------------------------------------------------------------------------
 
-    async def _ask(self, request: Record, expected: type[R], within: float, take: int = 0) -> tuple[R, list[int]]:
+    async def _ask(
+        self, request: Record, expected: type[R], within: float, take: int = 0, give: Sequence[int] = ()
+    ) -> tuple[R, list[int]]:
         if self._link is None:
             raise LinkClosed("there is no connection to the worker")
-        return await self._link.ask(request, expected, within=within, take=take)
+        return await self._link.ask(request, expected, give, within=within, take=take)
 
     async def ask(self, request: Record, expected: type[R], within: float) -> R:
         """Raises HostError: Refused by the worker, or Unavailable."""
@@ -126,7 +150,7 @@ class WorkerProcess:
         A worker that we adopt may finish what it had asked of the supervisor before us, and one that is told to shut down what it
         had sent before it heard of that: both are served as in phase serving.
         """
-        row = WORKER_MAY[self.phase if self.phase in (Phase.EMPTY, Phase.BOOTING) else Phase.SERVING]
+        row = WORKER_MAY[self.phase if self.phase in (Phase.EMPTY, Phase.BOOTING, Phase.LEAVING) else Phase.SERVING]
         try:
             kind = by_type(row).get(record_type(frame.payload))
             if kind is None:
@@ -191,6 +215,15 @@ class WorkerProcess:
                 return
         self.kill()
         await self.ended()
+
+    async def out(self, within: float) -> None:
+        """Returns when it has ended and is let go of; it is ended by force after `within` seconds."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(within):
+                await self.ended()
+        self.kill()
+        await self.ended()
+        self.leave()
 
     def leave(self) -> None:
         """Lets go of it; one that still runs goes on, and the next supervisor adopts it."""

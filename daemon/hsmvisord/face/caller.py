@@ -17,6 +17,13 @@ from hsmvisord.wire.codec import Codec
 _numbers = itertools.count(1)
 
 
+def take_number(number: int) -> int:
+    """Returns the number of a connection that another process had; new ones count on from there."""
+    global _numbers
+    _numbers = itertools.count(max(next(_numbers), number + 1))
+    return number
+
+
 class Parked(Exception):
     """The handler has no answer yet: `ready` is asked again after each change and gives it then (None: not yet)."""
 

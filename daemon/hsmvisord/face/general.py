@@ -123,16 +123,30 @@ def set_operation_state(caller: Caller, args: Args) -> Args:
     raise CkError(ck.CKR_SAVED_STATE_INVALID)
 
 
+def _login(caller: Caller, handle: int, user: int, attempt: bytes | None) -> Args:
+    """A PIN is not tried while the state is handed to a successor: the request waits and goes along."""
+    application, keystore = caller.application, caller.token.keystore
+
+    def ready() -> Args | None:
+        if keystore.frozen:
+            return None
+        application.login(handle, user, attempt)
+        return ()
+
+    if keystore.frozen:
+        raise Parked(ready)
+    application.login(handle, user, attempt)
+    return ()
+
+
 def login(caller: Caller, args: Args) -> Args:
     handle, user, attempt = args
-    caller.application.login(handle, user, attempt)
-    return ()
+    return _login(caller, handle, user, attempt)
 
 
 def login_user(caller: Caller, args: Args) -> Args:
     handle, user, attempt, _name = args
-    caller.application.login(handle, user, attempt)
-    return ()
+    return _login(caller, handle, user, attempt)
 
 
 def logout(caller: Caller, args: Args) -> Args:

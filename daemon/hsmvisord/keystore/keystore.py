@@ -69,6 +69,7 @@ class Keystore:
         self._provider, self._clock, self._persist, self.usage = provider, clock, persist, usage
         self._lock = threading.RLock()
         self._began = int(clock())
+        self.frozen = False  #: a successor has taken the state over, or is about to
         self._alerted: dict[tuple[str, int], int] = {}
         self.changed: Callable[[State], None] = lambda state: None  #: called after each change, with the lock held
         self.happened: Callable[[Happening], None] = lambda happening: None
@@ -225,9 +226,26 @@ class Keystore:
             if present != self.state.token_present:
                 self._commit(replace(self.state, token_present=present), Cause())
 
+    # ---- a successor of the worker ------------------------------------------------------------------------------
+
+    def freeze(self) -> int:
+        """No change from now on; returns the stored version, with what each key was used until now.  Raises StorageError."""
+        with self._lock:
+            if self.usage():
+                materials = {name: replace(material) for name, material in self.state.materials.items()}
+                self._commit(replace(self.state, materials=materials), Cause())
+            self.frozen = True
+            return self.state.version
+
+    def thaw(self) -> None:
+        with self._lock:
+            self.frozen = False
+
     # ---- commit -------------------------------------------------------------------------------------------------
 
     def _commit(self, state: State, cause: Cause) -> None:
+        if self.frozen:
+            raise StorageError("the module's worker is being replaced")
         new = replace(state, version=self.state.version + 1)
         old = self.state if self.state.version else None
         change, manifest = persistence.seal_change(old, new, self._recipient, self._manifest, self._vault, self.usage())

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from hsmvisord.token import limits
 from hsmvisord.token.catalogue import Template, View, matches
 from hsmvisord.token.info import MANAGED_SLOT
 from hsmvisord.token.objects import KeyUse, TokenObject
-from hsmvisord.token.operations import FindOperation, Output, SignOperation
+from hsmvisord.token.operations import FindOperation, Operation, Output, SignOperation
 from hsmvisord.token.secrets import SecretObject
 from hsmvisord.token.session import Session
 from hsmvisord.token.statistics import Counters
@@ -26,6 +26,22 @@ if TYPE_CHECKING:
     from hsmvisord.token.token import Token
 
 AnyObject = TokenObject | SecretObject
+
+
+@dataclass(frozen=True)
+class Saved:
+    """An application without its operations."""
+
+    ticket: bytes
+    program: str
+    watermark: int
+    logged_in: bool
+    seen_slot_events: int
+    next_session: int
+    next_object: int
+    sessions: list[tuple[int, int, int]]  #: handle, slot, flags
+    objects: list[tuple[int, SecretObject]]  #: session, object
+
 
 _SESSION_FLAGS = ck.CKF_SERIAL_SESSION | ck.CKF_RW_SESSION
 
@@ -39,10 +55,10 @@ class Application:
         self.logged_in = False
         self.seen_slot_events = token.slot_events
         self._lock = threading.Lock()
-        self._sessions: dict[int, Session] = {}
-        self._handles = itertools.count(1)
+        self.sessions: dict[int, Session] = {}  #: by handle
+        self._next_session = 1
         self._objects: dict[int, SecretObject] = {}
-        self._object_handles = itertools.count(limits.FIRST_SESSION_OBJECT)
+        self._next_object = limits.FIRST_SESSION_OBJECT
         self._last_search = token.monotonic()
 
     # ---- view ---------------------------------------------------------------------------------------------------
@@ -74,44 +90,45 @@ class Application:
     def _add_session(self, slot: int, flags: int, handle: int | None) -> int:
         self.token.take_session()
         with self._lock:
-            if not self._sessions:
+            if not self.sessions:
                 self._advance()
             if handle is None:
-                handle = next(self._handles)
-            self._sessions[handle] = Session(handle, slot, flags)
+                handle = self._next_session
+                self._next_session += 1
+            self.sessions[handle] = Session(handle, slot, flags)
         return handle
 
     def restore_sessions(self, triples: list[tuple[int, int, int]]) -> list[int]:
         """Opens sessions with the handles they had before a reconnect; returns a CK_RV for each.  The view does not move."""
         with self._lock:
-            if self._sessions:
+            if self.sessions:
                 raise CkError(ck.CKR_SESSION_EXISTS, "sessions are restored into an application without sessions")
         mark, results = self.watermark, []
         for handle, slot, flags in triples:
             try:
                 self.check_present(slot)
-                if not 0 < handle <= limits.LAST_HANDLE or handle in self._sessions:
+                if not 0 < handle <= limits.LAST_HANDLE or handle in self.sessions:
                     raise CkError(ck.CKR_SESSION_HANDLE_INVALID)
                 self._add_session(slot, flags & _SESSION_FLAGS | ck.CKF_SERIAL_SESSION, handle)
                 results.append(ck.CKR_OK)
             except CkError as error:
                 results.append(error.rv)
-        self._handles = itertools.count(max(self._sessions, default=0) + 1)
+        self._next_session = max(self.sessions, default=0) + 1
         self.watermark = mark
         return results
 
     def session(self, handle: int) -> Session:
         try:
-            return self._sessions[handle]
+            return self.sessions[handle]
         except KeyError:
             raise CkError(ck.CKR_SESSION_HANDLE_INVALID) from None
 
     def close_session(self, handle: int) -> None:
         with self._lock:
-            session = self._sessions.pop(handle, None)
+            session = self.sessions.pop(handle, None)
             if session is None:
                 raise CkError(ck.CKR_SESSION_HANDLE_INVALID)
-            if not self._sessions:
+            if not self.sessions:
                 self.logged_in = False  # PKCS#11 3.1, 5.6.2: the last session closed logs out
             for item in session.objects:
                 self._objects.pop(item, None)
@@ -119,8 +136,8 @@ class Application:
 
     def close_all_sessions(self) -> None:
         with self._lock:
-            count = len(self._sessions)
-            self._sessions = {}
+            count = len(self.sessions)
+            self.sessions = {}
             self._objects.clear()
             self.logged_in = False
         self.token.give_sessions(count)
@@ -130,16 +147,48 @@ class Application:
 
     @property
     def session_count(self) -> int:
-        return len(self._sessions)
+        return len(self.sessions)
 
     @property
     def rw_session_count(self) -> int:
-        return sum(1 for s in list(self._sessions.values()) if s.flags & ck.CKF_RW_SESSION)
+        return sum(1 for s in list(self.sessions.values()) if s.flags & ck.CKF_RW_SESSION)
 
     def session_state(self, session: Session) -> int:
         if session.flags & ck.CKF_RW_SESSION:
             return ck.CKS_RW_USER_FUNCTIONS if self.logged_in else ck.CKS_RW_PUBLIC_SESSION
         return ck.CKS_RO_USER_FUNCTIONS if self.logged_in else ck.CKS_RO_PUBLIC_SESSION
+
+    # ---- a successor of the worker ------------------------------------------------------------------------------
+
+    def saved(self) -> Saved:
+        return Saved(
+            self.ticket,
+            self.program,
+            self.watermark,
+            self.logged_in,
+            self.seen_slot_events,
+            self._next_session,
+            self._next_object,
+            [(s.handle, s.slot, s.flags) for s in self.sessions.values()],
+            [(s.handle, self._objects[h]) for s in self.sessions.values() for h in s.objects if h in self._objects],
+        )
+
+    def restore(self, saved: Saved) -> None:
+        """Becomes what `saved` was, but for its operations.  Raises CkError when that is more than an application may be."""
+        if len(saved.objects) > limits.MAX_SESSION_OBJECTS:
+            raise CkError(ck.CKR_DEVICE_MEMORY, f"{len(saved.objects)} session objects")
+        for handle, slot, flags in saved.sessions:
+            self.token.take_session()
+            self.sessions[handle] = Session(handle, slot, flags)
+        for session, item in saved.objects:
+            self._objects[item.handle] = item
+            self.sessions[session].objects.add(item.handle)
+        self._next_session, self._next_object = saved.next_session, saved.next_object
+        self.logged_in, self.seen_slot_events = saved.logged_in, saved.seen_slot_events
+
+    def operations(self) -> Iterator[Operation]:
+        for session in list(self.sessions.values()):
+            yield from list(session.operations.values())
 
     # ---- login --------------------------------------------------------------------------------------------------
 
@@ -181,9 +230,10 @@ class Application:
         with self._lock:
             if len(self._objects) >= limits.MAX_SESSION_OBJECTS:
                 raise CkError(ck.CKR_DEVICE_MEMORY, f"an application has at most {limits.MAX_SESSION_OBJECTS} session objects")
-            handle = next(self._object_handles)
+            handle = self._next_object
             if handle > limits.LAST_HANDLE:
                 raise CkError(ck.CKR_DEVICE_MEMORY, "this application has used up its session object handles")
+            self._next_object += 1
             self._objects[handle] = SecretObject(handle, attributes)
             session.objects.add(handle)
         return handle
@@ -192,7 +242,7 @@ class Application:
         with self._lock:
             if handle in self._objects:
                 del self._objects[handle]
-                for session in self._sessions.values():
+                for session in self.sessions.values():
                     session.objects.discard(handle)
                 return
         if self.object(handle) is None:

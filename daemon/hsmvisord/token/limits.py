@@ -10,3 +10,6 @@ MAX_SECRET = 4096  #: bytes of a derived secret
 FIRST_SESSION_OBJECT = 0x40000000  #: handles of session objects begin here; those of token objects stay below
 LAST_HANDLE = 0x7FFFFFFF  #: 32-bit guests
 VIEW_PAUSE = 2.0  #: seconds after which a search sees the newest generations (DESIGN "Material and generations")
+SMALL_JOURNAL = 512  #: bytes of an open operation's requests that are kept in any case
+MAX_JOURNAL = 64 * 1024  #: bytes of them at most; beyond, the operation is not handed to a successor
+MAX_JOURNALS = 4 * 1024 * 1024  #: bytes of all that are not small

@@ -12,6 +12,7 @@ from typing import Any
 from hsmvisord import ck
 from hsmvisord.ck import CkError
 from hsmvisord.crypto.interface import Decrypter, Encrypter, MultiPart, MultiPartVerify, Signer, Verifier
+from hsmvisord.token.journal import Journal
 from hsmvisord.token.objects import KeyUse
 from hsmvisord.wire.calls import Needed
 
@@ -26,12 +27,13 @@ class Operation:
     """One open operation.  `done` tells the session to forget it."""
 
     name = ""
-    __slots__ = ("done", "generation", "mechanism")
+    __slots__ = ("done", "generation", "journal", "mechanism")
 
     def __init__(self, mechanism: int, generation: tuple[str, int] | None) -> None:
         self.mechanism = mechanism
         self.generation = generation
         self.done = False
+        self.journal: Journal | None = None
 
 
 class SignOperation(Operation):
@@ -39,7 +41,7 @@ class SignOperation(Operation):
     __slots__ = ("_parts", "_signer")
 
     def __init__(self, mechanism: int, use: KeyUse, signer: Signer) -> None:
-        self.mechanism, self.generation, self.done = mechanism, use.generation, False
+        self.mechanism, self.generation, self.done, self.journal = mechanism, use.generation, False, None
         self._signer = signer
         self._parts: MultiPart | None = None
 

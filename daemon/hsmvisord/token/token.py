@@ -18,8 +18,9 @@ from hsmvisord.keystore.keystore import Keystore, StorageError
 from hsmvisord.keystore.persistence import Usage
 from hsmvisord.keystore.state import State
 from hsmvisord.token import limits
-from hsmvisord.token.application import Application
+from hsmvisord.token.application import Application, Saved
 from hsmvisord.token.catalogue import Index
+from hsmvisord.token.journal import Journals
 from hsmvisord.token.statistics import Cell, CellKey, Counters, total
 
 TICKET_SIZE = 16
@@ -51,6 +52,7 @@ class Token:
         self._applications: dict[bytes, Application] = {}
         self._sessions = 0
         self._counters: set[Counters] = set()
+        self.journals = Journals()
         self._closed = Counters()  #: of connections that ended
         self._present = keystore.state.token_present
         keystore.changed = self._changed
@@ -108,6 +110,19 @@ class Token:
         application = Application(self, os.urandom(TICKET_SIZE), program, mark)
         with self._lock:
             self._applications[application.ticket] = application
+        return application
+
+    def restore_application(self, saved: Saved) -> Application:
+        """Raises CkError."""
+        application = Application(self, saved.ticket, saved.program, min(saved.watermark, self.watermark))
+        application.connections = 0
+        try:
+            application.restore(saved)
+        except BaseException:
+            application.close_all_sessions()
+            raise
+        with self._lock:
+            self._applications[saved.ticket] = application
         return application
 
     def application(self, ticket: bytes) -> Application | None:

@@ -9,10 +9,12 @@ import contextlib
 import socket
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from time import monotonic, perf_counter
 
-from hsmvisord.face import face
-from hsmvisord.face.caller import Caller
+from hsmvisord.face import face, journal
+from hsmvisord.face.caller import Caller, take_number
+from hsmvisord.token.application import Application
 from hsmvisord.token.token import Token
 from hsmvisord.transport import limits
 from hsmvisord.transport.parking import Parking
@@ -24,6 +26,24 @@ from hsmvisord.wire.handshake import negotiate
 WAITING = frozenset({Call.LOGIN, Call.LOGIN_USER})
 
 _NEVER = float("inf")
+NOT_GREETED = 256  #: in the place of a client's first byte
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A connection without its socket and application."""
+
+    number: int
+    greeting: int
+    ulong_size: int
+    peer: str
+    program: str
+    pid: int
+    refused: bool
+    used: list[tuple[str, int, tuple[str, int] | None]]  #: operation, mechanism, generation
+    received: bytes
+    unsent: bytes
+    parked: list[tuple[bytes, int]]  #: frame, milliseconds that it still waits (0 = for ever)
 
 
 class Ended(Exception):
@@ -37,7 +57,8 @@ class Connection:
         self, sock: socket.socket, peer: str, token: Token, parking: Parking, refused: bool, begun: Callable[[Connection], None]
     ) -> None:
         self.sock = sock
-        self._peer, self._token, self._parking, self._refused, self._begun = peer, token, parking, refused, begun
+        self._peer, self._token, self._parking, self._begun = peer, token, parking, begun
+        self.refused = refused  #: over the limit
         self.caller: Caller | None = None
         self.why = "closed by the client"
         self.overdue_at = monotonic() + limits.GREETING_SECONDS  #: when it is closed unless its frame is whole by then
@@ -45,7 +66,9 @@ class Connection:
         self._long = False  #: the last request did
         self.alone = False  #: nobody else has asked for a while: what takes long keeps nobody waiting
         self.write_wanted: Callable[[Connection], None] = lambda connection: None  #: the reactor's: bytes wait for the socket
+        self._greeting = NOT_GREETED
         self._buffer = FrameBuffer()
+        self._frame: tuple[int, bytes, bytes] = (0, b"", b"")  #: of the request that is being answered
         self._pending: Request | None = None
         self._told = False
         self._lock = threading.Lock()
@@ -69,14 +92,18 @@ class Connection:
         self._buffer.feed(data)
 
     def _greet(self, data: bytes) -> bytes:
+        self.send(self._negotiated(data[0]))
+        return data[1:]
+
+    def _negotiated(self, greeting: int) -> bytes:
         try:
-            codec, answer = negotiate(data[0])
+            codec, answer = negotiate(greeting)
         except WireError as error:
             raise Ended(f"broken greeting: {error}") from None
-        self.caller = Caller(self._token, codec, self._peer, refused=self._refused)
+        self._greeting = greeting
+        self.caller = Caller(self._token, codec, self._peer, refused=self.refused)
         self._token.add_counters(self.caller.counters)
-        self.send(answer)
-        return data[1:]
+        return answer
 
     def work(self) -> bool:
         """Answers requests that have come; returns whether there may be more.  Raises Ended."""
@@ -107,6 +134,7 @@ class Connection:
                     elif self.overdue_at == _NEVER:
                         self.overdue_at = monotonic() + limits.FRAME_SECONDS
                     return None
+                self._frame = frame
                 return caller.codec.decode(*frame)
             except BadMessage as error:
                 self.send(caller.codec.error(error.request_id, error.rv))
@@ -115,6 +143,8 @@ class Connection:
 
     def _answer(self, caller: Caller, request: Request) -> None:
         reply = face.handle(caller, request, self._park)
+        if request.call in journal.NOTED:
+            journal.note(caller, request, self._frame)
         if reply is not None:
             self.send(reply)
         if not self._told and caller.application_or_none is not None:
@@ -147,7 +177,7 @@ class Connection:
 
     def _park(self, request: Request, ready: Callable[[], tuple[object, ...] | None]) -> None:
         assert self.caller is not None
-        self._parking.park(self.caller, request, ready, self.send)
+        self._parking.park(self.caller, request, ready, self.send, journal.raw(*self._frame))
 
     def send(self, frame: bytes) -> None:
         """Writes at once what the socket takes; the rest waits for the reader.  Never blocks."""
@@ -192,6 +222,61 @@ class Connection:
         """The reactor ends it soon after."""
         with contextlib.suppress(OSError):
             self.sock.shutdown(socket.SHUT_RDWR)
+
+    # ---- a successor of the worker (the leader, with no request under way) ---------------------------------------
+
+    def saved(self) -> Saved:
+        caller = self.caller
+        if caller is None:
+            return Saved(0, NOT_GREETED, 0, self._peer, "", 0, self.refused, [], b"", b"", [])
+        return Saved(
+            caller.number,
+            self._greeting,
+            caller.codec.ulong_size,
+            caller.peer,
+            caller.program,
+            caller.pid,
+            self.refused,
+            list(caller.counters.cells),
+            self._buffer.rest(),
+            self._unsent,
+            self._parking.saved(caller),
+        )
+
+    def restore(self, saved: Saved, application: Application | None) -> None:
+        """Becomes what `saved` was; requests that waited are asked again when `revive` is called.  Raises Ended."""
+        if saved.greeting == NOT_GREETED:
+            return
+        self._negotiated(saved.greeting)
+        assert self.caller is not None
+        self.overdue_at = _NEVER
+        self.caller.codec.ulong_size = saved.ulong_size
+        self.caller.number = take_number(saved.number)
+        self.caller.program, self.caller.pid, self.caller.application_or_none = saved.program, saved.pid, application
+        self._told = application is not None
+        for key in saved.used:
+            self.caller.counters.cell(*key)
+        self._buffer.feed(saved.received)
+
+    def revive(self, saved: Saved) -> None:
+        """Goes on, now that the reactor has it."""
+        if saved.unsent:
+            self._unsent = saved.unsent
+            self.overdue_at = monotonic() + limits.FRAME_SECONDS
+            self.write_wanted(self)
+        for frame, left in saved.parked:
+            self._ask_again(frame, left)
+
+    def _ask_again(self, frame: bytes, left: int) -> None:
+        caller, buffer = self.caller, FrameBuffer()
+        assert caller is not None
+        buffer.feed(frame)
+        with contextlib.suppress(BadMessage, WireError):  # it was decoded before
+            parts = buffer.next_frame()
+            if parts is not None:
+                self._frame = parts
+                request = replace(caller.codec.decode(*parts), deadline_ms=left)
+                self._answer(caller, request)
 
     def end(self) -> None:
         """Once, by the reactor: gives everything back."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import socket
 import struct
-import threading
-import time
 from collections.abc import Callable
 
 from hsmvisord.token.token import Token
@@ -28,62 +26,81 @@ class Listener:
     ) -> None:
         self._sock, self._token, self._parking = sock, token, parking
         self._opened, self._closed = opened, closed
-        self._reactor = Reactor(self._ended)
-        self._lock = threading.Lock()
-        self._connections: set[Connection] = set()
+        self.reactor = Reactor(sock, self._accept, self._ended)
+        self.reactor.swept = self._swept
+        self._connections: set[Connection] = set()  #: these two are changed by the reactor's leader alone
         self._over: set[Connection] = set()  #: over the limit
-        self._refused_slots = threading.Semaphore(limits.MAX_REFUSED)
         self._stopping = False
         self.accepted = 0
         self.refused = 0
+        sock.setblocking(False)
 
     @property
     def connections(self) -> int:
         return len(self._connections)
 
+    def all(self) -> list[Connection]:
+        """For the leader."""
+        return [*self._connections, *self._over]
+
     def start(self) -> None:
-        self._reactor.start()
-        threading.Thread(target=self._accept, name="accept", daemon=True).start()
+        self.reactor.start()
+
+    # ---- the leader ---------------------------------------------------------------------------------------------
 
     def _accept(self) -> None:
-        while not self._stopping:
+        for _ in range(limits.ACCEPTS_AT_ONCE):
+            if len(self._over) >= limits.MAX_REFUSED:
+                self.reactor.accept(False)  # the others wait in the backlog
+                return
             try:
                 sock, _ = self._sock.accept()
+            except BlockingIOError:
+                return
             except OSError:
-                if not self._stopping:
-                    time.sleep(limits.ACCEPT_PAUSE)
-                continue
+                self.reactor.accept(False)  # no descriptors left: until the next sweep
+                return
             self._start(sock)
+
+    def end_accepting(self) -> None:
+        self._stopping = True
+        self.reactor.accept(False)
+
+    def _swept(self) -> None:
+        if not self._stopping and len(self._over) < limits.MAX_REFUSED:
+            self.reactor.accept(True)
 
     def _start(self, sock: socket.socket) -> None:
         refused = len(self._connections) >= self._token.settings.max_connections
-        if refused:
-            self.refused += 1
-            self._refused_slots.acquire()
-        connection = Connection(sock, peer_of(sock), self._token, self._parking, refused, self._opened)
+        self.refused += refused
         self.accepted += 1
-        with self._lock:
-            (self._over if refused else self._connections).add(connection)
-        self._reactor.add(connection)
+        self.add(Connection(sock, peer_of(sock), self._token, self._parking, refused, self._opened))
+
+    def add(self, connection: Connection) -> None:
+        (self._over if connection.refused else self._connections).add(connection)
+        self.reactor.add(connection)
+
+    def forget(self, connection: Connection) -> None:
+        """It is another process's from now on."""
+        (self._over if connection.refused else self._connections).discard(connection)
+        self.reactor.forget(connection)
 
     def _ended(self, connection: Connection) -> None:
-        with self._lock:
-            refused = connection in self._over
-            (self._over if refused else self._connections).discard(connection)
-        if refused:
-            self._refused_slots.release()
+        (self._over if connection.refused else self._connections).discard(connection)
+        if connection.refused:
+            self._swept()
         if connection.caller is not None and connection.caller.application_or_none is not None:
             self._closed(connection)
 
+    # ---- any thread ---------------------------------------------------------------------------------------------
+
     def stop(self) -> None:
         """No new connections; those there are stay."""
-        self._stopping = True
+        self.reactor.ask(self.end_accepting)
 
-    def close_connections(self) -> None:
-        with self._lock:
-            connections = list(self._connections)
-        for connection in connections:
-            connection.close()
+    def go_on(self) -> None:
+        self._stopping = False
+        self.reactor.tell(self._swept)
 
 
 def peer_of(sock: socket.socket) -> str:

@@ -21,6 +21,7 @@ class Waiter:
     request: Request
     ready: Callable[[], tuple[Any, ...] | None]
     send: Callable[[bytes], None]
+    frame: bytes  #: the request as it came
     deadline: float  #: monotonic seconds; infinite without one
 
 
@@ -33,11 +34,16 @@ class Parking:
         self._waiters: set[Waiter] = set()
 
     def park(
-        self, caller: Caller, request: Request, ready: Callable[[], tuple[Any, ...] | None], send: Callable[[bytes], None]
+        self,
+        caller: Caller,
+        request: Request,
+        ready: Callable[[], tuple[Any, ...] | None],
+        send: Callable[[bytes], None],
+        frame: bytes,
     ) -> None:
         """Raises CKR_HOST_MEMORY when the connection has too many waiting."""
         seconds = request.deadline_ms / 1000 if request.deadline_ms else float("inf")
-        waiter = Waiter(caller, request, ready, send, self._monotonic() + seconds)
+        waiter = Waiter(caller, request, ready, send, frame, self._monotonic() + seconds)
         with self._lock:
             if sum(w.caller is caller for w in self._waiters) >= limits.MAX_PARKED:
                 raise CkError(ck.CKR_HOST_MEMORY, "too many waiting calls")
@@ -47,6 +53,13 @@ class Parking:
         """The connection has ended."""
         with self._lock:
             self._waiters = {w for w in self._waiters if w.caller is not caller}
+
+    def saved(self, caller: Caller) -> list[tuple[bytes, int]]:
+        """Returns the connection's waiting requests, each with the milliseconds that it still waits (0 = for ever)."""
+        now = self._monotonic()
+        with self._lock:
+            mine = [w for w in self._waiters if w.caller is caller]
+        return [(w.frame, max(1, int((w.deadline - now) * 1000)) if w.request.deadline_ms else 0) for w in mine]
 
     def serve(self) -> None:
         """Answers those who are ready and those whose deadline is over."""

@@ -10,54 +10,73 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import socket
 import threading
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future
+from functools import partial
 from queue import SimpleQueue
 from time import monotonic, perf_counter
+from typing import TypeVar
 
 from hsmvisord.transport import limits
 from hsmvisord.transport.connection import WAITING, Connection, Ended
+
+T = TypeVar("T")
 
 
 class Reactor:
     """`ended` is called for each connection that is over, after it gave everything back."""
 
-    def __init__(self, ended: Callable[[Connection], None]) -> None:
-        self._ended = ended
+    def __init__(self, listener: socket.socket, acceptable: Callable[[], None], ended: Callable[[Connection], None]) -> None:
+        """`acceptable` is called by the leader when a connection waits to be accepted."""
+        self._listener, self._acceptable, self._ended = listener, acceptable, ended
+        self._accepting = False
         self._epoll = select.epoll()
         self._woken, self._wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._epoll.register(self._woken, select.EPOLLIN)
         self._connections: dict[int, Connection] = {}
-        self._inbox: deque[tuple[str, Connection]] = deque()
+        self._inbox: deque[Callable[[], None]] = deque()
         self._ready: deque[Connection] = deque()  #: have whole requests in their buffers
         self._slow: deque[Connection] = deque()  #: have a request that will take long
         self._lead = threading.Lock()  #: held by the thread that reads; guards all that is not said to be for any thread
         self._answering: set[Connection] = set()  #: by threads that gave up the lead
         self._threads = 0
+        self._asking: set[Connection] = set()  #: whose requests wait for the host
         self._waiting: SimpleQueue[Connection] = SimpleQueue()
         self._swept = monotonic()
+        self.swept: Callable[[], None] = lambda: None  #: called by the leader once in a while
         self._last: Connection | None = None
         self._streak = 0  #: requests of `_last` in a row
         self._vain = 0  #: looks for a request in a row that found none
         self._unlooked = 0  #: sleeps before the next look
-        self.connections = 0  #: that it has, with those on their way to it
 
     # ---- any thread ---------------------------------------------------------------------------------------------
 
-    def add(self, connection: Connection) -> None:
-        self.connections += 1
-        connection.write_wanted = lambda c: self._tell("write", c)
-        self._tell("add", connection)
-
-    def _tell(self, what: str, connection: Connection) -> None:
-        self._inbox.append((what, connection))
+    def tell(self, work: Callable[[], None]) -> None:
+        """Has the leader do it soon."""
+        self._inbox.append(work)
         with contextlib.suppress(BlockingIOError):  # enough wakes are on their way
             os.write(self._wake, b"\0")
+
+    def ask(self, work: Callable[[], T]) -> T:
+        """Has the leader do it, and returns or raises what comes of it."""
+        answer: Future[T] = Future()
+
+        def run() -> None:
+            try:
+                answer.set_result(work())
+            except BaseException as error:
+                answer.set_exception(error)
+
+        self.tell(run)
+        return answer.result()
 
     # ---- the threads --------------------------------------------------------------------------------------------
 
     def start(self) -> None:
+        self.accept(True)
         threading.Thread(target=self._wait_for_host, name="waiting", daemon=True).start()
         self._start_thread()
 
@@ -78,16 +97,40 @@ class Reactor:
             if self._lead.acquire(blocking=False):
                 self._back(connection)
             else:
-                self._tell("back", connection)
+                self.tell(partial(self._back, connection))
                 self._lead.acquire()
 
     def _wait_for_host(self) -> None:
         while True:
             connection = self._waiting.get()
             connection.work_pending()
-            self._tell("back", connection)
+            self._asking.discard(connection)
+            self.tell(partial(self._back, connection))
 
     # ---- the leader -----------------------------------------------------------------------------------------------
+
+    def accept(self, wanted: bool) -> None:
+        if wanted != self._accepting:
+            self._accepting = wanted
+            if wanted:
+                self._epoll.register(self._listener, select.EPOLLIN)
+            else:
+                self._epoll.unregister(self._listener)
+
+    def add(self, connection: Connection) -> None:
+        connection.write_wanted = lambda c: self.tell(partial(self._want_write, c))
+        self._connections[connection.sock.fileno()] = connection
+        self._epoll.register(connection.sock, select.EPOLLIN)
+        self._ready.append(connection)
+
+    def forget(self, connection: Connection) -> None:
+        """It is another process's from now on."""
+        self._epoll.unregister(connection.sock)
+        del self._connections[connection.sock.fileno()]
+
+    def at_rest(self, connection: Connection) -> bool:
+        """Says whether no thread answers a request of it."""
+        return connection.pending is None and connection not in self._answering and connection not in self._asking
 
     def _read_until_slow(self) -> Connection:
         poll, connections = self._epoll.poll, self._connections
@@ -101,6 +144,8 @@ class Reactor:
                     self._serve(connection, mask)
                 elif descriptor == self._woken:
                     self._take_inbox()
+                elif self._accepting and descriptor == self._listener.fileno():
+                    self._acceptable()
             for _ in range(len(self._ready)):
                 self._work(self._ready.popleft())
             if monotonic() - self._swept > limits.SWEEP:
@@ -151,6 +196,7 @@ class Reactor:
         if connection.pending is not None:
             self._epoll.modify(connection.sock, 0)
             if connection.pending.call in WAITING:
+                self._asking.add(connection)
                 self._waiting.put(connection)
             else:
                 self._slow.append(connection)
@@ -161,14 +207,11 @@ class Reactor:
         with contextlib.suppress(BlockingIOError):
             os.read(self._woken, 4096)
         while self._inbox:
-            what, connection = self._inbox.popleft()
-            if what == "add":
-                self._connections[connection.sock.fileno()] = connection
-                self._epoll.register(connection.sock, select.EPOLLIN)
-            elif what == "back":
-                self._back(connection)
-            elif connection.sock.fileno() in self._connections:
-                self._epoll.modify(connection.sock, select.EPOLLOUT)
+            self._inbox.popleft()()
+
+    def _want_write(self, connection: Connection) -> None:
+        if connection.sock.fileno() in self._connections:
+            self._epoll.modify(connection.sock, select.EPOLLOUT)
 
     def _back(self, connection: Connection) -> None:
         """Its request that took long is answered."""
@@ -180,15 +223,15 @@ class Reactor:
         descriptor = connection.sock.fileno()
         self._epoll.unregister(descriptor)
         del self._connections[descriptor]
-        self.connections -= 1
         if connection.why == "closed by the client":
             connection.why = why
         connection.end()
         self._ended(connection)
 
     def _sweep(self) -> None:
-        """Closes connections whose frame or reader is overdue."""
+        """Closes connections whose frame or reader is overdue; accepts again after a pause."""
         self._swept = now = monotonic()
+        self.swept()
         for connection in list(self._connections.values()):
             if connection.overdue_at < now:
                 self._end(connection, f"nothing whole came or was read for {limits.FRAME_SECONDS} s")

@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 class Call(enum.IntEnum):
     """Call ids: 1-89 p11-kit's (p11-kit/rpc-message.h), from 256 the native dialect's (NATIVE.md)."""
 
+    __hash__ = int.__hash__  # Enum's is Python: three lookups a signature
+
     INITIALIZE = 1
     FINALIZE = 2
     GET_INFO = 3

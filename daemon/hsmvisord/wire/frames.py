@@ -62,6 +62,10 @@ class FrameBuffer:
         """Whether a frame has begun that is not whole."""
         return self._partial is not None or self._offset < len(self._data)
 
+    def rest(self) -> bytes:
+        """Returns what came and was not given."""
+        return self._data[self._offset :] if self._partial is None else bytes(self._partial)
+
 
 def frame(ident: int, message: bytes) -> bytes:
     return HEADER.pack(ident, 0, len(message)) + message

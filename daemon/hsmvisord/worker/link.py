@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from hsmvisor_rpc.internal import messages as m
 from hsmvisor_rpc.internal.frames import Frame, FrameReader, Kind, encode_frame
-from hsmvisor_rpc.internal.phases import SUPERVISOR_MAY, Phase, by_type
+from hsmvisor_rpc.internal.phases import SUPERVISOR_MAY, WITH_DESCRIPTOR, Phase, by_type
 from hsmvisor_rpc.sealed.canonical import MalformedRecord, Record, record_type
 
 EVENT_BACKLOG = 1000  #: events kept while no supervisor is attached; older ones are dropped and counted
@@ -29,6 +29,7 @@ class Incoming:
     """One request of the supervisor, to be answered with `reply`."""
 
     message: Record
+    descriptor: int  #: that came with it; -1 = none
     reply: Callable[[Record, list[int]], None]
 
 
@@ -52,6 +53,7 @@ class Link:
         self._attached = 0  #: how often a supervisor has attached
         self._stored_version = 0
         self._replies: dict[int, Record] = {}
+        self._descriptors: list[int] = []  #: that came and belong to a request that is not whole yet
         self._events: list[m.Event] = []
         self._dropped = 0
 
@@ -74,7 +76,13 @@ class Link:
         reader = FrameReader()
         with self._changed:
             self._sock = sock
-        while data := sock.recv(1 << 16):
+        while True:
+            data, ancillary, _, _ = sock.recvmsg(1 << 16, socket.CMSG_SPACE(16), socket.MSG_CMSG_CLOEXEC)
+            for level, kind, content in ancillary:
+                if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                    self._descriptors += array.array("i", content[: len(content) - len(content) % 4])
+            if not data:
+                return
             for frame in reader.feed(data):
                 self._take(sock, frame)
 
@@ -104,7 +112,8 @@ class Link:
                 self._attached += 1
                 self._stored_version = message.stored_version
                 self._changed.notify_all()
-        self.requests.put(Incoming(message, reply))
+        descriptor = self._descriptors.pop(0) if kind in WITH_DESCRIPTOR and self._descriptors else -1
+        self.requests.put(Incoming(message, descriptor, reply))
 
     # ---- any thread ---------------------------------------------------------------------------------------------
 

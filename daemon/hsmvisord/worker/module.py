@@ -16,7 +16,8 @@ import sys
 import threading
 import time
 from collections import Counter
-from typing import Any
+from functools import partial
+from typing import Any, NoReturn
 
 from hsmvisor_rpc.internal import messages as m
 from hsmvisor_rpc.internal.phases import Phase
@@ -33,13 +34,14 @@ from hsmvisord.keystore.persistence import SealedChange
 from hsmvisord.keystore.state import State
 from hsmvisord.keystore.vault import KEY_SIZE, UnsealError, Vault
 from hsmvisord.token.application import Application
-from hsmvisord.token.token import Token
+from hsmvisord.token.token import Settings, Token
 from hsmvisord.transport.connection import Connection
 from hsmvisord.transport.listener import Listener
 from hsmvisord.transport.parking import Parking
 from hsmvisord.worker import reports
 from hsmvisord.worker.link import Incoming, Link, Refused
 from hsmvisord.worker.settings import parse_settings
+from hsmvisord.worker.succession import LINGER, Arrival, Departure, Stream, SuccessionFailed, looks
 
 TICK = 1.0  #: seconds between looks at drains
 MAX_STATE = 256 * 1024 * 1024  #: bytes of a stored state
@@ -57,6 +59,7 @@ class Module:
         self._began = time.monotonic()
         self._wake = threading.Event()
         self._destroyed = False
+        self._departure: Departure | None = None
 
     def start(self) -> None:
         threading.Thread(target=self._commands, name="commands", daemon=True).start()
@@ -82,11 +85,13 @@ class Module:
                 if self._link.phase is Phase.SERVING:
                     descriptors = [self._guest.fileno()]
             else:
-                reply = self._carry_out(incoming.message)
+                reply = self._carry_out(incoming)
         except Refusal as refusal:
             reply = m.Error(refusal.reason, refusal.detail)
         except StorageError as error:
             reply = m.Error(m.REASON_STORAGE, str(error))
+        except SuccessionFailed as error:
+            reply = m.Error(m.REASON_SUCCESSION, str(error))
         except (UnsealError, MalformedRecord) as error:
             reply = m.Error(m.REASON_UNSEALED, str(error))
         except ValueError as error:
@@ -97,6 +102,8 @@ class Module:
         incoming.reply(reply, descriptors)
         if isinstance(incoming.message, m.Shutdown):
             os._exit(0)
+        if self._link.phase is Phase.LEAVING and self._departure is not None:
+            self._leave(self._departure)
 
     def _attached(self) -> m.Attached:
         keystore = self._token.keystore if self._token else None
@@ -111,10 +118,11 @@ class Module:
             report=self._report(),
         )
 
-    def _report(self) -> str:
-        return json.dumps({"measures": self._measures, "release": RELEASE})
+    def _report(self, **more: Any) -> str:
+        return json.dumps({"measures": self._measures, "release": RELEASE, **more})
 
-    def _carry_out(self, message: Record) -> Record:
+    def _carry_out(self, incoming: Incoming) -> Record:
+        message = incoming.message
         match message:
             case m.LoadState():
                 self._loaded.update(zip(message.names, message.blobs, strict=True))
@@ -123,6 +131,10 @@ class Module:
                 return m.Done()
             case m.Boot():
                 return self._boot(message)
+            case m.Succeed():
+                return self._succeed(message, Stream(socket.socket(fileno=incoming.descriptor)))
+            case m.HandOver():
+                return self._hand_over(Stream(socket.socket(fileno=incoming.descriptor)))
             case m.Shutdown():
                 self._link.phase = Phase.CLOSING
                 self._drain(message.drain_ms / 1000)
@@ -147,6 +159,12 @@ class Module:
                 return m.Done()
             case m.SetPin():
                 token.keystore.set_pin(message.pin, Cause(message.request_id, lambda state: m.Done().encode()))
+                return m.Done()
+            case m.Freeze():
+                return m.Frozen(token.keystore.freeze())
+            case m.Thaw():
+                token.keystore.thaw()
+                self._wake.set()
                 return m.Done()
             case m.SetTokenPresent():
                 token.keystore.set_token_present(message.present)
@@ -194,7 +212,15 @@ class Module:
         self._link.phase = Phase.BOOTING
         settings = parse_settings(boot.settings)
         vault = Vault(self._spawn.module_id, self._storage_key())
-        keystore = self._load(boot, vault) if boot.version else self._create(boot, vault)
+        keystore = self._load(boot.host_id, boot.version, vault) if boot.version else self._create(boot, vault)
+        self._make_token(keystore, settings)[1].start()
+        self._link.phase = Phase.SERVING
+        return self._booted(keystore)
+
+    def _booted(self, keystore: Keystore, **more: Any) -> m.Booted:
+        return m.Booted(keystore.recipient_public, keystore.state.root, self._report(**more))
+
+    def _make_token(self, keystore: Keystore, settings: Settings) -> tuple[Token, Listener]:
         self._loaded.clear()
         token = Token(self._spawn.name, keystore, self._provider, time.time, time.monotonic)
         token.settings = settings
@@ -205,9 +231,7 @@ class Module:
         self._token = token
         self._log_signatures(token)
         self._listener = Listener(self._guest, token, self._parking, self._opened, self._closed)
-        self._listener.start()
-        self._link.phase = Phase.SERVING
-        return m.Booted(keystore.recipient_public, keystore.state.root, self._report())
+        return token, self._listener
 
     def _storage_key(self) -> bytes:
         with open(self._key_pipe, "rb", buffering=0) as pipe:
@@ -216,12 +240,12 @@ class Module:
             raise UnsealError("the key provider gave no storage key")
         return key
 
-    def _load(self, boot: m.Boot, vault: Vault) -> Keystore:
+    def _load(self, host_id: bytes, version: int, vault: Vault) -> Keystore:
         try:
-            state, recipient, manifest = persistence.load(self._loaded, vault, self._provider, boot.version)
+            state, recipient, manifest = persistence.load(self._loaded, vault, self._provider, version)
         except CkError as error:
             raise UnsealError(f"a stored key cannot be used: {error}") from None
-        if state.module_id != self._spawn.module_id or state.host_id != boot.host_id:
+        if state.module_id != self._spawn.module_id or state.host_id != host_id:
             raise UnsealError("the stored state is of another module or host")
         return Keystore(state, recipient, manifest, vault, self._provider, time.time, self._persist)
 
@@ -249,6 +273,56 @@ class Module:
         while self._listener.connections and time.monotonic() < until:
             time.sleep(0.005)
         self._link.flush()
+
+    # ---- a successor --------------------------------------------------------------------------------------------
+
+    def _succeed(self, message: m.Succeed, stream: Stream) -> m.Booted:
+        """Serves as soon as it has what the old worker could give at once; the rest comes in the background."""
+        self._link.phase = Phase.BOOTING
+        settings = parse_settings(message.settings)
+        keystore = self._load(message.host_id, message.version, Vault(self._spawn.module_id, self._storage_key()))
+        token, listener = self._make_token(keystore, settings)
+        arrival = Arrival(token, listener, stream, self._connection)
+        stream.say_ready()
+        more = arrival.take()
+        listener.start()
+        self._link.phase = Phase.SERVING
+        if more:
+            threading.Thread(target=self._take_late, args=(arrival,), name="arrival", daemon=True).start()
+        return self._booted(keystore, operations_lost=arrival.operations_lost)
+
+    def _connection(self, sock: socket.socket, peer: str, refused: bool) -> Connection:
+        assert self._token is not None
+        return Connection(sock, peer, self._token, self._parking, refused, self._opened)
+
+    def _take_late(self, arrival: Arrival) -> None:
+        try:
+            arrival.take()
+        except SuccessionFailed as error:
+            print(f"module {self._spawn.name}: the old worker's last connections are lost: {error}", file=sys.stderr, flush=True)
+
+    def _hand_over(self, stream: Stream) -> m.HandedOver:
+        assert self._token is not None and self._listener is not None, "the phase table lets nothing else through"
+        stream.await_ready()
+        departure = Departure(self._token, self._listener, stream)
+        try:
+            lingering = self._listener.reactor.ask(departure.begin)
+        except SuccessionFailed:
+            self._listener.go_on()
+            raise
+        self._link.phase, self._departure = Phase.LEAVING, departure
+        return m.HandedOver(departure.applications, departure.connections, lingering)
+
+    def _leave(self, departure: Departure) -> NoReturn:
+        """Serves those that linger until they can be given too, and ends."""
+        assert self._listener is not None
+        with contextlib.suppress(SuccessionFailed):
+            for last in looks(LINGER):
+                if not self._listener.reactor.ask(partial(departure.give, last)) or last:
+                    break
+        departure.stream.close()
+        self._link.flush()
+        os._exit(0)
 
     # ---- events -------------------------------------------------------------------------------------------------
 

@@ -33,6 +33,7 @@ REASON_PHASE = "PHASE"  #: not allowed in this phase
 REASON_STORAGE = "STORAGE"  #: the state could not be stored; nothing has changed
 REASON_INTERNAL = "INTERNAL"
 REASON_UNSEALED = "UNSEALED"  #: the sealed state does not open, or is not what was acknowledged
+REASON_SUCCESSION = "SUCCESSION"  #: the connections could not be handed over
 
 
 # ---- supervisor -> launcher -------------------------------------------------------------------------------------
@@ -195,6 +196,52 @@ class SetTokenPresent(Record):
 
     TYPE: ClassVar[str] = "set-token-present"
     present: bool
+
+
+@dataclass(frozen=True)
+class Freeze(Record):
+    """Change no state until Thaw: a successor is to be started from what is stored.  -> Frozen"""
+
+    TYPE: ClassVar[str] = "freeze"
+
+
+@dataclass(frozen=True)
+class Frozen(Record):
+    TYPE: ClassVar[str] = "frozen"
+    version: int  #: of the state, which is stored
+
+
+@dataclass(frozen=True)
+class Thaw(Record):
+    """There will be no successor.  -> Done"""
+
+    TYPE: ClassVar[str] = "thaw"
+
+
+@dataclass(frozen=True)
+class Succeed(Record):
+    """Open what was loaded, take the connections of the worker at the other end (handover.py) and serve.
+    Descriptor: a socket.  -> Booted"""
+
+    TYPE: ClassVar[str] = "succeed"
+    host_id: bytes
+    version: int
+    settings: str
+
+
+@dataclass(frozen=True)
+class HandOver(Record):
+    """Give all connections to the worker at the other end (handover.py), then end.  Descriptor: a socket.  -> HandedOver"""
+
+    TYPE: ClassVar[str] = "hand-over"
+
+
+@dataclass(frozen=True)
+class HandedOver(Record):
+    TYPE: ClassVar[str] = "handed-over"
+    applications: int
+    connections: int
+    lingering: int  #: applications that follow when their operations are done
 
 
 @dataclass(frozen=True)

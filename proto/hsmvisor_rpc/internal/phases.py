@@ -1,7 +1,8 @@
 """Who may ask what, and when: one table.  A message that is not in its row ends the connection, and a worker that
 sends one is killed.
 
-A worker's phases: `empty` (forked, knows nothing), `booting` (state is being loaded), `serving`, `closing`.
+A worker's phases: `empty` (forked, knows nothing), `booting` (state is being loaded), `serving`, `leaving` (its
+connections go to its successor), `closing`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ class Phase(enum.StrEnum):
     EMPTY = "empty"
     BOOTING = "booting"
     SERVING = "serving"
+    LEAVING = "leaving"
     CLOSING = "closing"
 
 
@@ -23,9 +25,12 @@ _ALWAYS: frozenset[type[Record]] = frozenset({m.Attach, m.Shutdown})
 
 #: What the supervisor may ask a worker.
 SUPERVISOR_MAY: dict[Phase, frozenset[type[Record]]] = {
-    Phase.EMPTY: _ALWAYS | {m.LoadState, m.Boot},
+    Phase.EMPTY: _ALWAYS | {m.LoadState, m.Boot, m.Succeed},
     Phase.BOOTING: _ALWAYS,
-    Phase.SERVING: _ALWAYS | {m.Execute, m.QueryStatus, m.QueryStatistics, m.Configure, m.SetPin, m.SetTokenPresent},
+    Phase.SERVING: _ALWAYS
+    | {m.Execute, m.QueryStatus, m.QueryStatistics, m.Configure, m.SetPin, m.SetTokenPresent}
+    | {m.Freeze, m.Thaw, m.HandOver},
+    Phase.LEAVING: _ALWAYS,
     Phase.CLOSING: _ALWAYS,
 }
 
@@ -34,8 +39,12 @@ WORKER_MAY: dict[Phase, frozenset[type[Record]]] = {
     Phase.EMPTY: frozenset(),
     Phase.BOOTING: frozenset({m.StoreState, m.Event}),
     Phase.SERVING: frozenset({m.StoreState, m.Event}),
+    Phase.LEAVING: frozenset({m.Event}),
     Phase.CLOSING: frozenset({m.Event}),
 }
+
+#: Requests that come with a descriptor.
+WITH_DESCRIPTOR: frozenset[type[Record]] = frozenset({m.Succeed, m.HandOver})
 
 LAUNCHER_MAY_BE_ASKED: frozenset[type[Record]] = frozenset({m.Spawn})
 PROVIDER_MAY_BE_ASKED: frozenset[type[Record]] = frozenset({m.DeriveKey, m.ProviderStatus})

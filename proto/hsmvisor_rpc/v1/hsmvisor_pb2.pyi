@@ -407,6 +407,76 @@ class SetTokenPresentRequest(_message.Message):
 Global___SetTokenPresentRequest: _TypeAlias = SetTokenPresentRequest  # noqa: Y015
 
 @_typing.final
+class UpgradeModuleRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    RENEW_LAUNCHER_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    name: _builtins.str
+    renew_launcher: _builtins.bool
+    """start the launcher anew before: new code, new address layout"""
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        renew_launcher: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "renew_launcher", b"renew_launcher", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpgradeModuleRequest: _TypeAlias = UpgradeModuleRequest  # noqa: Y015
+
+@_typing.final
+class UpgradeModuleResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    OLD_PID_FIELD_NUMBER: _builtins.int
+    PID_FIELD_NUMBER: _builtins.int
+    APPLICATIONS_FIELD_NUMBER: _builtins.int
+    CONNECTIONS_FIELD_NUMBER: _builtins.int
+    LINGERING_FIELD_NUMBER: _builtins.int
+    SECONDS_FIELD_NUMBER: _builtins.int
+    PAUSED_SECONDS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    old_pid: _builtins.int
+    pid: _builtins.int
+    applications: _builtins.int
+    """handed over"""
+    connections: _builtins.int
+    lingering: _builtins.int
+    """applications that the old worker served on, because of a long operation"""
+    seconds: _builtins.float
+    """in all"""
+    paused_seconds: _builtins.float
+    """in which requests waited, at most"""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        old_pid: _builtins.int = ...,
+        pid: _builtins.int = ...,
+        applications: _builtins.int = ...,
+        connections: _builtins.int = ...,
+        lingering: _builtins.int = ...,
+        seconds: _builtins.float = ...,
+        paused_seconds: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applications", b"applications", "connections", b"connections", "lingering", b"lingering", "name", b"name", "old_pid", b"old_pid", "paused_seconds", b"paused_seconds", "pid", b"pid", "seconds", b"seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpgradeModuleResponse: _TypeAlias = UpgradeModuleResponse  # noqa: Y015
+
+@_typing.final
 class GetStatisticsRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -86,6 +86,11 @@ class ModuleServiceStub:
                 request_serializer=hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.WatchModulesRequest.SerializeToString,
                 response_deserializer=hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.ModuleChange.FromString,
                 _registered_method=True)
+        self.UpgradeModule = channel.unary_unary(
+                '/hsmvisor.v1.ModuleService/UpgradeModule',
+                request_serializer=hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.UpgradeModuleRequest.SerializeToString,
+                response_deserializer=hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.UpgradeModuleResponse.FromString,
+                _registered_method=True)
 
 
 class ModuleServiceServicer:
@@ -159,6 +164,13 @@ class ModuleServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UpgradeModule(self, request, context):
+        """Replace the module's worker process by a new one, in service: state, connections, sessions and open operations go along.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ModuleServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -211,6 +223,11 @@ def add_ModuleServiceServicer_to_server(servicer, server):
                     servicer.WatchModules,
                     request_deserializer=hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.WatchModulesRequest.FromString,
                     response_serializer=hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.ModuleChange.SerializeToString,
+            ),
+            'UpgradeModule': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpgradeModule,
+                    request_deserializer=hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.UpgradeModuleRequest.FromString,
+                    response_serializer=hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.UpgradeModuleResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -485,6 +502,33 @@ class ModuleService:
             '/hsmvisor.v1.ModuleService/WatchModules',
             hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.WatchModulesRequest.SerializeToString,
             hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.ModuleChange.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpgradeModule(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hsmvisor.v1.ModuleService/UpgradeModule',
+            hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.UpgradeModuleRequest.SerializeToString,
+            hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.UpgradeModuleResponse.FromString,
             options,
             channel_credentials,
             insecure,

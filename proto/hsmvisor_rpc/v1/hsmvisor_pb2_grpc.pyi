@@ -56,6 +56,8 @@ class ModuleServiceStub:
     GetStatistics: _grpc.UnaryUnaryMultiCallable[_hsmvisor_pb2.GetStatisticsRequest, _hsmvisor_pb2.Statistics]
     WatchModules: _grpc.UnaryStreamMultiCallable[_hsmvisor_pb2.WatchModulesRequest, _hsmvisor_pb2.ModuleChange]
     """The present modules first (kind "present"), then changes."""
+    UpgradeModule: _grpc.UnaryUnaryMultiCallable[_hsmvisor_pb2.UpgradeModuleRequest, _hsmvisor_pb2.UpgradeModuleResponse]
+    """Replace the module's worker process by a new one, in service: state, connections, sessions and open operations go along."""
 
 @_typing.type_check_only
 class ModuleServiceAsyncStub(ModuleServiceStub):
@@ -78,6 +80,8 @@ class ModuleServiceAsyncStub(ModuleServiceStub):
     GetStatistics: _aio.UnaryUnaryMultiCallable[_hsmvisor_pb2.GetStatisticsRequest, _hsmvisor_pb2.Statistics]  # type: ignore[assignment]
     WatchModules: _aio.UnaryStreamMultiCallable[_hsmvisor_pb2.WatchModulesRequest, _hsmvisor_pb2.ModuleChange]  # type: ignore[assignment]
     """The present modules first (kind "present"), then changes."""
+    UpgradeModule: _aio.UnaryUnaryMultiCallable[_hsmvisor_pb2.UpgradeModuleRequest, _hsmvisor_pb2.UpgradeModuleResponse]  # type: ignore[assignment]
+    """Replace the module's worker process by a new one, in service: state, connections, sessions and open operations go along."""
 
 class ModuleServiceServicer(metaclass=_abc_1.ABCMeta):
     """---- modules --------------------------------------------------------------------------------------------------------"""
@@ -157,6 +161,14 @@ class ModuleServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_hsmvisor_pb2.ModuleChange], _abc.AsyncIterator[_hsmvisor_pb2.ModuleChange]]:
         """The present modules first (kind "present"), then changes."""
+
+    @_abc_1.abstractmethod
+    def UpgradeModule(
+        self,
+        request: _hsmvisor_pb2.UpgradeModuleRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_hsmvisor_pb2.UpgradeModuleResponse, _abc.Awaitable[_hsmvisor_pb2.UpgradeModuleResponse]]:
+        """Replace the module's worker process by a new one, in service: state, connections, sessions and open operations go along."""
 
 def add_ModuleServiceServicer_to_server(servicer: ModuleServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 

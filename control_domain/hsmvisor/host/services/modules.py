@@ -122,6 +122,19 @@ class ModuleService(rpc.ModuleServiceServicer):
         module.touched()
         return b""
 
+    async def UpgradeModule(self, untrusted: pb.UpgradeModuleRequest, context: Any) -> pb.UpgradeModuleResponse:
+        name, renew = limits.module_name(untrusted.name), untrusted.renew_launcher
+        asked = request(untrusted.request_id, "UpgradeModule", name.encode(), bytes([renew]))
+        fields: dict[str, Any] = {"module": name, "renew_launcher": renew}
+
+        async def work() -> bytes:
+            answer = convert.upgraded(name, await self._modules.upgrade(name, renew))
+            fields.update(old_pid=answer.old_pid, pid=answer.pid, connections=answer.connections)
+            await self._state.record(asked, answer.SerializeToString())
+            return answer.SerializeToString()
+
+        return pb.UpgradeModuleResponse.FromString(await self._requests.once(origin(), "module.upgrade", asked, fields, work))
+
     async def GetStatistics(self, untrusted: pb.GetStatisticsRequest, context: Any) -> pb.Statistics:
         module = self._modules.get(limits.module_name(untrusted.name))
         statistics = await module.statistics()
