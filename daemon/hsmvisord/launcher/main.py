@@ -22,6 +22,7 @@ from hsmvisor_rpc.internal.phases import LAUNCHER_MAY_BE_ASKED, by_type
 from hsmvisor_rpc.sealed.canonical import MalformedRecord, record_type
 
 from hsmvisord.crypto import libcrypto
+from hsmvisord.transport.rehearsal import Rehearsal
 from hsmvisord.worker import main as worker
 from hsmvisord.worker import process
 
@@ -99,6 +100,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     process.set_title("hsmvisord: launcher")
     libcrypto.preload()
+    Rehearsal().run()
     # Everything that lives now lives in every worker: keep the collector from touching (and so copying) those pages.
     gc.collect()
     gc.freeze()

@@ -43,6 +43,7 @@ class Reactor:
         self._lead = threading.Lock()  #: held by the thread that reads; guards all that is not said to be for any thread
         self._answering: set[Connection] = set()  #: by threads that gave up the lead
         self._threads = 0
+        self._asker: threading.Thread | None = None
         self._asking: set[Connection] = set()  #: whose requests wait for the host
         self._waiting: SimpleQueue[Connection] = SimpleQueue()
         self._swept = monotonic()
@@ -77,7 +78,6 @@ class Reactor:
 
     def start(self) -> None:
         self.accept(True)
-        threading.Thread(target=self._wait_for_host, name="waiting", daemon=True).start()
         self._start_thread()
 
     def _start_thread(self) -> None:
@@ -99,6 +99,13 @@ class Reactor:
             else:
                 self.tell(partial(self._back, connection))
                 self._lead.acquire()
+
+    def _ask_host(self, connection: Connection) -> None:
+        if self._asker is None:  # most modules have no PIN
+            self._asker = threading.Thread(target=self._wait_for_host, name="waiting", daemon=True)
+            self._asker.start()
+        self._asking.add(connection)
+        self._waiting.put(connection)
 
     def _wait_for_host(self) -> None:
         while True:
@@ -196,8 +203,7 @@ class Reactor:
         if connection.pending is not None:
             self._epoll.modify(connection.sock, 0)
             if connection.pending.call in WAITING:
-                self._asking.add(connection)
-                self._waiting.put(connection)
+                self._ask_host(connection)
             else:
                 self._slow.append(connection)
         elif more:
