@@ -327,3 +327,29 @@ def test_a_successor_that_does_not_start_leaves_the_old_worker_serving(module: M
     check(client.sign(session, ECDSA, handle, DIGEST))
     module.push("ec", new_key("p256"))
     client.close()
+
+
+def test_after_a_destroy_for_compromise_another_process_serves(module: Module) -> None:
+    client, long = native(module), p11kit(module)
+    session = client.open_session()
+    old_key, before = key(client, session, "ec"), module.pid
+    module.push("ec", new_key("p256"))
+    busy = long.open_session()
+    long.call(Call.DIGEST_INIT, busy, SHA256)
+    long.call(Call.DIGEST_UPDATE, busy, bytes(token_limits.MAX_JOURNAL + 1))
+    module.host.pusher.destroy(module.name, "ec", 1)
+    assert module.pid == before
+    module.push("ec", new_key("p256"))
+    module.host.pusher.destroy(module.name, "ec", 2, compromised=True)
+    assert module.pid != before and gone(before), "who held the key is not there any more when the command is answered"
+    with pytest.raises(Refused) as refused:
+        client.sign(session, ECDSA, old_key, DIGEST)
+    assert refused.value.rv == ck.CKR_KEY_HANDLE_INVALID
+    assert len(client.sign(session, ECDSA, key(client, session, "ec"), DIGEST)) == 64
+    with pytest.raises(Refused) as refused:
+        long.call(Call.DIGEST_FINAL, busy, 64)
+    assert refused.value.rv == ck.CKR_OPERATION_NOT_INITIALIZED
+    lines = [line for line in module.host.process.audit_lines() if '"compromised":true' in line.replace(" ", "")]
+    assert len(lines) == 1
+    client.close()
+    long.close()

@@ -12,7 +12,7 @@ from hsmvisor.authority.bundle import Bundle
 from hsmvisor.authority.store import Authority, AuthorityError
 from hsmvisor_rpc.sealed import envelope
 from hsmvisor_rpc.sealed.canonical import Record
-from hsmvisor_rpc.sealed.commands import Action, ChangeRoot, Command, Retire, Signer, Stage, fingerprint
+from hsmvisor_rpc.sealed.commands import Action, ChangeRoot, Command, Destroy, Retire, Signer, Stage, fingerprint
 from hsmvisor_rpc.sealed.identity import ModuleIdentity, verify_identity
 from hsmvisor_rpc.sealed.refusal import Reason
 from hsmvisor_rpc.v1 import hsmvisor_pb2 as pb
@@ -129,8 +129,8 @@ class Pusher:
     ) -> pb.ExecuteResponse:
         return self._send(module, Action.RETIRE, material, generation, lambda *_: Retire(drain_seconds, after_drain))
 
-    def destroy(self, module: str, material: str, generation: int) -> pb.ExecuteResponse:
-        return self._send(module, Action.DESTROY, material, generation)
+    def destroy(self, module: str, material: str, generation: int, compromised: bool = False) -> pb.ExecuteResponse:
+        return self._send(module, Action.DESTROY, material, generation, lambda *_: Destroy(compromised))
 
     def change_root(self, module: str, new_root: bytes) -> pb.ExecuteResponse:
         """Signed by the root itself."""

@@ -188,13 +188,14 @@ def retire(ctx: Context, module: str, name: str, generation: int, drain: int, af
 @click.argument("module")
 @click.argument("name")
 @click.argument("generation", type=int)
+@click.option("--compromised", is_flag=True, help="The key may be known to others: replace the process that held it as well.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @pass_context
-def destroy(ctx: Context, module: str, name: str, generation: int, yes: bool) -> None:
+def destroy(ctx: Context, module: str, name: str, generation: int, compromised: bool, yes: bool) -> None:
     """Destroy a staged or retiring generation now: whoever still holds its key gets CKR_KEY_HANDLE_INVALID."""
     if not yes:
         click.confirm(f"Destroy generation {generation} of {name} in {module}?", abort=True, err=True)
-    _told(ctx, ctx.pusher().destroy(module, name, generation))
+    _told(ctx, ctx.pusher().destroy(module, name, generation, compromised))
 
 
 @material.command("generate-test")

@@ -57,7 +57,8 @@ STARTING, SERVING, RESTARTING, FAILED, DESTROYED = "starting", "serving", "resta
 _DEATHS, _WITHIN = 5, 30.0  #: that many deaths in that many seconds: failed
 _QUICK_PAUSES = (0.05, 0.2, 0.5)  #: seconds to the next attempt after the first failures to start
 _FAILED_PAUSE, _LONGEST_PAUSE = 10.0, 300.0  #: and when it counts as failed
-_LEAVING_WITHIN = 30.0  #: seconds that a replaced worker may take to end
+LINGER = 10.0  #: seconds that a replaced worker serves applications which are in a long operation
+_LEAVING_WITHIN = 5.0  #: seconds that it may take to end after that
 _SERVING_WAIT = 5.0  #: seconds that a request waits for a worker that is being started
 
 
@@ -293,7 +294,7 @@ class Module:
 
     # ---- a successor --------------------------------------------------------------------------------------------
 
-    async def upgrade(self) -> Upgraded:
+    async def upgrade(self, linger: float = LINGER) -> Upgraded:
         """Replaces the worker by a new one that takes its state, connections and sessions over.  Raises HostError; then the old
         one serves on, or one is started again."""
         async with self._replacing:
@@ -308,7 +309,7 @@ class Module:
                 version = await old.freeze(within)
                 _, records = await self._s.state.sealed(self.module_id)
                 await new.load(records, within)
-                booted, handed = await self._succession(old, new, version, within)
+                booted, handed = await self._succession(old, new, version, linger, within)
             except (WorkerFault, LinkClosed, PeerError, TimeoutError, OSError, errors.HostError) as error:
                 await self._without_successor(old, within)
                 raise errors.Unavailable(
@@ -317,18 +318,28 @@ class Module:
             places.succeed(self._s.places, self.module_id)
             self._worker, self._successor = new, None
             self._serves(booted.recipient, booted.root, booted.report)
-            self._see_out(old)
+            self._see_out(old, linger)
             now = time.monotonic()
             return Upgraded(old.pid, new.pid, handed.applications, handed.connections, handed.lingering, now - began, now - frozen)
 
+    async def forget_key(self) -> None:
+        """No process that held a destroyed key goes on: the worker is replaced in service, or else ended and started again."""
+        try:
+            await self.upgrade(linger=0)
+        except errors.HostError as error:
+            _log.warning("module %s: %s; its worker is ended instead", self.name, error.detail)
+            if self._worker is not None:
+                self._worker.kill()
+        await asyncio.gather(*self._leaving)
+
     async def _succession(
-        self, old: WorkerProcess, new: WorkerProcess, version: int, within: float
+        self, old: WorkerProcess, new: WorkerProcess, version: int, linger: float, within: float
     ) -> tuple[m.Booted, m.HandedOver]:
         """Both speak with each other over a socket of their own: what a guest has open is nothing for us."""
         mine, theirs = socket.socketpair()
         with mine, theirs:
             succeed = new.succeed(m.Succeed(self._s.identity.host_id, version, self.settings.encode()), theirs, within)
-            hand_over = old.hand_over(mine, within)
+            hand_over = old.hand_over(mine, linger, within)
             taken = asyncio.gather(succeed, hand_over)
             await asyncio.sleep(0)  # both have their end by now
         return await taken
@@ -346,8 +357,8 @@ class Module:
         else:
             old.kill()  # it has given its connections away; another one is started
 
-    def _see_out(self, old: WorkerProcess) -> None:
-        task = asyncio.get_running_loop().create_task(old.out(_LEAVING_WITHIN))
+    def _see_out(self, old: WorkerProcess, linger: float) -> None:
+        task = asyncio.get_running_loop().create_task(old.out(linger + _LEAVING_WITHIN))
         self._leaving[task] = old
         task.add_done_callback(self._leaving.pop)
 

@@ -105,9 +105,10 @@ class WorkerProcess:
         with contextlib.suppress(PeerError, LinkClosed, TimeoutError):
             await self._ask(m.Thaw(), m.Done, within)
 
-    async def hand_over(self, sock: socket.socket, within: float) -> m.HandedOver:
-        """Has it give its connections to the worker at the other end of `sock`; it ends by itself."""
-        handed, _ = await self._ask(m.HandOver(), m.HandedOver, within, give=[sock.fileno()])
+    async def hand_over(self, sock: socket.socket, linger: float, within: float) -> m.HandedOver:
+        """Has it give its connections to the worker at the other end of `sock`; it ends by itself, after `linger` seconds at the
+        latest."""
+        handed, _ = await self._ask(m.HandOver(int(linger * 1000)), m.HandedOver, within, give=[sock.fileno()])
         self.phase = Phase.LEAVING
         return handed
 

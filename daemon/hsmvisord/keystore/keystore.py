@@ -49,6 +49,11 @@ class Happening:
     report: Mapping[str, str | int]
 
 
+def is_compromised(command: Command) -> bool:
+    """Says whether a command destroys a key because it is compromised.  Raises MalformedRecord."""
+    return command.action == Action.DESTROY and bool(command.body) and commands.Destroy.decode(command.body).compromised
+
+
 class Keystore:
     """One module's state with everything that changes it."""
 
@@ -132,6 +137,7 @@ class Keystore:
             case Action.RETIRE:
                 return changes.retire(self.state, name, number, commands.Retire.decode(command.body), now)
             case Action.DESTROY:
+                is_compromised(command)
                 return changes.destroy(self.state, name, number, Step.DESTROY)
             case Action.CHANGE_ROOT:
                 root = commands.ChangeRoot.decode(command.body).new_root

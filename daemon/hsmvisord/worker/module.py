@@ -29,7 +29,7 @@ from hsmvisord import ck
 from hsmvisord.ck import CkError
 from hsmvisord.crypto.software import SoftwareProvider
 from hsmvisord.keystore import persistence
-from hsmvisord.keystore.keystore import Cause, Happening, Keystore, StorageError
+from hsmvisord.keystore.keystore import Cause, Happening, Keystore, StorageError, is_compromised
 from hsmvisord.keystore.persistence import SealedChange
 from hsmvisord.keystore.state import State
 from hsmvisord.keystore.vault import KEY_SIZE, UnsealError, Vault
@@ -41,7 +41,7 @@ from hsmvisord.transport.parking import Parking
 from hsmvisord.worker import reports
 from hsmvisord.worker.link import Incoming, Link, Refused
 from hsmvisord.worker.settings import parse_settings
-from hsmvisord.worker.succession import LINGER, Arrival, Departure, Stream, SuccessionFailed, looks
+from hsmvisord.worker.succession import Arrival, Departure, Stream, SuccessionFailed, looks
 
 TICK = 1.0  #: seconds between looks at drains
 MAX_STATE = 256 * 1024 * 1024  #: bytes of a stored state
@@ -134,7 +134,7 @@ class Module:
             case m.Succeed():
                 return self._succeed(message, Stream(socket.socket(fileno=incoming.descriptor)))
             case m.HandOver():
-                return self._hand_over(Stream(socket.socket(fileno=incoming.descriptor)))
+                return self._hand_over(Stream(socket.socket(fileno=incoming.descriptor)), message.linger_ms / 1000)
             case m.Shutdown():
                 self._link.phase = Phase.CLOSING
                 self._drain(message.drain_ms / 1000)
@@ -180,7 +180,15 @@ class Module:
                 usage, holders = token.usage(), Counter(token.holders())
                 report = reports.material_report(state, material, usage, holders) if material else {}
                 made.append(
-                    m.Executed(command.action, command.material, command.generation, command.sequence, signer, json.dumps(report))
+                    m.Executed(
+                        command.action,
+                        command.material,
+                        command.generation,
+                        command.sequence,
+                        signer,
+                        json.dumps(report),
+                        is_compromised(command),
+                    )
                 )
                 return made[-1].encode()
 
@@ -301,10 +309,10 @@ class Module:
         except SuccessionFailed as error:
             print(f"module {self._spawn.name}: the old worker's last connections are lost: {error}", file=sys.stderr, flush=True)
 
-    def _hand_over(self, stream: Stream) -> m.HandedOver:
+    def _hand_over(self, stream: Stream, linger: float) -> m.HandedOver:
         assert self._token is not None and self._listener is not None, "the phase table lets nothing else through"
         stream.await_ready()
-        departure = Departure(self._token, self._listener, stream)
+        departure = Departure(self._token, self._listener, stream, linger)
         try:
             lingering = self._listener.reactor.ask(departure.begin)
         except SuccessionFailed:
@@ -317,7 +325,7 @@ class Module:
         """Serves those that linger until they can be given too, and ends."""
         assert self._listener is not None
         with contextlib.suppress(SuccessionFailed):
-            for last in looks(LINGER):
+            for last in looks(departure.linger):
                 if not self._listener.reactor.ask(partial(departure.give, last)) or last:
                     break
         departure.stream.close()

@@ -2,7 +2,7 @@
 
 The leader of the reactor does it between two requests, so no operation is under way; what is open in a session goes along as
 the requests that made it.  An application with more of them than a journal keeps is served on until they are done, or for
-`LINGER` seconds.
+as long as the host says.
 """
 
 from __future__ import annotations
@@ -30,8 +30,7 @@ from hsmvisord.transport.connection import Connection, Ended
 from hsmvisord.transport.connection import Saved as SavedConnection
 from hsmvisord.transport.listener import Listener
 
-LINGER = 10.0  #: seconds that an application with a long operation is served by the old worker
-PATIENCE = 15.0  #: seconds that one of the two waits for the other; longer than LINGER
+PATIENCE = 60.0  #: seconds that one of the two waits for the other; longer than the host lets applications linger
 LOOK = 0.02  #: seconds between looks at those that linger
 
 _LENGTH = struct.Struct(">I")
@@ -127,6 +126,7 @@ class Departure:
     token: Token
     listener: Listener
     stream: Stream
+    linger: float  #: seconds that an application with a long operation is served on
     applications: int = 0
     connections: int = 0
 

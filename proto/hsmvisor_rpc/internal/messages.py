@@ -157,6 +157,7 @@ class Executed(Record):
     sequence: int
     signer: str
     report: str  #: the material's status afterwards
+    compromised: bool  #: a key was destroyed for that: the worker's process is to be replaced
 
 
 @dataclass(frozen=True)
@@ -234,6 +235,7 @@ class HandOver(Record):
     """Give all connections to the worker at the other end (handover.py), then end.  Descriptor: a socket.  -> HandedOver"""
 
     TYPE: ClassVar[str] = "hand-over"
+    linger_ms: int  #: how long applications in a long operation are served before they are given without it
 
 
 @dataclass(frozen=True)

@@ -73,6 +73,14 @@ class Retire(Record):
 
 
 @dataclass(frozen=True)
+class Destroy(Record):
+    """Body of `destroy`; an empty one says that nothing is wrong with the key."""
+
+    TYPE: ClassVar[str] = "destroy"
+    compromised: bool  #: the host also replaces the process that held the key
+
+
+@dataclass(frozen=True)
 class ChangeRoot(Record):
     """Body of `change-root`."""
 

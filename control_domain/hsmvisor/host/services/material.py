@@ -44,7 +44,10 @@ class MaterialService(rpc.MaterialServiceServicer):
             return done.encode()
 
         answer = await self._requests.once(origin(), "material.execute", asked, fields, work)
-        return convert.executed(name, m.Executed.decode(answer))
+        done = m.Executed.decode(answer)
+        if done.compromised:  # also when the call is repeated: the first one may have been cut short here
+            await self._modules.get(name).forget_key()
+        return convert.executed(name, done)
 
     async def GetMaterial(self, untrusted: pb.GetMaterialRequest, context: Any) -> pb.Material:
         module, name = limits.module_name(untrusted.module), limits.material_name(untrusted.name)
@@ -68,4 +71,5 @@ def _told(done: m.Executed) -> dict[str, Any]:
         "generation": done.generation,
         "sequence": done.sequence,
         "signer": reports.clean(done.signer),
+        **({"compromised": True} if done.compromised else {}),
     }
