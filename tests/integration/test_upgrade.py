@@ -353,3 +353,45 @@ def test_after_a_destroy_for_compromise_another_process_serves(module: Module) -
     assert len(lines) == 1
     client.close()
     long.close()
+
+
+@pytest.mark.slow
+@pytest.mark.real
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("name", ["ours", "p11-kit"])
+def test_the_service_is_upgraded_with_its_schema_under_load(tmp_path: Path, name: str) -> None:
+    host = Host()
+    try:
+        module = host.start().create("load")
+        follower = new_key("p256")
+        module.push("requests", follower, mode="follow", profile="request-signing")
+        module.push("rsa", RSA_KEY)
+        guest = Guest(library(name), module.address, tmp_path)
+        signers = [Signer(guest, "requests"), Signer(guest, "rsa", kind="rsa", name="rsa")]
+        time.sleep(1)
+        pid, away = module.pid, []
+        for program in ("hsmvisor.host.main", "support.newer_host", "support.newer_host"):
+            host.process.module = program
+            host.stop(signal.SIGTERM)
+            began = time.monotonic()
+            host.start()
+            away.append(time.monotonic() - began)
+            assert module.serving().pid == pid, "the worker is adopted"
+            module.push("requests", follower := new_key("p256"), mode="follow", profile="request-signing")
+            time.sleep(0.5)
+        upgrade(module)
+        last = time.monotonic()
+        time.sleep(0.5)
+        made = [signer.stop() for signer in signers]
+        print(f"{len(made[0])} + {len(made[1])} signatures, the control API was away for {max(away):.2f} s at most")
+        assert [one.error for part in made for one in part if one.error] == []
+        assert any(one.began > last for one in made[0]) and all(fits(follower, one) for one in made[0] if one.began > last)
+        assert all(fits(RSA_KEY, one) for one in made[1])
+        assert max(away) < 6
+        host.stop(signal.SIGTERM)
+        host.process.module = "hsmvisor.host.main"
+        older = host.process.launch()
+        assert older.wait(20) != 0
+        assert "nothing was changed" in host.process.log.read_text()
+    finally:
+        host.clean()
