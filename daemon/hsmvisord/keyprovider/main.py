@@ -11,7 +11,6 @@ import array
 import hashlib
 import json
 import os
-import resource
 import signal
 import socket
 import sys
@@ -25,7 +24,8 @@ from hsmvisor_rpc.internal.phases import PROVIDER_MAY_BE_ASKED, by_type
 from hsmvisor_rpc.sealed.canonical import MalformedRecord, Record, record_type
 
 from hsmvisord.keyprovider.sources import SOURCES, MasterKeySource, SourceError
-from hsmvisord.worker import process
+from hsmvisord.worker import process, sandbox
+from hsmvisord.worker.sandbox import complain
 
 _INFO = b"hsmvisor storage key\0"
 
@@ -87,14 +87,14 @@ def main() -> None:
     parser.add_argument("--path", type=Path, required=True, help="the master key's file; made when it is missing")
     arguments = parser.parse_args()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    process.prctl(process.PR_SET_DUMPABLE, 0)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    process.prctl(process.PR_SET_DUMPABLE, 0)  # before it reads the master key
     process.set_title("hsmvisord: key provider")
     try:
         source = SOURCES[arguments.kind](arguments.path)
     except SourceError as error:
         print(f"hsmvisord-keyprovider: {error}", file=sys.stderr, flush=True)
         sys.exit(1)
+    complain(sandbox.enter_key_provider(), "hsmvisord-keyprovider")
     KeyProvider(socket.socket(fileno=arguments.control_fd), arguments.kind, source).run()
 
 

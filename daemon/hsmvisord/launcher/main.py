@@ -24,7 +24,8 @@ from hsmvisor_rpc.sealed.canonical import MalformedRecord, record_type
 from hsmvisord.crypto import libcrypto
 from hsmvisord.transport.rehearsal import Rehearsal
 from hsmvisord.worker import main as worker
-from hsmvisord.worker import process
+from hsmvisord.worker import process, sandbox
+from hsmvisord.worker.sandbox import complain
 
 SPAWN_DESCRIPTORS = 3  #: control listener, guest listener, read end of the key pipe
 
@@ -99,6 +100,7 @@ def main() -> None:
     arguments = parser.parse_args()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     process.set_title("hsmvisord: launcher")
+    complain(sandbox.enter_launcher(), "hsmvisord")
     libcrypto.preload()
     Rehearsal().run()
     # Everything that lives now lives in every worker: keep the collector from touching (and so copying) those pages.

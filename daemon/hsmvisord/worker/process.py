@@ -48,19 +48,24 @@ PR_CAP_AMBIENT = 47
 PR_CAP_AMBIENT_CLEAR_ALL = 4
 
 
-def drop_bounding_set() -> None:
+CAP_SETGID, CAP_SETUID, CAP_SETPCAP = 6, 7, 8
+
+
+def drop_bounding_set(kept: frozenset[int] = frozenset()) -> None:
     """Empties the capability bounding set (capabilities(7)): needs CAP_SETPCAP, so before the change of user.  Raises OSError."""
     with open("/proc/sys/kernel/cap_last_cap", encoding="ascii") as file:
         last = int(file.read())
     for capability in range(last + 1):
-        prctl(PR_CAPBSET_DROP, capability)
+        if capability not in kept:
+            prctl(PR_CAPBSET_DROP, capability)
 
 
-def clear_capabilities() -> None:
-    """Empties the ambient, inheritable, permitted and effective sets; raises OSError."""
+def clear_capabilities(kept: frozenset[int] = frozenset()) -> None:
+    """Empties the ambient, inheritable, permitted and effective sets, the last two but for `kept` (below 32); raises OSError."""
     prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL)
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
-    data = (ctypes.c_uint32 * 6)()
+    left = sum(1 << capability for capability in kept)
+    data = (ctypes.c_uint32 * 6)(left, left)
     if _libc.capset(header, data) != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))

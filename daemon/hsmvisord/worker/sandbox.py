@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import resource
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -42,6 +43,31 @@ def _measures(uid: int) -> Iterator[tuple[str, Callable[[], str]]]:
     yield "no-new-privileges", _no_new_privileges
     yield "landlock", landlock.restrict
     yield "seccomp", seccomp.load
+
+
+def enter_key_provider() -> list[dict[str, Any]]:
+    """What the key provider can bear once it has its master key: as a worker, but for the user."""
+    names = ("core-dumps", "bounding-set", "capabilities", "not-dumpable", "no-new-privileges", "landlock", "seccomp")
+    return [_apply(name, measure) for name, measure in _measures(0) if name in names]
+
+
+def enter_launcher() -> list[dict[str, Any]]:
+    """What the launcher can bear: it forks, and its children change their user and give up the rest themselves."""
+    kept = frozenset({process.CAP_SETUID, process.CAP_SETGID, process.CAP_SETPCAP}) if os.geteuid() == 0 else frozenset()
+    return [
+        _apply("core-dumps", _no_core),
+        _apply("bounding-set", lambda: _only(kept)),
+        _apply("not-dumpable", _not_dumpable),
+        _apply("no-new-privileges", _no_new_privileges),
+        _apply("landlock", lambda: landlock.restrict(reading=True)),
+    ]
+
+
+def _only(kept: frozenset[int]) -> str:
+    if kept:
+        process.drop_bounding_set(kept)
+    process.clear_capabilities(kept)
+    return "setuid, setgid and setpcap left, for its children" if kept else "empty"
 
 
 def _no_core() -> str:
@@ -91,3 +117,10 @@ def _no_new_privileges() -> str:
 
 def measure_names() -> list[str]:
     return [name for name, _ in _measures(0)]
+
+
+def complain(measures: list[dict[str, Any]], program: str) -> None:
+    """Says what the kernel lacks."""
+    for measure in measures:
+        if not measure["applied"]:
+            print(f"{program}: {measure['name']} is not applied: {measure['detail']}", file=sys.stderr, flush=True)
