@@ -14,11 +14,11 @@ import pytest
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding
 from cryptography.hazmat.primitives.asymmetric.utils import Prehashed, encode_dss_signature
+from hsmvisor.host.module import LINGER
 from hsmvisor_rpc.v1 import hsmvisor_pb2 as pb
 from hsmvisord import ck
 from hsmvisord.token import limits as token_limits
 from hsmvisord.wire.calls import Attribute, Call, Mechanism
-from hsmvisord.worker import succession
 from support.certificates import Authority, chain_pem, new_key
 from support.guest import Guest, library
 from support.host import Host, Module, wait_for
@@ -224,7 +224,7 @@ def test_a_long_operation_keeps_its_application_with_the_old_worker_until_it_is_
     assert other.open_session()
     client.call(Call.DIGEST_UPDATE, session, part)
     assert client.call(Call.DIGEST_FINAL, session, 64)[0] == hashlib.sha256(part * 4).digest()
-    wait_for(lambda: gone(done.old_pid), within=succession.LINGER)
+    wait_for(lambda: gone(done.old_pid), within=LINGER + 5)
     handle = key(client, session, "ec")
     check(client.sign(session, ECDSA, handle, DIGEST))
     client.close()
@@ -238,7 +238,7 @@ def test_a_long_operation_is_not_waited_for_for_ever(module: Module) -> None:
     client.call(Call.DIGEST_INIT, session, SHA256)
     client.call(Call.DIGEST_UPDATE, session, bytes(token_limits.MAX_JOURNAL + 1))
     done = upgrade(module)
-    wait_for(lambda: gone(done.old_pid), within=succession.LINGER + 5)
+    wait_for(lambda: gone(done.old_pid), within=LINGER + 5)
     with pytest.raises(Refused) as refused:
         client.call(Call.DIGEST_FINAL, session, 64)
     assert refused.value.rv == ck.CKR_OPERATION_NOT_INITIALIZED
