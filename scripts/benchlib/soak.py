@@ -1,10 +1,12 @@
-"""scripts/soak: the large counts. Rotations under a storm of load, kills at random, and a search for keys after many deliveries."""
+"""scripts/soak: the large counts. Rotations under a storm of load, kills at random, losses of power, and a search for
+keys after many deliveries."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import os
+import random
 import sys
 import tempfile
 import time
@@ -16,9 +18,11 @@ from support.guest import Guest, library
 from support.host import Host
 from support.killing import kill_under_load
 from support.leaks import Needles
+from support.power import lose_power
 from support.processes import descendants
 from support.rotation import rotate_under_load
 from support.shell import Shell
+from support.vm import VirtualMachine
 
 from benchlib import report
 
@@ -30,6 +34,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rotations", type=int, default=200, help="rotations under load, with each library (default 200; 0: none)")
     parser.add_argument("--kills", type=int, default=300, help="processes to kill (default 300)")
     parser.add_argument("--deliveries", type=int, default=1000, help="deliveries before memory is searched (default 1000)")
+    parser.add_argument("--power-losses", type=int, default=20, help="times that a virtual machine loses its power (default 20)")
     parser.add_argument("--seed", type=int, default=int(time.time()), help="of the order of kills")
     parser.add_argument("--output", type=Path, help="directory for soak.json and soak.md")
     return parser.parse_args()
@@ -49,6 +54,22 @@ def storm(host: Host, rotations: int) -> dict[str, Any]:
 def kills(host: Host, count: int, seed: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="hsms.") as directory:
         return {"seed": seed, **kill_under_load(host, f"kill-{os.getpid()}", Path(directory), count, seed).summary()}
+
+
+def power(times: int, seed: int) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory(prefix="hsms.") as directory:
+        machine = VirtualMachine(Path(directory))
+        try:
+            lost, reports = lose_power(machine, times, "hsmvisor.host.main", random.Random(seed))
+        finally:
+            machine.cut_off()
+    return {
+        "losses": times,
+        "acknowledged_and_lost": len(lost),
+        "newest_key_did_not_sign": sum(1 for report in reports if not report["signs"]),
+        "audit_log_not_whole": sum(1 for report in reports if report["audit"]),
+        "generations_acknowledged": max(map(int, reports[-1]["states"])),
+    }
 
 
 def others(owner: int) -> dict[int, str]:
@@ -106,6 +127,8 @@ def judge(results: dict[str, Any]) -> list[str]:
         wrong += [name for name in ("failed_handshakes", "failed_signatures", "wrong_signatures", "failed_logins") if part[name]]
     if killed := results.get("kills"):
         wrong += [name for name in ("failed_signatures", "wrong_signatures", "acknowledged_and_lost") if killed[name]]
+    if cut := results.get("power"):
+        wrong += [name for name in ("acknowledged_and_lost", "newest_key_did_not_sign", "audit_log_not_whole") if cut[name]]
     if leaked := results.get("leaks"):
         names = ("keys_found_outside_the_worker", "files_with_keys", "destroyed_keys_found_in_the_worker")
         wrong += [name for name in names if leaked[name]]
@@ -130,6 +153,9 @@ def main() -> int:
             results[name] = run(host.start())
         finally:
             host.clean()
+    if given.power_losses:
+        print("soak: power", file=sys.stderr, flush=True)
+        results["power"] = power(given.power_losses, given.seed)
     wrong = judge(results)
     text = [
         "# Soak",
@@ -137,7 +163,7 @@ def main() -> int:
         f"Run by `scripts/soak` on {results['at']}: {'all is well' if not wrong else 'WRONG: ' + ', '.join(wrong)}.",
         "",
     ]
-    for name in ("storm", "kills", "leaks", "machine"):
+    for name in ("storm", "kills", "power", "leaks", "machine"):
         if name in results:
             text += [f"## {name.capitalize()}", "", report.facts_table(results[name]), ""]
     print("\n".join(text))

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.host import Host
+from support.host import Host, wait_for
 from support.host_process import SOURCES
 from support.processes import titled
 
@@ -37,14 +37,14 @@ def inside(program: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_key_provider_has_nothing_but_its_socket(host: Host) -> None:
-    said = status(titled(host.pid(), "hsmvisord: key provider"))
+    said = status(wait_for(lambda: titled(host.pid(), "hsmvisord: key provider")))
     assert (said["Seccomp"], said["NoNewPrivs"]) == ("2", "1")
     assert {said[name] for name in ("CapInh", "CapPrm", "CapEff", "CapAmb")} == {"0" * 16}
     assert not ROOT or said["CapBnd"] == "0" * 16
 
 
 def test_the_launcher_keeps_what_its_children_need(host: Host) -> None:
-    said = status(titled(host.pid(), "hsmvisord: launcher"))
+    said = status(wait_for(lambda: titled(host.pid(), "hsmvisord: launcher")))
     kept = (1 << CAP_SETGID | 1 << CAP_SETUID | 1 << CAP_SETPCAP) if ROOT else 0
     assert said["NoNewPrivs"] == "1"
     assert [int(said[name], 16) for name in ("CapInh", "CapPrm", "CapEff", "CapAmb")] == [0, kept, kept, 0]

@@ -48,7 +48,8 @@ class Peer:
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
         data = encode_frame(frame)
         sent = self.sock.sendmsg([data], rights)
-        self.sock.sendall(data[sent:])
+        if rest := data[sent:]:  # a worker that was told to end may be gone by now
+            self.sock.sendall(rest)
 
     def frame(self) -> Frame:
         while not self._frames:

@@ -70,6 +70,7 @@ class HostProcess:
         self.config = self.directory / "host.toml"
         self.configure(settings)
         self.module, self.environment = module, environment or {}
+        self.patience = 1.0  #: how much slower than usual it may be
         self.log = self.directory / "log"
         self.process: subprocess.Popen[bytes] | None = None
         self._channels: list[grpc.Channel] = []
@@ -89,7 +90,7 @@ class HostProcess:
     def start(self) -> Self:
         """Returns when the control API answers."""
         self.process = self.launch()
-        wait_for(lambda: self.process.poll() is not None or self._answers(), 20, "the start of the host")
+        wait_for(lambda: self.process.poll() is not None or self._answers(), 20 * self.patience, "the start of the host")
         assert self.process.poll() is None, self.log.read_text()
         self.channel = self.connect()
         self.modules = rpc.ModuleServiceStub(self.channel)
@@ -117,10 +118,10 @@ class HostProcess:
     def create(self, name: str, request_id: str = "", **settings: Any) -> pb.Module:
         request = pb.CreateModuleRequest(request_id=request_id or new_id(), name=name, root=self.root_public)
         request.settings.MergeFrom(pb.ModuleSettings(**settings))
-        return self.modules.CreateModule(request, timeout=20)
+        return self.modules.CreateModule(request, timeout=20 * self.patience)
 
     def get(self, name: str) -> pb.Module:
-        return self.modules.GetModule(pb.GetModuleRequest(name=name), timeout=10)
+        return self.modules.GetModule(pb.GetModuleRequest(name=name), timeout=10 * self.patience)
 
     def serving(self, name: str, not_pid: int = 0) -> pb.Module:
         """Returns the module once it serves (by another worker than `not_pid`)."""
@@ -129,7 +130,7 @@ class HostProcess:
             module = self.get(name)
             return module if module.state == "serving" and module.pid not in (0, not_pid) else None
 
-        return wait_for(look, 10, f"serving of {name}")
+        return wait_for(look, 10 * self.patience, f"serving of {name}")
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Ends the service; its workers go on."""
