@@ -41,6 +41,7 @@ def run_control(quick: bool, modules: int) -> dict[str, Any]:
             "first_signature": control.first_signature(host, few),
             "swap": control.swap(host, few),
             "recovery": control.recovery(host, few),
+            "upgrade": control.upgrade(host, few // 5),
             "memory": control.memory(host, modules),
         }
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import statistics
@@ -11,9 +12,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+from hsmvisor_rpc.v1 import hsmvisor_pb2 as pb
 from support.certificates import new_key
 from support.guest import Guest, library
 from support.host import Host, Module
+from support.host_process import new_id
 from support.killing import silence
 from support.load import Signer
 from support.processes import pss, titled
@@ -29,7 +32,7 @@ def spread(values: list[float], digits: int = 2) -> dict[str, float]:
     ordered = sorted(values)
     return {
         "median": round(statistics.median(ordered), digits),
-        "p90": round(ordered[int(0.9 * (len(ordered) - 1))], digits),
+        "p90": round(ordered[math.ceil(0.9 * (len(ordered) - 1))], digits),
         "max": round(ordered[-1], digits),
         "count": len(ordered),
     }
@@ -146,5 +149,36 @@ def swap(host: Host, rotations: int) -> dict[str, Any]:
     return {
         "activation_ms": spread([(a.acknowledged - a.asked) * 1000 for a in activations]),
         "to_first_signature_ms": spread([(first[n] - activations[n].asked) * 1000 for n in first if n]),
+        "failed_signatures": sum(1 for one in made if one.error),
+    }
+
+
+def upgrade(host: Host, rounds: int) -> dict[str, Any]:
+    """Under load: seconds from the service's stop being asked for until the next one's control API answers; milliseconds in which
+    requests wait, at most, while a module's worker is replaced."""
+    module = host.create("upgrade")
+    module.push("web", new_key("p256"))
+    away, paused, whole = [], [], []
+    with tempfile.TemporaryDirectory(prefix="hsmb.") as directory:
+        signer = Signer(Guest(library("ours"), module.address, Path(directory)), "web")
+        time.sleep(0.5)
+        for _ in range(rounds):
+            began = time.monotonic()
+            host.stop(signal.SIGTERM)
+            host.start()
+            away.append(time.monotonic() - began)
+            module.serving()
+            request = pb.UpgradeModuleRequest(request_id=new_id(), name=module.name, renew_launcher=True)
+            done = host.process.modules.UpgradeModule(request, timeout=30)
+            paused.append(done.paused_seconds * 1000)
+            whole.append(done.seconds * 1000)
+            time.sleep(0.2)
+        made = signer.stop()
+    module.destroy()
+    return {
+        "control_api_away_s": spread(away),
+        "worker_replaced_ms": spread(whole),
+        "requests_wait_ms": spread(paused),
+        "signatures": len(made),
         "failed_signatures": sum(1 for one in made if one.error),
     }
