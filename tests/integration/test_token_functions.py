@@ -270,3 +270,67 @@ def test_a_key_used_by_both_of_its_kinds(client: NativeClient) -> None:
     with refused(ck.CKR_KEY_HANDLE_INVALID):
         client.call(Call.SIGN_INIT, session, ECDSA, 99999)
     client.call(Call.SIGN_INIT, session, ECDSA, key(client, session, "ec"))
+
+
+@pytest.mark.parametrize(
+    ("init", "label", "kind", "mechanism", "rv"),
+    [
+        (Call.SIGN_INIT, "ec", 3, ck.CKM_ECDH1_DERIVE, ck.CKR_MECHANISM_INVALID),
+        (Call.SIGN_INIT, "rsa", 3, ck.CKM_RSA_PKCS_OAEP, ck.CKR_MECHANISM_INVALID),
+        (Call.SIGN_INIT, "rsa", 3, ck.CKM_SHA256, ck.CKR_MECHANISM_INVALID),
+        (Call.SIGN_INIT, "rsa", 3, 0x80001234, ck.CKR_MECHANISM_INVALID),
+        (Call.DECRYPT_INIT, "rsa", 3, ck.CKM_RSA_PKCS_PSS, ck.CKR_MECHANISM_INVALID),
+        (Call.DECRYPT_INIT, "ec", 3, ck.CKM_RSA_PKCS, ck.CKR_KEY_FUNCTION_NOT_PERMITTED),
+        (Call.VERIFY_INIT, "rsa", 2, ck.CKM_RSA_PKCS_OAEP, ck.CKR_MECHANISM_INVALID),
+        (Call.VERIFY_INIT, "rsa", 2, ck.CKM_ECDSA, ck.CKR_KEY_TYPE_INCONSISTENT),
+        (Call.ENCRYPT_INIT, "rsa", 2, ck.CKM_SHA256_RSA_PKCS, ck.CKR_MECHANISM_INVALID),
+    ],
+)  # fmt: skip
+def test_a_mechanism_of_another_function(client: NativeClient, init: Call, label: str, kind: int, mechanism: int, rv: int) -> None:
+    session = client.open_session()
+    with refused(rv):
+        client.call(init, session, Mechanism(mechanism), key(client, session, label, kind))
+
+
+def test_attributes_of_a_private_key_that_cannot_be_read(client: NativeClient) -> None:
+    """CKR_ATTRIBUTE_SENSITIVE for what its type has, CKR_ATTRIBUTE_TYPE_INVALID for what it has not; the others are answered."""
+    session = client.open_session()
+
+    def read(label: str, *wanted: tuple[int, int | None]) -> tuple[list[Any], int]:
+        answer, rv = client.call(Call.GET_ATTRIBUTE_VALUE, session, key(client, session, label), wanted)
+        return [value for _, value in answer], rv
+
+    assert read("ec", (ck.CKA_VALUE, 64)) == ([None], ck.CKR_ATTRIBUTE_SENSITIVE)
+    assert read("ec", (ck.CKA_PRIME_1, 64)) == ([None], ck.CKR_ATTRIBUTE_TYPE_INVALID)
+    assert read("rsa", (ck.CKA_VALUE, None)) == ([None], ck.CKR_ATTRIBUTE_TYPE_INVALID)
+    for secret in (ck.CKA_PRIVATE_EXPONENT, *range(ck.CKA_PRIME_1, ck.CKA_COEFFICIENT + 1)):
+        assert read("rsa", (secret, None)) == ([None], ck.CKR_ATTRIBUTE_SENSITIVE)
+    assert read("ec", (0x80000001, 4)) == ([None], ck.CKR_ATTRIBUTE_TYPE_INVALID)
+    assert read("ec", (ck.CKA_LABEL, 1)) == ([Needed(2)], ck.CKR_BUFFER_TOO_SMALL)
+    mixed = ((ck.CKA_LABEL, None), (ck.CKA_VALUE, 9), (0x80000001, 4), (ck.CKA_ID, 3), (ck.CKA_KEY_TYPE, 8))
+    values, rv = read("ec", *mixed)
+    assert values == [Needed(2), None, None, Needed(20), ck.CKK_EC]
+    assert rv in (ck.CKR_ATTRIBUTE_SENSITIVE, ck.CKR_ATTRIBUTE_TYPE_INVALID, ck.CKR_BUFFER_TOO_SMALL)
+
+
+def test_pins_and_states_that_slot_0_does_not_take(client: NativeClient) -> None:
+    session, writing = client.open_session(), client.call(Call.OPEN_SESSION, 0, ck.CKF_SERIAL_SESSION | ck.CKF_RW_SESSION)[0]
+    for call, words in ((Call.INIT_PIN, (b"1234",)), (Call.SET_PIN, (b"1234", b"2345"))):
+        with refused(ck.CKR_SESSION_READ_ONLY):
+            client.call(call, session, *words)
+        with refused(ck.CKR_TOKEN_WRITE_PROTECTED):
+            client.call(call, writing, *words)
+    client.call(Call.FIND_OBJECTS_INIT, session, ())
+    with refused(ck.CKR_OPERATION_NOT_INITIALIZED):
+        client.call(Call.GET_OPERATION_STATE, session, 64)
+    client.call(Call.FIND_OBJECTS_FINAL, session)
+    client.call(Call.DIGEST_INIT, session, Mechanism(ck.CKM_SHA256))
+    with refused(ck.CKR_STATE_UNSAVEABLE):
+        client.call(Call.GET_OPERATION_STATE, session, 64)
+    with refused(ck.CKR_KEY_INDIGESTIBLE):
+        client.call(Call.DIGEST_KEY, session, key(client, session, "ec"))
+    with refused(ck.CKR_OPERATION_NOT_INITIALIZED):
+        client.call(Call.DIGEST, session, b"", 64)
+    client.call(Call.DIGEST_INIT, session, Mechanism(ck.CKM_SHA256))
+    with refused(ck.CKR_KEY_HANDLE_INVALID):
+        client.call(Call.DIGEST_KEY, session, 99999)

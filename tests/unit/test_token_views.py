@@ -11,9 +11,11 @@ from hsmvisord.keystore import pin
 from hsmvisord.keystore.keystore import Cause
 from hsmvisord.token.application import Application
 from hsmvisord.token.limits import FIRST_SESSION_OBJECT, LAST_HANDLE, MAX_TEMPLATE, VIEW_PAUSE
+from hsmvisord.token.operations import DecryptOperation
+from hsmvisord.token.statistics import Counters
 from hsmvisord.token.token import Settings, Token
-from hsmvisord.wire.calls import Mechanism
-from support.certificates import key_id, new_key
+from hsmvisord.wire.calls import Mechanism, Needed
+from support.certificates import key_id, new_key, spki
 from support.keystores import Bench
 
 PRIVATE = (ck.CKA_CLASS, ck.CKO_PRIVATE_KEY)
@@ -21,9 +23,9 @@ CERTIFICATE = (ck.CKA_CLASS, ck.CKO_CERTIFICATE)
 
 
 class Guest:
-    def __init__(self, bench: Bench, token: Token, watermark: int = 0) -> None:
+    def __init__(self, bench: Bench, token: Token, watermark: int = 0, inherited: bool = False) -> None:
         self.bench, self.token = bench, token
-        self.application: Application = token.new_application("test", watermark)
+        self.application: Application = token.new_application("test", watermark, inherited)
         self.handle = self.application.open_session(0, ck.CKF_SERIAL_SESSION)
 
     def find(self, *template: tuple[int, Any]) -> list[int]:
@@ -36,8 +38,6 @@ class Guest:
     def sign(self, handle: int, data: bytes = b"d" * 32) -> bytes:
         session = self.application.session(self.handle)
         self.application.sign_init(session, Mechanism(ck.CKM_ECDSA), handle)
-        from hsmvisord.token.statistics import Counters
-
         signature = self.application.sign(session, data, 1000, Counters())
         assert isinstance(signature, bytes)
         return signature
@@ -80,6 +80,21 @@ def test_a_view_moves_at_the_first_session_after_none(bench: Bench) -> None:
     g.application.close_session(g.handle)
     g.handle = g.application.open_session(0, ck.CKF_SERIAL_SESSION)
     assert g.ids(PRIVATE) == [key_id(second)]
+
+
+def test_a_forked_child_keeps_its_parents_view_until_a_pause(bench: Bench) -> None:
+    first = bench.push(1)
+    parent = guest(bench)
+    second = bench.push(2)
+    child = Guest(bench, parent.token, parent.application.watermark, inherited=True)
+    assert child.ids(PRIVATE) == [key_id(first)], "its first session does not move it on"
+    child.application.close_session(child.handle)
+    child.handle = child.application.open_session(0, ck.CKF_SERIAL_SESSION)
+    assert child.ids(PRIVATE) == [key_id(second)], "the next first one does"
+    assert parent.ids(PRIVATE) == [key_id(first)]
+    patient = Guest(bench, parent.token, parent.application.watermark, inherited=True)
+    bench.monotonic += VIEW_PAUSE + 0.001
+    assert patient.ids(PRIVATE) == [key_id(second)]
 
 
 def test_a_view_is_of_one_piece(bench: Bench) -> None:
@@ -132,7 +147,17 @@ def test_templates(bench: Bench) -> None:
     assert g.find(PRIVATE, (ck.CKA_LABEL, b"other")) == []
     assert g.find((ck.CKA_CLASS, b"\x03")) == [], "a value of the wrong length matches nothing"
     assert len(g.find((ck.CKA_CERTIFICATE_CATEGORY, 2))) == 1
-    g.find(*[(ck.CKA_LABEL, b"tls")] * MAX_TEMPLATE)
+    assert len(g.find(*[(ck.CKA_LABEL, b"tls")] * MAX_TEMPLATE)) == 3, "said twice with one value is said once"
+    assert g.find((ck.CKA_LABEL, b"tls"), (ck.CKA_LABEL, b"other")) == []
+    assert len(g.find((ck.CKA_UNWRAP_TEMPLATE, ()))) == 1
+    assert len(g.find((ck.CKA_URL, b""))) == 2
+    assert g.find((ck.CKA_ALLOWED_MECHANISMS, ())) == g.find((ck.CKA_ID, b"")) == g.find((ck.CKA_LABEL, b"")) == []
+    (private,) = g.find(PRIVATE)
+    allowed = g.token.index.by_handle[private].attributes[ck.CKA_ALLOWED_MECHANISMS]
+    assert g.find(PRIVATE, (ck.CKA_ALLOWED_MECHANISMS, allowed)) == [private]
+    assert g.find(PRIVATE, (ck.CKA_ALLOWED_MECHANISMS, allowed[:-1])) == []
+    end = g.token.index.by_handle[private].attributes[ck.CKA_END_DATE]
+    assert len(end) == 8 and len(g.find((ck.CKA_LABEL, b"tls"), (ck.CKA_END_DATE, end))) == 3
     refused(ck.CKR_TEMPLATE_INCONSISTENT, g.find, *[(ck.CKA_LABEL, b"tls")] * (MAX_TEMPLATE + 1))
 
 
@@ -146,6 +171,43 @@ def test_pinned_handles_sign_with_their_own_key_until_it_is_destroyed(bench: Ben
     public.verifier(Mechanism(ck.CKM_ECDSA)).verify(b"d" * 32, g.sign(handle))
     bench.execute("destroy", "tls", 1)
     refused(ck.CKR_KEY_HANDLE_INVALID, g.sign, handle)
+
+
+@pytest.mark.parametrize("parts", [False, True])
+def test_a_signature_that_was_begun_with_a_destroyed_key_is_not_made(bench: Bench, parts: bool) -> None:
+    bench.push(1)
+    g = guest(bench)
+    (handle,) = g.find(PRIVATE)
+    second = bench.push(2)
+    session = g.application.session(g.handle)
+    g.application.sign_init(session, Mechanism(ck.CKM_ECDSA_SHA256 if parts else ck.CKM_ECDSA), handle)
+    if parts:
+        with g.application.signing(session, Counters()) as operation:
+            operation.update(b"begun")
+    bench.execute("destroy", "tls", 1)
+    counters = Counters()
+    if parts:
+        with pytest.raises(CkError) as caught, g.application.signing(session, counters) as operation:
+            operation.final(64)
+        assert caught.value.rv == ck.CKR_KEY_HANDLE_INVALID
+    else:
+        refused(ck.CKR_KEY_HANDLE_INVALID, g.application.sign, session, b"d" * 32, None, counters)
+    assert not session.operations
+    g.sign(g.find(PRIVATE, (ck.CKA_ID, key_id(second)))[0])
+
+
+def test_a_plaintext_that_waits_for_room_ends_with_its_key(bench: Bench) -> None:
+    key = bench.push(1, new_key("rsa2048"))
+    g = guest(bench)
+    (handle,) = g.find(PRIVATE)
+    bench.push(2)
+    mechanism = Mechanism(ck.CKM_RSA_PKCS)
+    operation = DecryptOperation(mechanism.type, g.application.key(handle), g.application.key(handle).private.decrypter(mechanism))
+    g.application.session(g.handle).begin(operation)
+    sealed = bench.provider.load_public_key(spki(key)).encrypter(mechanism).encrypt(b"hello")
+    assert operation.decrypt(sealed, 1) == Needed(5)
+    bench.execute("destroy", "tls", 1)
+    refused(ck.CKR_KEY_HANDLE_INVALID, operation.decrypt, sealed, 5)
 
 
 def test_a_following_handle_signs_with_the_newest(bench: Bench) -> None:
@@ -195,6 +257,22 @@ def test_a_pin_hides_private_keys_until_login(bench: Bench) -> None:
     g.application.close_session(g.handle)
     g.handle = g.application.open_session(0, ck.CKF_SERIAL_SESSION)
     assert g.find(PRIVATE) == [], "the last session closed logs out"
+
+
+def test_a_login_ends_when_the_operator_sets_another_pin(bench: Bench) -> None:
+    bench.push(1)
+    g = guest(bench)
+    g.application.login(g.handle, ck.CKU_USER, b"whatever a URI carries")
+    (handle,) = g.find(PRIVATE)
+    bench.keystore.set_pin(b"123456", Cause())
+    refused(ck.CKR_KEY_HANDLE_INVALID, g.sign, handle)
+    g.application.login(g.handle, ck.CKU_USER, b"123456")
+    assert bench.keystore.try_pin(b"wrong!") is False
+    g.sign(handle)
+    bench.keystore.set_pin(b"654321", Cause())
+    refused(ck.CKR_KEY_HANDLE_INVALID, g.sign, handle)
+    bench.keystore.set_pin(b"", Cause())
+    g.sign(handle)
 
 
 def test_wrong_pins_are_counted_and_slowed_across_restarts(bench: Bench) -> None:
@@ -292,6 +370,28 @@ def test_session_objects_have_handles_of_their_own(bench: Bench) -> None:
     assert other.find((ck.CKA_LABEL, b"mine")) == []
     g.application.close_session(g.handle)
     assert g.application.object(made) is None
+
+
+def test_a_sensitive_secret_is_not_found_by_its_value(bench: Bench) -> None:
+    g = guest(bench)
+    session = g.application.session(g.handle)
+    open_one = g.application.add_object(session, {ck.CKA_VALUE: b"secret", ck.CKA_SENSITIVE: False, ck.CKA_EXTRACTABLE: True})
+    for closed in ({ck.CKA_SENSITIVE: True, ck.CKA_EXTRACTABLE: True}, {ck.CKA_SENSITIVE: False, ck.CKA_EXTRACTABLE: False}):
+        g.application.add_object(session, {ck.CKA_VALUE: b"secret"} | closed)
+    assert g.find((ck.CKA_VALUE, b"secret")) == [open_one]
+
+
+def test_a_private_secret_ends_with_the_login(bench: Bench) -> None:
+    bench.keystore.set_pin(b"123456", Cause())
+    g = guest(bench)
+    g.application.login(g.handle, ck.CKU_USER, b"123456")
+    session = g.application.session(g.handle)
+    private, public = (g.application.add_object(session, {ck.CKA_PRIVATE: p, ck.CKA_LABEL: b"mine"}) for p in (True, False))
+    assert g.find((ck.CKA_LABEL, b"mine")) == [private, public]
+    assert g.find((ck.CKA_PRIVATE, True), (ck.CKA_LABEL, b"mine")) == [private]
+    g.application.logout(g.handle)
+    assert g.find((ck.CKA_LABEL, b"mine")) == [public]
+    assert g.application.object(private) is None
 
 
 def test_joined_connections_share_one_application(bench: Bench) -> None:

@@ -9,7 +9,7 @@ from hsmvisord.ck import CkError
 from hsmvisord.crypto.interface import PublicKey
 from hsmvisord.face.caller import Args, Caller, Handler
 from hsmvisord.token import limits
-from hsmvisord.token.application import Application, check_allowed
+from hsmvisord.token.application import Application, check_mechanism
 from hsmvisord.token.operations import DecryptOperation, DigestOperation, EncryptOperation, VerifyOperation
 from hsmvisord.token.secrets import secret_attributes
 from hsmvisord.token.session import Session
@@ -74,18 +74,20 @@ def _public_key(application: Application, handle: int) -> PublicKey:
     return found.public
 
 
-def _allowed(application: Application, handle: int, mechanism: Mechanism, attribute: int) -> None:
+def _usable(application: Application, handle: int, mechanism: Mechanism, attribute: int) -> PublicKey:
+    """Returns the public key; `attribute` is CKA_VERIFY or CKA_ENCRYPT."""
+    public = _public_key(application, handle)
     attributes = application.token.index.by_handle[handle].attributes
     if not attributes[attribute]:
         raise CkError(ck.CKR_KEY_FUNCTION_NOT_PERMITTED)
-    if mechanism.type not in attributes[ck.CKA_ALLOWED_MECHANISMS]:
-        raise CkError(ck.CKR_MECHANISM_INVALID, f"{ck.mechanism_name(mechanism.type)} is not among the key's allowed mechanisms")
+    function = ck.CKF_VERIFY if attribute == ck.CKA_VERIFY else ck.CKF_ENCRYPT
+    check_mechanism(mechanism, attributes[ck.CKA_ALLOWED_MECHANISMS], public.kind, function)
+    return public
 
 
 def _verify_init(application: Application, session: Session, mechanism: Mechanism, key: int) -> None:
     session.check_free("verify")
-    public = _public_key(application, key)
-    _allowed(application, key, mechanism, ck.CKA_VERIFY)
+    public = _usable(application, key, mechanism, ck.CKA_VERIFY)
     session.begin(VerifyOperation(mechanism.type, public.verifier(mechanism)))
 
 
@@ -142,8 +144,7 @@ def encrypt_init(caller: Caller, args: Args) -> Args:
             session.cancel("encrypt")
             return ()
         session.check_free("encrypt")
-        public = _public_key(caller.application, key)
-        _allowed(caller.application, key, mechanism, ck.CKA_ENCRYPT)
+        public = _usable(caller.application, key, mechanism, ck.CKA_ENCRYPT)
         session.begin(EncryptOperation(mechanism.type, public.encrypter(mechanism)))
     return ()
 
@@ -162,7 +163,7 @@ def _decrypt_init(application: Application, session: Session, mechanism: Mechani
     use = application.key(key)
     if not use.may_decrypt:
         raise CkError(ck.CKR_KEY_FUNCTION_NOT_PERMITTED)
-    check_allowed(use, mechanism)
+    check_mechanism(mechanism, use.allowed, use.private.kind, ck.CKF_DECRYPT)
     session.begin(DecryptOperation(mechanism.type, use, use.private.decrypter(mechanism)))
 
 
@@ -263,7 +264,8 @@ def digest_final(caller: Caller, args: Args) -> Args:
 def digest_key(caller: Caller, args: Args) -> Args:
     session = caller.application.session(args[0])
     with session.lock, session.running(DigestOperation, caller.counters, caller.token.wall()):
-        raise CkError(ck.CKR_KEY_INDIGESTIBLE)
+        known = caller.application.object(args[1]) is not None
+        raise CkError(ck.CKR_KEY_INDIGESTIBLE if known else ck.CKR_KEY_HANDLE_INVALID)
 
 
 def _derive(caller: Caller, args: Args) -> int:
@@ -277,7 +279,7 @@ def _derive(caller: Caller, args: Args) -> int:
     use = application.key(key)
     if not use.may_derive:
         raise CkError(ck.CKR_KEY_FUNCTION_NOT_PERMITTED)
-    check_allowed(use, mechanism)
+    check_mechanism(mechanism, use.allowed, use.private.kind, ck.CKF_DERIVE)
     began = perf_counter()
     secret = use.private.derive(mechanism)
     handle = application.add_object(session, secret_attributes(dict(template), secret, mechanism.type))

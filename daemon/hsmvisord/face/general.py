@@ -89,8 +89,10 @@ def init_token(caller: Caller, args: Args) -> Args:
 
 
 def session_write_protected(caller: Caller, args: Args) -> Args:
-    caller.application.session(args[0])
-    raise CkError(ck.CKR_SESSION_READ_ONLY)
+    session = caller.application.session(args[0])
+    if not session.flags & ck.CKF_RW_SESSION:
+        raise CkError(ck.CKR_SESSION_READ_ONLY)
+    return write_protected(caller, args)
 
 
 def open_session(caller: Caller, args: Args) -> Args:
@@ -115,7 +117,8 @@ def get_session_info(caller: Caller, args: Args) -> Args:
 
 def get_operation_state(caller: Caller, args: Args) -> Args:
     session = caller.application.session(args[0])
-    raise CkError(ck.CKR_STATE_UNSAVEABLE if session.operations else ck.CKR_OPERATION_NOT_INITIALIZED)
+    cryptographic = session.operations.keys() - {"find"}
+    raise CkError(ck.CKR_STATE_UNSAVEABLE if cryptographic else ck.CKR_OPERATION_NOT_INITIALIZED)
 
 
 def set_operation_state(caller: Caller, args: Args) -> Args:

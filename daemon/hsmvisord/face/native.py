@@ -43,7 +43,7 @@ def _application(caller: Caller, mode: int, ticket: bytes, watermark: int) -> tu
     parent = token.application(ticket) if mode == FORK else None
     if parent is not None:
         watermark = parent.watermark
-    return token.new_application(caller.program, 0 if mode == NEW else watermark), False
+    return token.new_application(caller.program, 0 if mode == NEW else watermark, mode == FORK), False
 
 
 def printable(text: bytes) -> str:

@@ -23,12 +23,11 @@ def known_object(caller: Caller, handle: int) -> AnyObject:
 def _value(caller: Caller, item: AnyObject, kind: int) -> Any:
     if kind == ck.CKA_PRIVATE:
         return caller.application.is_private(item)
-    if kind in SENSITIVE_ATTRIBUTES:
-        if isinstance(item, TokenObject) and item.use is not None:
-            # ML-DSA and Edwards private keys have CKA_VALUE; RSA ones the rest; to a guest all are equally closed.
+    if isinstance(item, TokenObject):
+        if item.use is not None and kind in SENSITIVE_ATTRIBUTES[item.use.private.kind.key_type]:
             return SENSITIVE
-        if item.attributes.get(ck.CKA_SENSITIVE) or item.attributes.get(ck.CKA_EXTRACTABLE) is False:
-            return SENSITIVE
+    elif item.hides(kind):
+        return SENSITIVE
     return item.attributes.get(kind, INVALID)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from time import perf_counter
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from hsmvisord import ck
 from hsmvisord.ck import CkError
 from hsmvisord.crypto import mechanisms
+from hsmvisord.crypto.interface import KeyKind
 from hsmvisord.token import limits
 from hsmvisord.token.catalogue import Template, View, matches
 from hsmvisord.token.info import MANAGED_SLOT
@@ -49,8 +50,10 @@ _SESSION_FLAGS = ck.CKF_SERIAL_SESSION | ck.CKF_RW_SESSION
 class Application:
     """Calls of one application may come from several connections, so from several threads, at once."""
 
-    def __init__(self, token: Token, ticket: bytes, program: str, watermark: int) -> None:
+    def __init__(self, token: Token, ticket: bytes, program: str, watermark: int, inherited: bool = False) -> None:
+        """`inherited`: the view is that of the parent before a fork, and the first session does not move it on."""
         self.token, self.ticket, self.program, self.watermark = token, ticket, program, watermark
+        self._inherited = inherited
         self.connections = 1  #: guarded by the token's lock
         self.logged_in = False
         self.seen_slot_events = token.slot_events
@@ -90,8 +93,9 @@ class Application:
     def _add_session(self, slot: int, flags: int, handle: int | None) -> int:
         self.token.take_session()
         with self._lock:
-            if not self.sessions:
+            if not self.sessions and not self._inherited:
                 self._advance()
+            self._inherited = False
             if handle is None:
                 handle = self._next_session
                 self._next_session += 1
@@ -211,7 +215,14 @@ class Application:
         self.session(handle)
         if not self.logged_in:
             raise CkError(ck.CKR_USER_NOT_LOGGED_IN)
+        self.end_login()
+
+    def end_login(self) -> None:
+        """C_Logout, or the operator has set another PIN: private session objects go (PKCS#11 3.1, 5.6.8)."""
         self.logged_in = False
+        if not self.may_use_private:
+            with self._lock:
+                self._objects = {h: o for h, o in self._objects.items() if not o.private}
 
     @property
     def may_use_private(self) -> bool:
@@ -254,14 +265,22 @@ class Application:
         session.check_free("find")
         if len(template) > limits.MAX_TEMPLATE:
             raise CkError(ck.CKR_TEMPLATE_INCONSISTENT, f"a search has at most {limits.MAX_TEMPLATE} attributes")
+        template = tuple(dict.fromkeys(template))  # said twice with one value counts once
+        wanted = dict(template)
         now = self.token.monotonic()
         if now - self._last_search > limits.VIEW_PAUSE:
             self._advance()
         self._last_search = now
         handles = [o.handle for o in self.view().find(self._without_private(template)) if self._shown(o, template)]
-        wanted = dict(template)
-        handles += [o.handle for o in list(self._objects.values()) if matches(o.attributes, wanted)]
+        if len(wanted) == len(template):  # no object has two values of one attribute
+            handles += [o.handle for o in list(self._objects.values()) if self._found(o, wanted)]
         return FindOperation(handles[: limits.MAX_FOUND])
+
+    def _found(self, item: SecretObject, wanted: dict[int, Any]) -> bool:
+        """A value that may not be read may not be guessed either."""
+        if (item.private and not self.may_use_private) or any(map(item.hides, wanted)):
+            return False
+        return matches(item.attributes, wanted)
 
     def _without_private(self, template: Template) -> Template:
         return tuple(a for a in template if a[0] != ck.CKA_PRIVATE)
@@ -272,8 +291,8 @@ class Application:
         return all(value == self.is_private(item) for kind, value in template if kind == ck.CKA_PRIVATE)
 
     def is_private(self, item: AnyObject) -> bool:
-        """CKA_PRIVATE: without a PIN nobody logs in, so nothing is private."""
-        return item.private and self.token.pin_set
+        """CKA_PRIVATE: without a PIN nobody logs in, so nothing that was delivered is private."""
+        return item.private and (self.token.pin_set or isinstance(item, SecretObject))
 
     # ---- keys and signing ---------------------------------------------------------------------------------------
 
@@ -281,7 +300,8 @@ class Application:
         """Returns the delivered private key behind a handle; raises the error that the operation's Init answers."""
         found = self.token.index.by_handle.get(handle)
         if found is None or (found.use is not None and not self.may_use_private):
-            raise CkError(ck.CKR_KEY_HANDLE_INVALID)
+            secret = self.object(handle) if found is None else None
+            raise CkError(ck.CKR_KEY_TYPE_INCONSISTENT if secret else ck.CKR_KEY_HANDLE_INVALID)
         if found.use is None:
             raise CkError(ck.CKR_KEY_TYPE_INCONSISTENT if found.public else ck.CKR_KEY_HANDLE_INVALID)
         use = found.use
@@ -295,7 +315,7 @@ class Application:
         use = self.key(handle)
         if not use.may_sign:
             raise CkError(ck.CKR_KEY_FUNCTION_NOT_PERMITTED)
-        check_allowed(use, mechanism)
+        check_mechanism(mechanism, use.allowed, use.private.kind, ck.CKF_SIGN)
         session.operations["sign"] = SignOperation(mechanism.type, use, use.private.signer(mechanism))
 
     def sign(self, session: Session, data: bytes, room: int | None, counters: Counters) -> Output:
@@ -327,12 +347,14 @@ class Application:
             self.token.on_signature(self, "sign", operation.mechanism, operation.generation)
 
 
-def check_allowed(use: KeyUse, mechanism: Mechanism) -> None:
-    if mechanism.type not in use.allowed:
-        row = mechanisms.TABLE.get(mechanism.type)
-        if row is not None and use.private.kind.key_type not in row.key_types:
-            raise CkError(
-                ck.CKR_KEY_TYPE_INCONSISTENT,
-                f"{ck.mechanism_name(mechanism.type)} and a key of type {use.private.kind.name}",
-            )
-        raise CkError(ck.CKR_MECHANISM_INVALID, f"{ck.mechanism_name(mechanism.type)} is not among the key's allowed mechanisms")
+def check_mechanism(mechanism: Mechanism, allowed: Container[int], kind: KeyKind, function: int) -> None:
+    """Raises unless a key of this kind may use the mechanism for `function`, a CKF_ of CK_MECHANISM_INFO."""
+    row = mechanisms.TABLE.get(mechanism.type)
+    if row is not None and row.flags & function and mechanism.type in allowed:
+        return
+    name = ck.mechanism_name(mechanism.type)
+    if row is None or not row.flags & function:
+        raise CkError(ck.CKR_MECHANISM_INVALID, f"{name} is not a mechanism of this function")
+    if kind.key_type not in row.key_types:
+        raise CkError(ck.CKR_KEY_TYPE_INCONSISTENT, f"{name} and a key of type {kind.name}")
+    raise CkError(ck.CKR_MECHANISM_INVALID, f"{name} is not among the key's allowed mechanisms")

@@ -19,19 +19,22 @@ from hsmvisord.crypto.interface import PrivateKey, PublicKey
 from hsmvisord.keystore.state import REFUSE, Certificate, Generation, Key, Material
 from hsmvisord.token.der import CertificateFields, certificate_fields
 
-#: What no client may read of a private or secret key (PKCS#11 3.1, 4.9: CKA_SENSITIVE).
-SENSITIVE_ATTRIBUTES = frozenset(
-    {
-        ck.CKA_VALUE,
-        ck.CKA_PRIVATE_EXPONENT,
-        ck.CKA_PRIME_1,
-        ck.CKA_PRIME_2,
-        ck.CKA_EXPONENT_1,
-        ck.CKA_EXPONENT_2,
-        ck.CKA_COEFFICIENT,
-        ck.CKA_SEED,
-    }
+_RSA_SECRETS = (
+    ck.CKA_PRIVATE_EXPONENT,
+    ck.CKA_PRIME_1,
+    ck.CKA_PRIME_2,
+    ck.CKA_EXPONENT_1,
+    ck.CKA_EXPONENT_2,
+    ck.CKA_COEFFICIENT,
 )
+
+#: What no client may read of a private key, by its type (PKCS#11 3.1, 4.9: CKA_SENSITIVE); other types do not have it.
+SENSITIVE_ATTRIBUTES: dict[int, frozenset[int]] = {
+    ck.CKK_RSA: frozenset(_RSA_SECRETS),
+    ck.CKK_EC: frozenset((ck.CKA_VALUE,)),
+    ck.CKK_EC_EDWARDS: frozenset((ck.CKA_VALUE,)),
+    ck.CKK_ML_DSA: frozenset((ck.CKA_VALUE, ck.CKA_SEED)),
+}
 
 _FIXED = {ck.CKA_TOKEN: True, ck.CKA_MODIFIABLE: False, ck.CKA_COPYABLE: False, ck.CKA_DESTROYABLE: False}
 

@@ -35,6 +35,22 @@ class Operation:
         self.done = False
         self.journal: Journal | None = None
 
+    def revoke(self) -> None:
+        """The key is gone: the next call of the operation answers CKR_KEY_HANDLE_INVALID.  Nothing holds the key here any more."""
+
+
+class _Gone:
+    """Instead of a key's ready operation."""
+
+    def refuse(self, *_: Any) -> Any:
+        raise CkError(ck.CKR_KEY_HANDLE_INVALID, "the key was destroyed")
+
+    sign = decrypt = update = finish = refuse
+    output_size = output_bound = begin = property(refuse)
+
+
+_GONE: Any = _Gone()
+
 
 class SignOperation(Operation):
     name = "sign"
@@ -72,6 +88,11 @@ class SignOperation(Operation):
             return Needed(self._signer.output_size)
         self.done = True
         return self._parts.finish()
+
+    def revoke(self) -> None:
+        self._signer = _GONE
+        if self._parts is not None:
+            self._parts = _GONE
 
 
 class VerifyOperation(Operation):
@@ -126,6 +147,9 @@ class DecryptOperation(Operation):
             return Needed(len(self._output))
         self.done = True
         return self._output
+
+    def revoke(self) -> None:
+        self._decrypter, self._output = _GONE, None
 
 
 class EncryptOperation(Operation):

@@ -41,7 +41,15 @@ class SecretObject:
 
     handle: int
     attributes: dict[int, Any] = field(repr=False)
-    private = False
+
+    @property
+    def private(self) -> bool:
+        return bool(self.attributes.get(ck.CKA_PRIVATE))
+
+    def hides(self, kind: int) -> bool:
+        """Whether the attribute may not be known."""
+        closed = self.attributes.get(ck.CKA_SENSITIVE) or self.attributes.get(ck.CKA_EXTRACTABLE) is False
+        return kind == ck.CKA_VALUE and bool(closed)
 
 
 def secret_attributes(template: dict[int, Any], secret: bytes, mechanism: int) -> dict[int, Any]:

@@ -76,11 +76,16 @@ class Token:
         return pin.locked_until(self.index.state.pin) > self.wall()
 
     def _changed(self, state: State) -> None:
-        same = state.materials == self.index.state.materials
+        before = self.index.state
+        same = state.materials == before.materials
         if same:
             self.index.state = state  # objects do not depend on the rest
         else:
             self.index = Index(state, self.index)
+            self._revoke(state)
+        if state.pin and state.pin.salt != before.pin.salt:
+            for application in self.applications():
+                application.end_login()  # a login from before does not prove the new PIN
         if state.token_present != self._present:
             self._present = state.token_present
             self.slot_events += 1
@@ -88,6 +93,14 @@ class Token:
                 for application in self.applications():
                     application.token_removed()
         self.on_change()
+
+    def _revoke(self, state: State) -> None:
+        """Operations that were begun with a key that is gone end as well."""
+        live = {(m.name, g.number) for m in state.materials.values() for g in m.generations if g.live}
+        for application in self.applications():
+            for operation in application.operations():
+                if operation.generation and operation.generation not in live:
+                    operation.revoke()
 
     def try_pin(self, attempt: bytes) -> None:
         """Raises CKR_PIN_INCORRECT, CKR_PIN_LOCKED, or CKR_DEVICE_ERROR when the attempt could not be counted."""
@@ -104,10 +117,10 @@ class Token:
 
     # ---- applications and sessions ------------------------------------------------------------------------------
 
-    def new_application(self, program: str, watermark: int = 0) -> Application:
-        """`watermark` 0: the newest view."""
+    def new_application(self, program: str, watermark: int = 0, inherited: bool = False) -> Application:
+        """`watermark` 0: the newest view; `inherited`: it is a parent's, and outlives the first session."""
         mark = min(watermark, self.watermark) if watermark else self.watermark
-        application = Application(self, os.urandom(TICKET_SIZE), program, mark)
+        application = Application(self, os.urandom(TICKET_SIZE), program, mark, inherited)
         with self._lock:
             self._applications[application.ticket] = application
         return application
