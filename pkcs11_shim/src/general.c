@@ -325,6 +325,10 @@ CK_RV C_GetOperationState(CK_SESSION_HANDLE session, CK_BYTE *out, CK_ULONG *out
         return CKR_ARGUMENTS_BAD;
     struct call call;
     CK_RV rv = call_begin(&call, CALL_GET_OPERATION_STATE);
+    struct session *s = rv == CKR_OK ? session_find(session) : NULL;
+    for (int kind = 0; s && kind < OPERATIONS; kind++)
+        if (s->deferred[kind].pending)
+            rv = CKR_STATE_UNSAVEABLE; /* the module does not know of it yet, and would say there is none */
     if (rv == CKR_OK) {
         put_ulong(call.out, session);
         put_room(call.out, out, *out_len);

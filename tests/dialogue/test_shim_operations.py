@@ -98,6 +98,15 @@ def test_second_init_while_one_is_deferred(module: ScriptedModule, p11: Cryptoki
     assert module.names() == ["SIGN_ONCE"]
 
 
+def test_the_state_of_a_deferred_operation_is_that_of_an_open_one(module: ScriptedModule, p11: Cryptoki, session: int) -> None:
+    prove(p11, session, module)
+    assert p11.sign_init(session, KEY) == OK
+    length = c_ulong(64)
+    assert p11.call("C_GetOperationState", session, (c_ubyte * 64)(), byref(length)) == ck.CKR_STATE_UNSAVEABLE
+    assert p11.sign(session, b"x") == (OK, signature(b"x"))
+    assert module.names() == ["SIGN_ONCE"]
+
+
 def test_second_init_while_one_is_open_is_the_modules_to_answer(module: ScriptedModule, p11: Cryptoki, session: int) -> None:
     assert p11.sign_init(session, KEY) == OK
     assert p11.sign_init(session, KEY) == ck.CKR_OPERATION_ACTIVE
