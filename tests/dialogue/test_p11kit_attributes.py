@@ -110,6 +110,22 @@ def test_a_32_bit_client_reads_ulongs_of_four_bytes() -> None:
     assert answer(1, (0x61D, 4, 2)) == plain("00000001 0000061d 01 00000004 00000004 02000000 0000000000000000")
 
 
+def test_a_32_bit_client_is_known_by_its_first_search() -> None:
+    """It is told the sizes of its own CK_ULONG also where it asks for them; room 4 alone may be a mistake of a larger one."""
+    codec = P11KitCodec(2)
+
+    def told(*items: tuple[int, int, Any]) -> list[str]:
+        reply = codec.reply(asked(codec, *[item[:2] for item in items]), [(kind, value) for kind, _, value in items])
+        array = reply[12 + len(REPLY) + 4 :].hex()
+        return [array[array.index(f"{kind:08x}") + 8 :][:10] for kind, _, _ in items]
+
+    sized = ((ck.CKA_KEY_TYPE, 0, 3), (ck.CKA_ALLOWED_MECHANISMS, 0, (0x1041, 1)), (ck.CKA_PARAMETER_SET, 0, 2))
+    told((ck.CKA_KEY_TYPE, 4, 3))
+    assert told(*sized) == ["0100000008", "0100000010", "0100000008"]
+    codec.decode(0x10, b"", bytes.fromhex(FIND + "00000001" + "00000000 01 00000004 0000000000000003"))
+    assert told(*sized) == ["0100000004", "0100000008", "0100000004"]
+
+
 def test_what_p11kit_does_not_know_is_memory() -> None:
     assert answer(2, (0x61D, 8, 2), (0x172, 1, False)) == plain(
         "00000002 0000061d 01 00000008 00000008 0200000000000000 00000172 01 00000001 00000001 00 0000000000000000"

@@ -21,7 +21,6 @@ from hsmvisord.wire.table import P11KIT_CALLS, SIGNATURES
 MAX_VERSION = 2
 MAGIC = b"PRIVATE-GNOME-KEYRING-PKCS11-PROTOCOL-V-1"
 LABEL_WIDTH = 32  #: bytes of CK_TOKEN_INFO.label
-_ATTRIBUTE_SIZE = 24  #: sizeof (CK_ATTRIBUTE) of a 64-bit client
 
 _U32 = struct.Struct(">I")
 _ERROR = struct.Struct(">IIIIIcQ")
@@ -147,6 +146,8 @@ class P11KitCodec(TableCodec):
             flag = reader.u8() != 0
             return Attribute(attribute, flag if size == 1 else b"")
         if attribute in P11KIT_ULONG:
+            if size == 4:
+                self.ulong_size = 4
             number = reader.u64()
             return Attribute(attribute, widened(number, size) if size in (4, 8) else b"")
         match kind_of(attribute):
@@ -177,17 +178,17 @@ class P11KitCodec(TableCodec):
         head = fields.u32(attribute)
         if isinstance(value, Unreadable):
             return head + b"\0", value.value
-        # A 32-bit client asks with room 4 for a CK_ULONG.
-        ulong_size = 4 if room == 4 and kind_of(attribute) is Kind.ULONG else 8
+        # A 32-bit client asks with room 4 for a CK_ULONG, and searches with values of 4 bytes.
+        ulong_size = 4 if room == 4 and kind_of(attribute) is Kind.ULONG else self.ulong_size
         if attribute in P11KIT_BYTE:
             size, encoded = 1, fields.u8(bool(value))
         elif attribute in P11KIT_ULONG:
             size, encoded = ulong_size, fields.u64(value)
         elif kind_of(attribute) is Kind.ULONGS:
-            size, encoded = 8 * len(value), fields.u32(len(value)) + b"".join([fields.u64(item) for item in value])
+            size, encoded = ulong_size * len(value), fields.u32(len(value)) + b"".join([fields.u64(item) for item in value])
         elif kind_of(attribute) is Kind.TEMPLATE:
             nested = [self.write_attribute(kind, inner, None)[0] for kind, inner in value]
-            size, encoded = _ATTRIBUTE_SIZE * len(value), fields.u32(len(value)) + b"".join(nested)
+            size, encoded = 3 * ulong_size * len(value), fields.u32(len(value)) + b"".join(nested)
         else:
             memory = to_memory(value, ulong_size)
             size, encoded = len(memory), fields.prefixed(memory)
