@@ -149,7 +149,7 @@ def test_decrypt_keeps_its_plaintext_until_there_is_room(client: NativeClient) -
         client.call(Call.DECRYPT, session, sealed, 5)
 
 
-def test_a_derived_secret_lives_in_its_session(client: NativeClient) -> None:
+def test_a_derived_secret_lives_in_its_session(client: NativeClient, worker: BareWorker) -> None:
     session = client.open_session()
     peer = ec.generate_private_key(ec.SECP256R1())
     point = peer.public_key().public_bytes(serialization.Encoding.X962, serialization.PublicFormat.UncompressedPoint)
@@ -167,6 +167,11 @@ def test_a_derived_secret_lives_in_its_session(client: NativeClient) -> None:
     with refused(ck.CKR_KEY_SIZE_RANGE):
         client.call(Call.DERIVE_KEY, session, derive, key(client, session, "ec"), (Attribute(ck.CKA_VALUE_LEN, 33),))
     client.call(Call.CLOSE_SESSION, session)
+    other = connect(worker)
+    foreign = other.open_session()
+    (theirs,) = other.call(Call.DERIVE_KEY, foreign, derive, key(other, foreign, "ec"), ())
+    assert theirs not in (handle, hidden), "after a reconnect an old handle must not name another secret"
+    other.close()
     again = client.open_session()
     with refused(ck.CKR_OBJECT_HANDLE_INVALID):
         client.call(Call.GET_OBJECT_SIZE, again, handle)
@@ -206,6 +211,8 @@ def test_a_rotation_wakes_who_waits_and_a_deadline_ends_it(worker: BareWorker) -
     fresh = new_key("p256")
     worker.push("rotated", 1, pkcs8(fresh), spki(fresh))
     assert spare.receive()[1] == (now + 1,)
+    with refused(ck.CKR_NO_EVENT):  # strongSwan adds a credential set at each event
+        client.call(Call.WAIT_FOR_SLOT_EVENT, ck.CKF_DONT_BLOCK)
     client.close()
     spare.close()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hsmvisor_rpc.sealed.refusal import Refusal
 from hsmvisord import ck
 from hsmvisord.ck import CkError
 from hsmvisord.keystore import pin
@@ -219,6 +220,23 @@ def test_a_following_handle_signs_with_the_newest(bench: Bench) -> None:
     public = bench.provider.load_public_key(bench.keystore.state.materials["tls"].generations[-1].public_key)
     assert public.key_id == key_id(second)
     public.verifier(Mechanism(ck.CKM_ECDSA)).verify(b"d" * 32, g.sign(handle))
+
+
+def test_a_following_key_signs_and_does_nothing_else(bench: Bench) -> None:
+    for material, kind in (("ec", "p256"), ("rsa", "rsa2048")):
+        bench.push(1, new_key(kind), material=material, mode="follow", profile="any")
+    g = guest(bench)
+    for handle in g.find(PRIVATE):
+        item = g.token.index.by_handle[handle]
+        assert item.use is not None and item.use.may_sign
+        assert not (
+            item.use.may_decrypt or item.use.may_derive or item.attributes[ck.CKA_DECRYPT] or item.attributes[ck.CKA_DERIVE]
+        )
+        assert not item.use.allowed & {ck.CKM_ECDH1_DERIVE, ck.CKM_ECDH1_COFACTOR_DERIVE, ck.CKM_RSA_PKCS_OAEP}
+    for public in g.find((ck.CKA_CLASS, ck.CKO_PUBLIC_KEY)):
+        assert g.token.index.by_handle[public].attributes[ck.CKA_ENCRYPT] is False
+    with pytest.raises(Refusal, match="sign"):
+        bench.push(1, material="sealed", mode="follow", profile="decrypt")
 
 
 def test_on_expiry_refuse(bench: Bench) -> None:

@@ -31,7 +31,7 @@ PROFILES: dict[str, Usage] = {
 }
 
 
-def usage(profile: str, kind: KeyKind) -> Usage:
+def usage(profile: str, kind: KeyKind, sign_only: bool = False) -> Usage:
     """Returns what a key of this kind may do under the profile."""
     wanted = PROFILES[profile]
     able = 0
@@ -40,16 +40,16 @@ def usage(profile: str, kind: KeyKind) -> Usage:
             able |= row.flags
     return Usage(
         sign=wanted.sign and bool(able & ck.CKF_SIGN),
-        decrypt=wanted.decrypt and bool(able & ck.CKF_DECRYPT),
-        derive=wanted.derive and bool(able & ck.CKF_DERIVE),
+        decrypt=not sign_only and wanted.decrypt and bool(able & ck.CKF_DECRYPT),
+        derive=not sign_only and wanted.derive and bool(able & ck.CKF_DERIVE),
         raw=wanted.raw and kind.key_type == ck.CKK_RSA,
     )
 
 
 @functools.cache
-def allowed_mechanisms(profile: str, kind: KeyKind) -> tuple[int, ...]:
+def allowed_mechanisms(profile: str, kind: KeyKind, sign_only: bool = False) -> tuple[int, ...]:
     """Returns CKA_ALLOWED_MECHANISMS of a key."""
-    may = usage(profile, kind)
+    may = usage(profile, kind, sign_only)
     flags = (ck.CKF_SIGN * may.sign) | (ck.CKF_DECRYPT * may.decrypt) | (ck.CKF_DERIVE * may.derive)
     return tuple(
         mechanism

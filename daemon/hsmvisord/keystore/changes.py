@@ -55,6 +55,8 @@ def check_stage(state: State, name: str, number: int, body: Stage) -> None:
         raise Refusal(
             Reason.MALFORMED, "follow is for bare signing keys: with a certificate, clients would meet a key that does not fit it"
         )
+    if body.mode == FOLLOW and body.profile == "decrypt":
+        raise Refusal(Reason.MALFORMED, "follow is for keys that sign: what was sealed to an older key needs that key")
     if not body.envelope and not body.certificates:
         raise Refusal(Reason.MALFORMED, "neither a key nor a certificate is delivered")
     material = state.materials.get(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Container, Iterator
 from contextlib import contextmanager
@@ -61,7 +62,8 @@ class Application:
         self.sessions: dict[int, Session] = {}  #: by handle
         self._next_session = 1
         self._objects: dict[int, SecretObject] = {}
-        self._next_object = limits.FIRST_SESSION_OBJECT
+        # Not those of an application before a reconnect: a handle that it left behind must not name another secret.
+        self._next_object = limits.FIRST_SESSION_OBJECT + int.from_bytes(os.urandom(limits.RANDOM_START))
         self._last_search = token.monotonic()
 
     # ---- view ---------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from cryptography.x509.oid import NameOID
 from hsmvisord import ck
 from hsmvisord.crypto import profiles
 from hsmvisord.crypto.interface import PrivateKey, PublicKey
-from hsmvisord.keystore.state import REFUSE, Certificate, Generation, Key, Material
+from hsmvisord.keystore.state import FOLLOW, REFUSE, Certificate, Generation, Key, Material
 from hsmvisord.token.der import CertificateFields, certificate_fields
 
 _RSA_SECRETS = (
@@ -97,8 +97,9 @@ def key_objects(material: Material, generation: Generation, key: Key, leaf_certi
     """Returns the private and the public key object of a generation."""
     private, public = key.private, key.private.public
     leaf = _leaf(leaf_certificate)
-    usage = profiles.usage(material.profile, private.kind)
-    allowed = profiles.allowed_mechanisms(material.profile, private.kind)
+    sign_only = material.mode == FOLLOW  # what was sealed to one key, or agreed with it, needs that key
+    usage = profiles.usage(material.profile, private.kind, sign_only)
+    allowed = profiles.allowed_mechanisms(material.profile, private.kind, sign_only)
     use = KeyUse(
         private=private,
         allowed=frozenset(allowed),
