@@ -5,14 +5,17 @@
 #include "call.h"
 #include "greeting.h"
 
-const struct kind SIGN = {OPERATION_SIGN, CALL_SIGN_INIT, CALL_SIGN_ONCE, CALL_SIGN, true};
-const struct kind VERIFY = {OPERATION_VERIFY, CALL_VERIFY_INIT, CALL_VERIFY_ONCE, CALL_VERIFY, true};
-const struct kind DECRYPT = {OPERATION_DECRYPT, CALL_DECRYPT_INIT, CALL_DECRYPT_ONCE, CALL_DECRYPT, true};
-const struct kind DIGEST = {OPERATION_DIGEST, CALL_DIGEST_INIT, CALL_DIGEST_ONCE, CALL_DIGEST, false};
-const struct kind ENCRYPT = {OPERATION_ENCRYPT, CALL_ENCRYPT_INIT, 0, CALL_ENCRYPT, true};
+const struct kind SIGN = {OPERATION_SIGN, CALL_SIGN_INIT, CALL_SIGN_ONCE, CALL_SIGN, CALL_SIGN_UPDATE, CALL_SIGN_FINAL, true};
+const struct kind VERIFY = {OPERATION_VERIFY, CALL_VERIFY_INIT, CALL_VERIFY_ONCE, CALL_VERIFY, CALL_VERIFY_UPDATE, CALL_VERIFY_FINAL, true};
+const struct kind DECRYPT = {OPERATION_DECRYPT, CALL_DECRYPT_INIT, CALL_DECRYPT_ONCE, CALL_DECRYPT, 0, 0, true};
+const struct kind DIGEST = {OPERATION_DIGEST, CALL_DIGEST_INIT, CALL_DIGEST_ONCE, CALL_DIGEST, CALL_DIGEST_UPDATE, CALL_DIGEST_FINAL, false};
+const struct kind ENCRYPT = {OPERATION_ENCRYPT, CALL_ENCRYPT_INIT, 0, CALL_ENCRYPT, 0, 0, true};
 const CK_FLAGS operation_flags[OPERATIONS] = {CKF_FIND_OBJECTS, CKF_SIGN, CKF_VERIFY, CKF_DECRYPT, CKF_DIGEST, CKF_ENCRYPT};
 
 static const CK_BYTE nothing[1];
+
+/* Data of one message; the rest of a request is smaller than what remains of MAX_REQUEST. */
+#define MOST_AT_ONCE (MAX_REQUEST - 16384u)
 
 CK_RV operation_check(struct session *s, enum operation operation)
 {
@@ -154,12 +157,50 @@ static bool keeps(CK_RV rv, bool output, const CK_BYTE *out)
     return output && (rv == CKR_BUFFER_TOO_SMALL || (rv == CKR_OK && !out));
 }
 
+/* Data that no mechanism in one part takes: an error, and like any other it ends the operation. */
+static CK_RV too_long(const struct kind *kind, CK_SESSION_HANDLE session)
+{
+    struct session *s = session_find(session);
+    bool open = s && (s->begun[kind->operation] || s->deferred[kind->operation].pending);
+    CK_RV rv = operation_abandon(kind, session);
+    if (rv != CKR_ARGUMENTS_BAD)
+        return rv;
+    if (!open)
+        return CKR_OPERATION_NOT_INITIALIZED;
+    return kind->operation == OPERATION_DECRYPT ? CKR_ENCRYPTED_DATA_LEN_RANGE : CKR_DATA_LEN_RANGE;
+}
+
+/* The one-shot call on more data than a message holds. */
+static CK_RV shot_in_parts(const struct kind *kind, CK_SESSION_HANDLE session, const CK_BYTE *in, CK_ULONG in_len,
+                           const CK_BYTE *signature, CK_ULONG signature_len, CK_BYTE *out, CK_ULONG *out_len)
+{
+    if (!kind->update)
+        return too_long(kind, session);
+    CK_RV rv;
+    if (out_len) {
+        CK_ULONG size = 0;
+        rv = operation_shot(kind, session, NULL, 0, NULL, 0, NULL, &size); /* asks for the size, so it keeps the operation */
+        if (rv != CKR_OK)
+            return rv;
+        if (!out || *out_len < size) {
+            *out_len = size;
+            return out ? CKR_BUFFER_TOO_SMALL : CKR_OK;
+        }
+    }
+    rv = operation_update(kind, kind->update, session, in, in_len, NULL, NULL);
+    if (rv == CKR_FUNCTION_NOT_SUPPORTED)
+        return CKR_DATA_LEN_RANGE; /* the mechanism works in one part: on a digest, or a number below a modulus */
+    return rv == CKR_OK ? operation_final(kind, kind->final, session, signature, signature_len, out, out_len) : rv;
+}
+
 CK_RV operation_shot(const struct kind *kind, CK_SESSION_HANDLE session, const CK_BYTE *in, CK_ULONG in_len, const CK_BYTE *signature,
                      CK_ULONG signature_len, CK_BYTE *out, CK_ULONG *out_len)
 {
     bool output = kind->operation != OPERATION_VERIFY;
     if ((!in && in_len) || (output ? !out_len : !signature && signature_len))
         return operation_abandon(kind, session);
+    if (in_len > MOST_AT_ONCE)
+        return shot_in_parts(kind, session, in, in_len, signature, signature_len, out, out_len);
     CK_RV rv = application_check();
     if (rv != CKR_OK)
         return rv;
@@ -219,6 +260,13 @@ CK_RV operation_update(const struct kind *kind, uint32_t id, CK_SESSION_HANDLE s
 {
     if (!in && in_len)
         return operation_abandon(kind, session);
+    if (in_len > MOST_AT_ONCE && out_len)
+        return too_long(kind, session);
+    for (; in_len > MOST_AT_ONCE; in += MOST_AT_ONCE, in_len -= MOST_AT_ONCE) {
+        CK_RV early = operation_update(kind, id, session, in, MOST_AT_ONCE, NULL, NULL);
+        if (early != CKR_OK)
+            return early;
+    }
     struct session *s = session_find(session);
     CK_RV rv = begin_part(kind, s);
     if (rv != CKR_OK)

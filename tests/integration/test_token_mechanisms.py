@@ -243,3 +243,48 @@ def test_digests(p11: Cryptoki, session: int, kind: int) -> None:
         p11.good(name, session, *inputs, out, byref(length))
         assert string_at(out, length.value) == expected
         assert p11.call(name, session, *inputs, out, byref(length)) == ck.CKR_OPERATION_NOT_INITIALIZED
+
+
+LARGE = MESSAGE * 2500  #: more than a message of the wire holds
+
+
+@pytest.mark.parametrize(("label", "kind"), [("rsa2048", ck.CKM_SHA256_RSA_PKCS), ("p256", ck.CKM_ECDSA_SHA256)])
+def test_signs_and_verifies_more_than_a_message_holds(p11: Cryptoki, session: int, label: str, kind: int) -> None:
+    key, public = handle(p11, session, label), handle(p11, session, label, ck.CKO_PUBLIC_KEY)
+    for _ in range(2):
+        assert p11.sign_init(session, key, made(kind)) == ck.CKR_OK
+        rv, size = p11.sign(session, LARGE, None)
+        assert rv == ck.CKR_OK
+        assert p11.sign(session, LARGE, size - 1) == (ck.CKR_BUFFER_TOO_SMALL, size)
+        rv, signature = p11.sign(session, LARGE)
+        assert rv == ck.CKR_OK
+        check(label, kind, LARGE, signature)
+        assert p11.sign(session, LARGE)[0] == ck.CKR_OPERATION_NOT_INITIALIZED
+    assert verify_rv(p11, session, public, kind, LARGE, signature) == ck.CKR_OK
+    assert verify_rv(p11, session, public, kind, LARGE[1:], signature) == ck.CKR_SIGNATURE_INVALID
+    assert p11.sign_init(session, key, made(kind)) == ck.CKR_OK
+    p11.good("C_SignUpdate", session, LARGE, len(LARGE))
+    assert p11.sign(session, LARGE)[0] == ck.CKR_OPERATION_ACTIVE, "a one-shot call after a part"
+    assert p11.sign(session, b"", 256, "C_SignFinal")[0] == ck.CKR_OPERATION_NOT_INITIALIZED
+
+
+def test_more_than_any_key_takes_ends_the_operation(p11: Cryptoki, session: int) -> None:
+    key = handle(p11, session, "rsa2048")
+    for _ in range(2):
+        assert p11.sign_init(session, key, mechanism(ck.CKM_RSA_PKCS)) == ck.CKR_OK
+        assert p11.sign(session, LARGE)[0] == ck.CKR_DATA_LEN_RANGE
+        assert p11.sign(session, b"small")[0] == ck.CKR_OPERATION_NOT_INITIALIZED
+        p11.good("C_DecryptInit", session, byref(mechanism(ck.CKM_RSA_PKCS)), key)
+        out, length = (c_ubyte * 256)(), c_ulong(256)
+        rv = p11.call("C_Decrypt", session, LARGE, len(LARGE), out, byref(length))
+        assert rv == ck.CKR_ENCRYPTED_DATA_LEN_RANGE
+        assert p11.call("C_Decrypt", session, bytes(256), 256, out, byref(length)) == ck.CKR_OPERATION_NOT_INITIALIZED
+        assert p11.call("C_Decrypt", session, LARGE, len(LARGE), out, byref(length)) == ck.CKR_OPERATION_NOT_INITIALIZED
+
+
+def test_digests_more_than_a_message_holds(p11: Cryptoki, session: int) -> None:
+    out, length = (c_ubyte * 64)(), c_ulong(64)
+    for _ in range(2):
+        p11.good("C_DigestInit", session, byref(mechanism(ck.CKM_SHA512)))
+        p11.good("C_Digest", session, LARGE, len(LARGE), out, byref(length))
+        assert string_at(out, 64) == hashlib.sha512(LARGE).digest()
