@@ -182,6 +182,20 @@ def test_a_frame_past_the_limit_ends_it(worker: BareWorker) -> None:
     client.close()
 
 
+@pytest.mark.parametrize("release", RELEASES)
+def test_more_than_a_message_holds_does_not_end_a_stock_clients_connection(worker: BareWorker, release: str) -> None:
+    client = P11KitClient(connected(worker), release)
+    client.initialize()
+    session = client.open_session()
+    (key,) = client.find(session, (ck.CKA_CLASS, ck.CKO_PRIVATE_KEY), (ck.CKA_LABEL, b"mail"))
+    client.call(Call.SIGN_INIT, session, Mechanism(ck.CKM_SHA256_RSA_PKCS), key)
+    with pytest.raises(Refused) as caught:
+        client.call(Call.SIGN, session, bytes(3 << 20), 256)
+    assert caught.value.rv == ck.CKR_DATA_LEN_RANGE
+    assert client.call(Call.GET_SESSION_INFO, session)[0] == 0
+    client.close()
+
+
 # ---- Debian's p11-kit-client.so (0.24.1) ------------------------------------------------------------------------------------
 
 

@@ -101,6 +101,46 @@ def test_frames() -> None:
             buffer.next_frame()
 
 
+@pytest.mark.parametrize("step", [1000, 65536, 3 << 20])
+def test_a_message_past_the_limit_is_passed_over(step: int) -> None:
+    """p11-kit's client kills its program when the connection is closed."""
+    buffer = FrameBuffer()
+    buffer.patient = True
+    size = limits.MAX_MESSAGE + 70000
+    whole = frame(6, b"before") + struct.pack(">III", 7, 3, size) + bytes(3) + b"m" * size + frame(8, b"after")
+    came: list[object] = []
+    for start in range(0, len(whole), step):
+        buffer.feed(whole[start : start + step])
+        assert len(buffer.rest()) <= step + 30, "nothing of it is kept"
+        while True:
+            try:
+                found = buffer.next_frame()
+            except BadMessage as error:
+                came.append((error.request_id, error.rv))
+                continue
+            if found is None:
+                break
+            came.append(found)
+    assert came == [(6, b"", b"before"), (7, ck.CKR_DATA_LEN_RANGE), (8, b"", b"after")]
+    assert not buffer.mid_frame
+
+
+def test_what_remains_of_a_message_that_is_passed_over_goes_to_a_successor() -> None:
+    for size, sent in ((limits.MAX_MESSAGE * 3, 100), (limits.MAX_MESSAGE + 10, 500)):
+        first, second = FrameBuffer(), FrameBuffer()
+        first.patient = second.patient = True
+        whole = struct.pack(">III", 7, 0, size) + b"m" * size + frame(8, b"after")
+        first.feed(whole[:sent])
+        assert first.next_frame() is None
+        assert first.mid_frame
+        second.feed(first.rest() + whole[sent:])
+        try:
+            assert second.next_frame() == (7, b"", b"m" * (size + 12 - sent))  # an ordinary message, that no codec takes
+        except BadMessage as error:
+            assert error.request_id == 7
+        assert second.next_frame() == (8, b"", b"after")
+
+
 def test_the_largest_frame_arrives_whole() -> None:
     buffer = FrameBuffer()
     whole = struct.pack(">III", 1, limits.MAX_OPTIONS, limits.MAX_MESSAGE) + bytes(limits.MAX_OPTIONS) + b"m" * limits.MAX_MESSAGE

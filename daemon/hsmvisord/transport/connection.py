@@ -101,6 +101,7 @@ class Connection:
         except WireError as error:
             raise Ended(f"broken greeting: {error}") from None
         self._greeting = greeting
+        self._buffer.patient = codec.dialect == "p11-kit"
         self.caller = Caller(self._token, codec, self._peer, refused=self.refused)
         self._token.add_counters(self.caller.counters)
         return answer

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import struct
 
+from hsmvisord import ck
 from hsmvisord.wire import limits
-from hsmvisord.wire.calls import WireError
+from hsmvisord.wire.calls import BadMessage, WireError
 
 HEADER = struct.Struct(">III")
 _HEADER_SIZE = HEADER.size
@@ -18,9 +19,12 @@ class FrameBuffer:
     and looked at again only when it can be whole, so that a peer that sends single bytes costs no more than one that does not.
     """
 
-    __slots__ = ("_data", "_offset", "_partial", "_wanted")
+    __slots__ = ("_data", "_offset", "_partial", "_passed", "_passing", "_wanted", "patient")
 
     def __init__(self) -> None:
+        self.patient = False  #: a message past the limit is passed over and answered; else the connection cannot go on
+        self._passing = 0  #: bytes that are still to come of such a message
+        self._passed = 0  #: its frame's id
         self._data = b""
         self._offset = 0  #: how much of `_data` has been given
         self._partial: bytearray | None = None  #: instead of `_data`: a frame that is not whole, from its first byte
@@ -36,7 +40,10 @@ class FrameBuffer:
             self._partial += data
 
     def next_frame(self) -> tuple[int, bytes, bytes] | None:
-        """Returns (id, options, message), or None when bytes are missing; raises WireError on lengths past the limits."""
+        """Returns (id, options, message), or None when bytes are missing; raises WireError on lengths past the limits, or
+        BadMessage at the end of a message that was passed over."""
+        if self._passing and not self._pass_over():
+            return None
         if self._partial is not None:
             if len(self._partial) < self._wanted:
                 return None
@@ -47,6 +54,10 @@ class FrameBuffer:
             self._wanted = _HEADER_SIZE
             return None
         ident, option_size, message_size = HEADER.unpack_from(data, offset)
+        if self.patient and option_size <= limits.MAX_OPTIONS and limits.MAX_MESSAGE < message_size <= limits.MAX_PASSED:
+            self._offset += _HEADER_SIZE
+            self._passing, self._passed = option_size + message_size, ident
+            return self.next_frame()
         if option_size > limits.MAX_OPTIONS or message_size > limits.MAX_MESSAGE:
             raise WireError(f"a frame with {option_size} bytes of options and {message_size} of message")
         middle = offset + _HEADER_SIZE + option_size
@@ -57,14 +68,27 @@ class FrameBuffer:
         self._offset = end
         return ident, data[offset + _HEADER_SIZE : middle], data[middle:end]
 
+    def _pass_over(self) -> bool:
+        """Drops what came; returns False while there is more to come, and raises BadMessage when that was all."""
+        if self._partial is not None:
+            self._data, self._offset, self._partial = bytes(self._partial), 0, None
+        dropped = min(self._passing, len(self._data) - self._offset)
+        self._offset += dropped
+        self._passing -= dropped
+        self._wanted = _HEADER_SIZE
+        if not self._passing:
+            raise BadMessage(self._passed, ck.CKR_DATA_LEN_RANGE, f"a message of more than {limits.MAX_MESSAGE} bytes")
+        return False
+
     @property
     def mid_frame(self) -> bool:
         """Whether a frame has begun that is not whole."""
-        return self._partial is not None or self._offset < len(self._data)
+        return self._passing > 0 or self._partial is not None or self._offset < len(self._data)
 
     def rest(self) -> bytes:
         """Returns what came and was not given."""
-        return self._data[self._offset :] if self._partial is None else bytes(self._partial)
+        rest = self._data[self._offset :] if self._partial is None else bytes(self._partial)
+        return HEADER.pack(self._passed, 0, self._passing) + rest if self._passing else rest
 
 
 def frame(ident: int, message: bytes) -> bytes:
