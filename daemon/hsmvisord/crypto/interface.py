@@ -120,7 +120,7 @@ class PrivateKey(Protocol):
     def decrypter(self, mechanism: Mechanism) -> Decrypter: ...
 
     def derive(self, mechanism: Mechanism) -> bytes:
-        """Returns the shared secret (ECDH1 with CKD_NULL, or an X9.63/SP 800-56A KDF where the mechanism names one)."""
+        """Returns the shared secret (ECDH1 with CKD_NULL)."""
         ...
 
     def self_signed(self, common_name: str, not_before: int, not_after: int) -> bytes:
