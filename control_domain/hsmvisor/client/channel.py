@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
+from cryptography import x509
 from hsmvisor.client.signing import SigningChannel, SigningKey
 
 _MAX_MESSAGE = 16 * 1024 * 1024
@@ -15,7 +17,8 @@ _OPTIONS: list[tuple[str, int | str]] = [
     ("grpc.keepalive_timeout_ms", 20_000),
     # a restarted host is found again quickly: its control API is back within 2 s
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    # the time that one attempt to connect may take as well: a busy host is not an absent one
+    ("grpc.min_reconnect_backoff_ms", 5_000),
     ("grpc.max_reconnect_backoff_ms", 2_000),
 ]
 
@@ -59,10 +62,22 @@ def _credentials(tls: TlsFiles) -> grpc.ChannelCredentials:
     if (tls.certificate is None) != (tls.key is None):
         raise ValueError("a client certificate and its key come together")
     return grpc.ssl_channel_credentials(
-        root_certificates=tls.ca.read_bytes(),
+        root_certificates=_certificates(tls.ca),
         private_key=tls.key.read_bytes() if tls.key else None,
-        certificate_chain=tls.certificate.read_bytes() if tls.certificate else None,
+        certificate_chain=_certificates(tls.certificate) if tls.certificate else None,
     )
+
+
+def _certificates(path: Path) -> bytes:
+    """Returns the file; raises ValueError where gRPC would only say that there is no connection."""
+    data = path.read_bytes()
+    try:
+        first = x509.load_pem_x509_certificates(data)[0]
+    except (ValueError, IndexError):
+        raise ValueError(f"{path}: not a certificate in PEM") from None
+    if first.not_valid_after_utc.timestamp() <= time.time():
+        raise ValueError(f"{path}: this certificate expired at {first.not_valid_after_utc:%Y-%m-%d %H:%M} UTC")
+    return data
 
 
 def _options(tls: TlsFiles) -> list[tuple[str, int | str]]:
