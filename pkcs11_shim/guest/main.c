@@ -16,7 +16,7 @@
 #include "token.h"
 
 #define MAX_FILES 64
-#define WAIT_MS 1000u    /* one wait; then the signals are looked at again */
+#define WAIT_MS 1000u    /* one pause; then the signals are looked at again */
 #define PAUSE_MS 500u    /* while something is not there, or settles */
 #define LOOK_AGAIN 60u   /* seconds after which the token is read even if no rotation was told */
 #define MAX_SECONDS 86400ul
@@ -55,12 +55,16 @@ static struct {
     unsigned interval, settle;
 } options = {.interval = 10, .settle = 3};
 
-static volatile sig_atomic_t ended;
+static volatile sig_atomic_t ended, waiting;
 
+/* While it waits for the module nothing is half done: it ends at once.  (Each wait is a connection of its own to the module, and lines
+ * in the host's audit log: many short ones would fill it.) */
 static void end(int signal_number)
 {
     (void)signal_number;
     ended = 1;
+    if (waiting)
+        _exit(0);
 }
 
 static int64_t now_ms(void)
@@ -155,10 +159,14 @@ static void wait_for_change(const struct token *token, CK_ULONG *seen)
     int64_t until = now_ms() + (token->wait ? LOOK_AGAIN : options.interval) * INT64_C(1000);
     while (!ended && now_ms() < until) {
         CK_RV rv = CKR_FUNCTION_CANCELED;
-        if (token->wait)
-            rv = token->wait(*seen, WAIT_MS, seen);
-        else
+        if (token->wait) {
+            waiting = 1;
+            if (!ended)
+                rv = token->wait(*seen, LOOK_AGAIN * 1000u, seen);
+            waiting = 0;
+        } else {
             pause_ms(WAIT_MS);
+        }
         if (rv == CKR_OK)
             return;
         if (rv != CKR_FUNCTION_CANCELED) {
