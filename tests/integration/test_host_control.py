@@ -229,7 +229,9 @@ def test_the_host_says_who_you_are(host: HostProcess) -> None:
 def test_enrolment_works_once_and_only_with_the_secret(host: HostProcess) -> None:
     secret = host.host.CreateEnrolment(pb.CreateEnrolmentRequest(request_id=new_id())).secret
     key = host.host.GetHost(pb.GetHostRequest()).host_key
-    wrong = pb.EnrolRequest(nonce=bytes(32), proof=enrol_proof(b"guess", "manager", bytes(32)), manager="thief")
+    wrong = pb.EnrolRequest(
+        request_id=new_id(), nonce=bytes(32), proof=enrol_proof(b"guess", "manager", bytes(32)), manager="thief"
+    )
     assert refusal(host.host.Enrol, wrong) == (C.PERMISSION_DENIED, "ENROLMENT")
     assert enrol(host.channel, secret, "fleet") == key
     with pytest.raises(grpc.RpcError) as caught:
@@ -243,7 +245,7 @@ def test_enrolment_works_once_and_only_with_the_secret(host: HostProcess) -> Non
 def test_an_enrolment_is_void_after_ten_wrong_proofs(host: HostProcess) -> None:
     secret = host.host.CreateEnrolment(pb.CreateEnrolmentRequest(request_id=new_id())).secret
     for _ in range(10):
-        wrong = pb.EnrolRequest(nonce=bytes(32), proof=bytes(32), manager="thief")
+        wrong = pb.EnrolRequest(request_id=new_id(), nonce=bytes(32), proof=bytes(32), manager="thief")
         assert refusal(host.host.Enrol, wrong) == (C.PERMISSION_DENIED, "ENROLMENT")
     with pytest.raises(grpc.RpcError):
         enrol(host.channel, secret, "fleet")

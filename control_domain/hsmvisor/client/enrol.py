@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import os
+import uuid
 
 import grpc
 from hsmvisor_rpc.sealed.identity import enrol_proof
@@ -22,7 +23,8 @@ def enrol(channel: grpc.Channel, secret: str, manager: str, timeout: float = 10)
     """
     key = secret.strip().encode()
     nonce = os.urandom(32)
-    request = pb.EnrolRequest(nonce=nonce, proof=enrol_proof(key, "manager", nonce), manager=manager)
+    proof = enrol_proof(key, "manager", nonce)
+    request = pb.EnrolRequest(request_id=str(uuid.uuid4()), nonce=nonce, proof=proof, manager=manager)
     answer = rpc.HostServiceStub(channel).Enrol(request, timeout=timeout)
     if not hmac.compare_digest(answer.proof, enrol_proof(key, "host", nonce, answer.host_key)):
         raise WrongHost("the host's proof does not fit the secret: somebody else answered")

@@ -94,6 +94,8 @@ def _generation(row: reports.Generation) -> pb.Generation:
         operations=row.operations,
         connections=row.connections,
         certificate_only=row.certificate_only,
+        on_expiry=row.on_expiry,
+        drain_seconds=row.drain_seconds,
     )
 
 

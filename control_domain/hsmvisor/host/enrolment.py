@@ -49,7 +49,7 @@ class Enrolments:
         """Makes the secret (again) of what `create` returned."""
         return OneTimeSecret(self._text(result[:_ID]), int.from_bytes(result[_ID:], "big"))
 
-    async def enrol(self, nonce: bytes, proof: bytes, manager: str) -> bytes:
+    async def enrol(self, nonce: bytes, proof: bytes, manager: str, request: Request) -> bytes:
         """Returns our proof and uses the secret up; raises Invalid, Forbidden."""
         if len(nonce) != _NONCE:
             raise Invalid("NONCE", f"the nonce has {_NONCE} bytes")
@@ -58,9 +58,10 @@ class Enrolments:
             secret = self._text(row.id).encode()
             if not hmac.compare_digest(enrol_proof(secret, "manager", nonce), proof):
                 continue
-            if not await self._state.use_enrolment(row.id, manager):
+            ours = enrol_proof(secret, "host", nonce, self._identity.public)
+            if not await self._state.use_enrolment(row.id, manager, request, ours):
                 break
-            return enrol_proof(secret, "host", nonce, self._identity.public)
+            return ours
         await self._state.count_wrong_proof(now)
         raise Forbidden(
             "ENROLMENT", "no open one-time secret fits this proof", "it is used once, for a limited time: ask for a new one"

@@ -35,6 +35,7 @@ class HostError(Exception):
     def __init__(self, reason: str, detail: str, hint: str = "") -> None:
         super().__init__(f"{reason}: {detail}")
         self.reason, self.detail, self.hint = reason, detail, hint
+        self.noted = False  #: it stands in the audit log
 
 
 class Invalid(HostError): ...

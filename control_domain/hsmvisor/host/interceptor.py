@@ -18,7 +18,7 @@ from hsmvisor.host.audit import Audit
 from hsmvisor.host.auth import Authenticator, Call, Caller
 from hsmvisor.host.errors import Forbidden, HostError, Invalid, Unauthenticated
 from hsmvisor.host.requests import Origin
-from hsmvisor.host.roles import METHODS, Access, may
+from hsmvisor.host.roles import CHANGING, METHODS, Access, may
 from hsmvisor.host.throttle import Throttle
 
 _log = logging.getLogger(__name__)
@@ -127,6 +127,10 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
 
     def _refuse(self, method: str, who: str, error: HostError) -> None:
         self.refused += 1
+        self._note(method, who, error)
+
+    def _note(self, method: str, who: str, error: HostError) -> None:
+        error.noted = True
         if not self._throttle.admit():
             return
         if suppressed := self._throttle.take_suppressed():
@@ -136,6 +140,9 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
 
     async def _abort(self, method: str, error: Exception, context: Any) -> None:
         if isinstance(error, HostError):
+            if method in CHANGING and not error.noted:
+                known = _caller.get(None)  # refused before it was a request that could be carried out
+                self._note(method, known.name if known else f"unknown:{context.peer()}", error)
             await context.abort(errors.code(error), error.detail, (errors.trailer(error),))
         if isinstance(error, grpc.aio.AbortError):
             raise error

@@ -38,6 +38,8 @@ class Generation:
     operations: int
     connections: int
     certificate_only: bool
+    on_expiry: str
+    drain_seconds: int
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,8 @@ def _generation(value: Json) -> Generation:
         operations=_int(value, "operations"),
         connections=_int(value, "connections", 2**32 - 1),
         certificate_only=value.get("certificate_only") is True,
+        on_expiry=_text(value, "on_expiry"),
+        drain_seconds=_int(value, "drain_seconds"),
     )
 
 

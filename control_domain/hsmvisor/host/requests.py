@@ -80,6 +80,7 @@ class Requests:
             answer = await work()
         except HostError as error:
             await note(result="refused", reason=error.reason, detail=error.detail)
+            error.noted = True
             raise
         except Exception as error:
             _log.exception("%s failed", kind)

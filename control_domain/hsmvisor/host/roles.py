@@ -52,6 +52,23 @@ METHODS: dict[str, frozenset[Role] | Access] = {
 }
 
 
+#: Methods that change something: each of them carries a request id, and each refusal of one stands in the audit log.
+CHANGING: frozenset[str] = frozenset(
+    f"/hsmvisor.v1.{name}"
+    for name in (
+        "ModuleService/CreateModule",
+        "ModuleService/UpdateModule",
+        "ModuleService/DestroyModule",
+        "ModuleService/SetPin",
+        "ModuleService/SetTokenPresent",
+        "ModuleService/UpgradeModule",
+        "MaterialService/Execute",
+        "HostService/Enrol",
+        "HostService/CreateEnrolment",
+    )
+)
+
+
 def may(method: str, roles: frozenset[Role], known: bool) -> bool:
     """Says whether a caller with `roles` (`known`: its identity is proved) may call `method`."""
     access = METHODS.get(method)

@@ -168,12 +168,15 @@ class State:
     async def open_enrolments(self, now: int) -> list[EnrolmentRow]:
         return await self._database.run(_open_enrolments, now)
 
-    async def use_enrolment(self, id: bytes, manager: str) -> bool:
-        """Marks it used; says whether it was still open, so that of two who race one wins."""
+    async def use_enrolment(self, id: bytes, manager: str, request: Request, result: bytes) -> bool:
+        """Marks it used, with the answer to the call; says whether it was still open, so that of two who race one wins."""
 
         def work(connection: sqlite3.Connection) -> bool:
             sql = "UPDATE enrolments SET used_by = ? WHERE id = ? AND used_by IS NULL"
-            return connection.execute(sql, (manager, id)).rowcount == 1
+            won = connection.execute(sql, (manager, id)).rowcount == 1
+            if won:
+                _answer(connection, request, result)
+            return won
 
         return await self._database.run(work)
 

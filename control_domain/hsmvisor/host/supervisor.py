@@ -79,7 +79,7 @@ class Supervisor:
     def _add_services(self, about: About) -> None:
         registry, identity = self._server.registry, self._f.identity
         enrolments = Enrolments(self.state, identity)
-        host = HostService(about, identity, self.modules, enrolments, self.requests, self._f.provider, self.metrics, self.audit)
+        host = HostService(about, identity, self.modules, enrolments, self.requests, self._f.provider, self.metrics)
         rpc.add_ModuleServiceServicer_to_server(ModuleService(self.modules, self.requests, self.state, identity), registry)
         rpc.add_MaterialServiceServicer_to_server(MaterialService(self.modules, self.requests, self.state, self.events), registry)
         rpc.add_HostServiceServicer_to_server(host, registry)

@@ -50,6 +50,8 @@ def _generation(state: State, material: Material, g: Generation, usage: Usage, h
         "operations": g.operations + operations,
         "connections": holders[material.name, g.number],
         "certificate_only": g.certificate_only,
+        "on_expiry": g.on_expiry,
+        "drain_seconds": g.drain_seconds,
     }
 
 

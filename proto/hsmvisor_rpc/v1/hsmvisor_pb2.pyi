@@ -3,8 +3,9 @@
 isort:skip_file
 The control API of a host.  Unix socket (peer credentials) or TCP (mutual TLS, or signed requests).
 
-Every changing call carries a request_id (1-64 characters; a UUID is a good one): a repeated call with the same id
-and the same content answers what the first one answered; with other content ABORTED / REQUEST_ID_REUSED.
+Every changing call carries a request_id (1-64 characters; a UUID is a good one): a repeated call with the same id and
+the same content is carried out once and answered again (a Module in an answer is shown as it is now); with other
+content ABORTED / REQUEST_ID_REUSED.  Answers are kept for 7 days, also over a restart of the service.
 Errors are google.rpc.Status with an ErrorInfo (domain "hsmvisor", a stable reason) and, where something is to do,
 its metadata "hint".  Times are google.protobuf.Timestamp, durations seconds.  Pages: page_size 0 = 100, at most 1000;
 an empty next_page_token ends the list.
@@ -742,6 +743,8 @@ class Generation(_message.Message):
     OPERATIONS_FIELD_NUMBER: _builtins.int
     CONNECTIONS_FIELD_NUMBER: _builtins.int
     CERTIFICATE_ONLY_FIELD_NUMBER: _builtins.int
+    ON_EXPIRY_FIELD_NUMBER: _builtins.int
+    DRAIN_SECONDS_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     state: _builtins.str
     """staged, current, retiring, destroyed"""
@@ -756,6 +759,10 @@ class Generation(_message.Message):
     """open connections that used it"""
     certificate_only: _builtins.bool
     """shares the key of the generation before"""
+    on_expiry: _builtins.str
+    """keep, refuse"""
+    drain_seconds: _builtins.int
+    """how long it serves after it retires; 0 = until its certificate expires (24 h without one)"""
     @_builtins.property
     def certificates(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """DER, leaf first"""
@@ -792,10 +799,12 @@ class Generation(_message.Message):
         operations: _builtins.int = ...,
         connections: _builtins.int = ...,
         certificate_only: _builtins.bool = ...,
+        on_expiry: _builtins.str = ...,
+        drain_seconds: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["activated_at", b"activated_at", "drain_ends_at", b"drain_ends_at", "last_used_at", b"last_used_at", "not_after", b"not_after", "retired_at", b"retired_at", "staged_at", b"staged_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activated_at", b"activated_at", "after_drain", b"after_drain", "certificate_only", b"certificate_only", "certificates", b"certificates", "connections", b"connections", "drain_ends_at", b"drain_ends_at", "id", b"id", "last_used_at", b"last_used_at", "not_after", b"not_after", "number", b"number", "operations", b"operations", "public_key", b"public_key", "retired_at", b"retired_at", "staged_at", b"staged_at", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activated_at", b"activated_at", "after_drain", b"after_drain", "certificate_only", b"certificate_only", "certificates", b"certificates", "connections", b"connections", "drain_ends_at", b"drain_ends_at", "drain_seconds", b"drain_seconds", "id", b"id", "last_used_at", b"last_used_at", "not_after", b"not_after", "number", b"number", "on_expiry", b"on_expiry", "operations", b"operations", "public_key", b"public_key", "retired_at", b"retired_at", "staged_at", b"staged_at", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -940,19 +949,22 @@ class EnrolRequest(_message.Message):
     NONCE_FIELD_NUMBER: _builtins.int
     PROOF_FIELD_NUMBER: _builtins.int
     MANAGER_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
     nonce: _builtins.bytes
     proof: _builtins.bytes
     manager: _builtins.str
+    request_id: _builtins.str
     def __init__(
         self,
         *,
         nonce: _builtins.bytes = ...,
         proof: _builtins.bytes = ...,
         manager: _builtins.str = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["manager", b"manager", "nonce", b"nonce", "proof", b"proof"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["manager", b"manager", "nonce", b"nonce", "proof", b"proof", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

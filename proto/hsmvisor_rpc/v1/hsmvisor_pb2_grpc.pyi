@@ -3,8 +3,9 @@
 isort:skip_file
 The control API of a host.  Unix socket (peer credentials) or TCP (mutual TLS, or signed requests).
 
-Every changing call carries a request_id (1-64 characters; a UUID is a good one): a repeated call with the same id
-and the same content answers what the first one answered; with other content ABORTED / REQUEST_ID_REUSED.
+Every changing call carries a request_id (1-64 characters; a UUID is a good one): a repeated call with the same id and
+the same content is carried out once and answered again (a Module in an answer is shown as it is now); with other
+content ABORTED / REQUEST_ID_REUSED.  Answers are kept for 7 days, also over a restart of the service.
 Errors are google.rpc.Status with an ErrorInfo (domain "hsmvisor", a stable reason) and, where something is to do,
 its metadata "hint".  Times are google.protobuf.Timestamp, durations seconds.  Pages: page_size 0 = 100, at most 1000;
 an empty next_page_token ends the list.

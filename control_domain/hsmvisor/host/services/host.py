@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from hsmvisor.host import convert, reports
-from hsmvisor.host.audit import Audit
 from hsmvisor.host.enrolment import Enrolments
-from hsmvisor.host.errors import HostError, Invalid
+from hsmvisor.host.errors import Invalid
 from hsmvisor.host.identity import HostIdentity
 from hsmvisor.host.interceptor import caller, origin
 from hsmvisor.host.measures import Measure
@@ -39,10 +38,9 @@ class HostService(rpc.HostServiceServicer):
         requests: Requests,
         provider: Provider,
         metrics: Metrics,
-        audit: Audit,
     ) -> None:
         self._about, self._identity, self._modules, self._enrolments = about, identity, modules, enrolments
-        self._requests, self._provider, self._metrics, self._audit = requests, provider, metrics, audit
+        self._requests, self._provider, self._metrics = requests, provider, metrics
 
     async def GetHost(self, untrusted: pb.GetHostRequest, context: Any) -> pb.Host:
         known = caller()
@@ -61,15 +59,12 @@ class HostService(rpc.HostServiceServicer):
         manager = reports.clean(untrusted.manager)
         if not manager:
             raise Invalid("MANAGER", "manager names you in this host's audit log")
-        self._audit.demand_working()
-        line = {"who": origin().who, "why": origin().why, "manager": manager}
-        try:
-            proof = await self._enrolments.enrol(untrusted.nonce, untrusted.proof, manager)
-        except HostError as error:
-            await self._audit.record("host.enrol", **line, result="refused", reason=error.reason, detail=error.detail)
-            raise
-        await self._audit.record("host.enrol", **line, result="ok")
-        return pb.EnrolResponse(host_key=self._identity.public, proof=proof)
+        nonce, proof = untrusted.nonce, untrusted.proof
+        asked = request(untrusted.request_id, "Enrol", nonce, proof, manager.encode())
+        ours = await self._requests.once(
+            origin(), "host.enrol", asked, {"manager": manager}, lambda: self._enrolments.enrol(nonce, proof, manager, asked)
+        )
+        return pb.EnrolResponse(host_key=self._identity.public, proof=ours)
 
     async def CreateEnrolment(self, untrusted: pb.CreateEnrolmentRequest, context: Any) -> pb.CreateEnrolmentResponse:
         lifetime = untrusted.lifetime_seconds
