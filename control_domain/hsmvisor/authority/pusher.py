@@ -68,6 +68,20 @@ class Pusher:
                 return max((g.number for g in known.generations), default=0) + 1
         return 1
 
+    def delivered(self, module: str, material: str, bundle: Bundle, staging: Staging) -> tuple[int, str]:
+        """Returns number and state of the current or a staged generation that is just this; (0, "") when there is none."""
+        for known in self.materials(module):
+            if known.name == material and (known.mode, known.profile, known.alias_id) == (
+                staging.mode,
+                staging.profile,
+                staging.alias_id or known.alias_id,
+            ):
+                fitting = [g for g in known.generations if g.state in ("current", "staged") and _is_just(g, bundle, staging)]
+                if fitting:
+                    newest = max(fitting, key=lambda g: (g.state == "current", g.number))
+                    return newest.number, newest.state
+        return 0, ""
+
     def materials(self, module: str) -> list[pb.Material]:
         found: list[pb.Material] = []
         token = ""
@@ -168,6 +182,19 @@ class Pusher:
                 if attempt + 1 == ATTEMPTS or reason_of(error) not in (Reason.STALE_SEQUENCE, Reason.REPLAY):
                     raise
         raise AssertionError("unreachable")
+
+
+def _is_just(known: pb.Generation, bundle: Bundle, staging: Staging) -> bool:
+    certificates = tuple(known.certificates)
+    if not bundle.certificates and staging.self_signed:  # the module made that certificate
+        certificates = () if len(certificates) == 1 else (b"none",)
+    return (known.public_key, certificates, known.after_drain, known.on_expiry, known.drain_seconds) == (
+        bundle.public_key,
+        bundle.certificates,
+        staging.after_drain,
+        staging.on_expiry,
+        staging.drain_seconds,
+    )
 
 
 def reason_of(error: grpc.RpcError) -> str:

@@ -144,6 +144,8 @@ class Authority:
             return {a: bytes.fromhex(k) for a, k in json.loads((self.directory / "hosts.json").read_text()).items()}
         except FileNotFoundError:
             return {}
+        except (OSError, ValueError, AttributeError, TypeError):
+            raise AuthorityError(f"{self.directory / 'hosts.json'} cannot be read, or is not a list of hosts: restore it") from None
 
     def pin(self, address: str, host_key: bytes) -> None:
         """Raises AuthorityError when another key is pinned for the address."""

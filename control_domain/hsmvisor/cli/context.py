@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +22,7 @@ from grpc_status import rpc_status
 from hsmvisor.authority import Authority, AuthorityError, BundleError, Pusher
 from hsmvisor.authority.store import default_directory
 from hsmvisor.client import SigningKey, TlsFiles, connect
-from hsmvisor_rpc.sealed.refusal import Refusal
+from hsmvisor_rpc.sealed.refusal import Reason, Refusal
 from hsmvisor_rpc.v1 import hsmvisor_pb2 as pb
 from hsmvisor_rpc.v1 import hsmvisor_pb2_grpc as rpc
 from rich.console import Console
@@ -45,16 +47,25 @@ _EXIT_CODES = {
     grpc.StatusCode.DEADLINE_EXCEEDED: TIMEOUT,
 }
 
+#: Where the reason says more than the code.
+_EXIT_REASONS: dict[str, int] = {Reason.UNKNOWN_MATERIAL: NOT_FOUND, Reason.UNKNOWN_GENERATION: NOT_FOUND}
+
+PATIENCE = 2.0  #: seconds after which a command says what it is at
+
 
 class CommandError(click.ClickException):
-    """Shown as one line, with what to do under it."""
+    """Shown as one line, with what to do under it; as JSON for a program that asked for it."""
 
-    def __init__(self, message: str, exit_code: int = FAILURE, hint: str = "") -> None:
+    def __init__(self, message: str, exit_code: int = FAILURE, hint: str = "", reason: str = "") -> None:
         super().__init__(message)
         self.exit_code = exit_code  # type: ignore[misc]
-        self.hint = hint
+        self.hint, self.reason, self.json = hint, reason, False
 
     def show(self, file: Any = None) -> None:
+        if self.json:
+            told = {"exit_code": self.exit_code, "reason": self.reason, "message": self.message, "hint": self.hint}
+            click.echo(json.dumps({"error": told}), err=True)
+            return
         click.echo(f"hsmvisor: {self.message}", err=True)
         if self.hint:
             click.echo(f"  {self.hint}", err=True)
@@ -97,6 +108,21 @@ class Context:
             if not token:
                 return found
 
+    @contextmanager
+    def patience(self, doing: str) -> Iterator[None]:
+        """What takes more than two seconds says what it is: to people, on the standard error."""
+        console = Console(stderr=True)
+        status = console.status(doing + " ...")
+        show = status.start if console.is_terminal else lambda: console.print(doing + " ...")
+        timer = threading.Timer(PATIENCE, show)
+        if not self.json:
+            timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+            status.stop()
+
     def authority(self, create: bool = False) -> Authority:
         """`create`: makes it on first use, and says so."""
         if create and not (self.authority_directory / "root.key").exists():
@@ -129,6 +155,11 @@ class Context:
         else:
             text()
 
+    def line(self, message: Message, text: str) -> None:
+        """Prints one of many that come as they happen: for a program one JSON object a line."""
+        click.echo(json.dumps(plain(message)) if self.json else text)
+        sys.stdout.flush()
+
 
 def plain(message: Any) -> Any:
     """Returns JSON values: bytes fields as base64, as protobuf's JSON has them."""
@@ -159,7 +190,7 @@ def fail(error: Exception) -> NoReturn:
     if isinstance(error, grpc.RpcError):
         raise _of_call(error) from None
     if isinstance(error, Refusal):
-        raise CommandError(str(error), REFUSED) from None
+        raise CommandError(str(error), REFUSED, reason=error.reason) from None
     if isinstance(error, AuthorityError | BundleError):
         raise CommandError(str(error), REFUSED) from None
     raise error
@@ -174,23 +205,56 @@ def _of_call(error: grpc.RpcError) -> CommandError:
         if part.Unpack(info):
             reason, hint = info.reason, info.metadata.get("hint", "")
     if code is grpc.StatusCode.UNAVAILABLE and not reason:
-        return CommandError(
-            "the host cannot be reached", UNREACHABLE, "is hsmvisor-host running (systemctl status hsmvisor-host)? is --host right?"
-        )
+        return _unreachable(detail)
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return CommandError("the host did not answer in time", TIMEOUT, "--timeout SECONDS gives it longer")
     text = f"{reason}: {detail}" if reason and not detail.startswith(reason) else detail or str(code)
-    return CommandError(text, _EXIT_CODES.get(code, FAILURE), hint)
+    return CommandError(text, _EXIT_REASONS.get(reason, _EXIT_CODES.get(code, FAILURE)), hint, reason)
 
 
-class Group(click.Group):
-    """Commands of a group fail with one line, never with a traceback."""
+def _unreachable(detail: str) -> CommandError:
+    """`detail`: gRPC's words, of which the end says why."""
+    why = detail.rpartition("last error: ")[2].removeprefix("UNKNOWN: ").rpartition(" error: ")[2]
+    text, hint = f"the host cannot be reached: {why}", "is hsmvisor-host running (systemctl status hsmvisor-host)? is --host right?"
+    if "Permission denied" in why:
+        return CommandError(text, NOT_PERMITTED, "use it as root or as a member of the socket's group (control.socket_group)")
+    if any(word in why for word in ("andshake", "SSL", "ertificate")):
+        hint = "does --tls-ca fit the host's certificate, and --tls-cert its client_ca? are all of them in time?"
+    return CommandError(text, UNREACHABLE, hint)
+
+
+def _as_json(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value and (found := ctx.find_object(Context)):
+        found.json = True
+
+
+class Command(click.Command):
+    """Takes --json behind its name as well, and fails with one line, never with a traceback."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        shown = click.Option(["--json"], is_flag=True, expose_value=False, callback=_as_json, help="Results for programs.")
+        self.params.append(shown)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
-        except (grpc.RpcError, Refusal, AuthorityError, BundleError) as error:
-            fail(error)
+            try:
+                return super().invoke(ctx)
+            except (grpc.RpcError, Refusal, AuthorityError, BundleError) as error:
+                fail(error)
+            except BrokenPipeError:
+                raise  # click ends quietly
+            except OSError as error:
+                code = NOT_PERMITTED if isinstance(error, PermissionError) else FAILURE
+                raise CommandError(f"{error.filename or 'a system call'}: {error.strerror or error}", code) from None
+        except CommandError as error:
+            found = ctx.find_object(Context)
+            error.json = found is not None and found.json
+            raise
+
+
+class Group(click.Group):
+    command_class = Command
 
 
 pass_context = click.pass_obj

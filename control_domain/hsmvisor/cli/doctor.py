@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import importlib.metadata
 import os
+import re
 import resource
 import shutil
 import socket
@@ -14,11 +16,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import click
-from hsmvisor.cli.context import FAILURE, Context, pass_context, table
+from cryptography import x509
+from hsmvisor.cli.context import FAILURE, Command, Context, pass_context, table
+from hsmvisor.host import config as configuration
+from hsmvisor.host.config import Config
+from hsmvisor.host.errors import Broken
 
 OK, WARN, FAIL = "ok", "warn", "fail"
 BUILT = 1_767_225_600  #: 2026-01-01: a clock before this is wrong
 MIN_FILES = 4096
+MIN_CRYPTOGRAPHY = 50  #: the first that signs without the interpreter's lock for every kind of key
+SOON = 14 * 86400  #: seconds before a certificate's end from which on it is worth a word
 
 
 @dataclass(frozen=True)
@@ -71,10 +79,47 @@ def _clock() -> Finding:
     return Finding("clock", OK, "plausible, synchronised")
 
 
-def _directory(path: str, name: str) -> Finding:
-    place = Path(path)
+def _packages() -> Finding:
+    wanted = [re.match(r"[\w.-]+", row) for row in importlib.metadata.requires("hsmvisor") or () if "extra ==" not in row]
+    missing = []
+    for found in filter(None, wanted):
+        try:
+            importlib.metadata.version(found[0])
+        except importlib.metadata.PackageNotFoundError:
+            missing.append(found[0])
+    if missing:
+        return Finding("packages", FAIL, f"not installed: {', '.join(missing)}", "pip install hsmvisor again, in this environment")
+    version = importlib.metadata.version("cryptography")
+    if int(version.partition(".")[0]) < MIN_CRYPTOGRAPHY:
+        return Finding("packages", FAIL, f"cryptography {version}", f"pip install 'cryptography >= {MIN_CRYPTOGRAPHY}'")
+    return Finding("packages", OK, f"all that it needs; cryptography {version}")
+
+
+def _configuration(path: Path | None) -> tuple[Finding, Config]:
+    """A configuration that cannot be used is a finding, and the rest looks at the defaults."""
+    try:
+        found = configuration.load(path)
+    except Broken as error:
+        return Finding("configuration", FAIL, error.detail, "mend it; hsmvisor-host --check looks again"), Config()
+    shown = path or configuration.DEFAULT_PATH
+    return Finding("configuration", OK, str(shown) if shown.exists() else "all defaults (no file is needed)"), found
+
+
+def _certificate(name: str, path: str) -> Finding:
+    try:
+        first = x509.load_pem_x509_certificates(Path(path).read_bytes())[0]
+    except (OSError, ValueError, IndexError) as error:
+        why = error.strerror if isinstance(error, OSError) else "not a certificate in PEM"
+        return Finding(name, FAIL, f"{path}: {why}", f"see the section [{name.split()[0]}] of the configuration")
+    left = first.not_valid_after_utc.timestamp() - time.time()
+    until = f"{path} is valid until {first.not_valid_after_utc:%Y-%m-%d %H:%M} UTC"
+    return Finding(name, FAIL if left <= 0 else WARN if left < SOON else OK, until, "renew it" if left < SOON else "")
+
+
+def _directory(place: Path, name: str) -> Finding:
+    path = str(place)
     if not place.exists():
-        parent = place.parent
+        parent = next(p for p in place.parents if p.exists())
         good = os.access(parent, os.W_OK)
         return Finding(
             name, OK if good else WARN, f"{path} is made at the first start", "" if good else "start hsmvisor-host as root"
@@ -129,7 +174,9 @@ def _service(address: str) -> Finding:
         try:
             sock.connect(path)
         except FileNotFoundError:
-            return Finding("service", WARN, f"no socket {path}", "start it: systemctl start hsmvisor-host")
+            return Finding("service", WARN, f"no socket {path}", "start it: systemctl start hsmvisor-host, or hsmvisor-host itself")
+        except PermissionError:
+            return Finding("service", WARN, f"{path} is not for you", "use it as root or as a member of control.socket_group")
         except OSError as error:
             return Finding(
                 "service", FAIL, f"{path}: {error.strerror}", "systemctl status hsmvisor-host; are you allowed to use it?"
@@ -137,16 +184,21 @@ def _service(address: str) -> Finding:
     return Finding("service", OK, f"listens on {path}")
 
 
-def _checks(address: str) -> Iterator[Callable[[], Finding]]:
-    yield from (_python, _seccomp, _landlock, _libcrypto, _privilege, _clock, _files, _swap, _core_dumps, _vsock)
-    yield lambda: _directory("/var/lib/hsmvisor", "state")
-    yield lambda: _directory("/run/hsmvisor", "runtime")
+def _checks(address: str, config: Config) -> Iterator[Callable[[], Finding]]:
+    yield from (_python, _packages, _seccomp, _landlock, _libcrypto, _privilege, _clock, _files, _swap, _core_dumps, _vsock)
+    yield lambda: _directory(config.state, "state")
+    yield lambda: _directory(config.runtime, "runtime")
+    for name, section in (("tls", config.tls), ("signed", config.signed)):
+        if section.address and not section.address.startswith("unix:"):
+            yield lambda name=name, path=section.certificate: _certificate(f"{name} certificate", path)  # type: ignore[misc]
     yield lambda: _service(address)
 
 
-def examine(address: str) -> list[Finding]:
-    findings = []
-    for check in _checks(address):
+def examine(address: str, path: Path | None = None) -> list[Finding]:
+    """`address` "": where the configuration says that the service listens."""
+    first, config = _configuration(path)
+    findings = [first]
+    for check in _checks(address or f"unix:{config.control_socket}", config):
         try:
             findings.append(check())
         except OSError as error:
@@ -154,11 +206,17 @@ def examine(address: str) -> list[Finding]:
     return findings
 
 
-@click.command()
+@click.command(cls=Command)
+@click.option(
+    "--config", "path", type=click.Path(path_type=Path), help="Of hsmvisor-host; default /etc/hsmvisor/host.toml if there is one."
+)
 @pass_context
-def doctor(ctx: Context) -> None:
-    """Check this machine: kernel, libraries, permissions, clock, limits, sockets; and say what to do."""
-    findings = examine(ctx.host)
+def doctor(ctx: Context, path: Path | None) -> None:
+    """Check this machine: kernel, packages, permissions, clock, limits, sockets; and say what to do.
+
+    Works without a running service. Exit code 1: something keeps the service from working; warnings do not count.
+    """
+    findings = examine("" if path else ctx.host, path)
     rows = [(f.check, f.result, f.found, f.do) for f in findings]
     ctx.result([vars(f) for f in findings], lambda: table(("check", "", "found", "to do"), rows))
     if any(f.result == FAIL for f in findings):

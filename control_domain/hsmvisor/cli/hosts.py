@@ -9,8 +9,9 @@ from typing import Any, BinaryIO
 
 import click
 from hsmvisor.authority import Authority
-from hsmvisor.cli.context import FAILURE, USAGE, CommandError, Context, Group, pass_context, table, when
+from hsmvisor.cli.context import FAILURE, USAGE, Command, CommandError, Context, Group, pass_context, table, when
 from hsmvisor.cli.modules import request_id
+from hsmvisor.cli.parameters import HexBytes
 from hsmvisor.client import WrongHost
 from hsmvisor.client import enrol as enrol_host
 from hsmvisor_rpc.sealed.commands import fingerprint
@@ -151,7 +152,7 @@ def change_root(ctx: Context, module: str, other: Path) -> None:
 # ---- records --------------------------------------------------------------------------------------------------------
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--after", default=0, help="Go on after this id.")
 @click.option("--module", "name", default="", help="Of one module alone.")
 @pass_context
@@ -159,9 +160,7 @@ def events(ctx: Context, after: int, name: str) -> None:
     """Follow what happens on the host until Ctrl-C."""
     stub = rpc.EventServiceStub(ctx.channel)
     for event in stub.StreamEvents(pb.StreamEventsRequest(after_id=after, module=name)):
-        line = f"{event.id} {when(event.at)} {event.module or '-'} {event.kind} {event.detail}"
-        ctx.result(event, lambda line=line: click.echo(line))  # type: ignore[misc]
-        sys.stdout.flush()
+        ctx.line(event, f"{event.id} {when(event.at)} {event.module or '-'} {event.kind} {event.detail}")
 
 
 @click.group(cls=Group)
@@ -183,16 +182,19 @@ def export(ctx: Context, after: int, name: str, limit: int) -> None:
 
 @audit.command()
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--host-key", help="Hexadecimal identity key of the host that wrote it; default: the pinned key of --host.")
+@click.option(
+    "--host-key", type=HexBytes(32), help="Hexadecimal identity key of the host that wrote it; default: the pinned key of --host."
+)
 @pass_context
-def verify(ctx: Context, file: Path, host_key: str | None) -> None:
+def verify(ctx: Context, file: Path, host_key: bytes | None) -> None:
     """Find changed, removed, reordered or cut lines in an audit log."""
     from hsmvisor.host.audit_verify import verify as verify_log
 
-    key = bytes.fromhex(host_key) if host_key else ctx.authority().hosts.get(ctx.host)
+    key = host_key or ctx.authority().hosts.get(ctx.host)
     if key is None:
         raise CommandError("the host's identity key is not known", USAGE, "give --host-key, or enrol the host")
-    verdict = verify_log(file, key)
+    with ctx.patience(f"reading {file}"):
+        verdict = verify_log(file, key)
     report = {"sound": verdict.sound, "lines": verdict.lines, "findings": [str(f) for f in verdict.findings]}
     good = f"the log is whole: {verdict.lines} lines, signed up to {verdict.signed_until}"
     ctx.result(report, lambda: click.echo(good if verdict.sound else "\n".join(str(f) for f in verdict.findings)))

@@ -8,7 +8,7 @@ from typing import BinaryIO
 import click
 from click.shell_completion import get_completion_class
 from hsmvisor.cli import context
-from hsmvisor.cli.context import Context, Group
+from hsmvisor.cli.context import USAGE, CommandError, Context, Group
 from hsmvisor.cli.doctor import doctor
 from hsmvisor.cli.hosts import audit, authority, events, host
 from hsmvisor.cli.materials import material
@@ -26,7 +26,7 @@ from hsmvisor.client import SigningKey, TlsFiles
 @click.option(
     "--authority",
     "directory",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, readable=False),
     default=None,
     envvar="HSMVISOR_AUTHORITY",
     help="Directory of the authority's keys.",
@@ -61,7 +61,10 @@ def cli(
     """
     tls = TlsFiles(tls_ca, tls_cert, tls_key) if tls_ca else None
     passphrase = root_passphrase_file.read().rstrip(b"\r\n") if root_passphrase_file else None
-    signing = SigningKey.load(sign_key) if sign_key else None
+    try:
+        signing = SigningKey.load(sign_key) if sign_key else None
+    except (ValueError, OSError) as error:
+        raise CommandError(str(error), USAGE) from None
     ctx.obj = Context(address, timeout, as_json, directory or context.default_authority(), passphrase, tls, signing)
 
 

@@ -2,42 +2,17 @@
 
 from __future__ import annotations
 
-import re
 import time
 from typing import Any, BinaryIO
 
 import click
 from hsmvisor.authority import Bundle, Staging
 from hsmvisor.cli.context import USAGE, CommandError, Context, Group, pass_context, plain, table, when
+from hsmvisor.cli.parameters import Duration, HexBytes
 from hsmvisor_rpc.v1 import hsmvisor_pb2 as pb
 from hsmvisor_rpc.v1 import hsmvisor_pb2_grpc as rpc
 
 PROFILES = ("tls", "ssh", "request-signing", "decrypt", "card", "any")
-_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
-
-
-class Duration(click.ParamType[int]):
-    """Seconds, or a number with s, m, h or d."""
-
-    name = "duration"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        if isinstance(value, int):
-            return value
-        found = re.fullmatch(r"(\d+)([smhd]?)", str(value))
-        if not found:
-            self.fail(f"{value!r} is no duration: 90, 30m, 2h or 7d", param, ctx)
-        return int(found[1]) * _UNITS[found[2]]
-
-
-class HexBytes(click.ParamType[bytes]):
-    name = "hex"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> bytes:
-        try:
-            return value if isinstance(value, bytes) else bytes.fromhex(value)
-        except ValueError:
-            self.fail(f"{value!r} is not hexadecimal", param, ctx)
 
 
 @click.group(cls=Group)
@@ -95,14 +70,16 @@ def _passphrase(file: BinaryIO | None) -> bytes | None:
 @click.option("--on-expiry", type=click.Choice(["keep", "refuse"]), default="keep", show_default=True)
 @click.option("--self-signed", is_flag=True, help="Show a bare key with a self-signed certificate (Java hides keys without one).")
 @click.option("--no-activate", is_flag=True, help="Stage only.")
+@click.option("--again", is_flag=True, help="Make a new generation even of what is current already.")
 @pass_context
 def push(
     ctx: Context, /, module: str, name: str, key: BinaryIO | None, cert: BinaryIO | None, passphrase_file: BinaryIO | None,
-    no_activate: bool, drain: int, **staging: Any,
+    no_activate: bool, again: bool, drain: int, **staging: Any,
 ) -> None:  # fmt: skip
     """Deliver a key and its certificates, sealed to MODULE, and make them current.
 
-    Without --key the certificate alone is renewed.
+    Without --key the certificate alone is renewed. What is current already is left as it is; what an interrupted push staged is
+    gone on with.
 
     Example: hsmvisor material push web-1 tls --key tls.key --cert chain.pem
     """
@@ -110,12 +87,20 @@ def push(
         raise CommandError("give --key, --cert or both", USAGE)
     bundle = Bundle.make(key.read() if key else None, cert.read() if cert else b"", _passphrase(passphrase_file))
     pusher = ctx.pusher()
-    generation = pusher.next_generation(module, name)
-    answer = pusher.stage(module, name, bundle, Staging(drain_seconds=drain, **staging), generation)
-    if not no_activate:
-        answer = pusher.activate(module, name, generation)
-    state = "staged" if no_activate else "current"
-    ctx.result(answer, lambda: click.echo(f"{name} in {module}: generation {generation} ({answer.status.key_type}) is {state}"))
+    wanted = Staging(drain_seconds=drain, **staging)
+    generation, state = (0, "") if again else pusher.delivered(module, name, bundle, wanted)
+    if state == "current" or (state and no_activate):
+        answer, more = pb.ExecuteResponse(material=name, generation=generation, status=_get(ctx, module, name)), " already"
+    else:
+        more = ""
+        if not state:
+            generation = pusher.next_generation(module, name)
+            answer = pusher.stage(module, name, bundle, wanted, generation)
+        if not no_activate:
+            answer = pusher.activate(module, name, generation)
+        state = "staged" if no_activate else "current"
+    text = f"{name} in {module}: generation {generation} ({answer.status.key_type}) is {state}{more}"
+    ctx.result(answer, lambda: click.echo(text))
 
 
 @material.command("list")
@@ -138,13 +123,17 @@ def _list(ctx: Context, module: str) -> list[pb.Material]:
             return found
 
 
+def _get(ctx: Context, module: str, name: str) -> pb.Material:
+    return rpc.MaterialServiceStub(ctx.channel).GetMaterial(pb.GetMaterialRequest(module=module, name=name), timeout=ctx.timeout)
+
+
 @material.command()
 @click.argument("module")
 @click.argument("name")
 @pass_context
 def show(ctx: Context, module: str, name: str) -> None:
     """One material."""
-    found = rpc.MaterialServiceStub(ctx.channel).GetMaterial(pb.GetMaterialRequest(module=module, name=name), timeout=ctx.timeout)
+    found = _get(ctx, module, name)
     ctx.result(found, lambda: show_materials([found]))
 
 
@@ -215,5 +204,6 @@ def generate_test(ctx: Context, directory: str, name: str, kind: str, days: int)
     from hsmvisor.cli.testing import make_chain
 
     began = time.monotonic()
-    files = make_chain(directory, name, kind, days)
+    with ctx.patience(f"making a key of type {kind}"):
+        files = make_chain(directory, name, kind, days)
     ctx.result({"files": files}, lambda: click.echo(f"made {', '.join(files)} in {time.monotonic() - began:.1f} s"))

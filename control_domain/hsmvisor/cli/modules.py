@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import sys
+import hashlib
 import uuid
 from collections.abc import Callable
 from typing import BinaryIO
 
 import click
 import grpc
-from hsmvisor.cli.context import Context, Group, pass_context, plain, table, when
+from hsmvisor.cli.context import REFUSED, CommandError, Context, Group, pass_context, plain, table, when
+from hsmvisor.cli.parameters import HexBytes
 from hsmvisor_rpc.v1 import hsmvisor_pb2 as pb
 
 
@@ -60,24 +61,29 @@ def show_module(m: pb.Module) -> None:
 @module.command()
 @click.argument("name")
 @_settings_options
-@click.option("--root", help="Hexadecimal root key that the module obeys; default: this authority's.")
+@click.option("--root", type=HexBytes(32), help="Hexadecimal root key that the module obeys; default: this authority's.")
 @click.option("--request-id", "ident", help="Makes a repeated call the same call.")
 @pass_context
-def create(ctx: Context, /, name: str, root: str | None, ident: str | None, **settings: int) -> None:
-    """Make a module for guest NAME; a module that is there with the same root is left as it is.
+def create(ctx: Context, /, name: str, root: bytes | None, ident: str | None, **settings: int) -> None:
+    """Make a module for guest NAME; a module that is there with the same root and settings is left as it is.
 
     Example: hsmvisor module create web-1
     """
-    key = bytes.fromhex(root) if root else ctx.authority(create=True).root_public
-    try:
-        found = ctx.modules.GetModule(pb.GetModuleRequest(name=name), timeout=ctx.timeout)
-    except grpc.RpcError as error:
-        if error.code() is not grpc.StatusCode.NOT_FOUND:
-            raise
-        found = None
+    found = None
+    if ident is None:  # with an id it is the host that knows whether this very call was carried out
+        try:
+            found = ctx.modules.GetModule(pb.GetModuleRequest(name=name), timeout=ctx.timeout)
+        except grpc.RpcError as error:
+            if error.code() is not grpc.StatusCode.NOT_FOUND:
+                raise
+    key, wanted = root or ctx.authority(create=True).root_public, _settings(**settings)  # type: ignore[arg-type]
     if found is None:
-        request = pb.CreateModuleRequest(request_id=ident or request_id(), name=name, root=key, settings=_settings(**settings))  # type: ignore[arg-type]
+        request = pb.CreateModuleRequest(request_id=ident or request_id(), name=name, root=key, settings=wanted)
         found = ctx.modules.CreateModule(request, timeout=ctx.timeout)
+    elif found.root != hashlib.sha256(key).digest():
+        raise CommandError(f"module {name} exists and obeys another root", REFUSED, "choose another name, or give its authority")
+    elif wanted not in (found.settings, pb.ModuleSettings()):
+        raise CommandError(f"module {name} exists with other settings", REFUSED, f"hsmvisor module settings {name} changes them")
     ctx.result(found, lambda: click.echo(f"module {found.name} serves at {found.address}"))
 
 
@@ -103,7 +109,7 @@ def show(ctx: Context, name: str) -> None:
 @module.command()
 @click.argument("name")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-@click.option("--request-id", "ident")
+@click.option("--request-id", "ident", help="Makes a repeated call the same call.")
 @pass_context
 def destroy(ctx: Context, name: str, yes: bool, ident: str | None) -> None:
     """End a module and forget its keys; this cannot be undone."""
@@ -119,9 +125,7 @@ def destroy(ctx: Context, name: str, yes: bool, ident: str | None) -> None:
 def watch(ctx: Context, name: str) -> None:
     """Follow the modules' changes until Ctrl-C."""
     for change in ctx.modules.WatchModules(pb.WatchModulesRequest(name=name)):
-        line = f"{change.kind:10} {change.module.name} {change.module.state}"
-        ctx.result(change, lambda line=line: click.echo(line))  # type: ignore[misc]
-        sys.stdout.flush()
+        ctx.line(change, f"{change.kind:10} {change.module.name} {change.module.state}")
 
 
 @module.command()
@@ -228,7 +232,8 @@ def upgrade(ctx: Context, names: tuple[str, ...], every: bool, keep_launcher: bo
     done: list[pb.UpgradeModuleResponse] = []
     for name in [m.name for m in ctx.all_modules()] if every else names:
         request = pb.UpgradeModuleRequest(request_id=request_id(), name=name, renew_launcher=not keep_launcher and not done)
-        done.append(ctx.modules.UpgradeModule(request, timeout=ctx.timeout))
+        with ctx.patience(f"replacing the worker of {name}"):
+            done.append(ctx.modules.UpgradeModule(request, timeout=ctx.timeout))
         if not ctx.json:
             click.echo(f"{name}: replaced in {done[-1].seconds * 1000:.0f} ms", err=True)
     columns = ("name", "pid", "was", "connections", "applications", "lingering", "paused ms")

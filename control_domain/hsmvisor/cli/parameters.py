@@ -1,0 +1,42 @@
+"""Values that options take, beyond what click knows."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import click
+
+_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+class Duration(click.ParamType[int]):
+    """Seconds, or a number with s, m, h or d."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        found = re.fullmatch(r"(\d+)([smhd]?)", str(value))
+        if not found:
+            self.fail(f"{value!r} is no duration: 90, 30m, 2h or 7d", param, ctx)
+        return int(found[1]) * _UNITS[found[2]]
+
+
+class HexBytes(click.ParamType[bytes]):
+    """`size`: so many bytes and no other number; 0 = any."""
+
+    name = "hex"
+
+    def __init__(self, size: int = 0) -> None:
+        self._size = size
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> bytes:
+        try:
+            found = value if isinstance(value, bytes) else bytes.fromhex(value)
+        except ValueError:
+            self.fail(f"{value!r} is not hexadecimal", param, ctx)
+        if self._size and len(found) != self._size:
+            self.fail(f"{self._size} bytes in hexadecimal are wanted, these are {len(found)}", param, ctx)
+        return found
