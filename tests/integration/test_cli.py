@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -95,7 +97,7 @@ def test_push_list_and_the_steps_of_a_generation(cli: Cli, module: str) -> None:
     listed = cli("material", "list", module)
     assert "destroyed" in listed and "current" in listed
     renewed = cli.write("renewed.pem", chain_pem(authority.chain(new_key("p256"))))
-    cli("material", "push", module, "tls", "--cert", renewed, code=REFUSED)
+    cli("material", "push", module, "tls", "--cert", renewed, code=NOT_FOUND)
     assert "UNKNOWN_GENERATION" in cli.errors
 
 
@@ -187,6 +189,11 @@ def test_audit_export_and_verify(cli: Cli, module: str) -> None:
     assert "whole" in cli("audit", "verify", log)
     copy = cli.write("audit.log", log.read_bytes().replace(b"module", b"modula", 1))
     cli("audit", "verify", copy, code=FAILURE)
+    exported = cli.write("exported", cli("audit", "export").encode())
+    assert "whole" in cli("audit", "verify", "--exported", exported)
+    assert "cut off" in cli("audit", "verify", exported, code=FAILURE)
+    lines = exported.read_bytes().splitlines(keepends=True)
+    assert "removed" in cli("audit", "verify", "--exported", cli.write("gap", b"".join(lines[:3] + lines[4:])), code=FAILURE)
 
 
 def test_host_metrics_and_doctor(cli: Cli, module: str) -> None:
@@ -205,6 +212,96 @@ def subprocess_output(cli: Cli, *words: str) -> str:
         return cli(*words, code=FAILURE)
 
 
+def test_the_doctor_follows_a_configuration(cli: Cli) -> None:
+    findings = {
+        f["check"]: f for f in json.loads(subprocess_output(cli, "--json", "doctor", "--config", str(cli.host.process.config)))
+    }
+    assert findings["state"]["found"] == str(cli.host.process.state) and findings["service"]["result"] == "ok"
+    assert findings["packages"]["result"] == "ok"
+    settings = '[tls]\naddress = "127.0.0.1:1"\ncertificate = "/nowhere.crt"\n'
+    cli("doctor", "--config", cli.write("host.toml", settings.encode()), code=FAILURE)
+    findings = {f["check"]: f for f in json.loads(cli("doctor", "--json", "--config", cli.directory / "host.toml", code=FAILURE))}
+    assert findings["tls certificate"]["result"] == "fail"
+    cli("doctor", "--config", cli.write("host.toml", b"nonsense"), code=FAILURE)
+
+
+def test_a_module_that_exists_differently_is_not_passed_off_as_made(cli: Cli, module: str) -> None:
+    cli("module", "create", module, "--max-sessions", "9", code=REFUSED)
+    assert "hsmvisor module settings" in cli.errors
+    cli("module", "settings", module, "--max-sessions", "9")
+    cli("module", "create", module, "--max-sessions", "9")
+    cli("module", "create", module, "--root", "11" * 32, code=REFUSED)
+    cli("module", "create", module, "--root", "zz", code=USAGE)
+    cli("module", "create", module, "--root", "11", code=USAGE)
+
+
+def test_a_push_that_is_repeated_does_nothing(cli: Cli, module: str) -> None:
+    key = new_key("p256")
+    chain = Authority().chain(key)
+    files = ("--key", cli.write("key.pem", private_pem(key)), "--cert", cli.write("chain.pem", chain_pem(chain)))
+    assert "generation 1" in cli("material", "push", module, "tls", *files, "--no-activate")
+    assert "staged already" in cli("material", "push", module, "tls", *files, "--no-activate")
+    assert "generation 1 (EC P-256) is current" in cli("material", "push", module, "tls", *files), "gone on with"
+    assert "generation 1 (EC P-256) is current already" in cli("material", "push", module, "tls", *files)
+    assert cli.json("material", "push", module, "tls", *files)["generation"] == 1
+    assert "generation 2" in cli("material", "push", module, "tls", *files, "--on-expiry", "refuse"), "something is different"
+    assert "generation 3" in cli("material", "push", module, "tls", *files, "--on-expiry", "refuse", "--again")
+    bare = (*files[:2], "--self-signed")
+    cli("material", "push", module, "bare", *bare)
+    assert "already" in cli("material", "push", module, "bare", *bare)
+
+
+def test_json_behind_any_command_and_in_errors(cli: Cli, module: str) -> None:
+    assert json.loads(cli("module", "list", "--json"))["modules"]
+    assert json.loads(cli("host", "show", "--json"))["host_key"]
+    cli("module", "show", "nobody", "--json", code=NOT_FOUND)
+    error = json.loads(cli.errors)["error"]
+    assert (error["reason"], error["exit_code"]) == ("MODULE", NOT_FOUND) and error["hint"]
+
+
+def test_events_come_as_lines_and_end_with_ctrl_c(cli: Cli, module: str) -> None:
+    command = [sys.executable, "-m", "hsmvisor.cli.main", "--host", cli.address, "events", "--after", "1", "--json"]
+    sources = os.pathsep.join(str(REPOSITORY / d) for d in ("daemon", "control_domain", "proto"))
+    with subprocess.Popen(command, stdout=-1, stderr=-1, env=os.environ | {"PYTHONPATH": sources}) as process:
+        assert process.stdout and process.stderr
+        assert {"id", "kind", "at"} <= set(json.loads(process.stdout.readline()))
+        process.send_signal(signal.SIGINT)
+        assert b"Traceback" not in process.stderr.read()
+
+
+def test_a_reason_goes_into_the_audit_log(cli: Cli, module: str) -> None:
+    cli("--why", "ticket 4711 ä", "module", "settings", module, "--max-sessions", "5")
+    line = json.loads(cli("audit", "export", "--module", module).splitlines()[-1])
+    assert (line["kind"], line["why"]) == ("module.update", "ticket 4711 ?")
+
+
+@pytest.mark.parametrize(
+    ("file", "option", "says"),
+    [
+        (b"no key", "--sign-key", "hexadecimal"),
+        (b"no certificate", "--tls-ca", "not a certificate in PEM"),
+        (chain_pem((Authority().issue(new_key("p256"), lifetime=dt.timedelta(minutes=-1)),)), "--tls-ca", "expired at"),
+    ],
+)
+def test_files_of_the_connection_that_cannot_be_used(cli: Cli, file: bytes, option: str, says: str) -> None:
+    cli("--host", "localhost:1", option, cli.write("file", file), "module", "list", code=USAGE)
+    assert says in cli.errors
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="another user is needed")
+def test_who_may_not_use_the_socket_is_told_so(cli: Cli) -> None:
+    words = ("hsmvisor.cli.main", "--host", cli.address, "module", "list")
+    program = (
+        f"import os, runpy, sys; os.setgid(65534); os.setuid(65534); sys.argv = {list(words)!r}; "
+        "runpy.run_module(sys.argv[0], run_name='__main__')"
+    )
+    sources = os.pathsep.join(str(REPOSITORY / d) for d in ("daemon", "control_domain", "proto"))
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=os.environ | {"PYTHONPATH": sources}, capture_output=True, timeout=60
+    )
+    assert (done.returncode, b"Permission denied" in done.stderr) == (NOT_PERMITTED, True), done.stderr
+
+
 def test_unreachable_and_wrong_usage(cli: Cli) -> None:
     cli.address = f"unix:{cli.directory}/nobody.sock"
     cli("module", "list", code=UNREACHABLE)
@@ -220,3 +317,5 @@ def test_help_and_completion(cli: Cli) -> None:
         assert "Commands:" in cli(group, "--help")
     for shell in ("bash", "zsh", "fish"):
         assert "_HSMVISOR_COMPLETE" in cli("completion", shell)
+    completed = cli(_HSMVISOR_COMPLETE="bash_complete", COMP_WORDS="hsmvisor material pu", COMP_CWORD="2")
+    assert completed == "plain,push\n"

@@ -22,6 +22,7 @@ from grpc_status import rpc_status
 from hsmvisor.authority import Authority, AuthorityError, BundleError, Pusher
 from hsmvisor.authority.store import default_directory
 from hsmvisor.client import SigningKey, TlsFiles, connect
+from hsmvisor.client.reason import with_reason
 from hsmvisor_rpc.sealed.refusal import Reason, Refusal
 from hsmvisor_rpc.v1 import hsmvisor_pb2 as pb
 from hsmvisor_rpc.v1 import hsmvisor_pb2_grpc as rpc
@@ -82,13 +83,15 @@ class Context:
     root_passphrase: bytes | None
     tls: TlsFiles | None
     signing: SigningKey | None
+    why: str = ""
 
     @cached_property
     def channel(self) -> grpc.Channel:
         try:
-            return connect(self.host, tls=self.tls, signing=self.signing)
+            channel = connect(self.host, tls=self.tls, signing=self.signing)
         except (ValueError, OSError) as error:
             raise CommandError(str(error), USAGE) from None
+        return with_reason(channel, self.why) if self.why else channel
 
     @cached_property
     def modules(self) -> rpc.ModuleServiceStub:
@@ -182,7 +185,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
 
 
 def when(stamp: Timestamp) -> str:
-    return stamp.ToDatetime().strftime("%Y-%m-%d %H:%M:%S") if stamp.seconds else "-"
+    return stamp.ToDatetime().strftime("%Y-%m-%d %H:%M:%SZ") if stamp.seconds else "-"
 
 
 def fail(error: Exception) -> NoReturn:

@@ -122,7 +122,10 @@ def _directory(place: Path, name: str) -> Finding:
         parent = next(p for p in place.parents if p.exists())
         good = os.access(parent, os.W_OK)
         return Finding(
-            name, OK if good else WARN, f"{path} is made at the first start", "" if good else "start hsmvisor-host as root"
+            name,
+            OK if good else WARN,
+            f"{path} is made at the first start",
+            "" if good else "start hsmvisor-host as root, or give it directories of its own (--config)",
         )
     mode = place.stat().st_mode & 0o777
     if name == "state" and mode & 0o077:

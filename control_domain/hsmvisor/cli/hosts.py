@@ -169,8 +169,8 @@ def audit() -> None:
 
 
 @audit.command()
-@click.option("--after", default=0, help="Sequence number.")
-@click.option("--module", "name", default="")
+@click.option("--after", default=0, help="Go on after this sequence number.")
+@click.option("--module", "name", default="", help="Of one module alone.")
 @click.option("--limit", default=0, help="0 = all.")
 @pass_context
 def export(ctx: Context, after: int, name: str, limit: int) -> None:
@@ -185,18 +185,25 @@ def export(ctx: Context, after: int, name: str, limit: int) -> None:
 @click.option(
     "--host-key", type=HexBytes(32), help="Hexadecimal identity key of the host that wrote it; default: the pinned key of --host."
 )
+@click.option(
+    "--exported", is_flag=True, help="FILE is what `hsmvisor audit export` wrote: lines cut off at its end are not missed."
+)
 @pass_context
-def verify(ctx: Context, file: Path, host_key: bytes | None) -> None:
-    """Find changed, removed, reordered or cut lines in an audit log."""
+def verify(ctx: Context, file: Path, host_key: bytes | None, exported: bool) -> None:
+    """Find changed, removed, reordered or cut lines in an audit log.
+
+    FILE is the log as it stands on its host, with FILE.head and the files it went on from beside it, or an export of all modules.
+    """
     from hsmvisor.host.audit_verify import verify as verify_log
 
     key = host_key or ctx.authority().hosts.get(ctx.host)
     if key is None:
         raise CommandError("the host's identity key is not known", USAGE, "give --host-key, or enrol the host")
     with ctx.patience(f"reading {file}"):
-        verdict = verify_log(file, key)
+        verdict = verify_log(file, key, exported)
     report = {"sound": verdict.sound, "lines": verdict.lines, "findings": [str(f) for f in verdict.findings]}
-    good = f"the log is whole: {verdict.lines} lines, signed up to {verdict.signed_until}"
+    signed = verdict.signed_until or "none yet"
+    good = f"the log is whole: lines {verdict.first} to {verdict.last}, by checkpoints signed up to {signed}"
     ctx.result(report, lambda: click.echo(good if verdict.sound else "\n".join(str(f) for f in verdict.findings)))
     if not verdict.sound:
         sys.exit(FAILURE)

@@ -19,7 +19,13 @@ from hsmvisor.client import SigningKey, TlsFiles
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="hsmvisor", prog_name="hsmvisor")
 @click.option(
-    "--host", "address", default=context.DEFAULT_HOST, envvar="HSMVISOR_HOST", show_default=True, help="unix:/path or host:port."
+    "--host",
+    "address",
+    default=context.DEFAULT_HOST,
+    envvar="HSMVISOR_HOST",
+    show_default=True,
+    show_envvar=True,
+    help="unix:/path or host:port.",
 )
 @click.option("--timeout", default=30.0, show_default=True, help="Seconds for one call.")
 @click.option("--json", "as_json", is_flag=True, help="Results for programs.")
@@ -29,22 +35,30 @@ from hsmvisor.client import SigningKey, TlsFiles
     type=click.Path(path_type=Path, readable=False),
     default=None,
     envvar="HSMVISOR_AUTHORITY",
+    show_envvar=True,
     help="Directory of the authority's keys.",
 )
 @click.option("--root-passphrase-file", type=click.File("rb"), help="Passphrase of the root key.")
 @click.option(
-    "--tls-ca", type=click.Path(exists=True, path_type=Path), envvar="HSMVISOR_TLS_CA", help="CA of a host that is reached by TCP."
-)
-@click.option("--tls-cert", type=click.Path(exists=True, path_type=Path), envvar="HSMVISOR_TLS_CERT")
-@click.option("--tls-key", type=click.Path(exists=True, path_type=Path), envvar="HSMVISOR_TLS_KEY")
+    "--tls-ca", type=click.Path(exists=True, path_type=Path), envvar="HSMVISOR_TLS_CA", show_envvar=True,
+    help="CA of a host that is reached by TCP.",
+)  # fmt: skip
 @click.option(
-    "--sign-key", type=click.Path(exists=True, path_type=Path), envvar="HSMVISOR_SIGN_KEY",
+    "--tls-cert", type=click.Path(exists=True, path_type=Path), envvar="HSMVISOR_TLS_CERT", show_envvar=True,
+    help="Our certificate, for mutual TLS.",
+)  # fmt: skip
+@click.option(
+    "--tls-key", type=click.Path(exists=True, path_type=Path), envvar="HSMVISOR_TLS_KEY", show_envvar=True, help="And its key."
+)
+@click.option("--why", default="", envvar="HSMVISOR_WHY", show_envvar=True, help="A reason, for the host's audit log.")
+@click.option(
+    "--sign-key", type=click.Path(exists=True, path_type=Path), envvar="HSMVISOR_SIGN_KEY", show_envvar=True,
     help="Sign each request with this key (Ed25519 in PEM, or a shared secret in hexadecimal) instead of mutual TLS.",
 )  # fmt: skip
 @click.pass_context
 def cli(
     ctx: click.Context, address: str, timeout: float, as_json: bool, directory: Path | None, root_passphrase_file: BinaryIO | None,
-    tls_ca: Path | None, tls_cert: Path | None, tls_key: Path | None, sign_key: Path | None,
+    tls_ca: Path | None, tls_cert: Path | None, tls_key: Path | None, why: str, sign_key: Path | None,
 ) -> None:  # fmt: skip
     """Secure modules for the guests of a hypervisor: make them, deliver keys to them sealed, renew them in service.
 
@@ -65,7 +79,7 @@ def cli(
         signing = SigningKey.load(sign_key) if sign_key else None
     except (ValueError, OSError) as error:
         raise CommandError(str(error), USAGE) from None
-    ctx.obj = Context(address, timeout, as_json, directory or context.default_authority(), passphrase, tls, signing)
+    ctx.obj = Context(address, timeout, as_json, directory or context.default_authority(), passphrase, tls, signing, why)
 
 
 @cli.command()

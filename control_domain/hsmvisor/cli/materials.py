@@ -66,8 +66,14 @@ def _passphrase(file: BinaryIO | None) -> bytes | None:
 @click.option(
     "--drain", type=Duration(), default=0, help="How long it serves after it retires; default: until its certificate expires."
 )
-@click.option("--after-drain", type=click.Choice(["extend", "refuse"]), default="extend", show_default=True)
-@click.option("--on-expiry", type=click.Choice(["keep", "refuse"]), default="keep", show_default=True)
+@click.option(
+    "--after-drain", type=click.Choice(["extend", "refuse"]), default="extend", show_default=True,
+    help="Whether who holds it may go on when that time is over, as long as it is used.",
+)  # fmt: skip
+@click.option(
+    "--on-expiry", type=click.Choice(["keep", "refuse"]), default="keep", show_default=True,
+    help="Whether the key signs on after its certificate expired.",
+)  # fmt: skip
 @click.option("--self-signed", is_flag=True, help="Show a bare key with a self-signed certificate (Java hides keys without one).")
 @click.option("--no-activate", is_flag=True, help="Stage only.")
 @click.option("--again", is_flag=True, help="Make a new generation even of what is current already.")
@@ -132,7 +138,7 @@ def _get(ctx: Context, module: str, name: str) -> pb.Material:
 @click.argument("name")
 @pass_context
 def show(ctx: Context, module: str, name: str) -> None:
-    """One material."""
+    """One material with its generations."""
     found = _get(ctx, module, name)
     ctx.result(found, lambda: show_materials([found]))
 
@@ -166,7 +172,10 @@ def roll_back(ctx: Context, module: str, name: str, generation: int) -> None:
 @click.argument("name")
 @click.argument("generation", type=int)
 @click.option("--drain", type=Duration(), default=0, help="How long it still serves; default: as it was staged with.")
-@click.option("--after-drain", type=click.Choice(["extend", "refuse"]), default="extend", show_default=True)
+@click.option(
+    "--after-drain", type=click.Choice(["extend", "refuse"]), default="extend", show_default=True,
+    help="Whether who holds it may go on when that time is over, as long as it is used.",
+)  # fmt: skip
 @pass_context
 def retire(ctx: Context, module: str, name: str, generation: int, drain: int, after_drain: str) -> None:
     """Take the current generation out of service, or set the drain of a retiring one anew."""
@@ -197,7 +206,7 @@ def destroy(ctx: Context, module: str, name: str, generation: int, compromised: 
     show_default=True,
     help="ec-p256, ec-p384, ec-p521, rsa-2048, rsa-3072, rsa-4096, ed25519, ed448, ml-dsa-44, ml-dsa-65, ml-dsa-87.",
 )
-@click.option("--days", default=30, show_default=True)
+@click.option("--days", default=30, show_default=True, help="Lifetime of the leaf.")
 @pass_context
 def generate_test(ctx: Context, directory: str, name: str, kind: str, days: int) -> None:
     """Make a key with a chain of a test CA in DIRECTORY: key.pem, chain.pem, ca.pem. For trying out, never for service."""

@@ -55,7 +55,11 @@ def _make_state_directory(path: Path) -> None:
         if path.stat().st_mode & 0o077:
             path.chmod(0o700)
     except OSError as error:
-        raise Broken("STATE_DIRECTORY", f"{path}: {error.strerror}", "look at the directory's owner and mode") from None
+        raise Broken(
+            "STATE_DIRECTORY",
+            f"{path}: {error.strerror}",
+            "look at the directory's owner and mode; not as root: name your own (state_directory in a file for --config)",
+        ) from None
 
 
 def lock_state(directory: Path) -> int:

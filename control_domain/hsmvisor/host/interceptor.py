@@ -20,10 +20,9 @@ from hsmvisor.host.errors import Forbidden, HostError, Invalid, Unauthenticated
 from hsmvisor.host.requests import Origin
 from hsmvisor.host.roles import CHANGING, METHODS, Access, may
 from hsmvisor.host.throttle import Throttle
+from hsmvisor_rpc.v1.request_signing import WHY
 
 _log = logging.getLogger(__name__)
-
-WHY = "hsmvisor-why"  #: metadata: the caller's reason, for the audit log
 
 _caller: ContextVar[Caller] = ContextVar("caller")
 _why: ContextVar[str] = ContextVar("why")

@@ -51,7 +51,9 @@ class Places:
                 path.chmod(mode)
         except OSError as error:
             raise Broken(
-                "RUNTIME_DIRECTORY", f"{error.filename}: {error.strerror}", "look at the directory's owner and mode"
+                "RUNTIME_DIRECTORY",
+                f"{error.filename}: {error.strerror}",
+                "look at the directory's owner and mode; not as root: name your own (runtime_directory in a file for --config)",
             ) from None
 
 

@@ -17,6 +17,7 @@ KEY = "hsmvisor-key"  #: name of the key, as the host's configuration calls it
 TIME = "hsmvisor-time"  #: seconds since 1970, decimal
 NONCE = "hsmvisor-nonce"  #: NONCE_SIZE random bytes, hexadecimal
 SIGNATURE = "hsmvisor-signature"  #: hexadecimal
+WHY = "hsmvisor-why"  #: beside them, or with any other call: the caller's reason, for the audit log; no signature covers it
 
 NONCE_SIZE = 16  #: bytes
 MIN_SECRET = 32  #: bytes of a shared secret
