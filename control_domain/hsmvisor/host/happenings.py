@@ -13,6 +13,7 @@ from hsmvisor_rpc.internal.messages import Event
 _BURST = 2000.0  #: events of one module that may come at once
 _RATE = 200.0  #: and a second after that
 _UNTHROTTLED = "signature"  #: an operator asked for each of them
+_MAX_OPEN = 4096  #: connections whose end is told when their worker cannot tell it any more
 
 
 class Happenings:
@@ -21,13 +22,25 @@ class Happenings:
     def __init__(self, module: str, audit: Audit, events: Events) -> None:
         self._module, self._audit, self._events = module, audit, events
         self._throttle = Throttle(_BURST, _RATE)
+        self._open: dict[Any, dict[str, Any]] = {}  #: by number (as the worker says), what was told of them
 
     def told(self, event: Event) -> None:
+        if event.kind == "connection-closed":
+            self._open.pop(reports.plain(event.report).get("connection"), None)
         if event.kind != _UNTHROTTLED and not self._throttle.admit():
             return
         if suppressed := self._throttle.take_suppressed():
             self._note("events-suppressed", {"count": suppressed}, 0)
-        self._note(event.kind, reports.plain(event.report), min(event.at_ms, 2**53))
+        detail = reports.plain(event.report)
+        if event.kind == "connection-opened" and len(self._open) < _MAX_OPEN:
+            self._open[detail.get("connection")] = detail
+        self._note(event.kind, detail, min(event.at_ms, 2**53))
+
+    def cut(self, why: str) -> None:
+        """The worker is gone, and so are its connections: whose end it did not tell, we do."""
+        lost, self._open = self._open, {}
+        for detail in lost.values():
+            self._note("connection-closed", {**detail, "why": why}, 0)
 
     def _note(self, kind: str, detail: dict[str, Any], at_ms: int) -> None:
         self._audit.note(f"module.{kind}", who="module", module=self._module, result="told", detail=detail)

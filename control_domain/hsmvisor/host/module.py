@@ -185,6 +185,7 @@ class Module:
         kind = "worker.violation" if worker.violation else "worker.ended"
         self._s.audit.note(kind, who="host", module=self.name, pid=worker.pid, result="restarting", detail=reports.clean(why))
         self._s.events.emit("worker-ended", self.name, {"pid": worker.pid, "why": reports.clean(why)})
+        self._happenings.cut("its worker ended")
         self._set(RESTARTING)
 
     async def _try_start(self) -> None:
@@ -481,6 +482,7 @@ class Module:
         worker.kill()
         await worker.ended()
         worker.leave()
+        self._happenings.cut("the module was ended")
 
 
 def new_row(module_id: bytes, name: str, number: int, root: bytes, settings: Settings) -> ModuleRow:
