@@ -201,7 +201,8 @@ def tour(place: Path, keep: bool) -> None:
 
 def main() -> None:
     keep = "--keep" in sys.argv[1:]
-    place = Path(tempfile.mkdtemp(prefix="hsmvisor-"))
+    # the path of a unix socket has at most 107 bytes
+    place = Path(tempfile.mkdtemp(prefix="hsmvisor-", dir=None if len(tempfile.gettempdir()) < 50 else "/tmp"))
     place.chmod(0o755)
     os.environ.pop("PYTHONPATH", None)
     code = 0
@@ -210,7 +211,7 @@ def main() -> None:
     except StepFailed:
         code = 1
     except KeyboardInterrupt:
-        print()
+        print("\nInterrupted: nothing is left behind." if not keep else "")
         code = 130 if not keep else 0
     if code == 1:
         print(f"The files of this run are left for you to look at: {place}", file=sys.stderr)

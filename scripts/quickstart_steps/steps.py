@@ -33,11 +33,12 @@ def step(title: str) -> Iterator[None]:
     print(f"\n{_number}. {title}", flush=True)
     try:
         yield
-    except StepFailed as failure:
+    except (StepFailed, OSError) as failed:
+        failure = failed if isinstance(failed, StepFailed) else StepFailed(str(failed), "mend that, then run the quickstart again")
         print(f"\nquickstart: step {_number} ({title}) failed:", file=sys.stderr)
         print("  " + failure.why.strip().replace("\n", "\n  "), file=sys.stderr)
         print(f"what to do: {failure.do}", file=sys.stderr)
-        raise
+        raise failure from None
     seconds = time.monotonic() - began
     if seconds > 2:
         print(f"   ({seconds:.1f} s)", flush=True)

@@ -23,11 +23,11 @@ def system_file(pattern: str, package: str) -> Path:
     return found[0]
 
 
-def wait_for(ready: Callable[[], bool], process: subprocess.Popen[bytes], log: Path, what: str, seconds: float = 20) -> None:
+def wait_for(ready: Callable[[], bool], process: subprocess.Popen[bytes], logs: list[Path], what: str, seconds: float = 20) -> None:
     end = time.monotonic() + seconds
     while not ready():
         if process.poll() is not None or time.monotonic() > end:
-            words = log.read_text(errors="replace")[-1500:] if log.exists() else ""
+            words = "".join(log.read_text(errors="replace")[-1500:] for log in logs if log.exists())
             raise StepFailed(f"{what} did not start:\n{words}", "mend what it says, then run the quickstart again")
         time.sleep(0.02)
 
@@ -78,7 +78,7 @@ class Site:
             "[guests]\nsocket_mode = 0o666\n[workers]\nstop_with_host = true\n"
         )
         process = self.start(BIN / "hsmvisor-host", "--config", config, log="host.log")
-        wait_for(lambda: answers(self.control), process, self.place / "host.log", "hsmvisor-host")
+        wait_for(lambda: answers(self.control), process, [self.place / "host.log"], "hsmvisor-host")
 
     def guest_environment(self, library: Path) -> dict[str, str]:
         """What a guest's programs get: the module's address, and OpenSSL's engine with the library."""
@@ -110,7 +110,7 @@ class Site:
             'location / { return 200 "signed by a module\\n"; } } }\n'
         )
         process = self.start(binary, "-c", config, "-p", self.place, log="nginx.log", more=self.guest_environment(SHIM))
-        wait_for(lambda: listens(self.port), process, self.place / "nginx-error.log", "nginx")
+        wait_for(lambda: listens(self.port), process, [self.place / "nginx.log", self.place / "nginx-error.log"], "nginx")
         return process
 
     def stop(self) -> None:
