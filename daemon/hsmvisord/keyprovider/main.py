@@ -1,4 +1,4 @@
-"""hsmvisord-keyprovider: holds the host's master key and derives each module's storage key from it (HKDF-SHA256, RFC 5869).
+"""hsmvisord-keyprovider: has each module's storage key derived from the host's master key, wherever that lives (sources.py).
 
 A process of its own: the supervisor asks for a key by module id and hands over a pipe that ends in the worker, so the key never
 passes through the supervisor.  It ends when its socket does.
@@ -16,14 +16,12 @@ import socket
 import sys
 from pathlib import Path
 
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from hsmvisor_rpc.internal import messages as m
 from hsmvisor_rpc.internal.frames import Frame, FrameReader, Kind, encode_frame
 from hsmvisor_rpc.internal.phases import PROVIDER_MAY_BE_ASKED, by_type
 from hsmvisor_rpc.sealed.canonical import MalformedRecord, Record, record_type
 
-from hsmvisord.keyprovider.sources import SOURCES, MasterKeySource, SourceError
+from hsmvisord.keyprovider.sources import SOURCES, KeySource, SourceError
 from hsmvisord.worker import process, sandbox
 from hsmvisord.worker.sandbox import complain
 
@@ -31,7 +29,7 @@ _INFO = b"hsmvisor storage key\0"
 
 
 class KeyProvider:
-    def __init__(self, control: socket.socket, kind: str, source: MasterKeySource) -> None:
+    def __init__(self, control: socket.socket, kind: str, source: KeySource) -> None:
         self._control, self._kind, self._source = control, kind, source
         self._reader = FrameReader()
         self._descriptors: list[int] = []
@@ -64,18 +62,15 @@ class KeyProvider:
             raise MalformedRecord("DeriveKey comes with the write end of a pipe")
         pipe = self._descriptors.pop(0)
         try:
-            os.write(pipe, self._key(_INFO + message.module_id))  # 32 bytes: fewer than PIPE_BUF, so one write
+            os.write(pipe, self._source.derive(_INFO + message.module_id))  # 32 bytes: fewer than PIPE_BUF, so one write
         except (OSError, SourceError) as error:
             return m.Error(m.REASON_INTERNAL, f"no storage key: {error}")
         finally:
             os.close(pipe)
         return m.Done()
 
-    def _key(self, info: bytes) -> bytes:
-        return HKDF(hashes.SHA256(), 32, salt=None, info=info).derive(self._source.master_key())
-
     def _fingerprint(self) -> str:
-        return hashlib.sha256(self._key(b"hsmvisor master key fingerprint\0")).hexdigest()[:16]
+        return hashlib.sha256(self._source.derive(b"hsmvisor master key fingerprint\0")).hexdigest()[:16]
 
 
 def main() -> None:

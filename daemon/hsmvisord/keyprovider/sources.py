@@ -1,4 +1,4 @@
-"""Where the master key lives.  A file today; a TPM and an HSM implement the same interface."""
+"""Where the master key lives: a file today; a TPM, which unseals it, and an HSM, which derives inside, have the same interface."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
 KEY_SIZE = 32
 
 
@@ -15,14 +18,17 @@ class SourceError(Exception):
     """There is no master key to be had; the message says why and what to do."""
 
 
-class MasterKeySource(Protocol):
-    def master_key(self) -> bytes:
-        """Returns KEY_SIZE bytes; raises SourceError."""
+class KeySource(Protocol):
+    """A master key that stays inside: what an HSM keeps need never come out of it."""
+
+    def derive(self, info: bytes) -> bytes:
+        """Returns the KEY_SIZE bytes that belong to `info`: always the same, and those of one tell nothing of another's.
+        Raises SourceError."""
         ...
 
 
 class FileSource:
-    """A file of KEY_SIZE random bytes that its owner alone may read."""
+    """A file of KEY_SIZE random bytes that its owner alone may read; HKDF-SHA256 (RFC 5869) derives."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -36,8 +42,8 @@ class FileSource:
     def __repr__(self) -> str:
         return "FileSource()"
 
-    def master_key(self) -> bytes:
-        return self._key
+    def derive(self, info: bytes) -> bytes:
+        return HKDF(hashes.SHA256(), KEY_SIZE, salt=None, info=info).derive(self._key)
 
     def _create(self) -> None:
         temporary = self._path.with_name(self._path.name + ".new")
@@ -67,4 +73,4 @@ class FileSource:
         return key
 
 
-SOURCES: dict[str, Callable[[Path], MasterKeySource]] = {"file": FileSource}
+SOURCES: dict[str, Callable[[Path], KeySource]] = {"file": FileSource}
