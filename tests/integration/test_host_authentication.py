@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -276,6 +277,20 @@ def test_a_renewed_server_certificate_is_used_at_once(host: Listening) -> None:
     assert about(connect(f"127.0.0.1:{host.signed_port}", tls=files, signing=key)).caller == "key:shared"
     (host.directory / "host.key").write_bytes(old[0])
     (host.directory / "host.crt").write_bytes(old[1])
+
+
+def test_files_that_cannot_be_used_are_named(host: Listening) -> None:
+    d = host.directory
+    good = TlsFiles(d / "ca.crt", d / "manager.test.crt", d / "manager.test.key", "localhost")
+    connect("localhost:1", tls=good).close()
+    for files, says in (
+        (replace(good, key=d / "nobody.test.key"), "not the key of the certificate"),
+        (replace(good, key=d / "ca.crt"), "not an unencrypted private key"),
+        (replace(good, ca=d / "manager.test.key"), "not a certificate"),
+        (replace(good, key=None), "come together"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            connect("localhost:1", tls=files)
 
 
 @pytest.mark.parametrize(

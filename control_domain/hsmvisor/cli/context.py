@@ -221,7 +221,7 @@ def _unreachable(detail: str) -> CommandError:
     text, hint = f"the host cannot be reached: {why}", "is hsmvisor-host running (systemctl status hsmvisor-host)? is --host right?"
     if "Permission denied" in why:
         return CommandError(text, NOT_PERMITTED, "use it as root or as a member of the socket's group (control.socket_group)")
-    if any(word in why for word in ("andshake", "SSL", "ertificate")):
+    if any(word in why for word in ("andshake", "SSL", "ertificate", "Socket closed")):
         hint = "does --tls-ca fit the host's certificate, and --tls-cert its client_ca? are all of them in time?"
     return CommandError(text, UNREACHABLE, hint)
 

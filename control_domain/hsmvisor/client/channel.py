@@ -8,6 +8,7 @@ from pathlib import Path
 
 import grpc
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from hsmvisor.client.signing import SigningChannel, SigningKey
 
 _MAX_MESSAGE = 16 * 1024 * 1024
@@ -61,11 +62,22 @@ def _is_host_port(address: str) -> bool:
 def _credentials(tls: TlsFiles) -> grpc.ChannelCredentials:
     if (tls.certificate is None) != (tls.key is None):
         raise ValueError("a client certificate and its key come together")
+    if tls.certificate is not None and tls.key is not None:
+        _demand_a_pair(tls.certificate, tls.key)
     return grpc.ssl_channel_credentials(
         root_certificates=_certificates(tls.ca),
         private_key=tls.key.read_bytes() if tls.key else None,
         certificate_chain=_certificates(tls.certificate) if tls.certificate else None,
     )
+
+
+def _demand_a_pair(certificate: Path, key: Path) -> None:
+    try:
+        private = load_pem_private_key(key.read_bytes(), None)
+    except (ValueError, TypeError):
+        raise ValueError(f"{key}: not an unencrypted private key in PEM") from None
+    if x509.load_pem_x509_certificates(_certificates(certificate))[0].public_key() != private.public_key():
+        raise ValueError(f"{key}: not the key of the certificate in {certificate}")
 
 
 def _certificates(path: Path) -> bytes:
