@@ -138,7 +138,7 @@ class Tour:
 
     def replace(self, load: Handshakes) -> None:
         with step(f"Replace key and certificate {SWAPS} times while handshakes run"):
-            for _ in range(SWAPS):
+            for number in range(2, SWAPS + 2):
                 seen = len(load.certificates)
                 self.new_files("ec-p256")
                 began = time.monotonic()
@@ -149,7 +149,11 @@ class Tour:
                     if time.monotonic() > end:
                         raise StepFailed("the new certificate was not served within 30 s", f"see {self.place}/guest.log")
                     time.sleep(0.02)
+                served = time.monotonic() - began
                 self.await_handshakes(load, HANDSHAKES_BETWEEN)
+                say(
+                    f"generation {number} is served {served:.1f} s later; {load.done} handshakes so far, {len(load.failures)} failed"
+                )
             load.stop()
             say(f"{load.done} handshakes, {len(load.failures)} failed")
             say(f"{len(load.certificates)} certificates were served, one after the other")

@@ -1,0 +1,73 @@
+"""The command line, walked: each command and each option explains itself, and each command answers programs too."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import click
+import pytest
+from hsmvisor.cli import context
+from hsmvisor.cli.context import Context
+from hsmvisor.cli.main import cli
+from hsmvisor_rpc.v1 import hsmvisor_pb2
+
+
+def walk(command: click.Command, path: str = "hsmvisor") -> Iterator[tuple[str, click.Command]]:
+    yield path, command
+    if isinstance(command, click.Group):
+        for name, inner in command.commands.items():
+            yield from walk(inner, f"{path} {name}")
+
+
+COMMANDS = dict(walk(cli))
+
+
+@pytest.mark.parametrize("path", COMMANDS)
+def test_it_explains_itself(path: str) -> None:
+    command = COMMANDS[path]
+    assert command.help and len(command.help) > 12
+    for option in command.params:
+        if isinstance(option, click.Option):
+            assert option.help, option.opts
+    if not isinstance(command, click.Group):
+        assert any("--json" in option.opts for option in command.params)
+
+
+def test_the_exit_codes_are_those_of_the_help() -> None:
+    assert cli.help is not None
+    said = cli.help[cli.help.index("Exit codes:") :].removeprefix("Exit codes: ").rstrip(".\n ").split(", ")
+    names = ["FAILURE", "USAGE", "NOT_FOUND", "REFUSED", "NOT_PERMITTED", "UNREACHABLE", "TIMEOUT"]
+    assert [int(word.split()[0]) for word in said] == [0, *(getattr(context, name) for name in names)]
+
+
+def test_it_offers_what_the_api_offers() -> None:
+    """Each method of the control API is called somewhere in the commands or in what they use."""
+    import inspect
+
+    from hsmvisor.authority import pusher
+    from hsmvisor.cli import hosts, materials, modules
+    from hsmvisor.client import enrol
+
+    text = "".join(inspect.getsource(module) for module in (context, hosts, materials, modules, pusher, enrol))
+    missing = [
+        method.name
+        for service in hsmvisor_pb2.DESCRIPTOR.services_by_name.values()
+        for method in service.methods
+        if f".{method.name}(" not in text
+    ]
+    assert missing == []
+
+
+def test_what_takes_long_says_what_it_is(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    import time
+    from pathlib import Path
+
+    monkeypatch.setattr(context, "PATIENCE", 0.01)
+    shown = Context("unix:/nowhere", 1, False, Path("/nowhere"), None, None, None)
+    with shown.patience("digging"):
+        time.sleep(0.3)
+    assert "digging ..." in capsys.readouterr().err
+    shown.json = True
+    with shown.patience("digging"):
+        time.sleep(0.1)
+    assert capsys.readouterr() == ("", "")
