@@ -151,9 +151,8 @@ class Tour:
                     time.sleep(0.02)
                 served = time.monotonic() - began
                 self.await_handshakes(load, HANDSHAKES_BETWEEN)
-                say(
-                    f"generation {number} is served {served:.1f} s later; {load.done} handshakes so far, {len(load.failures)} failed"
-                )
+                failed = len(load.failures)
+                say(f"generation {number} is served {served:.1f} s later; {load.done} handshakes so far, {failed} failed")
             load.stop()
             say(f"{load.done} handshakes, {len(load.failures)} failed")
             say(f"{len(load.certificates)} certificates were served, one after the other")

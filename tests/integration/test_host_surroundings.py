@@ -117,6 +117,31 @@ def test_it_runs_as_an_ordinary_user_too() -> None:
     host.clean()
 
 
+@pytest.mark.parametrize(
+    ("settings", "arguments", "code", "says"),
+    [
+        ("nonsense", ["--check"], 78, "host.toml"),
+        ("[audit]\nrotate = 1\n", [], 78, "unknown key audit.rotate; known here: checkpoint_lines"),
+        ("", ["--check"], 0, "the configuration is good"),
+        ("", ["--nonsense"], 2, "No such option"),
+    ],
+)
+def test_exit_codes_and_what_is_said(settings: str, arguments: list[str], code: int, says: str) -> None:
+    host = HostProcess(settings)
+    assert host.launch(arguments).wait(20) == code, host.log.read_text()
+    assert says in host.log.read_text()
+    assert "Traceback" not in host.log.read_text()
+    shutil.rmtree(host.directory)
+
+
+def test_a_second_service_on_the_same_state_is_refused_and_a_stopped_one_ends_well() -> None:
+    host = HostProcess().start()
+    assert host.launch().wait(20) == 1
+    assert "another hsmvisor-host (pid" in host.log.read_text() and "stop it first" in host.log.read_text()
+    assert host.stop() == 0
+    host.clean()
+
+
 # ---- disks ----------------------------------------------------------------------------------------------------------
 
 

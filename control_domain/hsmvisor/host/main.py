@@ -41,8 +41,8 @@ def main(path: Path | None, check: bool, stop_workers: bool, log_level: str | No
     The state directory holds ciphertext, the runtime directory the sockets.  SIGHUP reads roles and keys again; SIGTERM ends
     the service and leaves the workers serving for the next one.
 
-    Exit codes: 0 ended as it was told to, 1 it cannot run (the message says why and what to do), 2 wrong usage, 78 the configuration is
-    wrong.
+    Exit codes: 0 ended as it was told to, 1 it cannot run (the message says why and what to do), 2 wrong usage, 78 wrong
+    configuration.
     """
     os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"  # helpers are started by exec, nothing of gRPC lives in them
     try:
