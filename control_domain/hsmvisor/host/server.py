@@ -53,7 +53,14 @@ class Server:
         return self._server
 
     async def start(self, config: Config) -> None:
-        """Opens the listeners.  Raises Broken, OSError."""
+        """Opens the listeners, all of them or none.  Raises Broken, OSError."""
+        try:
+            await self._start(config)
+        except BaseException:
+            await self._server.stop(None)
+            raise
+
+    async def _start(self, config: Config) -> None:
         self._upstream.unlink(missing_ok=True)
         self._server.add_insecure_port(f"unix:{self._upstream}")
         if config.tls.address:
