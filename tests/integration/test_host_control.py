@@ -295,7 +295,7 @@ def test_statistics(host: HostProcess) -> None:
     host.create("statistics")
     answer = host.modules.GetStatistics(pb.GetStatisticsRequest(name="statistics"))
     assert answer.uptime_seconds > 0
-    assert answer.resident_bytes > 1_000_000 or os.geteuid() != 0
+    assert answer.resident_bytes > 1_000_000
 
 
 def test_events_are_streamed_and_resumed() -> None:

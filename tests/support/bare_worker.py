@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from hsmvisor.host.child import child_environment
 from hsmvisor_rpc.internal import messages as m
 from hsmvisor_rpc.internal.frames import Frame, FrameReader, Kind, encode_frame
 from hsmvisor_rpc.sealed import commands, envelope
@@ -64,7 +65,7 @@ class Peer:
 
 def start(module: str, *arguments: str) -> tuple[subprocess.Popen[bytes], Peer]:
     ours, theirs = socket.socketpair()
-    environment = os.environ | {"PYTHONMALLOC": "malloc", "GLIBC_TUNABLES": "glibc.malloc.perturb=165"}
+    environment = os.environ | child_environment()
     command = [sys.executable, "-m", module, "--control-fd", str(theirs.fileno()), *arguments]
     process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=environment)
     theirs.close()
@@ -86,7 +87,8 @@ class BareWorker:
 
     def __post_init__(self) -> None:
         self.launcher_process, self.launcher = start("hsmvisord.launcher.main")
-        self.provider_process, self.provider = start("hsmvisord.keyprovider.main", "--path", str(self.directory / "master.key"))
+        provider = ("--uid", str(max(0, self.uid - 1)), "--path", str(self.directory / "master.key"))
+        self.provider_process, self.provider = start("hsmvisord.keyprovider.main", *provider)
         self.guest_path = self.directory / "guest.sock"
         self._control_path = self.directory / "control.sock"
         self.boot()

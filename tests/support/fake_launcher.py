@@ -133,6 +133,9 @@ def main() -> None:
         for _, _, content in ancillary:
             handed += array.array("i", content)
         for frame in reader.feed(data):
+            if record_type(frame.payload) == "launcher-status":
+                sock.sendall(encode_frame(Frame(frame.id, Kind.REPLY, m.Report("{}").encode())))
+                continue
             spawn = m.Spawn.decode(frame.payload)
             control, guest, pipe = handed[:3]
             del handed[:3]

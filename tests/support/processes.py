@@ -35,8 +35,19 @@ def titled(pid: int, title: str) -> int:
     return next((p for p, line in descendants(pid).items() if title in line), 0)
 
 
+def status(pid: int) -> dict[str, str]:
+    """What the kernel says of a process (proc(5), status)."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
+
+
 def memory(pid: int) -> Iterator[bytes]:
     """The readable memory of a process, region by region (needs ptrace rights)."""
+    return (data for _, data in regions(pid))
+
+
+def regions(pid: int) -> Iterator[tuple[tuple[int, int], bytes]]:
+    """The same with start and end of each."""
     with open(f"/proc/{pid}/maps") as maps, open(f"/proc/{pid}/mem", "rb", buffering=0) as mem:
         for line in maps:
             span, mode, *_ = line.split()
@@ -45,9 +56,23 @@ def memory(pid: int) -> Iterator[bytes]:
             start, end = (int(x, 16) for x in span.split("-"))
             try:
                 mem.seek(start)
-                yield mem.read(end - start)
+                yield (start, end), mem.read(end - start)
             except (OSError, OverflowError, ValueError):
                 continue
+
+
+def flags(pid: int) -> dict[tuple[int, int], set[str]]:
+    """Start and end of each mapping with its VmFlags (proc(5), smaps): lo = locked, lf = as it is touched, dd = in no dump."""
+    found: dict[tuple[int, int], set[str]] = {}
+    span = (0, 0)
+    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+        name, *values = line.split()
+        if name == "VmFlags:":
+            found[span] = set(values)
+        elif not name.endswith(":"):
+            start, end = name.split("-")
+            span = (int(start, 16), int(end, 16))
+    return found
 
 
 def pss(pid: int) -> int:

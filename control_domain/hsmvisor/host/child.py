@@ -17,10 +17,12 @@ from hsmvisor.host.link import Link, Violation
 _log = logging.getLogger(__name__)
 
 #: Freed memory is overwritten, so that a key that was freed is gone: perturb works with malloc, not with Python's arenas, and not
-#: on chunks that malloc's per-thread cache (tcache) takes back, where an RSA key's coefficient was found again.
+#: on chunks that malloc's per-thread cache (tcache) takes back, where an RSA key's coefficient was found again.  One heap without
+#: arenas and mmap, which grows in large steps, so that hsmvisord/memory.py can lock it; what is free at its end is given back.
+_TUNABLES = {"perturb": 165, "tcache_count": 0, "arena_max": 1, "mmap_max": 0, "top_pad": 8 << 20, "trim_threshold": 16 << 20}
 _ENVIRONMENT = {
     "PYTHONMALLOC": "malloc",
-    "GLIBC_TUNABLES": "glibc.malloc.perturb=165:glibc.malloc.tcache_count=0",
+    "GLIBC_TUNABLES": ":".join(f"glibc.malloc.{name}={value}" for name, value in _TUNABLES.items()),
     "LANG": "C.UTF-8",
 }
 _INHERITED = ("PATH", "PYTHONPATH", "VIRTUAL_ENV")

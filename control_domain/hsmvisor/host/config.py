@@ -94,11 +94,15 @@ class Guests:
 class Workers:
     """How workers are run."""
 
-    uid_base: int = 460_000  #: as root: module number n runs as uid_base + n
+    uid_base: int = 460_000  #: as root: module number n runs as uid_base + n, the key provider as the one below
     stop_with_host: bool = False  #: otherwise they go on serving, and the next host service adopts them
     start_timeout_seconds: float = 10.0
     command_timeout_seconds: float = 30.0
     drain_seconds: float = 5.0
+
+    @property
+    def provider_uid(self) -> int:
+        return self.uid_base - 1
 
 
 @dataclass(frozen=True)

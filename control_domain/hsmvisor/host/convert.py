@@ -110,7 +110,7 @@ def executed(module_name: str, done: m.Executed) -> pb.ExecuteResponse:
     )
 
 
-def statistics(row: reports.Statistics, resident_bytes: int) -> pb.Statistics:
+def statistics(row: reports.Statistics) -> pb.Statistics:
     return pb.Statistics(
         operations=[
             pb.OperationStatistics(
@@ -128,7 +128,7 @@ def statistics(row: reports.Statistics, resident_bytes: int) -> pb.Statistics:
         sessions=row.sessions,
         connections_total=row.connections_total,
         connections_refused=row.connections_refused,
-        resident_bytes=resident_bytes,
+        resident_bytes=row.resident_bytes,
         uptime_seconds=row.uptime_seconds,
     )
 

@@ -5,11 +5,12 @@ Each step that cannot go on says precisely why and overwrites nothing.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import fcntl
 import os
 import sqlite3
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hsmvisor.host import identity
@@ -18,8 +19,11 @@ from hsmvisor.host.database import Database
 from hsmvisor.host.errors import Broken
 from hsmvisor.host.identity import HostIdentity
 from hsmvisor.host.launcher import Launcher
+from hsmvisor.host.measures import Measure
 from hsmvisor.host.places import Places
 from hsmvisor.host.provider import Provider
+
+_SOON = 2.0  #: seconds that a helper has to say what it is confined by
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,12 @@ class Foundation:
     database: Database
     launcher: Launcher
     provider: Provider
+
+    async def helpers(self) -> tuple[str, tuple[Measure, ...]]:
+        """Returns the key provider's status, and what launcher and key provider have given up, each under its name."""
+        launcher, (status, provider) = await asyncio.gather(self.launcher.measures(_SOON), self.provider.status(_SOON))
+        named = (("launcher", launcher), ("key provider", provider))
+        return status, tuple(replace(m, name=f"{name}: {m.name}") for name, measures in named for m in measures)
 
 
 def lay(config: Config) -> Foundation:
@@ -46,7 +56,8 @@ def lay(config: Config) -> Foundation:
     host = identity.load(config.state / "host.key", new_host=not state_file.exists())
     database = Database(state_file)
     _demand_master_key(config, state_file)
-    return Foundation(config, places, lock, host, database, Launcher(), Provider(config.provider.kind, config.master_key))
+    provider = Provider(config.provider.kind, config.master_key, config.workers.provider_uid if os.geteuid() == 0 else 0)
+    return Foundation(config, places, lock, host, database, Launcher(), provider)
 
 
 def _make_state_directory(path: Path) -> None:

@@ -8,8 +8,10 @@ import os
 import signal
 from dataclasses import dataclass
 
+from hsmvisor.host import reports
 from hsmvisor.host.child import Child, HelperLost
 from hsmvisor.host.link import LinkClosed, PeerError
+from hsmvisor.host.measures import Measure
 from hsmvisor_rpc.internal import messages as m
 
 MODULE = "hsmvisord.launcher.main"
@@ -27,6 +29,16 @@ class Worker:
 class Launcher:
     def __init__(self, module: str = MODULE) -> None:
         self.child = Child("launcher", module, [])
+
+    async def measures(self, within: float) -> tuple[Measure, ...]:
+        """Returns those of its own sandbox; none when it cannot be asked."""
+        try:
+            async with asyncio.timeout(within):
+                link = await self.child.link()
+                answer, _ = await link.ask(m.LauncherStatus(), m.Report, within=within)
+        except (HelperLost, LinkClosed, PeerError, TimeoutError):
+            return ()
+        return reports.measures(reports.parse(answer.report))
 
     async def spawn(self, spawn: m.Spawn, control: int, guest: int, key_pipe: int, within: float) -> Worker:
         """Raises HelperLost when there is no launcher, or it does not answer."""

@@ -11,7 +11,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from hsmvisor.host import errors, places, reports
@@ -59,6 +59,7 @@ _QUICK_PAUSES = (0.05, 0.2, 0.5)  #: seconds to the next attempt after the first
 _FAILED_PAUSE, _LONGEST_PAUSE = 10.0, 300.0  #: and when it counts as failed
 LINGER = 10.0  #: seconds that a replaced worker serves applications which are in a long operation
 _LEAVING_WITHIN = 5.0  #: seconds that it may take to end after that
+_MOST_LACKING = 32
 _SERVING_WAIT = 5.0  #: seconds that a request waits for a worker that is being started
 
 
@@ -74,6 +75,7 @@ class Surroundings:
     identity: HostIdentity
     audit: Audit
     events: Events
+    lacking: set[Measure] = field(default_factory=set)  #: what workers could not apply, and is said
 
 
 class Module:
@@ -266,6 +268,10 @@ class Module:
     def _serves(self, recipient: bytes, root: bytes, report: str) -> None:
         self.recipient, self.root = recipient, root
         self.measures = reports.measures(reports.parse(report))
+        for measure in self.measures:
+            if not measure.applied and measure not in self._s.lacking and len(self._s.lacking) < _MOST_LACKING:
+                self._s.lacking.add(measure)
+                _log.warning("workers: not applied: %s: %s", measure.name, measure.detail)
         self._failures = 0
         self._is_serving.set()
         self._set(SERVING)

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 
+from hsmvisor.host import reports
 from hsmvisor.host.child import Child, HelperLost
 from hsmvisor.host.errors import Unavailable
 from hsmvisor.host.link import LinkClosed, PeerError
+from hsmvisor.host.measures import Measure
 from hsmvisor_rpc.internal import messages as m
 
 MODULE = "hsmvisord.keyprovider.main"
 
 
 class Provider:
-    def __init__(self, kind: str, path: Path, module: str = MODULE) -> None:
+    """`uid`: the user that it becomes once it has the master key; 0 = it stays."""
+
+    def __init__(self, kind: str, path: Path, uid: int = 0, module: str = MODULE) -> None:
         self.kind = kind
-        self.child = Child("key provider", module, ["--kind", kind, "--path", str(path)])
+        self.child = Child("key provider", module, ["--kind", kind, "--path", str(path), "--uid", str(uid)])
 
     async def derive(self, module_id: bytes, pipe: int, within: float) -> None:
         """Has the module's storage key written into `pipe`; raises HelperLost."""
@@ -28,12 +33,13 @@ class Provider:
                 "KEY_PROVIDER", f"no storage key: {error or 'no answer'}", "see the host's log for what it says"
             ) from None
 
-    async def status(self, within: float) -> str:
-        """Returns kind and fingerprint for people; says so when it cannot be asked."""
+    async def status(self, within: float) -> tuple[str, tuple[Measure, ...]]:
+        """Returns kind and fingerprint for people, and the measures of its sandbox; says so when it cannot be asked."""
         try:
-            link = await self.child.link()
-            answer, _ = await link.ask(m.ProviderStatus(), m.Report, within=within)
+            async with asyncio.timeout(within):
+                link = await self.child.link()
+                answer, _ = await link.ask(m.ProviderStatus(), m.Report, within=within)
             report = json.loads(answer.report)
-            return f"{report['kind']} {report['fingerprint']}"
+            return f"{report['kind']} {report['fingerprint']}", reports.measures(report)
         except (Unavailable, LinkClosed, PeerError, TimeoutError, ValueError, KeyError, TypeError):
-            return f"{self.kind} (does not answer)"
+            return f"{self.kind} (does not answer)", ()

@@ -82,6 +82,7 @@ class Statistics:
     connections_total: int = 0
     connections_refused: int = 0
     uptime_seconds: float = 0.0
+    resident_bytes: int = 0
 
 
 def parse(untrusted_text: str) -> Json:
@@ -154,6 +155,7 @@ def statistics(untrusted_text: str) -> Statistics:
         connections_total=_int(value, "connections_total"),
         connections_refused=_int(value, "connections_refused"),
         uptime_seconds=_float(value, "uptime_seconds"),
+        resident_bytes=_int(value, "resident_bytes"),
     )
 
 

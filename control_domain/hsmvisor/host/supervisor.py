@@ -69,8 +69,9 @@ class Supervisor:
         self._scrape = ScrapeServer(self.metrics)
         self._gate = Gate(self._authenticator(config), self.audit)
         self._server = Server(self._gate, foundation.places)
+        self._measures = measures
         self._add_services(About(VERSION, self._started_at, measures))
-        self._pruner: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
 
     def _authenticator(self, config: Config) -> Authenticator:
         keys = signatures.load_keys(config.signed.keys)
@@ -79,7 +80,7 @@ class Supervisor:
     def _add_services(self, about: About) -> None:
         registry, identity = self._server.registry, self._f.identity
         enrolments = Enrolments(self.state, identity)
-        host = HostService(about, identity, self.modules, enrolments, self.requests, self._f.provider, self.metrics)
+        host = HostService(about, self._f, self.modules, enrolments, self.requests, self.metrics)
         rpc.add_ModuleServiceServicer_to_server(ModuleService(self.modules, self.requests, self.state, identity), registry)
         rpc.add_MaterialServiceServicer_to_server(MaterialService(self.modules, self.requests, self.state, self.events), registry)
         rpc.add_HostServiceServicer_to_server(host, registry)
@@ -111,13 +112,20 @@ class Supervisor:
         await self._server.start(self.config)
         if self.config.metrics.address:
             await self._scrape.start(self.config.metrics.address)
-        self._pruner = asyncio.get_running_loop().create_task(self._prune())
+        self._tasks = [asyncio.create_task(self._prune()), asyncio.create_task(self._complain())]
         _log.info("ready: %d modules, control API at %s", len(self.modules.all()), self.config.control_socket)
+
+    async def _complain(self) -> None:
+        """What this kernel or installation lacks is said at start; of workers, when the first one serves (module.py)."""
+        _, of_helpers = await self._f.helpers()
+        for measure in (*self._measures, *of_helpers):
+            if not measure.applied:
+                _log.warning("not applied: %s: %s", measure.name, measure.detail)
 
     async def stop(self, *, leave_workers: bool) -> None:
         """What runs is carried out, what waits is written; workers go on serving unless they are not to be left."""
-        if self._pruner is not None:
-            self._pruner.cancel()
+        for task in self._tasks:
+            task.cancel()
         await self._scrape.stop()
         await self.events.close()
         self.modules.end_watching()

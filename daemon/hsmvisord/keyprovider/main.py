@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import array
+import contextlib
 import hashlib
 import json
 import os
@@ -15,22 +16,24 @@ import signal
 import socket
 import sys
 from pathlib import Path
+from typing import Any
 
+from hsmvisor_rpc.confine.capabilities import PR_SET_DUMPABLE, prctl
 from hsmvisor_rpc.internal import messages as m
 from hsmvisor_rpc.internal.frames import Frame, FrameReader, Kind, encode_frame
 from hsmvisor_rpc.internal.phases import PROVIDER_MAY_BE_ASKED, by_type
 from hsmvisor_rpc.sealed.canonical import MalformedRecord, Record, record_type
 
+from hsmvisord import memory
 from hsmvisord.keyprovider.sources import SOURCES, KeySource, SourceError
 from hsmvisord.worker import process, sandbox
-from hsmvisord.worker.sandbox import complain
 
 _INFO = b"hsmvisor storage key\0"
 
 
 class KeyProvider:
-    def __init__(self, control: socket.socket, kind: str, source: KeySource) -> None:
-        self._control, self._kind, self._source = control, kind, source
+    def __init__(self, control: socket.socket, kind: str, source: KeySource, measures: list[dict[str, Any]]) -> None:
+        self._control, self._kind, self._source, self._measures = control, kind, source, measures
         self._reader = FrameReader()
         self._descriptors: list[int] = []
         self._asked = by_type(PROVIDER_MAY_BE_ASKED)
@@ -47,6 +50,7 @@ class KeyProvider:
                 reply = self._serve(frame)
                 form = Kind.ERROR if isinstance(reply, m.Error) else Kind.REPLY
                 self._control.sendall(encode_frame(Frame(frame.id, form, reply.encode())))
+            memory.follow()
 
     def _serve(self, frame: Frame) -> Record:
         kind = self._asked.get(record_type(frame.payload)) if frame.kind is Kind.REQUEST else None
@@ -55,7 +59,7 @@ class KeyProvider:
         message = kind.decode(frame.payload)
         if isinstance(message, m.DeriveKey):
             return self._derive(message)
-        return m.Report(json.dumps({"kind": self._kind, "fingerprint": self._fingerprint()}))
+        return m.Report(json.dumps({"kind": self._kind, "fingerprint": self._fingerprint(), "measures": self._measures}))
 
     def _derive(self, message: m.DeriveKey) -> Record:
         if not self._descriptors:
@@ -80,17 +84,21 @@ def main() -> None:
     parser.add_argument("--control-fd", type=int, required=True, help="descriptor of the socket to hsmvisor-host")
     parser.add_argument("--kind", choices=sorted(SOURCES), default="file", help="where the master key lives")
     parser.add_argument("--path", type=Path, required=True, help="the master key's file; made when it is missing")
+    parser.add_argument("--uid", type=int, default=0, help="user that it becomes once it has the master key; 0 = it stays")
     arguments = parser.parse_args()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    process.prctl(process.PR_SET_DUMPABLE, 0)  # before it reads the master key
+    prctl(PR_SET_DUMPABLE, 0)  # before it reads the master key
     process.set_title("hsmvisord: key provider")
+    sandbox.prepare()
+    with contextlib.suppress(OSError):  # said below
+        memory.keep()
     try:
         source = SOURCES[arguments.kind](arguments.path)
     except SourceError as error:
         print(f"hsmvisord-keyprovider: {error}", file=sys.stderr, flush=True)
         sys.exit(1)
-    complain(sandbox.enter_key_provider(), "hsmvisord-keyprovider")
-    KeyProvider(socket.socket(fileno=arguments.control_fd), arguments.kind, source).run()
+    measures = sandbox.enter(arguments.uid, threads=0)
+    KeyProvider(socket.socket(fileno=arguments.control_fd), arguments.kind, source, measures).run()
 
 
 if __name__ == "__main__":

@@ -9,30 +9,33 @@ import argparse
 import array
 import contextlib
 import gc
+import json
 import os
 import select
 import signal
 import socket
 import sys
 import traceback
+from typing import Any
 
 from hsmvisor_rpc.internal import messages as m
 from hsmvisor_rpc.internal.frames import Frame, FrameReader, Kind, encode_frame
 from hsmvisor_rpc.internal.phases import LAUNCHER_MAY_BE_ASKED, by_type
 from hsmvisor_rpc.sealed.canonical import MalformedRecord, record_type
 
+from hsmvisord import memory
 from hsmvisord.crypto import libcrypto
 from hsmvisord.transport.rehearsal import Rehearsal
 from hsmvisord.worker import main as worker
 from hsmvisord.worker import process, sandbox
-from hsmvisord.worker.sandbox import complain
 
+ROOM = 4 << 20  #: bytes into which a worker's heap may grow before it asks the kernel
 SPAWN_DESCRIPTORS = 3  #: control listener, guest listener, read end of the key pipe
 
 
 class Launcher:
-    def __init__(self, control: socket.socket) -> None:
-        self._control = control
+    def __init__(self, control: socket.socket, measures: list[dict[str, Any]]) -> None:
+        self._control, self._measures = control, measures
         self._reader = FrameReader()
         self._descriptors: list[int] = []
         self._asked = by_type(LAUNCHER_MAY_BE_ASKED)
@@ -64,8 +67,12 @@ class Launcher:
 
     def _serve(self, frame: Frame) -> None:
         kind = self._asked.get(record_type(frame.payload)) if frame.kind is Kind.REQUEST else None
+        if kind is m.LauncherStatus:
+            report = m.Report(json.dumps({"measures": self._measures}))
+            self._control.sendall(encode_frame(Frame(frame.id, Kind.REPLY, report.encode())))
+            return
         if kind is None or len(self._descriptors) < SPAWN_DESCRIPTORS:
-            raise MalformedRecord("the launcher takes Spawn with three descriptors")
+            raise MalformedRecord("the launcher takes LauncherStatus, and Spawn with three descriptors")
         spawn = m.Spawn.decode(frame.payload)
         handed, self._descriptors = self._descriptors[:SPAWN_DESCRIPTORS], self._descriptors[SPAWN_DESCRIPTORS:]
         pid = os.fork()
@@ -100,14 +107,16 @@ def main() -> None:
     arguments = parser.parse_args()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     process.set_title("hsmvisord: launcher")
-    complain(sandbox.enter_launcher(), "hsmvisord")
+    sandbox.prepare()
     libcrypto.preload()
     Rehearsal().run()
+    memory.make_room(ROOM)
+    measures = sandbox.enter_launcher()
     # Everything that lives now lives in every worker: keep the collector from touching (and so copying) those pages.
     gc.collect()
     gc.freeze()
     gc.disable()
-    Launcher(socket.socket(fileno=arguments.control_fd)).run()
+    Launcher(socket.socket(fileno=arguments.control_fd), measures).run()
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from queue import SimpleQueue
 from time import monotonic, perf_counter
 from typing import TypeVar
 
+from hsmvisord import memory
 from hsmvisord.transport import limits
 from hsmvisord.transport.connection import WAITING, Connection, Ended
 
@@ -43,7 +44,7 @@ class Reactor:
         self._lead = threading.Lock()  #: held by the thread that reads; guards all that is not said to be for any thread
         self._answering: set[Connection] = set()  #: by threads that gave up the lead
         self._threads = 0
-        self._asker: threading.Thread | None = None
+        self._asks = False  #: a thread waits for the host
         self._asking: set[Connection] = set()  #: whose requests wait for the host
         self._waiting: SimpleQueue[Connection] = SimpleQueue()
         self._swept = monotonic()
@@ -82,7 +83,7 @@ class Reactor:
 
     def _start_thread(self) -> None:
         self._threads += 1
-        threading.Thread(target=self._run, name="reactor", daemon=True).start()
+        memory.start_thread("reactor", self._run)
 
     def _run(self) -> None:
         self._lead.acquire()
@@ -101,9 +102,9 @@ class Reactor:
                 self._lead.acquire()
 
     def _ask_host(self, connection: Connection) -> None:
-        if self._asker is None:  # most modules have no PIN
-            self._asker = threading.Thread(target=self._wait_for_host, name="waiting", daemon=True)
-            self._asker.start()
+        if not self._asks:  # most modules have no PIN
+            self._asks = True
+            memory.start_thread("waiting", self._wait_for_host)
         self._asking.add(connection)
         self._waiting.put(connection)
 

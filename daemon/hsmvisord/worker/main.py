@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import signal
@@ -10,6 +11,7 @@ import threading
 
 from hsmvisor_rpc.internal import messages as m
 
+from hsmvisord import memory
 from hsmvisord.transport import limits
 from hsmvisord.worker import process, sandbox
 from hsmvisord.worker.link import Link
@@ -24,6 +26,8 @@ def run(spawn: m.Spawn, control: int, guest: int, key_pipe: int) -> None:
     process.set_title(f"hsmvisord: {spawn.name}")
     gc.enable()
     threading.stack_size(limits.THREAD_STACK)
+    with contextlib.suppress(OSError):  # a kernel before 4.14
+        memory.open_size()
     measures = sandbox.enter(spawn.uid)
     link = Link(socket.socket(fileno=control), spawn.supervisor_uid)
     Module(spawn, link, socket.socket(fileno=guest), key_pipe, measures).start()

@@ -25,7 +25,7 @@ from hsmvisor_rpc.sealed.canonical import MalformedRecord, Record
 from hsmvisor_rpc.sealed.commands import Command
 from hsmvisor_rpc.sealed.refusal import Refusal
 
-from hsmvisord import ck
+from hsmvisord import ck, memory
 from hsmvisord.ck import CkError
 from hsmvisord.crypto.software import SoftwareProvider
 from hsmvisord.keystore import persistence
@@ -62,8 +62,8 @@ class Module:
         self._departure: Departure | None = None
 
     def start(self) -> None:
-        threading.Thread(target=self._commands, name="commands", daemon=True).start()
-        threading.Thread(target=self._clock, name="clock", daemon=True).start()
+        memory.start_thread("commands", self._commands)
+        memory.start_thread("clock", self._clock)
 
     # ---- the supervisor's requests ------------------------------------------------------------------------------
 
@@ -71,6 +71,7 @@ class Module:
         while True:
             with contextlib.suppress(queue.Empty):
                 self._answer(self._link.requests.get(timeout=TICK))
+            memory.follow()
             if self._token is not None:
                 with contextlib.suppress(StorageError):  # tried again at the next tick
                     self._token.keystore.tick()
@@ -212,6 +213,7 @@ class Module:
             connections_total=listener.accepted if listener else 0,
             connections_refused=listener.refused if listener else 0,
             uptime_seconds=time.monotonic() - self._began,
+            resident_bytes=memory.size(),
         )
 
     # ---- boot and end -------------------------------------------------------------------------------------------
@@ -296,7 +298,7 @@ class Module:
         listener.start()
         self._link.phase = Phase.SERVING
         if more:
-            threading.Thread(target=self._take_late, args=(arrival,), name="arrival", daemon=True).start()
+            memory.start_thread("arrival", partial(self._take_late, arrival))
         return self._booted(keystore, operations_lost=arrival.operations_lost)
 
     def _connection(self, sock: socket.socket, peer: str, refused: bool) -> Connection:

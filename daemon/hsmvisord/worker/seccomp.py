@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import errno
+import mmap
+import os
+from typing import Any
 
 try:  # before the fork: a confined worker opens no file
     import pyseccomp
@@ -17,10 +20,10 @@ ALLOWED = {
         "fcntl", "dup", "poll", "ppoll", "select", "pselect6", "epoll_create1", "epoll_ctl", "epoll_wait", "epoll_pwait",
         "accept4", "accept", "shutdown", "getsockopt", "setsockopt", "getsockname", "getpeername", "ioctl", "eventfd2", "pipe2",
     ),
-    "memory": ("mmap", "munmap", "mremap", "mprotect", "madvise", "brk", "mlock", "mlock2", "munlock"),
+    "memory": ("munmap", "mremap", "madvise", "brk", "mlock", "mlock2", "munlock"),
     "threads": (
         "futex", "set_robust_list", "rseq", "gettid", "getpid", "sched_yield", "sched_getaffinity",
-        "exit", "exit_group", "tgkill", "membarrier", "prlimit64",
+        "exit", "exit_group", "membarrier",
     ),
     "time and signals": (
         "clock_gettime", "clock_nanosleep", "nanosleep", "clock_getres", "gettimeofday", "rt_sigaction", "rt_sigprocmask",
@@ -31,25 +34,55 @@ ALLOWED = {
 }  # fmt: skip
 
 CLONE_THREAD = 0x10000  #: clone(2): a thread of this process, never another process
+CLONE_NEW = 0x7E020080  #: any new namespace
+
+#: What the launcher needs besides: it forks, and a child makes itself a worker.
+LAUNCHING = (
+    "openat", "getdents64", "close_range", "wait4", "waitid", "pidfd_open", "getppid", "setgroups", "setresgid", "setresuid",
+    "capset", "capget", "prctl", "prlimit64", "setrlimit", "getrlimit", "seccomp", "mmap", "mprotect", "tgkill",
+    "landlock_create_ruleset", "landlock_add_rule", "landlock_restrict_self",
+)  # fmt: skip
 
 #: Asked for by libraries that bear a refusal: answered EPERM instead of the process's end.
 REFUSED = ("openat", "open", "readlink", "readlinkat", "access", "faccessat", "faccessat2", "stat", "statx", "getcwd", "socket")
 
 
 def load() -> str:
-    """Loads the filter for this process and all its threads; raises OSError."""
-    if pyseccomp is None:
-        raise OSError(f"libseccomp cannot be loaded: {_missing}")
-    rules = pyseccomp.SyscallFilter(pyseccomp.KILL_PROCESS)
-    count = 0
-    for names in ALLOWED.values():
-        for name in names:
-            rules.add_rule(pyseccomp.ALLOW, name)
-            count += 1
-    rules.add_rule(pyseccomp.ALLOW, "clone", pyseccomp.Arg(0, pyseccomp.MASKED_EQ, CLONE_THREAD, CLONE_THREAD))
-    # clone3 keeps its flags in memory, where a filter cannot look; libc then takes clone.
-    rules.add_rule(pyseccomp.ERRNO(errno.ENOSYS), "clone3")
+    """Loads the worker's filter for this process and all its threads; raises OSError."""
+    rules, count = _allowing(_library().KILL_PROCESS)
+    of, masked, equal = pyseccomp.Arg, pyseccomp.MASKED_EQ, pyseccomp.EQ
+    rules.add_rule(pyseccomp.ALLOW, "clone", of(0, masked, CLONE_THREAD, CLONE_THREAD))
+    for name in ("mmap", "mprotect"):  # all code is there: nothing becomes code
+        rules.add_rule(pyseccomp.ALLOW, name, of(2, masked, mmap.PROT_EXEC, 0))
+    rules.add_rule(pyseccomp.ALLOW, "prlimit64", of(0, equal, 0))  # its own limits, its own threads
+    rules.add_rule(pyseccomp.ALLOW, "tgkill", of(0, equal, os.getpid()))
     for name in REFUSED:
         rules.add_rule(pyseccomp.ERRNO(errno.EPERM), name)
     rules.load()
     return f"{count} system calls allowed"
+
+
+def load_for_launcher() -> str:
+    """What is not allowed is refused: its children's own filters are stricter.  Raises OSError."""
+    rules, count = _allowing(_library().ERRNO(errno.EPERM))
+    for name in LAUNCHING:
+        rules.add_rule(pyseccomp.ALLOW, name)
+    rules.add_rule(pyseccomp.ALLOW, "clone", pyseccomp.Arg(0, pyseccomp.MASKED_EQ, CLONE_NEW, 0))
+    rules.load()
+    return f"{count + len(LAUNCHING)} system calls allowed"
+
+
+def _allowing(otherwise: Any) -> tuple[Any, int]:
+    rules = pyseccomp.SyscallFilter(otherwise)
+    names = [name for group in ALLOWED.values() for name in group]
+    for name in names:
+        rules.add_rule(pyseccomp.ALLOW, name)
+    # clone3 keeps its flags in memory, where a filter cannot look; libc then takes clone.
+    rules.add_rule(pyseccomp.ERRNO(errno.ENOSYS), "clone3")
+    return rules, len(names)
+
+
+def _library() -> Any:
+    if pyseccomp is None:
+        raise OSError(f"libseccomp cannot be loaded: {_missing}")
+    return pyseccomp

@@ -59,6 +59,13 @@ class Spawned(Record):
     pid: int
 
 
+@dataclass(frozen=True)
+class LauncherStatus(Record):
+    """-> Report: measures of the launcher's sandbox."""
+
+    TYPE: ClassVar[str] = "launcher-status"
+
+
 # ---- supervisor -> key provider ---------------------------------------------------------------------------------
 
 
@@ -72,7 +79,7 @@ class DeriveKey(Record):
 
 @dataclass(frozen=True)
 class ProviderStatus(Record):
-    """-> Report: kind of the provider, fingerprint of its master key."""
+    """-> Report: kind of the provider, fingerprint of its master key, measures of its sandbox."""
 
     TYPE: ClassVar[str] = "provider-status"
 

@@ -46,7 +46,7 @@ WORKER_MAY: dict[Phase, frozenset[type[Record]]] = {
 #: Requests that come with a descriptor.
 WITH_DESCRIPTOR: frozenset[type[Record]] = frozenset({m.Succeed, m.HandOver})
 
-LAUNCHER_MAY_BE_ASKED: frozenset[type[Record]] = frozenset({m.Spawn})
+LAUNCHER_MAY_BE_ASKED: frozenset[type[Record]] = frozenset({m.Spawn, m.LauncherStatus})
 PROVIDER_MAY_BE_ASKED: frozenset[type[Record]] = frozenset({m.DeriveKey, m.ProviderStatus})
 
 

@@ -8,12 +8,11 @@ from typing import Any
 from hsmvisor.host import convert, reports
 from hsmvisor.host.enrolment import Enrolments
 from hsmvisor.host.errors import Invalid
-from hsmvisor.host.identity import HostIdentity
+from hsmvisor.host.foundation import Foundation
 from hsmvisor.host.interceptor import caller, origin
 from hsmvisor.host.measures import Measure
 from hsmvisor.host.metrics import Metrics
 from hsmvisor.host.modules import Modules
-from hsmvisor.host.provider import Provider
 from hsmvisor.host.requests import Requests, request
 from hsmvisor_rpc.v1 import hsmvisor_pb2 as pb
 from hsmvisor_rpc.v1 import hsmvisor_pb2_grpc as rpc
@@ -32,25 +31,25 @@ class HostService(rpc.HostServiceServicer):
     def __init__(
         self,
         about: About,
-        identity: HostIdentity,
+        foundation: Foundation,
         modules: Modules,
         enrolments: Enrolments,
         requests: Requests,
-        provider: Provider,
         metrics: Metrics,
     ) -> None:
-        self._about, self._identity, self._modules, self._enrolments = about, identity, modules, enrolments
-        self._requests, self._provider, self._metrics = requests, provider, metrics
+        self._about, self._foundation, self._modules, self._enrolments = about, foundation, modules, enrolments
+        self._requests, self._metrics = requests, metrics
 
     async def GetHost(self, untrusted: pb.GetHostRequest, context: Any) -> pb.Host:
         known = caller()
+        key_provider, measures = await self._foundation.helpers()
         return pb.Host(
-            host_key=self._identity.public,
+            host_key=self._foundation.identity.public,
             version=self._about.version,
             started_at=convert.timestamp(self._about.started_at),
             modules=len(self._modules.all()),
-            measures=map(convert.measure, self._about.measures),
-            key_provider=await self._provider.status(within=2),
+            measures=map(convert.measure, (*self._about.measures, *measures)),
+            key_provider=key_provider,
             caller=known.name,
             roles=sorted(known.roles),
         )
@@ -64,7 +63,7 @@ class HostService(rpc.HostServiceServicer):
         ours = await self._requests.once(
             origin(), "host.enrol", asked, {"manager": manager}, lambda: self._enrolments.enrol(nonce, proof, manager, asked)
         )
-        return pb.EnrolResponse(host_key=self._identity.public, proof=ours)
+        return pb.EnrolResponse(host_key=self._foundation.identity.public, proof=ours)
 
     async def CreateEnrolment(self, untrusted: pb.CreateEnrolmentRequest, context: Any) -> pb.CreateEnrolmentResponse:
         lifetime = untrusted.lifetime_seconds

@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import AsyncIterator
 from typing import Any
 
-from hsmvisor.host import convert, limits, memory, reports
+from hsmvisor.host import convert, limits, reports
 from hsmvisor.host.errors import HostError
 from hsmvisor.host.identity import HostIdentity
 from hsmvisor.host.interceptor import origin
@@ -137,8 +137,7 @@ class ModuleService(rpc.ModuleServiceServicer):
 
     async def GetStatistics(self, untrusted: pb.GetStatisticsRequest, context: Any) -> pb.Statistics:
         module = self._modules.get(limits.module_name(untrusted.name))
-        statistics = await module.statistics()
-        return convert.statistics(statistics, await asyncio.to_thread(memory.proportional_set_size, module.pid))
+        return convert.statistics(await module.statistics())
 
     async def WatchModules(self, untrusted: pb.WatchModulesRequest, context: Any) -> AsyncIterator[pb.ModuleChange]:
         name = limits.module_name(untrusted.name) if untrusted.name else ""
