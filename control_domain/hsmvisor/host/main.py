@@ -57,7 +57,7 @@ def main(path: Path | None, check: bool, stop_workers: bool, log_level: str | No
         if stop_workers:
             asyncio.run(_stop_workers(config))
         else:
-            applied = measures.apply_all()
+            applied = measures.apply_all(config)
             asyncio.run(_serve(foundation.lay(config), applied, path))
     except Broken as error:
         _end(error, EX_FAILED)
@@ -75,9 +75,7 @@ def _end(error: Broken, code: int) -> NoReturn:
 async def _serve(laid: Foundation, applied: tuple[Measure, ...], path: Path | None) -> None:
     from hsmvisor.host.supervisor import Supervisor  # gRPC takes its time to load; the helpers start up meanwhile
 
-    for measure in applied:
-        if not measure.applied:
-            _log.warning("not applied: %s: %s", measure.name, measure.detail)
+    applied += (measures.confine(laid.config),)
     loop = asyncio.get_running_loop()
     end, again = asyncio.Event(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -1,18 +1,30 @@
-"""What the supervisor gives up for itself, and what it asks of the kernel; what could not be had is said, never passed over."""
+"""What the supervisor gives up for itself, and what it asks of the kernel; what could not be had is said, never passed over.
+
+It opens files, sockets and databases, starts helpers, and ends workers of other users.  Everything else can go.
+"""
 
 from __future__ import annotations
 
-import ctypes
 import os
 import resource
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
-_PR_SET_DUMPABLE = 4
-_PR_SET_CHILD_SUBREAPER = 36
-_PR_SET_NO_NEW_PRIVS = 38
+from hsmvisor.host import swap, syscalls
+from hsmvisor.host.config import Config
+from hsmvisor_rpc.confine import capabilities, landlock
 
-_libc = ctypes.CDLL(None, use_errno=True)
+#: Files, modes and sockets of others' groups; workers of other users to end; and what a launcher needs, which has no more than we.
+_CAPABILITIES = capabilities.FOR_WORKERS | {
+    capabilities.CHOWN,
+    capabilities.FOWNER,
+    capabilities.DAC_OVERRIDE,
+    capabilities.KILL,
+}
+_LOW_PORTS = 1024
+_LOCKED = 1 << 30  #: bytes of memory that a worker may lock; as in hsmvisord/memory.py
+_IN_OUR_DIRECTORIES = landlock.EVERYTHING & ~landlock.MAKING_DEVICES & ~landlock.EXECUTING
 
 
 @dataclass(frozen=True)
@@ -22,55 +34,95 @@ class Measure:
     detail: str
 
 
-def _prctl(option: int, value: int) -> None:
-    if _libc.prctl(option, ctypes.c_ulong(value), ctypes.c_ulong(0), ctypes.c_ulong(0), ctypes.c_ulong(0)) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
-
-
 def _no_core() -> str:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     return "RLIMIT_CORE 0"
 
 
 def _not_dumpable() -> str:
-    _prctl(_PR_SET_DUMPABLE, 0)
+    capabilities.prctl(capabilities.PR_SET_DUMPABLE, 0)
     return "no ptrace, no /proc/self/mem for others"
 
 
 def _no_new_privileges() -> str:
-    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+    capabilities.prctl(capabilities.PR_SET_NO_NEW_PRIVS, 1)
     return "exec gains nothing"
 
 
 def _subreaper() -> str:
-    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    capabilities.prctl(capabilities.PR_SET_CHILD_SUBREAPER, 1)
     return "workers of a launcher that died are ours"
 
 
-def _open_files() -> str:
-    """Four descriptors a module: 200 modules pass the usual soft limit of 1024."""
+def _limits() -> str:
+    """Four descriptors a module: 200 modules pass the usual soft limit of 1024.  Locked memory: for the workers."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    soft, most = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    if resource.RLIM_INFINITY not in (soft, most) and most < _LOCKED:
+        try:
+            resource.setrlimit(resource.RLIMIT_MEMLOCK, (_LOCKED, _LOCKED))
+        except (OSError, ValueError):
+            return f"open files {hard}, locked memory {most >> 10} KiB (LimitMEMLOCK=infinity would be better)"
     return f"open files {hard}"
 
 
-_MEASURES: dict[str, Callable[[], str]] = {
-    "core-dumps": _no_core,
-    "not-dumpable": _not_dumpable,
-    "no-new-privileges": _no_new_privileges,
-    "subreaper": _subreaper,
-    "limits": _open_files,
-}
+def _no_swap() -> str:
+    try:
+        return swap.keep_out()
+    except OSError as error:
+        there = swap.areas()
+        now = f"in use here: {', '.join(there)}; encrypt it" if there else "none is in use here"
+        raise OSError(f"{error}; swap: {now}") from None
 
 
-def apply_all() -> tuple[Measure, ...]:
-    """Applies every measure to this process and its children."""
-    return tuple(_apply(name, measure) for name, measure in _MEASURES.items())
+def _before(config: Config) -> Iterator[tuple[str, Callable[[], str]]]:
+    yield "core-dumps", _no_core
+    yield "not-dumpable", _not_dumpable
+    yield "no-new-privileges", _no_new_privileges
+    yield "subreaper", _subreaper
+    yield "limits", _limits
+    yield "no-swap", _no_swap
+    yield "capabilities", lambda: capabilities.keep_only(_wanted(config))
+    yield "seccomp", syscalls.refuse
+
+
+def apply_all(config: Config) -> tuple[Measure, ...]:
+    """Applies to this process and its children what can be given up before anything is opened."""
+    return tuple(_apply(name, measure) for name, measure in _before(config))
+
+
+def confine(config: Config) -> Measure:
+    """The last one, once all modules are imported and all directories made, and before there is a second thread."""
+    return _apply("landlock", lambda: _landlock(config))
 
 
 def _apply(name: str, measure: Callable[[], str]) -> Measure:
     try:
         return Measure(name, True, measure())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         return Measure(name, False, str(error))
+
+
+def _wanted(config: Config) -> frozenset[int]:
+    ports = (address.rpartition(":")[2] for address in (config.tls.address, config.signed.address))
+    low = any(port.isdigit() and int(port) < _LOW_PORTS for port in ports)
+    return _CAPABILITIES | ({capabilities.NET_BIND_SERVICE} if low else frozenset())
+
+
+def _landlock(config: Config) -> str:
+    """Reads and executes everything; changes what lies in its own directories; connects by TCP to nobody.  Signals stay: workers
+    that another service left are in no domain of ours."""
+    if (threads := len(os.listdir("/proc/self/task"))) != 1:
+        raise OSError(f"{threads} threads run already")
+    written = sorted({str(path) for path in _written(config) if path.is_dir()})
+    rules = [("/", landlock.EXECUTING | landlock.READING), ("/dev/null", landlock.READING | landlock.WRITING_FILE)]
+    rules += [(path, _IN_OUR_DIRECTORIES) for path in written]
+    version = landlock.restrict(rules, tcp=landlock.CONNECT_TCP, scoped=False)
+    return f"ABI {version}: changes files in {', '.join(written)} alone{'; TCP to nobody' if version >= 4 else ''}"
+
+
+def _written(config: Config) -> Iterator[Path]:
+    yield from (config.state, config.runtime, config.audit_file.parent, config.control_socket.parent, config.master_key.parent)
+    if config.signed.address.startswith("unix:"):
+        yield Path(config.signed.address.removeprefix("unix:")).parent
