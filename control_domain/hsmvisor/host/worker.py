@@ -148,10 +148,9 @@ class WorkerProcess:
     def _allowed(self, frame: Frame) -> Record:
         """Returns the record if this phase's row has it; raises Violation.
 
-        A worker that we adopt may finish what it had asked of the supervisor before us, and one that is told to shut down what it
-        had sent before it heard of that: both are served as in phase serving.
+        A worker that we adopt may finish what it had asked of the supervisor before us: as in phase serving.
         """
-        row = WORKER_MAY[self.phase if self.phase in (Phase.EMPTY, Phase.BOOTING, Phase.LEAVING) else Phase.SERVING]
+        row = WORKER_MAY[self.phase or Phase.SERVING]
         try:
             kind = by_type(row).get(record_type(frame.payload))
             if kind is None:

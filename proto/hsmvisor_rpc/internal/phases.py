@@ -34,13 +34,14 @@ SUPERVISOR_MAY: dict[Phase, frozenset[type[Record]]] = {
     Phase.CLOSING: _ALWAYS,
 }
 
-#: What a worker may ask or tell the supervisor.
+#: What a worker may ask or tell the supervisor: StoreState as a request, Event as a notification.  One that is told to shut down
+#: may have sent a change before it heard of that.
 WORKER_MAY: dict[Phase, frozenset[type[Record]]] = {
     Phase.EMPTY: frozenset(),
     Phase.BOOTING: frozenset({m.StoreState, m.Event}),
     Phase.SERVING: frozenset({m.StoreState, m.Event}),
     Phase.LEAVING: frozenset({m.Event}),
-    Phase.CLOSING: frozenset({m.Event}),
+    Phase.CLOSING: frozenset({m.StoreState, m.Event}),
 }
 
 #: Requests that come with a descriptor.
