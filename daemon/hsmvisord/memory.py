@@ -43,6 +43,7 @@ _libc.free.argtypes = (ctypes.c_void_p,)
 
 _heap = 0  #: where this process's heap begins; 0 = it is not kept
 _rollup = -1  #: descriptor
+_followed = 0  #: where it ended when it was looked at last
 _newest_alone = False  #: the limit is too low for more
 
 
@@ -64,7 +65,7 @@ def keep(threads: int = 0) -> str:
     Where the limit is low and CAP_IPC_LOCK is there, which will be given up, all that is to be locked is made and locked now: the
     heap with its room to grow, and stacks for `threads` threads.
     """
-    global _heap, _newest_alone
+    global _heap, _followed, _newest_alone
     regions = _regions()
     _heap = regions["[heap]"][0]
     what = f"heap of {(_end() - _heap) >> 20} MiB and stacks, as they come into use; in no dump"
@@ -74,6 +75,7 @@ def keep(threads: int = 0) -> str:
         return what
     try:
         _lock(_heap, _end())  # as CAP_IPC_LOCK may
+        _followed = _end()
     except OSError:
         _newest_alone = True
         follow()
@@ -83,14 +85,23 @@ def keep(threads: int = 0) -> str:
     return f"{what}; room is left for {room() >> 20} MiB"
 
 
-def follow() -> None:
-    """Locks what the heap has grown by; cheap, to be called now and then."""
-    if _heap:
-        end = _end()
-        first = max(_heap, end - max(0, _limit() - STACKS)) if _newest_alone else _heap
+def follow() -> str:
+    """Locks what the heap has grown by; cheap, to be called now and then.  Returns why it could not, or nothing."""
+    global _followed
+    end, before = _end(), _followed
+    _followed = end
+    if not _heap or (_limit() < MOST and end <= before):  # over the limit even what is locked cannot be locked again
+        return ""
+    first = _heap if _limit() >= MOST else before
+    if _newest_alone:
+        first = max(_heap, end - max(0, _limit() - STACKS))
         _libc.munlock(_heap, first - _heap)
-        with contextlib.suppress(OSError):  # the limit was said when `keep` was called
-            _lock(first, end)
+    try:
+        _lock(first, end)
+    except OSError as error:
+        grown = f"the heap has grown to {(end - _heap) >> 20} MiB, and what is new cannot be locked"
+        return f"{grown}: {error.strerror} (LimitMEMLOCK=infinity)"
+    return ""
 
 
 def room() -> int:

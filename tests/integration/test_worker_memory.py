@@ -91,17 +91,18 @@ def test_what_is_locked_is_what_is_used(tmp_path: Path) -> None:
 
 
 def test_the_heap_is_followed_as_it_grows() -> None:
-    """And a limit that is too low is said: what is new is locked as far as it goes."""
+    """And a limit that is too low is said, at once or when it comes to that: what is new is locked as far as it goes."""
     program = """
 import json, resource, sys
 from hsmvisord import memory
-low = sys.argv[1] == "low"
-if low: resource.setrlimit(resource.RLIMIT_MEMLOCK, (4 << 20, 4 << 20))
-if low: __import__("hsmvisor_rpc.confine.capabilities").confine.capabilities.clear()
+from hsmvisor_rpc.confine import capabilities
+if sys.argv[1] != "enough": resource.setrlimit(resource.RLIMIT_MEMLOCK, (4 << 20, 4 << 20))
+if sys.argv[1] == "low": capabilities.clear()
 try: said = memory.keep()
 except OSError as error: said = f"refused: {error}"
+if sys.argv[1] == "outgrown": capabilities.clear()
 grown = [bytes(1000) for _ in range(20_000)]
-memory.follow()
+said = memory.follow() or said
 locked = [line for line in open("/proc/self/status") if line.startswith("VmLck")][0].split()[1]
 print(json.dumps([said, int(locked), (memory._end() - memory._heap) >> 10]))
 """
@@ -119,6 +120,9 @@ print(json.dumps([said, int(locked), (memory._end() - memory._heap) >> 10]))
     said, locked, heap = run("low")
     assert said.startswith("refused: RLIMIT_MEMLOCK is 4096 KiB"), said
     assert 2000 < locked <= 4096 < heap
+    said, locked, heap = run("outgrown")
+    assert said.startswith(f"the heap has grown to {heap >> 10} MiB"), said
+    assert 8000 < locked < heap
 
 
 def test_a_worker_has_bounded_memory() -> None:

@@ -19,13 +19,16 @@ import click
 from cryptography import x509
 from hsmvisor.cli.context import FAILURE, Command, Context, pass_context, table
 from hsmvisor.host import config as configuration
+from hsmvisor.host import swap
 from hsmvisor.host.config import Config
 from hsmvisor.host.errors import Broken
+from hsmvisor_rpc.confine import capabilities, landlock
 
 OK, WARN, FAIL = "ok", "warn", "fail"
 BUILT = 1_767_225_600  #: 2026-01-01: a clock before this is wrong
 MIN_FILES = 4096
 MIN_CRYPTOGRAPHY = 50  #: the first that signs without the interpreter's lock for every kind of key
+MIN_LOCKED = 1 << 30  #: bytes; as in hsmvisord/memory.py
 SOON = 14 * 86400  #: seconds before a certificate's end from which on it is worth a word
 
 
@@ -49,8 +52,7 @@ def _seccomp() -> Finding:
 
 
 def _landlock() -> Finding:
-    libc = ctypes.CDLL(None, use_errno=True)
-    abi = libc.syscall(444, None, 0, 1)
+    abi = landlock.abi()
     if abi < 1:
         return Finding("Landlock", WARN, "not in this kernel", "workers run without it; Debian 12's kernel has it")
     return Finding("Landlock", OK, f"ABI {abi}")
@@ -146,10 +148,36 @@ def _files() -> Finding:
 
 
 def _swap() -> Finding:
-    used = [line for line in Path("/proc/swaps").read_text().splitlines()[1:] if "zram" not in line]
-    if used:
-        return Finding("swap", WARN, f"{len(used)} swap areas", "encrypt swap (random key), or keep workers out by MemorySwapMax=0")
+    if used := swap.areas():
+        return Finding("swap", WARN, ", ".join(used), "encrypt swap (random key), or keep all of the host out by MemorySwapMax=0")
     return Finding("swap", OK, "none")
+
+
+def _swap_control() -> Finding:
+    controllers = Path("/sys/fs/cgroup/cgroup.controllers")
+    if controllers.exists() and "memory" in controllers.read_text().split():
+        return Finding("swap control", OK, "cgroup v2 with memory")
+    return Finding(
+        "swap control", WARN, "no memory in cgroup v2", "workers lock their heaps and stacks; what else they have may be swapped"
+    )
+
+
+def _locked_memory() -> Finding:
+    """What a service started from here would have: as root it may raise the limit, or lock without one."""
+    hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)[1]
+    held = capabilities.permitted()
+    if hard == resource.RLIM_INFINITY or hard >= MIN_LOCKED or capabilities.SYS_RESOURCE in held:
+        return Finding("locked memory", OK, "enough for every worker")
+    if capabilities.IPC_LOCK in held:
+        return Finding(
+            "locked memory", OK, f"limit {hard >> 10} KiB, and CAP_IPC_LOCK: what a worker's heap grows beyond its room is not"
+        )
+    return Finding(
+        "locked memory",
+        WARN,
+        f"limit {hard >> 10} KiB",
+        "LimitMEMLOCK=infinity in the unit, or ulimit -l: or else keys may be swapped",
+    )
 
 
 def _core_dumps() -> Finding:
@@ -188,7 +216,8 @@ def _service(address: str) -> Finding:
 
 
 def _checks(address: str, config: Config) -> Iterator[Callable[[], Finding]]:
-    yield from (_python, _packages, _seccomp, _landlock, _libcrypto, _privilege, _clock, _files, _swap, _core_dumps, _vsock)
+    yield from (_python, _packages, _seccomp, _landlock, _libcrypto, _privilege, _clock, _files)
+    yield from (_locked_memory, _swap, _swap_control, _core_dumps, _vsock)
     yield lambda: _directory(config.state, "state")
     yield lambda: _directory(config.runtime, "runtime")
     for name, section in (("tls", config.tls), ("signed", config.signed)):

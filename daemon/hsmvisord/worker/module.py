@@ -38,7 +38,7 @@ from hsmvisord.token.token import Settings, Token
 from hsmvisord.transport.connection import Connection
 from hsmvisord.transport.listener import Listener
 from hsmvisord.transport.parking import Parking
-from hsmvisord.worker import reports
+from hsmvisord.worker import reports, sandbox
 from hsmvisord.worker.link import Incoming, Link, Refused
 from hsmvisord.worker.settings import parse_settings
 from hsmvisord.worker.succession import Arrival, Departure, Stream, SuccessionFailed, looks
@@ -71,7 +71,8 @@ class Module:
         while True:
             with contextlib.suppress(queue.Empty):
                 self._answer(self._link.requests.get(timeout=TICK))
-            memory.follow()
+            if lacking := memory.follow():
+                sandbox.withdraw(self._measures, "memory", lacking)
             if self._token is not None:
                 with contextlib.suppress(StorageError):  # tried again at the next tick
                     self._token.keystore.tick()

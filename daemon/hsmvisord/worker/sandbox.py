@@ -51,6 +51,13 @@ def _measures(uid: int, threads: int) -> Iterator[tuple[str, Callable[[], str]]]
     yield "seccomp", seccomp.load
 
 
+def withdraw(measures: list[dict[str, Any]], name: str, why: str) -> None:
+    """A measure that was applied holds no more."""
+    for measure in measures:
+        if measure["name"] == name:
+            measure.update(applied=False, detail=why)
+
+
 def prepare() -> None:
     """First of all: what needs the rights that are given up next, and what all children shall have."""
     memory.raise_limit()
