@@ -58,7 +58,19 @@ anything = st.recursive(
     scalars, lambda c: st.lists(c, max_size=4) | st.dictionaries(st.text(max_size=8), c, max_size=4), max_leaves=20
 )
 keys = st.sampled_from(
-    ["sequence", "materials", "generations", "name", "number", "operations", "bounds", "counts", "measures", "detail"]
+    [
+        "sequence",
+        "materials",
+        "generations",
+        "name",
+        "number",
+        "operations",
+        "bounds",
+        "counts",
+        "measures",
+        "detail",
+        "resident_bytes",
+    ]
 )
 
 
@@ -70,7 +82,7 @@ def test_any_report_is_read_without_an_error_and_fits_the_api(value: dict[str, A
         status = reports.status(text)
         for row in status.materials:
             convert.material("m", row).SerializeToString()
-        convert.statistics(reports.statistics(text), 0).SerializeToString()
+        convert.statistics(reports.statistics(text)).SerializeToString()
         json.dumps(reports.plain(text))
 
 
