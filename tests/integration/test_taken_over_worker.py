@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import os
 import re
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -93,12 +94,37 @@ def sleeper() -> Iterator[int]:
     process.wait()
 
 
-def unconfined(source: str) -> str:
-    program = "import sys\nfrom support import taken_over\nprint(taken_over.attempt(sys.argv[1]))\n"
+FORKER = """
+import json, os, sys
+from support import taken_over
+for line in sys.stdin:
+    read, write = os.pipe()
+    if os.fork() == 0:
+        os.write(write, taken_over.attempt(json.loads(line)).encode())
+        os._exit(0)
+    os.close(write)
+    os.wait()
+    print(json.dumps(os.read(read, 65536).decode()), flush=True)
+    os.close(read)
+"""
+
+
+@pytest.fixture(scope="module")
+def unconfined() -> Iterator[Callable[[str], str]]:
+    """Makes an attempt in a process of its own that nothing confines."""
     environment = os.environ | {"PYTHONPATH": SOURCES}
-    command = [sys.executable, "-c", program, source]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=30, check=False)
-    return done.stdout.strip() or f"ended with {done.returncode}"
+    with subprocess.Popen(
+        [sys.executable, "-c", FORKER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    ) as forker:
+        assert forker.stdin is not None and forker.stdout is not None
+        asks, answers = forker.stdin, forker.stdout
+
+        def attempt(source: str) -> str:
+            asks.write(json.dumps(source) + "\n")
+            asks.flush()
+            return str(json.loads(answers.readline()))
+
+        yield attempt
 
 
 def refused(outcome: str) -> bool:
@@ -171,7 +197,7 @@ def test_no_file_of_the_host(scene: Scene, file: str) -> None:
 
 
 @pytest.mark.parametrize("how", OPENINGS)
-def test_no_way_to_a_file(scene: Scene, how: str) -> None:
+def test_no_way_to_a_file(scene: Scene, unconfined: Callable[[str], str], how: str) -> None:
     source = OPENINGS[how].format(path=own_path(scene, "state/master.key"))
     assert not refused(unconfined(source)), "no attempt at all"
     assert refused(scene.attempt(source))
@@ -193,7 +219,7 @@ REACHING = {
 
 
 @pytest.mark.parametrize("what", REACHING)
-def test_nobody_to_talk_to(scene: Scene, what: str) -> None:
+def test_nobody_to_talk_to(scene: Scene, unconfined: Callable[[str], str], what: str) -> None:
     run = scene.host.process.run
     worker = next(path for path in (run / "workers").glob("*.sock"))
     with socket.create_server(("127.0.0.1", 0)) as listening:
@@ -242,7 +268,7 @@ TOUCHING = {
 
 
 @pytest.mark.parametrize("how", TOUCHING)
-def test_no_hand_on_another_process(scene: Scene, sleeper: int, how: str) -> None:
+def test_no_hand_on_another_process(scene: Scene, unconfined: Callable[[str], str], sleeper: int, how: str) -> None:
     assert not refused(unconfined(TOUCHING[how].format(pid=sleeper))), "no attempt at all"
     supervisor = scene.host.pid()
     helpers = [titled(supervisor, f"hsmvisord: {name}") for name in ("launcher", "key provider")]
