@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hsmvisord import ck
-from hsmvisord.wire import limits
+from hsmvisord import ck, limits
 from hsmvisord.wire.calls import INVALID, SENSITIVE, Attribute, BadMessage, Call, Mechanism, Needed, Request, WireError
 from hsmvisord.wire.handshake import negotiate
 from hsmvisord.wire.native import NativeCodec

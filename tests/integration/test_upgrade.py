@@ -16,8 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, padding
 from cryptography.hazmat.primitives.asymmetric.utils import Prehashed, encode_dss_signature
 from hsmvisor.host.module import LINGER
 from hsmvisor_rpc.v1 import hsmvisor_pb2 as pb
-from hsmvisord import ck
-from hsmvisord.token import limits as token_limits
+from hsmvisord import ck, limits
 from hsmvisord.wire.calls import Attribute, Call, Mechanism
 from support.certificates import Authority, chain_pem, new_key
 from support.guest import Guest, library
@@ -216,7 +215,7 @@ def test_a_long_operation_keeps_its_application_with_the_old_worker_until_it_is_
     client, other = p11kit(module), p11kit(module)
     session = client.open_session()
     client.call(Call.DIGEST_INIT, session, SHA256)
-    part = b"x" * (token_limits.MAX_JOURNAL // 2)
+    part = b"x" * (limits.MAX_JOURNAL // 2)
     for _ in range(3):
         client.call(Call.DIGEST_UPDATE, session, part)
     done = upgrade(module)
@@ -236,7 +235,7 @@ def test_a_long_operation_is_not_waited_for_for_ever(module: Module) -> None:
     session = client.open_session()
     handle = key(client, session, "ec")
     client.call(Call.DIGEST_INIT, session, SHA256)
-    client.call(Call.DIGEST_UPDATE, session, bytes(token_limits.MAX_JOURNAL + 1))
+    client.call(Call.DIGEST_UPDATE, session, bytes(limits.MAX_JOURNAL + 1))
     done = upgrade(module)
     wait_for(lambda: gone(done.old_pid), within=LINGER + 5)
     with pytest.raises(Refused) as refused:
@@ -336,7 +335,7 @@ def test_after_a_destroy_for_compromise_another_process_serves(module: Module) -
     module.push("ec", new_key("p256"))
     busy = long.open_session()
     long.call(Call.DIGEST_INIT, busy, SHA256)
-    long.call(Call.DIGEST_UPDATE, busy, bytes(token_limits.MAX_JOURNAL + 1))
+    long.call(Call.DIGEST_UPDATE, busy, bytes(limits.MAX_JOURNAL + 1))
     module.host.pusher.destroy(module.name, "ec", 1)
     assert module.pid == before
     module.push("ec", new_key("p256"))

@@ -14,11 +14,11 @@ from cryptography.hazmat.primitives.asymmetric.utils import Prehashed, encode_ds
 from hsmvisord import ck
 from hsmvisord.ck import CkError
 from hsmvisord.crypto import mechanisms, profiles
-from hsmvisord.crypto.edwards import MAX_MULTIPART
 from hsmvisord.crypto.interface import PrivateKey
 from hsmvisord.crypto.operations import HASH_MECHANISMS, HASHES, MASKS
 from hsmvisord.crypto.rsa import HASHED_PKCS1, HASHED_PSS
 from hsmvisord.crypto.software import SoftwareProvider
+from hsmvisord.limits import MAX_MULTIPART
 from hsmvisord.wire.calls import Mechanism
 from support.certificates import new_key, pkcs8, public_pem
 

@@ -10,8 +10,8 @@ from hsmvisord import ck
 from hsmvisord.ck import CkError
 from hsmvisord.keystore import pin
 from hsmvisord.keystore.keystore import Cause
+from hsmvisord.limits import FIRST_SESSION_OBJECT, LAST_HANDLE, MAX_TEMPLATE, VIEW_PAUSE
 from hsmvisord.token.application import Application
-from hsmvisord.token.limits import FIRST_SESSION_OBJECT, LAST_HANDLE, MAX_TEMPLATE, VIEW_PAUSE
 from hsmvisord.token.operations import DecryptOperation
 from hsmvisord.token.statistics import Counters
 from hsmvisord.token.token import Settings, Token

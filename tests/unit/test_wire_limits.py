@@ -5,8 +5,7 @@ from __future__ import annotations
 import struct
 
 import pytest
-from hsmvisord import ck
-from hsmvisord.wire import limits
+from hsmvisord import ck, limits
 from hsmvisord.wire.attributes import from_memory
 from hsmvisord.wire.calls import Attribute, BadMessage, Call, Needed, WireError
 from hsmvisord.wire.codec import TableCodec

@@ -11,7 +11,8 @@ from hsmvisor.host.throttle import Throttle
 from hsmvisor_rpc.internal.messages import Event
 
 _BURST = 2000.0  #: events of one module that may come at once
-_RATE = 200.0  #: and a second after that
+_RATE = 20.0  #: and a second after that
+_PAUSE = 10.0  #: seconds between two notes of how many did not pass
 _UNTHROTTLED = "signature"  #: an operator asked for each of them
 _MAX_OPEN = 4096  #: connections whose end is told when their worker cannot tell it any more
 
@@ -21,7 +22,7 @@ class Happenings:
 
     def __init__(self, module: str, audit: Audit, events: Events) -> None:
         self._module, self._audit, self._events = module, audit, events
-        self._throttle = Throttle(_BURST, _RATE)
+        self._throttle, self._notes = Throttle(_BURST, _RATE), Throttle(1, 1 / _PAUSE)
         self._open: dict[Any, dict[str, Any]] = {}  #: by number (as the worker says), what was told of them
 
     def told(self, event: Event) -> None:
@@ -29,8 +30,8 @@ class Happenings:
             self._open.pop(reports.plain(event.report).get("connection"), None)
         if event.kind != _UNTHROTTLED and not self._throttle.admit():
             return
-        if suppressed := self._throttle.take_suppressed():
-            self._note("events-suppressed", {"count": suppressed}, 0)
+        if self._throttle.suppressed and self._notes.admit():
+            self._note("events-suppressed", {"count": self._throttle.take_suppressed()}, 0)
         detail = reports.plain(event.report)
         if event.kind == "connection-opened" and len(self._open) < _MAX_OPEN:
             self._open[detail.get("connection")] = detail

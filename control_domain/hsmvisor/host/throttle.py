@@ -11,19 +11,19 @@ class Throttle:
     def __init__(self, burst: float, rate: float) -> None:
         self._burst, self._rate = burst, rate
         self._allowance, self._at = burst, time.monotonic()
-        self._suppressed = 0
+        self.suppressed = 0
 
     def admit(self) -> bool:
         now = time.monotonic()
         self._allowance = min(self._burst, self._allowance + (now - self._at) * self._rate)
         self._at = now
         if self._allowance < 1:
-            self._suppressed += 1
+            self.suppressed += 1
             return False
         self._allowance -= 1
         return True
 
     def take_suppressed(self) -> int:
         """Returns how many did not pass since the last call."""
-        count, self._suppressed = self._suppressed, 0
+        count, self.suppressed = self.suppressed, 0
         return count

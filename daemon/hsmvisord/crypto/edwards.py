@@ -12,7 +12,8 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ed448, ed25519, mldsa
 
-from hsmvisord import ck
+from hsmvisord import ck, limits
+from hsmvisord.budget import Budget
 from hsmvisord.ck import CkError
 from hsmvisord.crypto.base import BasePrivateKey, BasePublicKey
 from hsmvisord.crypto.ec import octet_string
@@ -20,27 +21,30 @@ from hsmvisord.crypto.interface import KeyKind, Signer, Verifier
 from hsmvisord.crypto.operations import ReadySigner, ReadyVerifier
 from hsmvisord.wire.calls import Mechanism
 
-MAX_MULTIPART = 1 << 20  #: bytes of a message that comes in parts
-MAX_CONTEXT = 255  #: bytes (FIPS 204, 5.2)
+#: For the parts of all messages.
+_parts = Budget(limits.MAX_MULTIPART_ALL)
 
 
 class Kept:
     """The parts of a message."""
 
-    __slots__ = ("_parts", "_size")
+    __slots__ = ("_message",)
 
     def __init__(self) -> None:
-        self._parts: list[bytes] = []
-        self._size = 0
+        self._message = bytearray()
 
     def update(self, data: bytes) -> None:
-        self._size += len(data)
-        if self._size > MAX_MULTIPART:
-            raise CkError(ck.CKR_DATA_LEN_RANGE, f"this mechanism takes at most {MAX_MULTIPART} bytes in parts")
-        self._parts.append(data)
+        if len(self._message) + len(data) > limits.MAX_MULTIPART:
+            raise CkError(ck.CKR_DATA_LEN_RANGE, f"this mechanism takes at most {limits.MAX_MULTIPART} bytes in parts")
+        if not _parts.take(len(data)):
+            raise CkError(ck.CKR_DEVICE_MEMORY, "the module's messages in parts have used up their room")
+        self._message += data
 
     def whole(self) -> bytes:
-        return b"".join(self._parts)
+        return bytes(self._message)
+
+    def __del__(self) -> None:
+        _parts.give(len(self._message))
 
 
 class KeptSign(Kept):
@@ -136,9 +140,11 @@ def _context(mechanism: Mechanism) -> bytes | None:
     match mechanism.parameter:
         case None | b"":
             return None
-        case (ck.CKH_HEDGE_PREFERRED | ck.CKH_HEDGE_REQUIRED, bytes(context)) if len(context) <= MAX_CONTEXT:
+        case (ck.CKH_HEDGE_PREFERRED | ck.CKH_HEDGE_REQUIRED, bytes(context)) if len(context) <= limits.MAX_CONTEXT:
             return context or None
-    raise CkError(ck.CKR_MECHANISM_PARAM_INVALID, f"CK_SIGN_ADDITIONAL_CONTEXT: hedged, a context of at most {MAX_CONTEXT} bytes")
+    raise CkError(
+        ck.CKR_MECHANISM_PARAM_INVALID, f"CK_SIGN_ADDITIONAL_CONTEXT: hedged, a context of at most {limits.MAX_CONTEXT} bytes"
+    )
 
 
 class MlDsaPublicKey(BasePublicKey):

@@ -9,11 +9,9 @@ from typing import Any
 
 from cryptography.hazmat.primitives import hashes
 
-from hsmvisord import ck
+from hsmvisord import ck, limits
 from hsmvisord.ck import CkError
 from hsmvisord.crypto.interface import MultiPart, MultiPartVerify
-
-MAX_CACHED = 64  #: ready operations of one key: parameters come from the guest
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +71,7 @@ class Cache(dict[Any, Any]):
     """Ready operations of one key by mechanism, bounded."""
 
     def keep(self, key: Any, value: Any) -> Any:
-        if len(self) >= MAX_CACHED:
+        if len(self) >= limits.MAX_CACHED:
             self.clear()
         self[key] = value
         return value

@@ -8,7 +8,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import NoDigestInfo, Prehashed
 
-from hsmvisord import ck
+from hsmvisord import ck, limits
 from hsmvisord.ck import CkError
 from hsmvisord.crypto import libcrypto
 from hsmvisord.crypto.base import BasePrivateKey, BasePublicKey
@@ -30,7 +30,6 @@ from hsmvisord.wire.calls import Mechanism
 MIN_BITS = 2048
 MAX_BITS = 8192
 MAX_EXPONENT_BITS = 64
-MAX_LABEL = 1024  #: bytes of an OAEP label
 
 PKCS1 = padding.PKCS1v15()
 
@@ -84,7 +83,7 @@ def _oaep(mechanism: Mechanism) -> tuple[str, str, bytes]:
             pass
         case _:
             raise CkError(ck.CKR_MECHANISM_PARAM_INVALID, "CK_RSA_PKCS_OAEP_PARAMS: hashAlg, mgf")
-    if source not in (0, ck.CKZ_DATA_SPECIFIED) or (source == 0 and label) or len(label) > MAX_LABEL:
+    if source not in (0, ck.CKZ_DATA_SPECIFIED) or (source == 0 and label) or len(label) > limits.MAX_LABEL:
         raise CkError(ck.CKR_MECHANISM_PARAM_INVALID, "CK_RSA_PKCS_OAEP_PARAMS: source")
     return HASH_MECHANISMS[alg], MASKS[mgf], label
 

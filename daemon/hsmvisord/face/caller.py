@@ -44,6 +44,7 @@ class Caller:
     number: int = field(default_factory=lambda: next(_numbers))
     program: str = ""
     pid: int = 0
+    parked: int = 0  #: its requests that wait; the parking's
     refused: bool = False  #: over the limit: every call answers CKR_HOST_MEMORY
 
     @property

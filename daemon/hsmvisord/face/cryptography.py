@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from time import perf_counter
 
-from hsmvisord import ck
+from hsmvisord import ck, limits
 from hsmvisord.ck import CkError
 from hsmvisord.crypto.interface import PublicKey
 from hsmvisord.face.caller import Args, Caller, Handler
-from hsmvisord.token import limits
 from hsmvisord.token.application import Application, check_mechanism
 from hsmvisord.token.operations import DecryptOperation, DigestOperation, EncryptOperation, VerifyOperation
 from hsmvisord.token.secrets import secret_attributes

@@ -15,7 +15,7 @@ HANDLERS: dict[Call, Handler] = general.TABLE | objects.TABLE | cryptography.TAB
 #: What a client may ask before C_Initialize (p11-kit) or Hello (native).
 BEFORE_INITIALIZE = frozenset({Call.INITIALIZE, Call.HELLO, Call.GET_INFO})
 
-#: (request, ready): the answer comes later; `finish` makes it.
+#: (request, ready): the answer comes later; `finish` makes it.  Raises CkError.
 Park = Callable[[Request, Callable[[], Args | None]], None]
 
 
@@ -34,8 +34,7 @@ def handle(caller: Caller, request: Request, park: Park) -> bytes | None:
     except CkError as error:
         return codec.error(request.id, error.rv)
     except Parked as parked:
-        park(request, parked.ready)
-        return None
+        return _park(caller, request, parked, park)
     except BadMessage as error:
         return codec.error(request.id, error.rv)
     except Exception as error:
@@ -43,6 +42,14 @@ def handle(caller: Caller, request: Request, park: Park) -> bytes | None:
         # place is told.
         caller.token.on_fault(request.call.name, error)
         return codec.error(request.id, ck.CKR_GENERAL_ERROR)
+
+
+def _park(caller: Caller, request: Request, parked: Parked, park: Park) -> bytes | None:
+    try:
+        park(request, parked.ready)
+    except CkError as error:
+        return caller.codec.error(request.id, error.rv)
+    return None
 
 
 def finish(caller: Caller, request: Request, ready: Callable[[], Args | None]) -> bytes | None:

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from hsmvisord import ck
+from hsmvisord import ck, limits
 from hsmvisord.ck import CkError
 from hsmvisord.face.caller import Args, Caller, Handler, Parked
-from hsmvisord.token import limits
 from hsmvisord.token.application import Application
-from hsmvisord.wire import limits as wire_limits
 from hsmvisord.wire.calls import Call
 
 NEW, JOIN, FORK, RESUME = range(4)
-MAX_PROGRAM = 64  #: bytes of a program's name that are kept
-
-#: Connections of one application that the library may open.
-MAX_JOINED = 64
 
 
 def hello(caller: Caller, args: Args) -> Args:
@@ -28,8 +22,8 @@ def hello(caller: Caller, args: Args) -> Args:
     caller.codec.ulong_size = ulong_size
     application, joined = _application(caller, mode, ticket or b"", watermark)
     caller.application_or_none = application
-    most = min(MAX_JOINED, caller.token.settings.max_connections)
-    return application.ticket, int(joined), caller.token.epoch, application.watermark, wire_limits.MAX_MESSAGE, most
+    most = min(limits.MAX_JOINED, caller.token.settings.max_connections)
+    return application.ticket, int(joined), caller.token.epoch, application.watermark, limits.MAX_MESSAGE, most
 
 
 def _application(caller: Caller, mode: int, ticket: bytes, watermark: int) -> tuple[Application, bool]:
@@ -48,7 +42,7 @@ def _application(caller: Caller, mode: int, ticket: bytes, watermark: int) -> tu
 
 def printable(text: bytes) -> str:
     """A guest's word for itself, fit for a log line."""
-    shown = text[:MAX_PROGRAM].decode("utf-8", "replace")
+    shown = text[: limits.MAX_PROGRAM].decode("utf-8", "replace")
     return "".join(c if c.isprintable() else "?" for c in shown)
 
 

@@ -16,6 +16,7 @@ from hsmvisor_rpc.sealed.commands import Action, Command
 from hsmvisor_rpc.sealed.envelope import EnvelopeContext, RecipientKey
 from hsmvisor_rpc.sealed.refusal import Reason, Refusal
 
+from hsmvisord import limits as daemon_limits
 from hsmvisord.ck import CkError
 from hsmvisord.crypto.interface import CryptoProvider, PrivateKey
 from hsmvisord.keystore import changes, persistence, pin
@@ -75,6 +76,7 @@ class Keystore:
         self._lock = threading.RLock()
         self._began = int(clock())
         self.frozen = False  #: a successor has taken the state over, or is about to
+        self._tries, self._tried_at = float(daemon_limits.PIN_BURST), clock()
         self._alerted: dict[tuple[str, int], int] = {}
         self.changed: Callable[[State], None] = lambda state: None  #: called after each change, with the lock held
         self.happened: Callable[[Happening], None] = lambda happening: None
@@ -217,15 +219,26 @@ class Keystore:
             # A clock that was set back must not lock for longer than the longest delay.
             if now < until and until - now <= pin.MAX_DELAY:
                 return None
+            if not self._may_try():
+                return None
             if pin.matches(current, attempt):
                 if current.failures:
+                    self._tries -= 1
                     self._commit(replace(self.state, pin=pin.succeeded(current)), Cause())
                 return True
+            self._tries -= 1
             failed = pin.failed(current, now)
             self._commit(replace(self.state, pin=failed), Cause())
             locked = pin.locked_until(failed) > now
             self.happened(Happening("pin-locked" if locked else "pin-wrong", {"failures": failed.failures}))
             return False
+
+    def _may_try(self) -> bool:
+        """A guest that knows its PIN could have the host store without end, by a wrong one before each right one."""
+        now = self._clock()
+        self._tries = min(daemon_limits.PIN_BURST, self._tries + max(0.0, now - self._tried_at) * daemon_limits.PIN_RATE)
+        self._tried_at = now
+        return self._tries >= 1
 
     def set_token_present(self, present: bool) -> None:
         with self._lock:

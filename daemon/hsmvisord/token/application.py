@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from hsmvisord import ck
+from hsmvisord import ck, limits
 from hsmvisord.ck import CkError
 from hsmvisord.crypto import mechanisms
 from hsmvisord.crypto.interface import KeyKind
-from hsmvisord.token import limits
 from hsmvisord.token.catalogue import Template, View, matches
 from hsmvisord.token.info import MANAGED_SLOT
 from hsmvisord.token.objects import KeyUse, TokenObject
@@ -62,6 +61,7 @@ class Application:
         self.sessions: dict[int, Session] = {}  #: by handle
         self._next_session = 1
         self._objects: dict[int, SecretObject] = {}
+        self._ended = False
         # Not those of an application before a reconnect: a handle that it left behind must not name another secret.
         self._next_object = limits.FIRST_SESSION_OBJECT + int.from_bytes(os.urandom(limits.RANDOM_START))
         self._last_search = token.monotonic()
@@ -95,6 +95,9 @@ class Application:
     def _add_session(self, slot: int, flags: int, handle: int | None) -> int:
         self.token.take_session()
         with self._lock:
+            if self._ended:
+                self.token.give_sessions(1)
+                raise CkError(ck.CKR_CRYPTOKI_NOT_INITIALIZED, "another connection of the application has finalized it")
             if not self.sessions and not self._inherited:
                 self._advance()
             self._inherited = False
@@ -136,17 +139,23 @@ class Application:
                 raise CkError(ck.CKR_SESSION_HANDLE_INVALID)
             if not self.sessions:
                 self.logged_in = False  # PKCS#11 3.1, 5.6.2: the last session closed logs out
-            for item in session.objects:
-                self._objects.pop(item, None)
+            gone = [self._objects.pop(item) for item in session.objects if item in self._objects]
+        self.token.session_objects.give(len(gone))
         self.token.give_sessions(1)
 
     def close_all_sessions(self) -> None:
         with self._lock:
-            count = len(self.sessions)
+            count, objects = len(self.sessions), len(self._objects)
             self.sessions = {}
             self._objects.clear()
             self.logged_in = False
+        self.token.session_objects.give(objects)
         self.token.give_sessions(count)
+
+    def end(self) -> None:
+        with self._lock:
+            self._ended = True
+        self.close_all_sessions()
 
     def token_removed(self) -> None:
         self.close_all_sessions()
@@ -187,6 +196,8 @@ class Application:
             self.token.take_session()
             self.sessions[handle] = Session(handle, slot, flags)
         for session, item in saved.objects:
+            if not self.token.session_objects.take(1):
+                raise CkError(ck.CKR_DEVICE_MEMORY, "more session objects than a module has")
             self._objects[item.handle] = item
             self.sessions[session].objects.add(item.handle)
         self._next_session, self._next_object = saved.next_session, saved.next_object
@@ -246,6 +257,10 @@ class Application:
             handle = self._next_object
             if handle > limits.LAST_HANDLE:
                 raise CkError(ck.CKR_DEVICE_MEMORY, "this application has used up its session object handles")
+            if self.sessions.get(session.handle) is not session:
+                raise CkError(ck.CKR_SESSION_HANDLE_INVALID)
+            if not self.token.session_objects.take(1):
+                raise CkError(ck.CKR_DEVICE_MEMORY, f"a module has at most {limits.MAX_SESSION_OBJECTS_ALL} session objects")
             self._next_object += 1
             self._objects[handle] = SecretObject(handle, attributes)
             session.objects.add(handle)
@@ -255,6 +270,7 @@ class Application:
         with self._lock:
             if handle in self._objects:
                 del self._objects[handle]
+                self.token.session_objects.give(1)
                 for session in self.sessions.values():
                     session.objects.discard(handle)
                 return
@@ -276,7 +292,7 @@ class Application:
         handles = [o.handle for o in self.view().find(self._without_private(template)) if self._shown(o, template)]
         if len(wanted) == len(template):  # no object has two values of one attribute
             handles += [o.handle for o in list(self._objects.values()) if self._found(o, wanted)]
-        return FindOperation(handles[: limits.MAX_FOUND])
+        return FindOperation(handles[: limits.MAX_FOUND], self.token.found)
 
     def _found(self, item: SecretObject, wanted: dict[int, Any]) -> bool:
         """A value that may not be read may not be guessed either."""

@@ -11,15 +11,11 @@ from typing import Any
 
 from cryptography import x509
 
-from hsmvisord import ck
+from hsmvisord import ck, limits
 from hsmvisord.keystore.state import FOLLOW, Generation, Material, State
 from hsmvisord.token.objects import TokenObject, authority_object, certificate_object, key_objects
 
 Template = tuple[tuple[int, Any], ...]
-
-MAX_CACHED_SEARCHES = 128  #: answers that one view remembers
-MAX_CACHED_TEMPLATE = 4096  #: bytes of values in a search that is remembered
-MAX_CACHED_VIEWS = 16  #: views that one index remembers
 
 
 class Index:
@@ -73,7 +69,7 @@ class Index:
         view = self._views.get(watermark)
         if view is None:
             view = View(self, watermark)
-            if len(self._views) >= MAX_CACHED_VIEWS:
+            if len(self._views) >= limits.MAX_CACHED_VIEWS:
                 self._views.clear()
             self._views[watermark] = view
         return view
@@ -111,8 +107,8 @@ class View:
         answer = self._answers.get(template)
         if answer is None:
             answer = tuple(self._search(dict(template)) if len(dict(template)) == len(template) else ())
-            if sum(len(v) for _, v in template if isinstance(v, bytes | tuple)) <= MAX_CACHED_TEMPLATE:
-                if len(self._answers) >= MAX_CACHED_SEARCHES:
+            if _size(template) <= limits.MAX_CACHED_TEMPLATE:
+                if len(self._answers) >= limits.MAX_CACHED_SEARCHES:
                     self._answers.clear()
                 self._answers[template] = answer
         return answer
@@ -125,6 +121,13 @@ class View:
         if not found and _exact(wanted):
             found = [o for o in self._index.by_handle.values() if matches(o.attributes, wanted)]
         return iter(sorted(found, key=lambda o: o.handle))
+
+
+def _size(value: Any) -> int:
+    """About the bytes of a template, with what is nested in it."""
+    if isinstance(value, tuple):
+        return sum(map(_size, value))
+    return len(value) if isinstance(value, bytes) else 8
 
 
 def _exact(wanted: dict[int, Any]) -> bool:

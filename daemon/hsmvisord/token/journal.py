@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 import weakref
 
-from hsmvisord.token import limits
+from hsmvisord import limits
 
 
 class Journal:

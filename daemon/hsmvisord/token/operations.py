@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from hsmvisord import ck
+from hsmvisord.budget import Budget
 from hsmvisord.ck import CkError
 from hsmvisord.crypto.interface import Decrypter, Encrypter, MultiPart, MultiPartVerify, Signer, Verifier
 from hsmvisord.token.journal import Journal
@@ -17,6 +18,8 @@ from hsmvisord.token.objects import KeyUse
 from hsmvisord.wire.calls import Needed
 
 Output = bytes | Needed
+
+SHORT = 64  #: handles
 
 
 def _fits(size: int, room: int | None) -> bool:
@@ -199,13 +202,23 @@ class DigestOperation(Operation):
 
 
 class FindOperation(Operation):
-    name = "find"
-    __slots__ = ("_handles", "_next")
+    """`budget` is for the handles that all searches of the module keep; short answers are free."""
 
-    def __init__(self, handles: list[int]) -> None:
+    name = "find"
+    __slots__ = ("_budget", "_handles", "_next", "_taken")
+
+    def __init__(self, handles: list[int], budget: Budget) -> None:
         super().__init__(0, None)
+        self._taken = 0
+        self._budget, self._next = budget, 0
+        if len(handles) > SHORT and not budget.take(len(handles)):
+            raise CkError(ck.CKR_HOST_MEMORY, "the module's open searches have used up their room")
         self._handles = handles
-        self._next = 0
+        self._taken = len(handles) if len(handles) > SHORT else 0
+
+    def __del__(self) -> None:
+        if self._taken:
+            self._budget.give(self._taken)
 
     def take(self, count: int) -> tuple[int, ...]:
         taken = tuple(self._handles[self._next : self._next + count])

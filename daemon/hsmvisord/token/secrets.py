@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from hsmvisord import ck
+from hsmvisord import ck, limits
 from hsmvisord.ck import CkError
-from hsmvisord.token import limits
 
 _DEFAULTS: dict[int, Any] = {
     ck.CKA_CLASS: ck.CKO_SECRET_KEY,
@@ -67,6 +66,9 @@ def secret_attributes(template: dict[int, Any], secret: bytes, mechanism: int) -
     wrong = [k for k, v in template.items() if k in _DEFAULTS and type(v) is not type(_DEFAULTS[k])]
     if wrong:
         raise CkError(ck.CKR_ATTRIBUTE_VALUE_INVALID, f"attribute 0x{wrong[0]:x}")
+    long = [k for k, v in template.items() if isinstance(v, bytes) and len(v) > limits.MAX_VALUE]
+    if long:
+        raise CkError(ck.CKR_ATTRIBUTE_VALUE_INVALID, f"attribute 0x{long[0]:x} has more than {limits.MAX_VALUE} bytes")
     length = template.get(ck.CKA_VALUE_LEN)
     if length is None and attributes[ck.CKA_KEY_TYPE] == ck.CKK_AES:
         length = max((s for s in _KEY_SIZES[ck.CKK_AES] if s <= len(secret)), default=0)

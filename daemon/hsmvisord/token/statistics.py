@@ -53,6 +53,17 @@ class Counters:
             cell = self.cells[key] = Cell()
         return cell
 
+    def with_added(self, other: Counters) -> Counters:
+        """Returns the sum as a new value; what this one holds is not changed, and not copied but for what differs."""
+        added = Counters()
+        added.cells = dict(self.cells)
+        for key, cell in other.cells.items():
+            added.cells[key] = summed = Cell()
+            summed.add(cell)
+            if key in self.cells:
+                summed.add(self.cells[key])
+        return added
+
 
 def total(counters: Iterable[Counters]) -> dict[CellKey, Cell]:
     """Returns the sum; the parts may be written to meanwhile."""

@@ -10,14 +10,14 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from hsmvisord import ck
+from hsmvisord import ck, limits
+from hsmvisord.budget import Budget
 from hsmvisord.ck import CkError
 from hsmvisord.crypto.interface import CryptoProvider
 from hsmvisord.keystore import pin
 from hsmvisord.keystore.keystore import Keystore, StorageError
 from hsmvisord.keystore.persistence import Usage
 from hsmvisord.keystore.state import State
-from hsmvisord.token import limits
 from hsmvisord.token.application import Application, Saved
 from hsmvisord.token.catalogue import Index
 from hsmvisord.token.journal import Journals
@@ -53,6 +53,8 @@ class Token:
         self._sessions = 0
         self._counters: set[Counters] = set()
         self.journals = Journals()
+        self.session_objects = Budget(limits.MAX_SESSION_OBJECTS_ALL)
+        self.found = Budget(limits.MAX_FOUND_ALL)
         self._closed = Counters()  #: of connections that ended
         self._present = keystore.state.token_present
         keystore.changed = self._changed
@@ -160,12 +162,14 @@ class Token:
             if application.connections > 0:
                 return
             self._applications.pop(application.ticket, None)
-        application.close_all_sessions()
+        application.end()
 
     def finalize(self, application: Application) -> None:
+        """It has ended for all its connections; those that are left can open nothing."""
         with self._lock:
+            application.connections -= 1
             self._applications.pop(application.ticket, None)
-        application.close_all_sessions()
+        application.end()
 
     def take_session(self) -> None:
         with self._lock:
@@ -190,7 +194,8 @@ class Token:
     def remove_counters(self, counters: Counters) -> None:
         with self._lock:
             self._counters.discard(counters)
-            self._closed.cells = total((self._closed, counters))
+            if counters.cells:
+                self._closed = self._closed.with_added(counters)
 
     def statistics(self) -> dict[CellKey, Cell]:
         with self._lock:

@@ -12,11 +12,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from time import monotonic, perf_counter
 
+from hsmvisord import ck, limits
+from hsmvisord.budget import Budget
 from hsmvisord.face import face, journal
 from hsmvisord.face.caller import Caller, take_number
 from hsmvisord.token.application import Application
 from hsmvisord.token.token import Token
-from hsmvisord.transport import limits
 from hsmvisord.transport.parking import Parking
 from hsmvisord.wire.calls import BadMessage, Call, Request, WireError
 from hsmvisord.wire.frames import FrameBuffer
@@ -27,6 +28,11 @@ WAITING = frozenset({Call.LOGIN, Call.LOGIN_USER})
 
 _NEVER = float("inf")
 NOT_GREETED = 256  #: in the place of a client's first byte
+_NOTHING = (0, b"", b"")
+
+#: A process has one module: all its connections share these.
+LARGE_REQUESTS = Budget(limits.MAX_LARGE_REQUESTS)
+LARGE_REPLIES = Budget(limits.MAX_LARGE_REPLIES)
 
 
 @dataclass(frozen=True)
@@ -61,16 +67,21 @@ class Connection:
         self.refused = refused  #: over the limit
         self.caller: Caller | None = None
         self.why = "closed by the client"
+        #: `overdue_at` while nothing is: one over the limit does not stay
+        self._at_rest = monotonic() + limits.REFUSED_SECONDS if refused else _NEVER
         self.overdue_at = monotonic() + limits.GREETING_SECONDS  #: when it is closed unless its frame is whole by then
+        self.queued = False  #: has whole requests in its buffer, and waits for its turn; the reactor's
+        self.starved = False  #: is not read: the module's large requests have used up their room
+        self._request_room = self._reply_room = 0  #: bytes taken of LARGE_REQUESTS and LARGE_REPLIES
         self.slow = False  #: the last two requests took long
         self._long = False  #: the last request did
         self.alone = False  #: nobody else has asked for a while: what takes long keeps nobody waiting
         self.write_wanted: Callable[[Connection], None] = lambda connection: None  #: the reactor's: bytes wait for the socket
         self._greeting = NOT_GREETED
         self._buffer = FrameBuffer()
-        self._frame: tuple[int, bytes, bytes] = (0, b"", b"")  #: of the request that is being answered
+        self._frame: tuple[int, bytes, bytes] = _NOTHING  #: of the request that is being answered
         self._pending: Request | None = None
-        self._told = False
+        self.told = False  #: `begun` was called
         self._lock = threading.Lock()
         self._unsent = b""
         sock.setblocking(False)
@@ -130,26 +141,53 @@ class Connection:
             try:
                 frame = self._buffer.next_frame()
                 if frame is None:
-                    if not self._buffer.mid_frame:
-                        self.overdue_at = _NEVER
-                    elif self.overdue_at == _NEVER:
-                        self.overdue_at = monotonic() + limits.FRAME_SECONDS
+                    self._wait_for_frame()
                     return None
+                if not self._unsent:
+                    self.overdue_at = self._at_rest
                 self._frame = frame
                 return caller.codec.decode(*frame)
             except BadMessage as error:
+                self._let_go()
                 self.send(caller.codec.error(error.request_id, error.rv))
+                if self._unsent:
+                    return None
             except WireError as error:
                 raise Ended(f"broken frame: {error}") from None
+
+    def _wait_for_frame(self) -> None:
+        wanted = self._buffer.wanted
+        if wanted > limits.SMALL_FRAME and not self._request_room:
+            self.starved = not LARGE_REQUESTS.take(wanted)
+            self._request_room = 0 if self.starved else wanted
+        if not wanted or self.starved:
+            self.overdue_at = self._at_rest
+        elif self.overdue_at == self._at_rest:
+            self.overdue_at = min(self._at_rest, monotonic() + limits.FRAME_SECONDS)
+
+    def feed(self) -> bool:
+        """Returns whether a starved one may be read again."""
+        self._wait_for_frame()
+        return not self.starved
+
+    def _let_go(self) -> None:
+        """Of the request that is answered."""
+        self._frame = _NOTHING
+        room, self._request_room = self._request_room, 0
+        if room:
+            LARGE_REQUESTS.give(room)
 
     def _answer(self, caller: Caller, request: Request) -> None:
         reply = face.handle(caller, request, self._park)
         if request.call in journal.NOTED:
             journal.note(caller, request, self._frame)
+        self._let_go()
         if reply is not None:
+            if len(reply) > limits.SMALL_FRAME and not self._room_for(len(reply)):
+                reply = caller.codec.error(request.id, ck.CKR_HOST_MEMORY)
             self.send(reply)
-        if not self._told and caller.application_or_none is not None:
-            self._told = True
+        if not self.told and caller.application_or_none is not None:
+            self.told = True
             self._begun(self)
 
     # ---- the thread that has given up the lead ------------------------------------------------------------------
@@ -179,6 +217,23 @@ class Connection:
     def _park(self, request: Request, ready: Callable[[], tuple[object, ...] | None]) -> None:
         assert self.caller is not None
         self._parking.park(self.caller, request, ready, self.send, journal.raw(*self._frame))
+        if self.sock.fileno() < 0:  # ended meanwhile
+            self._parking.remove(self.caller)
+
+    @property
+    def unsent(self) -> bool:
+        return bool(self._unsent)
+
+    def _room_for(self, size: int) -> bool:
+        if not LARGE_REPLIES.take(size):
+            return False
+        self._reply_room += size
+        return True
+
+    def _all_sent(self) -> None:
+        if self._reply_room:
+            LARGE_REPLIES.give(self._reply_room)
+            self._reply_room = 0
 
     def send(self, frame: bytes) -> None:
         """Writes at once what the socket takes; the rest waits for the reader.  Never blocks."""
@@ -195,6 +250,7 @@ class Connection:
             except OSError:
                 return  # the reactor sees the end
             if sent == len(frame):
+                self._all_sent()
                 return
             self._unsent = frame[sent:]
             self.overdue_at = monotonic() + limits.FRAME_SECONDS
@@ -212,7 +268,8 @@ class Connection:
             self._unsent = self._unsent[sent:]
             if self._unsent:
                 return False
-            self.overdue_at = _NEVER
+            self.overdue_at = self._at_rest
+            self._all_sent()
             return True
 
     def _drop(self) -> None:
@@ -250,11 +307,11 @@ class Connection:
             return
         self._negotiated(saved.greeting)
         assert self.caller is not None
-        self.overdue_at = _NEVER
+        self.overdue_at = self._at_rest
         self.caller.codec.ulong_size = saved.ulong_size
         self.caller.number = take_number(saved.number)
         self.caller.program, self.caller.pid, self.caller.application_or_none = saved.program, saved.pid, application
-        self._told = application is not None
+        self.told = application is not None
         for key in saved.used:
             self.caller.counters.cell(*key)
         self._buffer.feed(saved.received)
@@ -287,3 +344,11 @@ class Connection:
                 self._token.leave(self.caller.application_or_none)
             self._token.remove_counters(self.caller.counters)
         self.sock.close()
+        self.forget_room()
+
+    def forget_room(self) -> None:
+        """Gives back what it has of the module's room."""
+        self._let_go()
+        with self._lock:
+            self._unsent = b""
+            self._all_sent()

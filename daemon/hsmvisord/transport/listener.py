@@ -6,8 +6,8 @@ import socket
 import struct
 from collections.abc import Callable
 
+from hsmvisord import limits
 from hsmvisord.token.token import Token
-from hsmvisord.transport import limits
 from hsmvisord.transport.connection import Connection
 from hsmvisord.transport.parking import Parking
 from hsmvisord.transport.reactor import Reactor
@@ -89,7 +89,7 @@ class Listener:
         (self._over if connection.refused else self._connections).discard(connection)
         if connection.refused:
             self._swept()
-        if connection.caller is not None and connection.caller.application_or_none is not None:
+        if connection.told:
             self._closed(connection)
 
     # ---- any thread ---------------------------------------------------------------------------------------------

@@ -7,11 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from hsmvisord import ck
+from hsmvisord import ck, limits
 from hsmvisord.ck import CkError
 from hsmvisord.face import face
 from hsmvisord.face.caller import Caller
-from hsmvisord.transport import limits
 from hsmvisord.wire.calls import Request
 
 
@@ -45,14 +44,17 @@ class Parking:
         seconds = request.deadline_ms / 1000 if request.deadline_ms else float("inf")
         waiter = Waiter(caller, request, ready, send, frame, self._monotonic() + seconds)
         with self._lock:
-            if sum(w.caller is caller for w in self._waiters) >= limits.MAX_PARKED:
+            if caller.parked >= limits.MAX_PARKED or len(self._waiters) >= limits.MAX_PARKED_ALL:
                 raise CkError(ck.CKR_HOST_MEMORY, "too many waiting calls")
+            caller.parked += 1
             self._waiters.add(waiter)
 
     def remove(self, caller: Caller) -> None:
         """The connection has ended."""
         with self._lock:
-            self._waiters = {w for w in self._waiters if w.caller is not caller}
+            if caller.parked:
+                self._waiters = {w for w in self._waiters if w.caller is not caller}
+                caller.parked = 0
 
     def saved(self, caller: Caller) -> list[tuple[bytes, int]]:
         """Returns the connection's waiting requests, each with the milliseconds that it still waits (0 = for ever)."""
@@ -75,6 +77,7 @@ class Parking:
                     if waiter not in self._waiters:
                         continue
                     self._waiters.remove(waiter)
+                    waiter.caller.parked -= 1
                 waiter.send(reply)
 
     @property

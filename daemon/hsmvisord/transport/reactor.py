@@ -20,8 +20,7 @@ from queue import SimpleQueue
 from time import monotonic, perf_counter
 from typing import TypeVar
 
-from hsmvisord import memory
-from hsmvisord.transport import limits
+from hsmvisord import limits, memory
 from hsmvisord.transport.connection import WAITING, Connection, Ended
 
 T = TypeVar("T")
@@ -39,15 +38,18 @@ class Reactor:
         self._epoll.register(self._woken, select.EPOLLIN)
         self._connections: dict[int, Connection] = {}
         self._inbox: deque[Callable[[], None]] = deque()
-        self._ready: deque[Connection] = deque()  #: have whole requests in their buffers
+        self._ready: deque[Connection] = deque()  #: have whole requests in their buffers; each stands there once
+        self._starved: dict[Connection, None] = {}  #: are not read until there is room; oldest first
+        self._hung_up: set[Connection] = set()  #: ended at the other end while a request of theirs is answered
         self._slow: deque[Connection] = deque()  #: have a request that will take long
         self._lead = threading.Lock()  #: held by the thread that reads; guards all that is not said to be for any thread
+        self._away: set[Connection] = set()  #: a request of theirs is another thread's, until `_back`; the leader's
         self._answering: set[Connection] = set()  #: by threads that gave up the lead
         self._threads = 0
         self._asks = False  #: a thread waits for the host
-        self._asking: set[Connection] = set()  #: whose requests wait for the host
         self._waiting: SimpleQueue[Connection] = SimpleQueue()
         self._swept = monotonic()
+        self.failed: Callable[[BaseException], None] = lambda error: None  #: called when a thread of it ends by a fault of ours
         self.swept: Callable[[], None] = lambda: None  #: called by the leader once in a while
         self._last: Connection | None = None
         self._streak = 0  #: requests of `_last` in a row
@@ -86,6 +88,13 @@ class Reactor:
         memory.start_thread("reactor", self._run)
 
     def _run(self) -> None:
+        try:
+            self._take_turns()
+        except BaseException as error:
+            self.failed(error)
+            raise
+
+    def _take_turns(self) -> None:
         self._lead.acquire()
         while True:
             connection = self._read_until_slow()
@@ -105,14 +114,12 @@ class Reactor:
         if not self._asks:  # most modules have no PIN
             self._asks = True
             memory.start_thread("waiting", self._wait_for_host)
-        self._asking.add(connection)
         self._waiting.put(connection)
 
     def _wait_for_host(self) -> None:
         while True:
             connection = self._waiting.get()
             connection.work_pending()
-            self._asking.discard(connection)
             self.tell(partial(self._back, connection))
 
     # ---- the leader -----------------------------------------------------------------------------------------------
@@ -129,16 +136,21 @@ class Reactor:
         connection.write_wanted = lambda c: self.tell(partial(self._want_write, c))
         self._connections[connection.sock.fileno()] = connection
         self._epoll.register(connection.sock, select.EPOLLIN)
-        self._ready.append(connection)
+        self._queue(connection)
 
     def forget(self, connection: Connection) -> None:
         """It is another process's from now on."""
         self._epoll.unregister(connection.sock)
         del self._connections[connection.sock.fileno()]
+        self._starved.pop(connection, None)
+
+    def _queue(self, connection: Connection) -> None:
+        connection.queued = True
+        self._ready.append(connection)
 
     def at_rest(self, connection: Connection) -> bool:
         """Says whether no thread answers a request of it."""
-        return connection.pending is None and connection not in self._answering and connection not in self._asking
+        return connection not in self._away
 
     def _read_until_slow(self) -> Connection:
         poll, connections = self._epoll.poll, self._connections
@@ -155,7 +167,11 @@ class Reactor:
                 elif self._accepting and descriptor == self._listener.fileno():
                     self._acceptable()
             for _ in range(len(self._ready)):
-                self._work(self._ready.popleft())
+                connection = self._ready.popleft()
+                connection.queued = False
+                self._work(connection)
+            if self._starved:
+                self._feed()
             if monotonic() - self._swept > limits.SWEEP:
                 self._sweep()
 
@@ -181,7 +197,13 @@ class Reactor:
                 if not connection.flush():
                     return
                 self._epoll.modify(connection.sock, select.EPOLLIN)
-            elif mask:
+            if connection.queued:
+                return  # it has its turn, and is read when its buffer is empty
+            if mask & select.EPOLLHUP and not self.at_rest(connection):
+                self._hung_up.add(connection)
+                self._epoll.unregister(connection.sock)  # else it would be told again and again
+                return
+            if not mask & select.EPOLLOUT:
                 connection.receive()
         except Ended as end:
             self._end(connection, str(end))
@@ -189,7 +211,7 @@ class Reactor:
         self._work(connection)
 
     def _work(self, connection: Connection) -> None:
-        if connection.sock.fileno() not in self._connections:
+        if connection.sock.fileno() not in self._connections or connection in self._away:
             return
         if connection is self._last:
             self._streak += 1
@@ -202,13 +224,23 @@ class Reactor:
             self._end(connection, str(end))
             return
         if connection.pending is not None:
+            self._away.add(connection)
             self._epoll.modify(connection.sock, 0)
             if connection.pending.call in WAITING:
                 self._ask_host(connection)
             else:
                 self._slow.append(connection)
         elif more:
-            self._ready.append(connection)
+            self._queue(connection)
+        elif connection.starved:
+            self._epoll.modify(connection.sock, 0)
+            self._starved[connection] = None
+
+    def _feed(self) -> None:
+        connection = next(iter(self._starved))
+        if connection.feed():
+            del self._starved[connection]
+            self._epoll.modify(connection.sock, select.EPOLLIN)
 
     def _take_inbox(self) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -217,19 +249,26 @@ class Reactor:
             self._inbox.popleft()()
 
     def _want_write(self, connection: Connection) -> None:
-        if connection.sock.fileno() in self._connections:
+        if connection.sock.fileno() in self._connections and self.at_rest(connection):  # else `_back` does it
             self._epoll.modify(connection.sock, select.EPOLLOUT)
 
     def _back(self, connection: Connection) -> None:
         """Its request that took long is answered."""
-        if connection.sock.fileno() in self._connections:
-            self._epoll.modify(connection.sock, select.EPOLLIN)
+        self._away.discard(connection)
+        if connection in self._hung_up:
+            self._end(connection, "closed by the client")
+        elif connection.sock.fileno() in self._connections:
+            self._epoll.modify(connection.sock, select.EPOLLOUT if connection.unsent else select.EPOLLIN)
             self._work(connection)
 
     def _end(self, connection: Connection, why: str) -> None:
         descriptor = connection.sock.fileno()
-        self._epoll.unregister(descriptor)
+        if connection in self._hung_up:
+            self._hung_up.discard(connection)
+        else:
+            self._epoll.unregister(descriptor)
         del self._connections[descriptor]
+        self._starved.pop(connection, None)
         if connection.why == "closed by the client":
             connection.why = why
         connection.end()

@@ -6,8 +6,7 @@ import enum
 import struct
 from typing import Any
 
-from hsmvisord import ck
-from hsmvisord.wire import limits
+from hsmvisord import ck, limits
 
 
 class Kind(enum.Enum):

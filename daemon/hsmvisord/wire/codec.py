@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, ClassVar, Protocol
 
-from hsmvisord import ck
+from hsmvisord import ck, limits
 from hsmvisord.wire import fields
 from hsmvisord.wire.calls import BadMessage, Call, Request
 from hsmvisord.wire.fields import Malformed, Reader
@@ -113,10 +113,13 @@ class TableCodec:
 
     def _attribute_reply(self, request: Request, values: list[tuple[int, Any]]) -> bytes:
         """C_GetAttributeValue (PKCS#11 3.1, 5.7.5): each attribute on its own, then one CK_RV for all."""
-        parts, codes = [fields.u32(len(values))], set()
+        parts, codes, size = [fields.u32(len(values))], set(), 0
         for (attribute, value), (_, room) in zip(values, request.args[2], strict=True):
             encoded, rv = self.write_attribute(attribute, value, room)
             parts.append(encoded)
+            size += len(encoded)
+            if size > limits.MAX_MESSAGE:
+                raise BadMessage(request.id, ck.CKR_HOST_MEMORY, "the values would not fit into a message")
             codes.add(rv)
         order = (ck.CKR_ATTRIBUTE_SENSITIVE, ck.CKR_ATTRIBUTE_TYPE_INVALID, ck.CKR_BUFFER_TOO_SMALL)
         rv = next((code for code in order if code in codes), ck.CKR_OK)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 
-from hsmvisord import ck
-from hsmvisord.wire import limits
+from hsmvisord import ck, limits
 from hsmvisord.wire.calls import Needed
 
 _U32 = struct.Struct(">I")
@@ -102,6 +101,12 @@ class Reader:
     def finish(self) -> None:
         if self.offset != self.end:
             raise Malformed(f"{self.end - self.offset} bytes too many")
+
+
+def check_parameter(size: int) -> None:
+    """Raises Malformed for a mechanism's parameter that is too long."""
+    if size > limits.MAX_PARAMETER:
+        raise Malformed(f"a mechanism's parameter of {size} bytes", ck.CKR_MECHANISM_PARAM_INVALID)
 
 
 def room_of(written: int) -> int | None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import struct
 
-from hsmvisord import ck
-from hsmvisord.wire import limits
+from hsmvisord import ck, limits
 from hsmvisord.wire.calls import BadMessage, WireError
 
 HEADER = struct.Struct(">III")
@@ -65,7 +64,10 @@ class FrameBuffer:
         if end > len(data):
             self._wanted = end - offset
             return None
-        self._offset = end
+        if end == len(data):
+            self._data, self._offset = b"", 0  # an idle connection holds nothing
+        else:
+            self._offset = end
         return ident, data[offset + _HEADER_SIZE : middle], data[middle:end]
 
     def _pass_over(self) -> bool:
@@ -79,6 +81,11 @@ class FrameBuffer:
         if not self._passing:
             raise BadMessage(self._passed, ck.CKR_DATA_LEN_RANGE, f"a message of more than {limits.MAX_MESSAGE} bytes")
         return False
+
+    @property
+    def wanted(self) -> int:
+        """Returns the bytes of the frame that is not whole, as far as that is known."""
+        return self._wanted if self.mid_frame else 0
 
     @property
     def mid_frame(self) -> bool:

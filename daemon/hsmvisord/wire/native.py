@@ -5,8 +5,8 @@ from __future__ import annotations
 import struct
 from typing import Any, ClassVar
 
-from hsmvisord import ck
-from hsmvisord.wire import fields, limits
+from hsmvisord import ck, limits
+from hsmvisord.wire import fields
 from hsmvisord.wire.attributes import Kind, from_memory, kind_of, to_memory
 from hsmvisord.wire.calls import Attribute, BadMessage, Call, Mechanism, Request, Unreadable
 from hsmvisord.wire.codec import TableCodec, bad_message, known_call
@@ -134,13 +134,18 @@ def read_mechanism(reader: Reader) -> Mechanism | None:
     kind, form = reader.u64(), reader.u8()
     if form == ABSENT:
         return Mechanism(kind)
+    begin = reader.offset
     if form == RAW:
-        return Mechanism(kind, reader.prefixed())
+        parameter = reader.prefixed()
+        fields.check_parameter(len(parameter))
+        return Mechanism(kind, parameter)
     if form == STRUCTURED:
         count = reader.u8()
         if count > limits.MAX_MECHANISM_ITEMS:
             raise Malformed(f"a mechanism of {count} items")
-        return Mechanism(kind, tuple([_item(reader) for _ in range(count)]))
+        items = tuple([_item(reader) for _ in range(count)])
+        fields.check_parameter(reader.offset - begin)
+        return Mechanism(kind, items)
     if form == NULL_MECHANISM:
         return None
     raise Malformed(f"a mechanism of form {form}")

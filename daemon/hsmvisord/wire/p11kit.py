@@ -9,8 +9,8 @@ from __future__ import annotations
 import struct
 from typing import Any, ClassVar
 
-from hsmvisord import ck
-from hsmvisord.wire import fields, limits, p11kit_mechanism
+from hsmvisord import ck, limits
+from hsmvisord.wire import fields, p11kit_mechanism
 from hsmvisord.wire.attributes import P11KIT_BYTE, P11KIT_ULONG, Kind, from_memory, kind_of, to_memory, widened
 from hsmvisord.wire.calls import Attribute, BadMessage, Call, Mechanism, Request, Unreadable
 from hsmvisord.wire.codec import FieldReaders, TableCodec, bad_message, known_call

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from hsmvisord import ck
 from hsmvisord.wire.calls import Mechanism
-from hsmvisord.wire.fields import NULL, Malformed, Reader
+from hsmvisord.wire.fields import NULL, Malformed, Reader, check_parameter
 
 #: A NULL mechanism pointer; releases 0.25.0 to 0.25.2 write 0.
 NULL_MECHANISM = 0xFFFFFFFF
@@ -45,9 +45,10 @@ def read(reader: Reader, new_form: bool, client_version: int) -> Mechanism | Non
         return Mechanism(kind)
     if new_form and not reader.u8():
         return Mechanism(kind)
-    if layout == _IV:
-        return Mechanism(kind, reader.prefixed_or_null() or b"")
-    return Mechanism(kind, tuple([_field(reader, code) for code in layout]))
+    begin = reader.offset
+    parameter = (reader.prefixed_or_null() or b"") if layout == _IV else tuple([_field(reader, code) for code in layout])
+    check_parameter(reader.offset - begin)
+    return Mechanism(kind, parameter)
 
 
 def _field(reader: Reader, code: str) -> int | bytes:

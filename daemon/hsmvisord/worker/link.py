@@ -9,6 +9,7 @@ from __future__ import annotations
 import array
 import contextlib
 import itertools
+import json
 import queue
 import socket
 import struct
@@ -21,7 +22,7 @@ from hsmvisor_rpc.internal.frames import Frame, FrameReader, Kind, encode_frame
 from hsmvisor_rpc.internal.phases import SUPERVISOR_MAY, WITH_DESCRIPTOR, Phase, by_type
 from hsmvisor_rpc.sealed.canonical import MalformedRecord, Record, record_type
 
-EVENT_BACKLOG = 1000  #: events kept while no supervisor is attached; older ones are dropped and counted
+from hsmvisord import limits
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,7 @@ class Link:
     def tell(self, event: m.Event) -> None:
         """Queues a notification; `flush` sends it."""
         with self._changed:
-            if len(self._events) >= EVENT_BACKLOG:
+            if len(self._events) >= limits.EVENT_BACKLOG:
                 del self._events[0]
                 self._dropped += 1
             self._events.append(event)
@@ -162,6 +163,9 @@ class Link:
             if sock is None or not events or not self._attached:
                 return
             self._events = []
+            if self._dropped:
+                events.insert(0, m.Event("events-suppressed", events[0].at_ms, json.dumps({"count": self._dropped})))
+                self._dropped = 0
         with contextlib.suppress(OSError):
             for event in events:
                 self._send(sock, Frame(0, Kind.NOTIFICATION, event.encode()), [])

@@ -11,8 +11,7 @@ import threading
 
 from hsmvisor_rpc.internal import messages as m
 
-from hsmvisord import memory
-from hsmvisord.transport import limits
+from hsmvisord import limits, memory
 from hsmvisord.worker import process, sandbox
 from hsmvisord.worker.link import Link
 from hsmvisord.worker.module import Module

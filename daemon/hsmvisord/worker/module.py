@@ -1,7 +1,7 @@
 """One module in its worker: keystore, token, listener and the threads around them; answers the supervisor's requests.
 
 Threads: the main thread reads the control connection (link.py); `commands` carries out requests and ends drains; `clock`
-answers parked calls and sends events; `accept` takes connections, each of which has one of its own.
+answers parked calls and sends events; up to four are the reactor's, and one waits for the host where guests log in.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ from hsmvisord.worker import reports, sandbox
 from hsmvisord.worker.link import Incoming, Link, Refused
 from hsmvisord.worker.settings import parse_settings
 from hsmvisord.worker.succession import Arrival, Departure, Stream, SuccessionFailed, looks
+from hsmvisord.worker.visits import Visits
 
 TICK = 1.0  #: seconds between looks at drains
 MAX_STATE = 256 * 1024 * 1024  #: bytes of a stored state
@@ -53,6 +54,7 @@ class Module:
         self._spawn, self._link, self._guest, self._key_pipe, self._measures = spawn, link, guest, key_pipe, measures
         self._provider = SoftwareProvider()
         self._parking = Parking(time.monotonic)
+        self._visits = Visits(self._tell, time.monotonic)
         self._loaded: dict[str, bytes] = {}
         self._token: Token | None = None
         self._listener: Listener | None = None
@@ -241,7 +243,8 @@ class Module:
         keystore.usage = token.usage
         self._token = token
         self._log_signatures(token)
-        self._listener = Listener(self._guest, token, self._parking, self._opened, self._closed)
+        self._listener = Listener(self._guest, token, self._parking, self._visits.began, self._visits.ended)
+        self._listener.reactor.failed = self._failed
         return token, self._listener
 
     def _storage_key(self) -> bytes:
@@ -304,7 +307,7 @@ class Module:
 
     def _connection(self, sock: socket.socket, peer: str, refused: bool) -> Connection:
         assert self._token is not None
-        return Connection(sock, peer, self._token, self._parking, refused, self._opened)
+        return Connection(sock, peer, self._token, self._parking, refused, self._visits.began)
 
     def _take_late(self, arrival: Arrival) -> None:
         try:
@@ -343,6 +346,7 @@ class Module:
             self._wake.wait(pause)
             self._wake.clear()
             self._parking.serve()
+            self._visits.count()
             self._link.flush()
 
     def _tell(self, kind: str, **report: Any) -> None:
@@ -352,25 +356,6 @@ class Module:
         self._tell(happening.kind, **happening.report)
         self._destroyed |= happening.kind == "generation-destroyed"
         self._wake.set()
-
-    def _opened(self, connection: Connection) -> None:
-        self._about("connection-opened", connection)
-
-    def _closed(self, connection: Connection) -> None:
-        self._about("connection-closed", connection, why=connection.why)
-
-    def _about(self, kind: str, connection: Connection, **more: Any) -> None:
-        caller = connection.caller
-        if caller is not None:
-            self._tell(
-                kind,
-                connection=caller.number,
-                peer=caller.peer,
-                dialect=caller.codec.dialect,
-                program=caller.program,
-                pid=caller.pid,
-                **more,
-            )
 
     def _log_signatures(self, token: Token) -> None:
         def told(application: Application, operation: str, mechanism: int, generation: tuple[str, int] | None) -> None:
@@ -386,7 +371,14 @@ class Module:
 
         token.on_signature = told if token.settings.log_signatures else None
 
-    def _fault(self, what: str, error: Exception) -> None:
+    def _failed(self, error: BaseException) -> None:
+        """Without its reactor a module answers nobody: another worker takes its place."""
+        try:
+            self._fault("the reactor", error)
+        finally:
+            os._exit(1)
+
+    def _fault(self, what: str, error: BaseException) -> None:
         """A fault of ours: where, never what (the text of an exception may hold a guest's bytes)."""
         frame = error.__traceback__
         while frame is not None and frame.tb_next is not None:

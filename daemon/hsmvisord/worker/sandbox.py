@@ -13,13 +13,11 @@ from typing import Any
 
 from hsmvisor_rpc.confine import capabilities, landlock
 
-from hsmvisord import memory
+from hsmvisord import limits, memory
 from hsmvisord.worker import seccomp
 
-MAX_OPEN_FILES = 2048
 MAX_DATA = memory.MOST  #: bytes of heap, stacks and other memory of its own; what is mapped shared does not count
 THREADS = 8  #: reactor.py and module.py start at most
-MAX_THREADS = 1536  #: 1024 connections at most, and our own
 
 
 class Missing(Exception):
@@ -83,7 +81,7 @@ def _no_core() -> str:
 
 
 def _limits() -> str:
-    soft = min(MAX_OPEN_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+    soft = min(limits.MAX_OPEN_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, soft))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     most = resource.getrlimit(resource.RLIMIT_DATA)[1]
@@ -98,7 +96,7 @@ def _own_user(uid: int) -> str:
     os.setgroups([])
     os.setresgid(uid, uid, uid)
     os.setresuid(uid, uid, uid)
-    resource.setrlimit(resource.RLIMIT_NPROC, (MAX_THREADS, MAX_THREADS))
+    resource.setrlimit(resource.RLIMIT_NPROC, (limits.MAX_THREADS, limits.MAX_THREADS))
     return f"uid {uid}"
 
 

@@ -5,11 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 
-from hsmvisord.token import limits
+from hsmvisord import limits
 from hsmvisord.token.token import Settings
-
-MAX_SESSIONS = 65536
-MAX_CONNECTIONS = 1024
 
 
 def parse_settings(text: str) -> Settings:
@@ -25,8 +22,8 @@ def parse_settings(text: str) -> Settings:
         max_sessions=int(values.get("max_sessions") or limits.MAX_SESSIONS),
         max_connections=int(values.get("max_connections") or limits.MAX_CONNECTIONS),
     )
-    if not 1 <= settings.max_sessions <= MAX_SESSIONS:
-        raise ValueError(f"max_sessions is 1 to {MAX_SESSIONS}")
-    if not 1 <= settings.max_connections <= MAX_CONNECTIONS:
-        raise ValueError(f"max_connections is 1 to {MAX_CONNECTIONS}")
+    if not 1 <= settings.max_sessions <= limits.MOST_SESSIONS:
+        raise ValueError(f"max_sessions is 1 to {limits.MOST_SESSIONS}")
+    if not 1 <= settings.max_connections <= limits.MOST_CONNECTIONS:
+        raise ValueError(f"max_connections is 1 to {limits.MOST_CONNECTIONS}")
     return settings

@@ -292,6 +292,8 @@ EVENT_KINDS = frozenset(
     {
         "connection-opened",  # a guest's application began: peer, dialect, program
         "connection-closed",
+        "connections-suppressed",  # more began and ended than are told one by one: how many since the worker began
+        "events-suppressed",  # more happened than was kept while no supervisor was attached
         "connection-refused",  # limit or malformed
         "generation-activated",
         "generation-retired",

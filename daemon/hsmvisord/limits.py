@@ -1,0 +1,95 @@
+"""What a guest may use of its module and of the time of its host, all in one place; every layer may import this.
+
+Each stands in a test at the limit and one past it.  A guest over a limit is answered with an error, and never closed for it:
+a stock p11-kit client dies when its connection does.  Only a frame that is broken or overdue is closed, or a reader that takes
+nothing.  What a delivery may hold is the authority's side: hsmvisor_rpc/sealed/limits.py.  One RSA key generation at a time comes
+with key generation.
+"""
+
+from __future__ import annotations
+
+# ---- connections --------------------------------------------------------------------------------------------------------
+
+MAX_CONNECTIONS = 256  #: connections of a module, unless the operator sets another number
+MOST_CONNECTIONS = 1024  #: that the operator may set
+MAX_REFUSED = 64  #: connections over the limit that are answered (CKR_HOST_MEMORY) at the same time; others wait in the backlog
+REFUSED_SECONDS = 10  #: one over the limit is closed this long after it came: its client has its answer, and others wait
+MAX_JOINED = 64  #: connections of one application that the library may open
+ACCEPTS_AT_ONCE = 16  #: before others have their turn
+GREETING_SECONDS = 10  #: the first byte must come this long after the connection
+FRAME_SECONDS = 10  #: a frame must be complete this long after its first byte; a reply must be taken in this time
+MAX_PROGRAM = 64  #: bytes of a program's name for itself that are kept
+
+# ---- frames and messages ------------------------------------------------------------------------------------------------
+
+MAX_MESSAGE = 1 << 20  #: bytes of a request's message, and of a reply's
+MAX_PASSED = (1 << 31) - 1  #: of p11-kit: one past MAX_MESSAGE is passed over, for its client dies when a connection is closed
+MAX_OPTIONS = 4096  #: bytes of a frame's options
+MAX_NATIVE_OPTIONS = 256  #: of them in the native dialect
+MAX_ATTRIBUTES = 256  #: attributes of one message, with those of nested arrays
+MAX_NESTING = 4  #: depth of templates in templates
+MAX_ARRAY = 4096 * 3  #: elements of one array of CK_ULONG
+MAX_MECHANISM_ITEMS = 8
+MAX_PARAMETER = 4096  #: bytes of one mechanism's parameter: an open operation keeps it
+
+# ---- what waits ---------------------------------------------------------------------------------------------------------
+
+RECEIVE = 4096  #: bytes asked of the socket at once: the buffer is filled before and wiped after (glibc.malloc.perturb)
+FRAMES_AT_ONCE = 8  #: requests of one connection that are answered before others have their turn
+SMALL_FRAME = 64 * 1024  #: bytes of a request or a reply that a connection may always have
+MAX_LARGE_REQUESTS = 16 * 1024 * 1024  #: bytes of all larger requests of a module that are coming; others are not read meanwhile
+MAX_LARGE_REPLIES = 16 * 1024 * 1024  #: bytes of all larger replies that wait for readers; beyond, CKR_HOST_MEMORY is the reply
+MAX_UNSENT = 1 << 20  #: bytes of replies that wait for one slow reader; it is not read from meanwhile
+MAX_PARKED = 64  #: parked requests of one connection
+MAX_PARKED_ALL = 4096  #: parked requests of a module
+
+# ---- threads and their time ---------------------------------------------------------------------------------------------
+
+THREADS = 4  #: that read or sign, of one module
+MAX_THREADS = 64  #: of a module's processes, whatever they do (RLIMIT_NPROC of its user)
+MAX_OPEN_FILES = 2048  #: of a worker
+THREAD_STACK = 256 * 1024  #: bytes
+SWEEP = 1.0  #: seconds between looks for overdue frames, and for descriptors after an accept that found none left
+SLOW = 150e-6  #: seconds: before the next request of a connection whose last one took longer, another thread takes the lead
+SPIN = 100e-6  #: seconds that a reactor looks for the next request before it sleeps
+MOST_VAIN = 6  #: looks in vain in a row that still make the next one rarer: once in 2**6 sleeps
+ALONE = 8  #: requests in a row of one connection, after which it counts as the only busy one
+
+# ---- sessions, objects, results -----------------------------------------------------------------------------------------
+
+MAX_SESSIONS = 4096  #: sessions of a module, unless the operator sets another number
+MOST_SESSIONS = 65536  #: that the operator may set
+MAX_FOUND = 4096  #: object handles that one search keeps
+MAX_FOUND_ALL = 1 << 20  #: object handles that all open searches of a module keep
+MAX_SESSION_OBJECTS = 1024  #: session objects of one application
+MAX_SESSION_OBJECTS_ALL = 8192  #: session objects of a module
+MAX_TEMPLATE = 64  #: attributes of one search or one new object
+MAX_VALUE = 1024  #: bytes of one attribute that a guest gives a new object
+MAX_RANDOM = 64 * 1024  #: bytes of one C_GenerateRandom
+MAX_SECRET = 4096  #: bytes of a derived secret
+FIRST_SESSION_OBJECT = 0x40000000  #: handles of session objects begin here; those of token objects stay below
+RANDOM_START = 3  #: bytes: how far behind it an application begins, by chance
+LAST_HANDLE = 0x7FFFFFFF  #: 32-bit guests
+VIEW_PAUSE = 2.0  #: seconds after which a search sees the newest generations (DESIGN "Material and generations")
+MAX_CACHED_VIEWS = 16  #: views that one index remembers
+MAX_CACHED_SEARCHES = 128  #: answers that one view remembers
+MAX_CACHED_TEMPLATE = 4096  #: bytes of values in a search that is remembered
+
+# ---- operations ---------------------------------------------------------------------------------------------------------
+
+MAX_MULTIPART = 1 << 20  #: bytes of a message in parts that is kept whole (EdDSA, ML-DSA)
+MAX_MULTIPART_ALL = 16 * 1024 * 1024  #: bytes of all of them in a module
+MAX_CONTEXT = 255  #: bytes (FIPS 204, 5.2)
+MAX_LABEL = 1024  #: bytes of an OAEP label
+MAX_CACHED = 64  #: ready operations of one key: parameters come from the guest
+SMALL_JOURNAL = 512  #: bytes of an open operation's requests that are kept in any case
+MAX_JOURNAL = 64 * 1024  #: bytes of them at most; beyond, the operation is not handed to a successor
+MAX_JOURNALS = 4 * 1024 * 1024  #: bytes of all that are not small
+
+# ---- what a guest makes its host do -------------------------------------------------------------------------------------
+
+PIN_BURST = 20  #: tries of a PIN that change the stored state (wrong ones, and the right one after them), at once
+PIN_RATE = 0.2  #: and a second after that; beyond, CKR_PIN_LOCKED
+EVENT_BACKLOG = 1000  #: events that wait for the supervisor; older ones are dropped, counted and told
+EVENT_BURST = 200  #: connections whose begin and end are told one by one, at once
+EVENT_RATE = 5.0  #: and a second after that; the others are counted and told together
