@@ -12,7 +12,7 @@ from typing import Any
 
 from support.host import Host
 
-from benchlib import control, plot, report, signing
+from benchlib import control, hostile, plot, report, signing
 from benchlib.setups import KEYS, all_setups, build_p11bench
 
 SETUPS = ["softhsm", "p11kit-softhsm", "hsmvisor", "hsmvisor-p11kit"]
@@ -27,7 +27,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", nargs="+", type=int, help="threads of the application (default 1 2 4 8)")
     parser.add_argument("--setups", nargs="+", choices=SETUPS, default=SETUPS)
     parser.add_argument("--modules", type=int, help="modules for the measure of memory (default 200; 20 with --quick)")
-    parser.add_argument("--only", choices=["signing", "control"], help="one half alone")
+    parser.add_argument("--only", choices=["signing", "control", "hostile"], help="one part alone")
     parser.add_argument("--output", type=Path, help="directory for bench.json, bench.md and bench.svg")
     return parser.parse_args()
 
@@ -61,15 +61,19 @@ def main() -> int:
     met = True
     with tempfile.TemporaryDirectory(prefix="hsmb.") as name:
         directory = Path(name)
-        if given.only != "control":
+        if given.only in (None, "signing"):
             with all_setups(directory, given.setups) as (setups, _):
                 results["signing"] = signing.measure(build_p11bench(directory), setups, plan)
             goals, met = report.goals(results["signing"])
             text += ["## Signing", "", "![signatures a second](bench.svg)", "", report.signing_table(results["signing"]), ""]
             text += ["### Goals", "", goals, ""]
-        if given.only != "signing":
+        if given.only in (None, "control"):
             results["control"] = run_control(given.quick, given.modules or (20 if given.quick else 200))
             text += ["## Modules", "", report.facts_table(results["control"]), ""]
+        if given.only in (None, "hostile"):
+            results["hostile"] = hostile.measure(plan.rounds, plan.seconds)
+            met &= hostile.verdict(results["hostile"])
+            text += ["## Beside a hostile guest", "", report.hostile_table(results["hostile"], hostile.GOAL), ""]
     text += ["## Machine", "", report.facts_table(results["machine"]), ""]
     print("\n".join(text))
     if given.output:

@@ -65,6 +65,17 @@ def goals(rows: list[dict[str, Any]]) -> tuple[str, bool]:
     return table(["key", "threads", "against", "goal", "measured", ""], lines), all_met
 
 
+def hostile_table(rows: list[dict[str, Any]], goal: float) -> str:
+    """A victim's latencies beside each neighbour; `cores` is what the neighbour's client, its module and the supervisor use."""
+    head = ["neighbour", "p50 µs", "p99 µs", "p99 ratio", f"goal {goal}x", "cores", "module MB"]
+    lines = []
+    for row in rows:
+        cores = " + ".join(f"{row.get(part, 0):.2f}" for part in ("client_cpu", "module_cpu", "supervisor_cpu"))
+        figures = [f"{row['p50_us']:,.0f}", f"{row['p99_us']:,.0f}", f"{row['ratio']:.2f}x"]
+        lines.append([row["neighbour"], *figures, "met" if row["ratio"] <= goal else "MISSED", cores, f"{row['module_mb']:.1f}"])
+    return table(head, lines)
+
+
 def facts_table(facts: dict[str, Any]) -> str:
     """Nested figures as dotted names."""
 

@@ -23,8 +23,18 @@ class Plan:
     seconds: float
 
 
-def run_once(program: Path, setup: Setup, key: str, threads: int, seconds: float) -> dict[str, Any]:
-    command = [str(program), "--module", str(setup.module), "--label", key, "--mech", MECHANISMS[key], "--threads", str(threads)]
+def run_once(program: Path, setup: Setup, key: str, threads: int, seconds: float, label: str = "") -> dict[str, Any]:
+    command = [
+        str(program),
+        "--module",
+        str(setup.module),
+        "--label",
+        label or key,
+        "--mech",
+        MECHANISMS[key],
+        "--threads",
+        str(threads),
+    ]
     command += ["--seconds", str(seconds), "--warmup", "0.3", "--latency", *(["--pin", setup.pin] if setup.pin else [])]
     result = subprocess.run(
         command, env=os.environ | setup.environment, capture_output=True, text=True, timeout=seconds + 60, check=False
