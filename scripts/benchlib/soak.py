@@ -16,8 +16,10 @@ from typing import Any
 from support.certificates import PrivateKey, new_key
 from support.guest import Guest, library
 from support.host import Host
+from support.hostile import BEHAVIOURS
 from support.killing import kill_under_load
 from support.leaks import Needles
+from support.misbehaviour import misbehave_all
 from support.power import lose_power
 from support.processes import descendants
 from support.rotation import rotate_under_load
@@ -35,6 +37,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--kills", type=int, default=300, help="processes to kill (default 300)")
     parser.add_argument("--deliveries", type=int, default=1000, help="deliveries before memory is searched (default 1000)")
     parser.add_argument("--power-losses", type=int, default=20, help="times that a virtual machine loses its power (default 20)")
+    parser.add_argument(
+        "--hostile", type=float, default=15, help="seconds of each behaviour of a hostile guest (default 15; 0: none)"
+    )
     parser.add_argument("--seed", type=int, default=int(time.time()), help="of the order of kills")
     parser.add_argument("--output", type=Path, help="directory for soak.json and soak.md")
     return parser.parse_args()
@@ -133,6 +138,9 @@ def judge(results: dict[str, Any]) -> list[str]:
         names = ("keys_found_outside_the_worker", "files_with_keys", "destroyed_keys_found_in_the_worker")
         wrong += [name for name in names if leaked[name]]
         wrong += [] if leaked["live_keys_found_in_the_worker"] else ["the search finds nothing at all"]
+    for behaviour, cost in results.get("hostile", {}).items():
+        if cost["neighbour_failures"] or not cost["same_worker"] or not cost["answers_after"]:
+            wrong.append(f"hostile guest: {behaviour}")
     return wrong
 
 
@@ -144,6 +152,7 @@ def main() -> int:
         "kills": (given.kills, lambda host: kills(host, given.kills, given.seed)),
         "leaks": (given.deliveries, lambda host: leaks(host, given.deliveries)),
     }
+    parts["hostile"] = (int(given.hostile), lambda host: misbehave_all(host, list(BEHAVIOURS), given.hostile))
     for name, (count, run) in parts.items():
         if not count:
             continue
@@ -163,7 +172,7 @@ def main() -> int:
         f"Run by `scripts/soak` on {results['at']}: {'all is well' if not wrong else 'WRONG: ' + ', '.join(wrong)}.",
         "",
     ]
-    for name in ("storm", "kills", "power", "leaks", "machine"):
+    for name in ("storm", "kills", "power", "leaks", "hostile", "machine"):
         if name in results:
             text += [f"## {name.capitalize()}", "", report.facts_table(results[name]), ""]
     print("\n".join(text))
