@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from hsmvisor_rpc.sealed.commands import Retire
 from hsmvisor_rpc.sealed.refusal import Reason, Refusal
-from hsmvisord.keystore.changes import BARE_DRAIN, IN_USE
-from hsmvisord.keystore.state import TRANSITIONS, GenerationState, Step
+from hsmvisord.keystore.changes import BARE_DRAIN, IN_USE, skip_handles
+from hsmvisord.keystore.state import TRANSITIONS, GenerationState, Pin, State, Step
 from support.certificates import new_key
 from support.keystores import NOW, Bench
 
@@ -180,3 +180,21 @@ def test_handles_are_never_used_again() -> None:
         seen |= new
         if number % 10 == 0:
             bench.restart()
+
+
+def test_a_handle_of_another_module_or_of_a_lost_time_is_given_to_no_other_key() -> None:
+    """An application keeps its handles when its module is made anew, or set back to an older copy: none may name another key."""
+    bench = Bench()
+    bench.push(1, material="before")
+    kept, version = dict(bench.stored), bench.version
+    bench.push(1, material="lost")
+    lost = {key.handle for key in bench.keystore.state.keys.values() if key.material == "lost"}
+    before = {key.handle for key in bench.keystore.state.keys.values()} - lost
+    bench.stored, bench.version, bench.now = kept, version, bench.now + 3600
+    bench.restart()
+    assert set(bench.keystore.state.keys) == before
+    bench.push(1, material="other")
+    assert not set(bench.keystore.state.keys) & lost
+    first, second = (State(0, bytes([n]) * 16, b"", b"", NOW, 0, 1, 1, True, Pin(), {}, {}, {}) for n in (1, 2))
+    assert abs(skip_handles(first, NOW).next_handle - skip_handles(second, NOW).next_handle) > 100_000
+    assert skip_handles(first, 2**40).next_handle < 2**30

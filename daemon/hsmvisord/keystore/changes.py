@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 
 from cryptography import x509
@@ -32,7 +33,19 @@ from hsmvisord.keystore.state import (
 BARE_DRAIN = 24 * 3600  #: seconds that a bare key drains unless its stage command says otherwise
 KEPT_DESTROYED = 8  #: destroyed generations that the operator still sees
 KEPT_ACTIVATIONS = 64  #: views older than these see the current generation
+MAX_SKIP = 2**29  #: handles, of the 2^30 that token objects have: 17 years, whatever a clock says
 IN_USE = 24 * 3600  #: seconds since its last use in which a drain is extended
+
+
+def skip_handles(state: State, now: int) -> State:
+    """Returns the state as a process begins with it: handles that it will give are none that an application may hold of another
+    key, from a module that had its place before, or from a time that was lost with an older copy of the state.
+
+    Where they begin depends on the module, and they rise by at least one a second.
+    """
+    first = int.from_bytes(hashlib.sha256(b"hsmvisor handles\0" + state.module_id).digest()[:4], "big") % 2**28 + 1
+    lived = min(max(now - state.created_at, 0), MAX_SKIP)
+    return replace(state, next_handle=max(state.next_handle, first + lived))
 
 
 def check_stage(state: State, name: str, number: int, body: Stage) -> None:

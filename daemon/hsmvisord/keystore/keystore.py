@@ -70,7 +70,7 @@ class Keystore:
         usage: Callable[[], Usage] = dict,
     ) -> None:
         """`clock` gives seconds since 1970; `usage` what each generation was used since the worker began."""
-        self.state = state
+        self.state = changes.skip_handles(state, int(clock()))
         self._recipient, self._manifest, self._vault = recipient, manifest, vault
         self._provider, self._clock, self._persist, self.usage = provider, clock, persist, usage
         self._lock = threading.RLock()
@@ -98,7 +98,7 @@ class Keystore:
         recipient = RecipientKey()
         state = State(0, module_id, host_id, root, created_at, 0, 1, 1, True, Pin(), {}, {}, {})
         store = cls(state, recipient, {}, vault, provider, clock, persist, usage)
-        store._commit(state, Cause())
+        store._commit(store.state, Cause())
         return store
 
     @property
