@@ -198,6 +198,13 @@ def test_streams_can_be_signed_too(host: Listening) -> None:
         assert list(rpc.AuditServiceStub(channel).ExportAudit(pb.ExportAuditRequest(limit=1), timeout=5))
 
 
+def test_break_glass_is_for_an_operator_on_the_host_itself(host: Listening) -> None:
+    asked = pb.BreakGlassRequest(request_id=new_id(), name="glass", new_root=host.root_public, empty_it=True)
+    with host.signed(SigningKey("shared", SECRET)) as channel, pytest.raises(grpc.RpcError) as caught:
+        rpc.ModuleServiceStub(channel).BreakGlass(asked, metadata=(("hsmvisor-why", "a test"),), timeout=10)
+    assert reason(caught.value) == (C.PERMISSION_DENIED, "LOCAL")
+
+
 def test_an_unsigned_request_is_nobodys(host: Listening) -> None:
     assert refusal(host.signed(None)) == (C.UNAUTHENTICATED, "CALLER")
 

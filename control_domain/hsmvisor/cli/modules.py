@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import uuid
 from collections.abc import Callable
-from typing import BinaryIO
+from typing import BinaryIO, TextIO
 
 import click
 import grpc
-from hsmvisor.cli.context import REFUSED, CommandError, Context, Group, pass_context, plain, table, when
+from hsmvisor.cli.context import REFUSED, USAGE, CommandError, Context, Group, pass_context, plain, table, when
 from hsmvisor.cli.parameters import HexBytes
 from hsmvisor_rpc.v1 import hsmvisor_pb2 as pb
 
@@ -239,3 +239,31 @@ def upgrade(ctx: Context, names: tuple[str, ...], every: bool, keep_launcher: bo
     columns = ("name", "pid", "was", "connections", "applications", "lingering", "paused ms")
     rows = [(u.name, u.pid, u.old_pid, u.connections, u.applications, u.lingering, f"{u.paused_seconds * 1000:.1f}") for u in done]
     ctx.result({"upgraded": [plain(u) for u in done]}, lambda: table(columns, rows))
+
+
+@module.command("break-glass")
+@click.argument("name")
+@click.option("--why", required=True, help="The reason; it stands in the audit log.")
+@click.option(
+    "--new-root",
+    type=click.File("r"),
+    help="File with the new root key in hexadecimal (an authority's root.pub); default: this authority's.",
+)
+@click.option("--yes-empty-it", "empty", is_flag=True, help="Every key of the module is lost, and you know it.")
+@click.option("--request-id", "ident", help="Makes a repeated call the same call.")
+@pass_context
+def break_glass(ctx: Context, name: str, why: str, new_root: TextIO | None, empty: bool, ident: str | None) -> None:
+    """For a root that is lost: empty module NAME and have it obey another one. This cannot be undone.
+
+    The module keeps its name, its address and its settings. All its keys are forgotten, and it has a new id and recipient key: what
+    was signed or sealed for the old one fits it no more. Only on the host itself. Deliver the keys again afterwards.
+    """
+    if not empty:
+        raise CommandError(f"every key of module {name} would be lost", USAGE, "give --yes-empty-it if that is what you want")
+    try:
+        root = bytes.fromhex(new_root.read().strip()) if new_root else ctx.authority(create=True).root_public
+    except ValueError:
+        raise CommandError("the new root is not a key in hexadecimal", USAGE, "give the new authority's root.pub") from None
+    request = pb.BreakGlassRequest(request_id=ident or request_id(), name=name, new_root=root, empty_it=True)
+    found = ctx.modules.BreakGlass(request, timeout=ctx.timeout, metadata=(("hsmvisor-why", why),))
+    ctx.result(found, lambda: click.echo(f"module {name} is empty and obeys the root {found.root.hex()[:16]}: deliver its keys"))

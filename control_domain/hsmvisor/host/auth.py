@@ -22,11 +22,12 @@ _ALL = frozenset(Role)
 
 @dataclass(frozen=True)
 class Caller:
-    """Who calls, for the audit log, and what it may be.  `known`: its identity is proved."""
+    """Who calls, for the audit log, and what it may be.  `known`: its identity is proved; `local`: by the kernel of this host."""
 
     name: str
     roles: frozenset[Role]
     known: bool = True
+    local: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class Authenticator:
     def _local(self, credentials: Credentials) -> Caller:
         name = f"uid:{credentials.uid} pid:{credentials.pid}"
         if credentials.uid in (0, os.geteuid()):
-            return Caller(name, _ALL)
+            return Caller(name, _ALL, local=True)
         roles: set[Role] = set()
         groups = _groups(credentials)
         for allow in self._config.control.allow:
@@ -80,7 +81,7 @@ class Authenticator:
                 gid = _gid(allow.group)
             if uid == credentials.uid or gid in groups:
                 roles.update(allow.roles)
-        return Caller(name, frozenset(roles))
+        return Caller(name, frozenset(roles), local=True)
 
     # ---- certificates -------------------------------------------------------------------------------------------
 

@@ -446,35 +446,50 @@ class Module:
 
     async def stop(self, *, leave: bool) -> None:
         """Ends the watch; the worker is left serving, or drained and ended."""
-        if self._keeper is not None:
-            self._keeper.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._keeper
-        self._is_serving.clear()
+        await self._halt()
         async with self._replacing:
             if leave and self._worker is not None:
                 self._worker.leave()
                 self._worker = None
             else:
                 await self._end_worker(self._s.config.workers.drain_seconds)
-        if self._guest is not None:
-            self._guest.close()
-            self._guest = None
+        if (guest := self._let_go()) is not None:
+            guest.close()
 
     async def destroy(self) -> None:
         """Ends the worker at once and removes what stands in the runtime directory.  The rows are the caller's."""
+        if (guest := await self.give_way()) is not None:
+            guest.close()
+        places.remove(self._s.places, self.module_id, self.name)
+        self._set(DESTROYED)
+
+    async def give_way(self) -> socket.socket | None:
+        """Ends the worker at once; returns the listening socket, at which guests wait for the one that takes its place."""
+        await self._halt()
+        async with self._replacing:
+            await self._end_worker(0)
+        return self._let_go()
+
+    def take_place(self, guest: socket.socket | None) -> None:
+        """Serves, in the background, where a module gave way."""
+        self._guest = guest
+        self.resume(asyncio.Semaphore())
+
+    def replaced(self) -> None:
+        """Another one has taken its place."""
+        places.forget(self._s.places, self.module_id)
+        self._set(DESTROYED)
+
+    async def _halt(self) -> None:
         if self._keeper is not None:
             self._keeper.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._keeper
         self._is_serving.clear()
-        async with self._replacing:
-            await self._end_worker(0)
-        if self._guest is not None:
-            self._guest.close()
-            self._guest = None
-        places.remove(self._s.places, self.module_id, self.name)
-        self._set(DESTROYED)
+
+    def _let_go(self) -> socket.socket | None:
+        guest, self._guest = self._guest, None
+        return guest
 
     async def _end_worker(self, drain: float) -> None:
         for leaving in self._leaving.values():
@@ -489,7 +504,3 @@ class Module:
         await worker.ended()
         worker.leave()
         self._happenings.cut("the module was ended")
-
-
-def new_row(module_id: bytes, name: str, number: int, root: bytes, settings: Settings) -> ModuleRow:
-    return ModuleRow(module_id, name, number, int(time.time()), root, settings.encode(), "creating", 0)

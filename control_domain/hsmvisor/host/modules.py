@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import hashlib
 import logging
 import os
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from hsmvisor.host import places
 from hsmvisor.host.adoption import end_orphans, end_stranger
-from hsmvisor.host.errors import Exhausted, Exists, NotFound, Unavailable
-from hsmvisor.host.module import DESTROYED, Module, Surroundings, Upgraded, new_row
+from hsmvisor.host.errors import Exhausted, Exists, HostError, NotFound, Unavailable
+from hsmvisor.host.module import DESTROYED, Module, Surroundings, Upgraded
 from hsmvisor.host.settings import Settings
 from hsmvisor.host.state import CREATING, DESTROYING, PRESENT, ModuleRow, Request
 
@@ -103,7 +106,7 @@ class Modules:
             raise Exists("MODULE", f"module {name} exists", "choose another name, or destroy that one first")
         number = self._free_number()
         self._reserved[name] = number
-        module = Module(new_row(os.urandom(16), name, number, root, settings), self._s, self._changed)
+        module = Module(_new_row(os.urandom(16), name, number, root, settings), self._s, self._changed)
         self._making.add(module)
         try:
             await self._make(module, request)
@@ -159,6 +162,34 @@ class Modules:
             del self._modules[name]
         self._s.events.emit("module-destroyed", name, {"module_id": module.module_id.hex()})
 
+    async def break_glass(self, name: str, root: bytes, request: Request) -> Module:
+        """Empties a module and has it obey `root`: another id, another recipient key; the same name, address, uid and settings.
+
+        The worker is ended first, so that nobody signs with a key that is forgotten.  Returns the new one.  Raises HostError; then
+        the old one serves on.
+        """
+        old = self.get(name)
+        async with old.ending:
+            if self._modules.get(name) is not old:
+                raise _not_found(name)
+            row = _new_row(os.urandom(16), name, old.row.number, root, old.settings)
+            guest = await old.give_way()
+            try:
+                await self._s.state.replace(old.module_id, row, request, row.module_id)
+            except BaseException:
+                old.take_place(guest)
+                raise
+            old.replaced()
+            new = self._modules[name] = Module(row, self._s, self._changed)
+            new.take_place(guest)
+        self._tell(Change("created", new))
+        detail = {"old_module_id": old.module_id.hex(), "module_id": new.module_id.hex(), "root": hashlib.sha256(root).hexdigest()}
+        self._s.events.emit("module-break-glass", name, detail)
+        _log.warning("module %s was emptied and obeys another root (break-glass); its keys are to be delivered again", name)
+        with contextlib.suppress(HostError):
+            await new.status()  # the caller would rather see it serve
+        return new
+
     # ---- watching -----------------------------------------------------------------------------------------------
 
     def _changed(self, module: Module) -> None:
@@ -193,6 +224,10 @@ class Modules:
                     yield change
         finally:
             self._watchers.discard(queue)
+
+
+def _new_row(module_id: bytes, name: str, number: int, root: bytes, settings: Settings) -> ModuleRow:
+    return ModuleRow(module_id, name, number, int(time.time()), root, settings.encode(), CREATING, 0)
 
 
 def _not_found(name: str) -> NotFound:

@@ -36,6 +36,7 @@ METHODS: dict[str, frozenset[Role] | Access] = {
     "/hsmvisor.v1.ModuleService/GetStatistics": _ALL,
     "/hsmvisor.v1.ModuleService/WatchModules": _ALL,
     "/hsmvisor.v1.ModuleService/UpgradeModule": _OPERATOR,
+    "/hsmvisor.v1.ModuleService/BreakGlass": _OPERATOR,  # and on the host itself: services/modules.py
     "/hsmvisor.v1.MaterialService/Execute": _MANAGER,
     "/hsmvisor.v1.MaterialService/GetMaterial": _ALL,
     "/hsmvisor.v1.MaterialService/ListMaterials": _ALL,
@@ -43,6 +44,7 @@ METHODS: dict[str, frozenset[Role] | Access] = {
     "/hsmvisor.v1.HostService/Enrol": Access.ANYBODY,
     "/hsmvisor.v1.HostService/CreateEnrolment": _OPERATOR,
     "/hsmvisor.v1.HostService/GetMetrics": _ALL,
+    "/hsmvisor.v1.HostService/Backup": _OPERATOR,
     "/hsmvisor.v1.EventService/StreamEvents": _ALL,
     "/hsmvisor.v1.AuditService/ExportAudit": _AUDITOR,
     "/grpc.health.v1.Health/Check": Access.ANYBODY,

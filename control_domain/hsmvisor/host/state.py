@@ -16,6 +16,7 @@ from hsmvisor.host.database import Database
 from hsmvisor.host.errors import Conflict, Exhausted, WrongState
 from hsmvisor_rpc.internal.messages import StoreState
 
+_NOBODY = ""  #: a key's name that there is not
 CREATING, PRESENT, DESTROYING = "creating", "present", "destroying"
 
 
@@ -99,6 +100,18 @@ class State:
             connection.execute("DELETE FROM modules WHERE module_id = ?", (module_id,))
             if request is not None:
                 _answer(connection, request, result)
+
+        await self._database.run(work)
+        await self._database.forget_journal()
+
+    async def replace(self, old_id: bytes, new: ModuleRow, request: Request, result: bytes) -> None:
+        """Forgets a module with its records and has an empty one in its place, with the answer to the call: one step."""
+        row = (new.module_id, new.name, new.number, new.created_at, new.root, new.settings, PRESENT, 0, b"")
+
+        def work(connection: sqlite3.Connection) -> None:
+            connection.execute("DELETE FROM modules WHERE module_id = ?", (old_id,))
+            connection.execute("INSERT INTO modules VALUES (?,?,?,?,?,?,?,?,?)", row)
+            _answer(connection, request, result)
 
         await self._database.run(work)
         await self._database.forget_journal()
@@ -196,6 +209,11 @@ class State:
 
         return await self._database.run(work)
 
+    async def signed_from(self) -> int:
+        """Returns the time up to which signed requests are refused, seconds: a restored state does not know which were seen."""
+        row = await self._database.run(lambda c: c.execute("SELECT nonce FROM nonces WHERE key = ?", (_NOBODY,)).fetchone())
+        return int.from_bytes(row[0], "big") if row else 0
+
     # ---- events -------------------------------------------------------------------------------------------------
 
     async def add_events(self, events: Iterable[EventRow]) -> None:
@@ -211,6 +229,12 @@ class State:
     async def events(self) -> list[EventRow]:
         sql = "SELECT id, at_ms, kind, module, detail FROM events ORDER BY id"
         return await self._database.run(lambda c: [EventRow(*row) for row in c.execute(sql)])
+
+
+def forbid_signed_until(connection: sqlite3.Connection, at: int, skew: int) -> None:
+    """For a restored state: requests that were signed up to `at` are refused, as long as they would be in time."""
+    connection.execute("DELETE FROM nonces")
+    connection.execute("INSERT INTO nonces VALUES (?, ?, ?)", (_NOBODY, at.to_bytes(8, "big"), at + 2 * skew + 1))
 
 
 def _modules(connection: sqlite3.Connection) -> list[ModuleRow]:

@@ -91,6 +91,11 @@ class ModuleServiceStub:
                 request_serializer=hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.UpgradeModuleRequest.SerializeToString,
                 response_deserializer=hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.UpgradeModuleResponse.FromString,
                 _registered_method=True)
+        self.BreakGlass = channel.unary_unary(
+                '/hsmvisor.v1.ModuleService/BreakGlass',
+                request_serializer=hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.BreakGlassRequest.SerializeToString,
+                response_deserializer=hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.Module.FromString,
+                _registered_method=True)
 
 
 class ModuleServiceServicer:
@@ -171,6 +176,15 @@ class ModuleServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def BreakGlass(self, request, context):
+        """For a root that is lost: forgets every key of the module and has it obey a new root. It keeps name, address and settings; its
+        id and recipient key are new, so nothing that was signed or sealed before fits it. On the host's own control socket alone;
+        the metadata "hsmvisor-why" says why. Cannot be undone.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ModuleServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -228,6 +242,11 @@ def add_ModuleServiceServicer_to_server(servicer, server):
                     servicer.UpgradeModule,
                     request_deserializer=hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.UpgradeModuleRequest.FromString,
                     response_serializer=hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.UpgradeModuleResponse.SerializeToString,
+            ),
+            'BreakGlass': grpc.unary_unary_rpc_method_handler(
+                    servicer.BreakGlass,
+                    request_deserializer=hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.BreakGlassRequest.FromString,
+                    response_serializer=hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.Module.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -539,6 +558,33 @@ class ModuleService:
             metadata,
             _registered_method=True)
 
+    @staticmethod
+    def BreakGlass(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hsmvisor.v1.ModuleService/BreakGlass',
+            hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.BreakGlassRequest.SerializeToString,
+            hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.Module.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
 
 class MaterialServiceStub:
     """---- material -------------------------------------------------------------------------------------------------------
@@ -736,6 +782,11 @@ class HostServiceStub:
                 request_serializer=hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.GetMetricsRequest.SerializeToString,
                 response_deserializer=hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.Metrics.FromString,
                 _registered_method=True)
+        self.Backup = channel.unary_stream(
+                '/hsmvisor.v1.HostService/Backup',
+                request_serializer=hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.BackupRequest.SerializeToString,
+                response_deserializer=hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.BackupPart.FromString,
+                _registered_method=True)
 
 
 class HostServiceServicer:
@@ -770,6 +821,13 @@ class HostServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Backup(self, request, context):
+        """The host's sealed state as it stands now, as one file (control_domain/docs/backup-and-loss.md). The service goes on meanwhile.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_HostServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -792,6 +850,11 @@ def add_HostServiceServicer_to_server(servicer, server):
                     servicer.GetMetrics,
                     request_deserializer=hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.GetMetricsRequest.FromString,
                     response_serializer=hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.Metrics.SerializeToString,
+            ),
+            'Backup': grpc.unary_stream_rpc_method_handler(
+                    servicer.Backup,
+                    request_deserializer=hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.BackupRequest.FromString,
+                    response_serializer=hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.BackupPart.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -904,6 +967,33 @@ class HostService:
             '/hsmvisor.v1.HostService/GetMetrics',
             hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.GetMetricsRequest.SerializeToString,
             hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.Metrics.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Backup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/hsmvisor.v1.HostService/Backup',
+            hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.BackupRequest.SerializeToString,
+            hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.BackupPart.FromString,
             options,
             channel_credentials,
             insecure,

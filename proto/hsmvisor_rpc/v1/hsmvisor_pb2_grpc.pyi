@@ -59,6 +59,11 @@ class ModuleServiceStub:
     """The present modules first (kind "present"), then changes."""
     UpgradeModule: _grpc.UnaryUnaryMultiCallable[_hsmvisor_pb2.UpgradeModuleRequest, _hsmvisor_pb2.UpgradeModuleResponse]
     """Replace the module's worker process by a new one, in service: state, connections, sessions and open operations go along."""
+    BreakGlass: _grpc.UnaryUnaryMultiCallable[_hsmvisor_pb2.BreakGlassRequest, _hsmvisor_pb2.Module]
+    """For a root that is lost: forgets every key of the module and has it obey a new root. It keeps name, address and settings; its
+    id and recipient key are new, so nothing that was signed or sealed before fits it. On the host's own control socket alone;
+    the metadata "hsmvisor-why" says why. Cannot be undone.
+    """
 
 @_typing.type_check_only
 class ModuleServiceAsyncStub(ModuleServiceStub):
@@ -83,6 +88,11 @@ class ModuleServiceAsyncStub(ModuleServiceStub):
     """The present modules first (kind "present"), then changes."""
     UpgradeModule: _aio.UnaryUnaryMultiCallable[_hsmvisor_pb2.UpgradeModuleRequest, _hsmvisor_pb2.UpgradeModuleResponse]  # type: ignore[assignment]
     """Replace the module's worker process by a new one, in service: state, connections, sessions and open operations go along."""
+    BreakGlass: _aio.UnaryUnaryMultiCallable[_hsmvisor_pb2.BreakGlassRequest, _hsmvisor_pb2.Module]  # type: ignore[assignment]
+    """For a root that is lost: forgets every key of the module and has it obey a new root. It keeps name, address and settings; its
+    id and recipient key are new, so nothing that was signed or sealed before fits it. On the host's own control socket alone;
+    the metadata "hsmvisor-why" says why. Cannot be undone.
+    """
 
 class ModuleServiceServicer(metaclass=_abc_1.ABCMeta):
     """---- modules --------------------------------------------------------------------------------------------------------"""
@@ -171,6 +181,17 @@ class ModuleServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_hsmvisor_pb2.UpgradeModuleResponse, _abc.Awaitable[_hsmvisor_pb2.UpgradeModuleResponse]]:
         """Replace the module's worker process by a new one, in service: state, connections, sessions and open operations go along."""
 
+    @_abc_1.abstractmethod
+    def BreakGlass(
+        self,
+        request: _hsmvisor_pb2.BreakGlassRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_hsmvisor_pb2.Module, _abc.Awaitable[_hsmvisor_pb2.Module]]:
+        """For a root that is lost: forgets every key of the module and has it obey a new root. It keeps name, address and settings; its
+        id and recipient key are new, so nothing that was signed or sealed before fits it. On the host's own control socket alone;
+        the metadata "hsmvisor-why" says why. Cannot be undone.
+        """
+
 def add_ModuleServiceServicer_to_server(servicer: ModuleServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
 class MaterialServiceStub:
@@ -236,6 +257,8 @@ class HostServiceStub:
     """Makes a one-time secret, valid for a while."""
     GetMetrics: _grpc.UnaryUnaryMultiCallable[_hsmvisor_pb2.GetMetricsRequest, _hsmvisor_pb2.Metrics]
     """Prometheus text format."""
+    Backup: _grpc.UnaryStreamMultiCallable[_hsmvisor_pb2.BackupRequest, _hsmvisor_pb2.BackupPart]
+    """The host's sealed state as it stands now, as one file (control_domain/docs/backup-and-loss.md). The service goes on meanwhile."""
 
 @_typing.type_check_only
 class HostServiceAsyncStub(HostServiceStub):
@@ -249,6 +272,8 @@ class HostServiceAsyncStub(HostServiceStub):
     """Makes a one-time secret, valid for a while."""
     GetMetrics: _aio.UnaryUnaryMultiCallable[_hsmvisor_pb2.GetMetricsRequest, _hsmvisor_pb2.Metrics]  # type: ignore[assignment]
     """Prometheus text format."""
+    Backup: _aio.UnaryStreamMultiCallable[_hsmvisor_pb2.BackupRequest, _hsmvisor_pb2.BackupPart]  # type: ignore[assignment]
+    """The host's sealed state as it stands now, as one file (control_domain/docs/backup-and-loss.md). The service goes on meanwhile."""
 
 class HostServiceServicer(metaclass=_abc_1.ABCMeta):
     """---- host -----------------------------------------------------------------------------------------------------------"""
@@ -283,6 +308,14 @@ class HostServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_hsmvisor_pb2.Metrics, _abc.Awaitable[_hsmvisor_pb2.Metrics]]:
         """Prometheus text format."""
+
+    @_abc_1.abstractmethod
+    def Backup(
+        self,
+        request: _hsmvisor_pb2.BackupRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_hsmvisor_pb2.BackupPart], _abc.AsyncIterator[_hsmvisor_pb2.BackupPart]]:
+        """The host's sealed state as it stands now, as one file (control_domain/docs/backup-and-loss.md). The service goes on meanwhile."""
 
 def add_HostServiceServicer_to_server(servicer: HostServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 

@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from hsmvisor.host import convert, limits, reports
-from hsmvisor.host.errors import HostError
+from hsmvisor.host.errors import Forbidden, HostError, Invalid
 from hsmvisor.host.identity import HostIdentity
-from hsmvisor.host.interceptor import origin
+from hsmvisor.host.interceptor import caller, origin
 from hsmvisor.host.module import SERVING, Module
 from hsmvisor.host.modules import Modules
 from hsmvisor.host.pages import page
@@ -134,6 +134,27 @@ class ModuleService(rpc.ModuleServiceServicer):
             return answer.SerializeToString()
 
         return pb.UpgradeModuleResponse.FromString(await self._requests.once(origin(), "module.upgrade", asked, fields, work))
+
+    async def BreakGlass(self, untrusted: pb.BreakGlassRequest, context: Any) -> pb.Module:
+        name, root = limits.module_name(untrusted.name), limits.root(untrusted.new_root)
+        asked = request(untrusted.request_id, "BreakGlass", name.encode(), root)
+        fields: dict[str, Any] = {"module": name, "new_root": hashlib.sha256(root).hexdigest()}
+
+        async def work() -> bytes:
+            if not caller().local:
+                raise Forbidden("LOCAL", "break-glass is for an operator on the host itself", "use the host's own control socket")
+            if not untrusted.empty_it:
+                raise Invalid("CONFIRMATION", f"break-glass loses every key of module {name}", "set empty_it (--yes-empty-it)")
+            if not origin().why:
+                raise Invalid("WHY", "break-glass is recorded with its reason", "send the metadata hsmvisor-why (--why)")
+            old = self._modules.get(name)
+            fields.update(old_module_id=old.module_id.hex(), old_root=hashlib.sha256(old.root).hexdigest())
+            new = await self._modules.break_glass(name, root, asked)
+            fields.update(module_id=new.module_id.hex())
+            return new.module_id
+
+        await self._requests.once(origin(), "module.break-glass", asked, fields, work)
+        return await _shown(self._modules.get(name))
 
     async def GetStatistics(self, untrusted: pb.GetStatisticsRequest, context: Any) -> pb.Statistics:
         module = self._modules.get(limits.module_name(untrusted.name))
