@@ -1,4 +1,5 @@
-"""The host service with a place to die: HSMVISOR_CRASH="module:Class.method:before|after" kills it there by SIGKILL.
+"""The host service with a place to die: HSMVISOR_CRASH="module:Class.method:before|after" kills it there by SIGKILL;
+"after3" after the third call.
 
 HSMVISOR_CRASH_ARMED_BY names a file without which it goes on.  Run as a module, with the arguments of hsmvisor-host.
 """
@@ -7,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import itertools
 import os
 import signal
 from typing import Any
@@ -20,6 +22,8 @@ def _die() -> None:
 
 def arm(place: str) -> None:
     module, name, moment = place.split(":")
+    wanted, number = moment.rstrip("0123456789"), int(moment.lstrip("abcdefghijklmnopqrstuvwxyz") or 1)
+    calls = itertools.count(1)
     owner: Any = importlib.import_module(module)
     *path, last = name.split(".")
     for part in path:
@@ -28,17 +32,21 @@ def arm(place: str) -> None:
     assert inspect.isfunction(real), place
 
     async def dying(*arguments: Any, **options: Any) -> Any:
-        if moment == "before":
+        is_due = next(calls) >= number
+        if is_due and wanted == "before":
             _die()
         result = await real(*arguments, **options)
-        _die()
+        if is_due:
+            _die()
         return result
 
     def dying_at_once(*arguments: Any, **options: Any) -> Any:
-        if moment == "before":
+        is_due = next(calls) >= number
+        if is_due and wanted == "before":
             _die()
         result = real(*arguments, **options)
-        _die()
+        if is_due:
+            _die()
         return result
 
     setattr(owner, last, dying if inspect.iscoroutinefunction(real) else dying_at_once)

@@ -8,6 +8,7 @@ from typing import BinaryIO
 import click
 from click.shell_completion import get_completion_class
 from hsmvisor.cli import context
+from hsmvisor.cli.backups import backup, restore
 from hsmvisor.cli.context import USAGE, CommandError, Context, Group
 from hsmvisor.cli.doctor import doctor
 from hsmvisor.cli.hosts import audit, authority, events, host
@@ -91,7 +92,7 @@ def completion(shell: str) -> None:
     click.echo(completion_class(cli, {}, "hsmvisor", "_HSMVISOR_COMPLETE").source())
 
 
-for command in (module, material, host, authority, events, audit, doctor):
+for command in (module, material, host, authority, events, audit, backup, restore, doctor):
     cli.add_command(command)
 
 

@@ -69,12 +69,17 @@ class Audit:
         checkpoint_lines: int,
         checkpoint_seconds: float,
         now: Callable[[], float] = time.time,
+        begin_after: AuditHead | None = None,
     ) -> None:
-        """Opens the log and finds its end; a torn last line is cut off, and the chain says so.  Raises Broken."""
+        """Opens the log and finds its end; a torn last line is cut off, and the chain says so.  Raises Broken.
+
+        `begin_after`: the place at which the chain goes on where there is no log at all: that of a restored backup.
+        """
         self.path, self._sign, self._now = path, sign, now
         self._rotate_bytes, self._every_lines, self._every_seconds = rotate_bytes, checkpoint_lines, checkpoint_seconds
         self._pending: list[_Entry] = []
         self._wake = asyncio.Event()
+        self._begin_after = begin_after
         self._failure = ""
         self._closing = False
         self._dropped = 0  #: lines that nobody waited for and there was no room for
@@ -86,6 +91,7 @@ class Audit:
             torn = self._open()
         except OSError as error:
             raise Broken("AUDIT", f"{path}: {error.strerror}", "look at the directory's owner, mode and disk") from None
+        self.place = AuditHead(self._sequence + 1, self._head)  #: of the next line
         if torn:
             _log.warning("%s: the last line was torn (%d bytes); it is cut off and the chain says so", path, torn)
             self._begin_with("audit.recovered", torn_bytes=torn)
@@ -109,7 +115,7 @@ class Audit:
         if not last:
             last = self._last_of_rotated()
         try:
-            values: dict[str, Any] = json.loads(last) if last else {"seq": 0, "hash": GENESIS}
+            values: dict[str, Any] = json.loads(last) if last else self._beginning()
             self._sequence, self._head = int(values["seq"]), str(values["hash"])
         except (ValueError, KeyError, TypeError):
             raise Broken(
@@ -118,6 +124,10 @@ class Audit:
                 "run hsmvisor audit verify; keep the file, and move it away to begin a new chain",
             ) from None
         return size - whole
+
+    def _beginning(self) -> dict[str, Any]:
+        place = self._begin_after or AuditHead(1, GENESIS)
+        return {"seq": place.sequence - 1, "hash": place.head}
 
     def _begin_with(self, kind: str, **fields: int) -> None:
         try:
@@ -167,7 +177,7 @@ class Audit:
 
     def _note_head(self) -> None:
         """Notes the newest place beside the log; not synced: after a loss of power an older one is as good."""
-        record = AuditHead(self._sequence + 1, self._head)
+        self.place = record = AuditHead(self._sequence + 1, self._head)
         note = {"sequence": record.sequence, "head": record.head, "signature": self._sign(record.encode()).hex()}
         with contextlib.suppress(OSError):
             os.pwrite(self._head_file, json.dumps(note).ljust(320).encode(), 0)

@@ -22,7 +22,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _SMALLEST = 512  #: bytes of the smallest database
-_RESTORE = "restore the state directory from a backup, or move the file away to begin with no modules"
+_RESTORE = "restore a backup (hsmvisor restore), or move the file away to begin with no modules"
 
 
 class Database:
@@ -33,7 +33,7 @@ class Database:
         self.path = path
         try:
             if path.exists():
-                _inspect(path)
+                inspect(path)
             else:
                 _create(path)
             self._connection = _connect(path)
@@ -119,7 +119,7 @@ def sync_path(path: Path) -> None:
         os.close(descriptor)
 
 
-def _inspect(path: Path) -> None:
+def inspect(path: Path) -> None:
     """Looks at an existing file without writing to it; raises sqlite3.Error or Broken when it is not a sound state file."""
     if (size := path.stat().st_size) < _SMALLEST:  # SQLite would take it for a new one
         raise Broken("STATE_CORRUPT", f"{path} has {size} bytes: it was truncated; nothing was written", _RESTORE)

@@ -13,7 +13,8 @@ import sqlite3
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hsmvisor.host import identity
+from hsmvisor.host import identity, restored
+from hsmvisor.host.backup import remove_leftovers
 from hsmvisor.host.config import Config
 from hsmvisor.host.database import Database
 from hsmvisor.host.errors import Broken
@@ -22,6 +23,7 @@ from hsmvisor.host.launcher import Launcher
 from hsmvisor.host.measures import Measure
 from hsmvisor.host.places import Places
 from hsmvisor.host.provider import Provider
+from hsmvisor.host.restored import Note
 
 _SOON = 2.0  #: seconds that a helper has to say what it is confined by
 
@@ -35,6 +37,7 @@ class Foundation:
     database: Database
     launcher: Launcher
     provider: Provider
+    restored: Note | None = None  #: what was restored and is not audited yet
 
     async def helpers(self) -> tuple[str, tuple[Measure, ...]]:
         """Returns the key provider's status, and what launcher and key provider have given up, each under its name."""
@@ -46,8 +49,10 @@ class Foundation:
 def lay(config: Config) -> Foundation:
     """Raises Broken.  The helpers are started last: they come up while we go on."""
     os.umask(0o077)
-    _make_state_directory(config.state)
+    make_state_directory(config.state)
     lock = lock_state(config.state)
+    note = restored.finish(config)
+    remove_leftovers(config.state)
     places = Places(config.runtime)
     places.make()
     state_file = config.state / "state.db"
@@ -57,10 +62,10 @@ def lay(config: Config) -> Foundation:
     database = Database(state_file)
     _demand_master_key(config, state_file)
     provider = Provider(config.provider.kind, config.master_key, config.workers.provider_uid if os.geteuid() == 0 else 0)
-    return Foundation(config, places, lock, host, database, Launcher(), provider)
+    return Foundation(config, places, lock, host, database, Launcher(), provider, note)
 
 
-def _make_state_directory(path: Path) -> None:
+def make_state_directory(path: Path) -> None:
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         if path.stat().st_mode & 0o077:
@@ -97,7 +102,7 @@ def _demand_state(config: Config, state_file: Path) -> None:
             raise Broken(
                 "STATE_MISSING",
                 f"{state_file} is missing, but {config.audit_file} tells of this host; nothing was written",
-                "restore the state directory from a backup, or move it away to begin a new host",
+                "restore a backup (hsmvisor restore), or move the directory away to begin a new host",
             )
 
 
@@ -111,5 +116,5 @@ def _demand_master_key(config: Config, state_file: Path) -> None:
         raise Broken(
             "MASTER_KEY_MISSING",
             f"{config.master_key} is missing, but {modules} modules are sealed with it; nothing was written",
-            "restore the file from a backup, or destroy the state and deliver the keys again",
+            "put your copy of it there; if it is lost, destroy the state and deliver the keys again",
         )

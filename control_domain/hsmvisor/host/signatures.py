@@ -76,6 +76,7 @@ class Signatures:
 
     def __init__(self, keys: dict[str, KnownKey], skew: int, state: State, now: Callable[[], float] = time.time) -> None:
         self._keys, self._skew, self._state, self._now = keys, skew, state, now
+        self._from: int | None = None
 
     async def verify(self, method: str, body: bytes, untrusted_metadata: Mapping[str, str | bytes]) -> KnownKey:
         """Returns whose request it is; raises Unauthenticated."""
@@ -96,6 +97,14 @@ class Signatures:
             raise Unauthenticated(
                 "REQUEST_TIME", f"the request was signed {late:.0f} s ago; the limit is {self._skew} s", "compare the clocks"
             )
+        if self._from is None:
+            self._from = await self._state.signed_from()
+        if at <= self._from:
+            again = time.strftime("%H:%M:%S", time.gmtime(self._from))
+            raise Unauthenticated(
+                "REQUEST_TIME", "the host was restored from a backup and does not know which requests it has seen",
+                f"sign the request again after {again} UTC",
+            )  # fmt: skip
         if not await self._state.take_nonce(key.name, nonce, at + 2 * self._skew + 1):
             raise Unauthenticated("REQUEST_REPLAY", "this very request was seen before", "sign each request anew")
         return key

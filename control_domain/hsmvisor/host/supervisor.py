@@ -8,9 +8,10 @@ import logging
 import os
 import time
 
-from hsmvisor.host import signatures
+from hsmvisor.host import restored, signatures
 from hsmvisor.host.audit import Audit
 from hsmvisor.host.auth import Authenticator
+from hsmvisor.host.backup import Backups
 from hsmvisor.host.config import Config
 from hsmvisor.host.enrolment import Enrolments
 from hsmvisor.host.errors import HostError
@@ -22,6 +23,7 @@ from hsmvisor.host.metrics import HostCounts, Metrics
 from hsmvisor.host.module import Surroundings
 from hsmvisor.host.modules import Modules
 from hsmvisor.host.requests import Requests
+from hsmvisor.host.restored import Note
 from hsmvisor.host.scrape import ScrapeServer
 from hsmvisor.host.server import Server
 from hsmvisor.host.services.host import About, HostService
@@ -51,6 +53,7 @@ class Supervisor:
             rotate_bytes=config.audit.rotate_bytes,
             checkpoint_lines=config.audit.checkpoint_lines,
             checkpoint_seconds=config.audit.checkpoint_seconds,
+            begin_after=foundation.restored.place if foundation.restored else None,
         )
         self.events = Events(self.state)
         surroundings = Surroundings(
@@ -80,7 +83,8 @@ class Supervisor:
     def _add_services(self, about: About) -> None:
         registry, identity = self._server.registry, self._f.identity
         enrolments = Enrolments(self.state, identity)
-        host = HostService(about, self._f, self.modules, enrolments, self.requests, self.metrics)
+        backups = Backups(self.config, identity, self._f.provider, lambda: self.audit.place, VERSION)
+        host = HostService(about, self._f, self.modules, enrolments, self.requests, self.metrics, self.audit, backups)
         rpc.add_ModuleServiceServicer_to_server(ModuleService(self.modules, self.requests, self.state, identity), registry)
         rpc.add_MaterialServiceServicer_to_server(MaterialService(self.modules, self.requests, self.state, self.events), registry)
         rpc.add_HostServiceServicer_to_server(host, registry)
@@ -105,6 +109,8 @@ class Supervisor:
         self._f.provider.child.start()
         self.audit.start()
         await self.events.start()
+        if self._f.restored is not None:
+            await self._tell_of_restore(self._f.restored)
         schema = self._f.database.migrated_from
         await self.audit.record("host.start", who="host", version=VERSION, schema=schema, result="ok")
         self.events.emit("host-started", detail={"version": VERSION})
@@ -121,6 +127,15 @@ class Supervisor:
         for measure in (*self._measures, *of_helpers):
             if not measure.applied:
                 _log.warning("not applied: %s: %s", measure.name, measure.detail)
+
+    async def _tell_of_restore(self, note: Note) -> None:
+        age = note.restored_at - note.made_at
+        told = {"backup": note.backup, "modules": note.modules, "made_at": note.made_at, "age_seconds": age, "aside": note.aside}
+        told |= {"restored_at": note.restored_at, "audit_from": note.audit_sequence}
+        await self.audit.record("host.restore", who=note.who, why=note.why, **told, result="ok")
+        self.events.emit("host-restored", detail=told)
+        _log.warning("the state is that of backup %s, %d s old when it was restored", note.backup, age)
+        restored.forget(self.config)
 
     async def stop(self, *, leave_workers: bool) -> None:
         """What runs is carried out, what waits is written; workers go on serving unless they are not to be left."""

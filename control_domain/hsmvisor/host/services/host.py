@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
 from hsmvisor.host import convert, reports
+from hsmvisor.host.audit import Audit
+from hsmvisor.host.backup import Backups
 from hsmvisor.host.enrolment import Enrolments
-from hsmvisor.host.errors import Invalid
+from hsmvisor.host.errors import HostError, Invalid
 from hsmvisor.host.foundation import Foundation
 from hsmvisor.host.interceptor import caller, origin
 from hsmvisor.host.measures import Measure
@@ -16,6 +20,8 @@ from hsmvisor.host.modules import Modules
 from hsmvisor.host.requests import Requests, request
 from hsmvisor_rpc.v1 import hsmvisor_pb2 as pb
 from hsmvisor_rpc.v1 import hsmvisor_pb2_grpc as rpc
+
+_PART = 256 * 1024  #: bytes of a backup in one message
 
 
 @dataclass(frozen=True)
@@ -36,9 +42,11 @@ class HostService(rpc.HostServiceServicer):
         enrolments: Enrolments,
         requests: Requests,
         metrics: Metrics,
+        audit: Audit,
+        backups: Backups,
     ) -> None:
         self._about, self._foundation, self._modules, self._enrolments = about, foundation, modules, enrolments
-        self._requests, self._metrics = requests, metrics
+        self._requests, self._metrics, self._audit, self._backups = requests, metrics, audit, backups
 
     async def GetHost(self, untrusted: pb.GetHostRequest, context: Any) -> pb.Host:
         known = caller()
@@ -75,3 +83,17 @@ class HostService(rpc.HostServiceServicer):
 
     async def GetMetrics(self, untrusted: pb.GetMetricsRequest, context: Any) -> pb.Metrics:
         return pb.Metrics(text=await self._metrics.text())
+
+    async def Backup(self, untrusted: pb.BackupRequest, context: Any) -> AsyncIterator[pb.BackupPart]:
+        who = {"who": origin().who, "why": origin().why}
+        self._audit.demand_working()
+        try:
+            made = await self._backups.make()
+        except HostError as error:
+            await self._audit.record("host.backup", **who, result="failed", reason=error.reason, detail=error.detail)
+            raise
+        with made.file:
+            backup_id = made.manifest.backup_id.hex()
+            await self._audit.record("host.backup", **who, backup=backup_id, modules=len(made.manifest.modules), result="ok")
+            while data := await asyncio.to_thread(made.file.read, _PART):
+                yield pb.BackupPart(data=data, total=made.size)
