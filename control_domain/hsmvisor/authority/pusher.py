@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import grpc
 from hsmvisor.authority.bundle import Bundle
+from hsmvisor.authority.records import Known, ModuleRecord, Records, delivery_of
 from hsmvisor.authority.store import Authority, AuthorityError
 from hsmvisor_rpc.sealed import envelope
 from hsmvisor_rpc.sealed.canonical import Record
@@ -35,6 +37,10 @@ class Staging:
     self_signed: bool = False
 
 
+class SetBack(AuthorityError):
+    """The module has an older state than it had: what it was told in the meantime is lost."""
+
+
 @dataclass(frozen=True)
 class Target:
     """A module as its host certifies it, and the last sequence number that it carried out."""
@@ -44,12 +50,19 @@ class Target:
 
 
 class Pusher:
-    """`host_key`: the host's pinned identity key.  Calls raise grpc.RpcError and sealed.Refusal."""
+    """`host_key`: the host's pinned identity key; `address`: where it is met, by which what was delivered is recorded.
 
-    def __init__(self, channel: grpc.Channel, authority: Authority, host_key: bytes, timeout: float = 30) -> None:
+    Calls raise grpc.RpcError, sealed.Refusal and AuthorityError.
+    """
+
+    def __init__(
+        self, channel: grpc.Channel, authority: Authority, host_key: bytes, timeout: float = 30, address: str = ""
+    ) -> None:
         self._modules = rpc.ModuleServiceStub(channel)
         self._materials = rpc.MaterialServiceStub(channel)
         self._authority, self._host_key, self._timeout = authority, host_key, timeout
+        self.records = Records(authority.directory, address or f"host:{fingerprint(host_key).hex()}")
+        self._catching_up = False
 
     def target(self, module: str) -> Target:
         """Raises AuthorityError when the module obeys another root."""
@@ -62,11 +75,50 @@ class Pusher:
         return Target(identity, answer.sequence)
 
     def next_generation(self, module: str, material: str) -> int:
-        """Returns the number after the newest generation, 1 for a new material."""
-        for known in self.materials(module):
-            if known.name == material:
-                return max((g.number for g in known.generations), default=0) + 1
-        return 1
+        """Returns the number after the newest generation, 1 for a new material; what was lost with a newer state counts too."""
+        known = self.records.read(module).materials.get(material, Known())
+        newest = max((g.number for m in self.materials(module) if m.name == material for g in m.generations), default=0)
+        return max(newest, known.newest) + 1
+
+    # ---- a module that was set back, or made anew ---------------------------------------------------------------
+
+    def owed(self, module: str) -> str:
+        """Says what the module lacks that this authority knows of, empty when it lacks nothing."""
+        target, known = self._meet(module)
+        if target.sequence < known:
+            return _set_back(module, target.sequence, known)
+        names = ", ".join(self.records.read(module).owed)
+        return f"module {module} does not have what was delivered to it before: {names}" if names else ""
+
+    @contextlib.contextmanager
+    def catching_up(self, module: str) -> Iterator[ModuleRecord]:
+        """Commands are sent to a module that was set back as well.  Yields what is known of it."""
+        target, known = self._meet(module)
+        with self.records.change(module) as record:
+            if target.sequence < known:
+                record.owed = sorted(name for name, of in record.materials.items() if of.current is not None)
+        self._catching_up = True
+        try:
+            yield record
+        finally:
+            self._catching_up = False
+
+    def _meet(self, module: str) -> tuple[Target, int]:
+        """Returns the module and the last sequence number that it is known to have had, as that was before it was asked: another
+        pusher may be at work."""
+        before = self.records.read(module)
+        target = self.target(module)
+        if before.module_id == target.identity.module_id.hex():
+            return target, before.sequence
+        with self.records.change(module) as record:
+            record.meet(target.identity.module_id)
+        return target, 0
+
+    def settled(self, module: str, owed: list[str]) -> None:
+        """The module is up to date, but for `owed`; from now on its own word counts again."""
+        target = self.target(module)
+        with self.records.change(module) as record:
+            record.sequence, record.owed = target.sequence, owed
 
     def delivered(self, module: str, material: str, bundle: Bundle, staging: Staging) -> tuple[int, str]:
         """Returns number and state of the current or a staged generation that is just this; (0, "") when there is none."""
@@ -95,8 +147,20 @@ class Pusher:
 
     # ---- commands -----------------------------------------------------------------------------------------------
 
-    def stage(self, module: str, material: str, bundle: Bundle, staging: Staging, generation: int) -> pb.ExecuteResponse:
-        """Delivers one generation; without a private key in `bundle` it renews the certificate of a key that is there."""
+    def stage(
+        self,
+        module: str,
+        material: str,
+        bundle: Bundle,
+        staging: Staging,
+        generation: int,
+        key_file: str = "",
+        cert_file: str = "",
+    ) -> pb.ExecuteResponse:
+        """Delivers one generation; without a private key in `bundle` it renews the certificate of a key that is there.
+
+        The names of the owner's files are recorded, for a redelivery.
+        """
 
         def body(target: Target, expires_at: int) -> Stage:
             sealed = b""
@@ -124,7 +188,8 @@ class Pusher:
                 self_signed=staging.self_signed,
             )
 
-        return self._send(module, Action.STAGE, material, generation, body)
+        delivery = delivery_of(bundle, generation, staging, key_file, cert_file)
+        return self._send(module, Action.STAGE, material, generation, body, done=lambda record: record.staged(material, delivery))
 
     def push(self, module: str, material: str, bundle: Bundle, staging: Staging | None = None) -> pb.ExecuteResponse:
         """Stages the next generation and activates it."""
@@ -133,18 +198,35 @@ class Pusher:
         return self.activate(module, material, generation)
 
     def activate(self, module: str, material: str, generation: int) -> pb.ExecuteResponse:
-        return self._send(module, Action.ACTIVATE, material, generation)
+        return self._activate(module, Action.ACTIVATE, material, generation)
 
     def roll_back(self, module: str, material: str, generation: int) -> pb.ExecuteResponse:
-        return self._send(module, Action.ROLL_BACK, material, generation)
+        return self._activate(module, Action.ROLL_BACK, material, generation)
+
+    def _activate(self, module: str, action: Action, material: str, generation: int) -> pb.ExecuteResponse:
+        return self._send(module, action, material, generation, done=lambda record: record.activated(material, generation))
 
     def retire(
         self, module: str, material: str, generation: int, drain_seconds: int = 0, after_drain: str = "extend"
     ) -> pb.ExecuteResponse:
-        return self._send(module, Action.RETIRE, material, generation, lambda *_: Retire(drain_seconds, after_drain))
+        return self._send(
+            module,
+            Action.RETIRE,
+            material,
+            generation,
+            lambda *_: Retire(drain_seconds, after_drain),
+            done=lambda record: record.retired(material, generation),
+        )
 
     def destroy(self, module: str, material: str, generation: int, compromised: bool = False) -> pb.ExecuteResponse:
-        return self._send(module, Action.DESTROY, material, generation, lambda *_: Destroy(compromised))
+        return self._send(
+            module,
+            Action.DESTROY,
+            material,
+            generation,
+            lambda *_: Destroy(compromised),
+            done=lambda record: record.destroyed(material, generation),
+        )
 
     def change_root(self, module: str, new_root: bytes) -> pb.ExecuteResponse:
         """Signed by the root itself."""
@@ -158,17 +240,19 @@ class Pusher:
         generation: int,
         body: Callable[[Target, int], Record] | None = None,
         signer: Signer | None = None,
+        done: Callable[[ModuleRecord], None] = lambda record: None,
     ) -> pb.ExecuteResponse:
+        """`done` records that it was carried out."""
         signer = signer or self._authority.signer()
         request_id = str(uuid.uuid4())
         for attempt in range(ATTEMPTS):
-            target = self.target(module)
+            target, known = self._meet(module)
             now = int(time.time())
             command = Command(
                 action=action,
                 host_id=target.identity.host_id,
                 module_id=target.identity.module_id,
-                sequence=target.sequence + 1,
+                sequence=self._next(module, target, known),
                 issued_at=now,
                 expires_at=now + LIFETIME,
                 material=material,
@@ -177,11 +261,28 @@ class Pusher:
             )
             request = pb.ExecuteRequest(request_id=f"{request_id}.{attempt}", module=module, signed_command=signer.sign(command))
             try:
-                return self._materials.Execute(request, timeout=self._timeout)
+                answer = self._materials.Execute(request, timeout=self._timeout)
+                with self.records.change(module) as record:
+                    record.acknowledged(answer.sequence)
+                    done(record)
+                return answer
             except grpc.RpcError as error:
                 if attempt + 1 == ATTEMPTS or reason_of(error) not in (Reason.STALE_SEQUENCE, Reason.REPLAY):
                     raise
         raise AssertionError("unreachable")
+
+    def _next(self, module: str, target: Target, known: int) -> int:
+        """Returns a sequence number that was never used; raises SetBack when the module knows less than we do."""
+        if target.sequence < known and not self._catching_up:
+            raise SetBack(_set_back(module, target.sequence, known))
+        return max(target.sequence, self.records.read(module).next_above) + 1
+
+
+def _set_back(module: str, has: int, known: int) -> str:
+    return (
+        f"module {module} was set back: its last command is number {has}, this authority knows of number {known}. "
+        f"An older state of its host was restored: hsmvisor material redeliver {module} brings it up to date"
+    )
 
 
 def _is_just(known: pb.Generation, bundle: Bundle, staging: Staging) -> bool:

@@ -4,6 +4,7 @@ root.key       Ed25519, PEM (PKCS #8, encrypted when a passphrase was given)
 signer.key     Ed25519, PEM; signs the commands
 signer.cert    the root's word for the signer (hsmvisor_rpc.sealed.commands, Signed)
 hosts.json     pinned identity keys by the address they were met at
+modules/       what was delivered to each module (records.py); no key
 """
 
 from __future__ import annotations
@@ -153,10 +154,14 @@ class Authority:
         if address in hosts and hosts[address] != host_key:
             raise AuthorityError(
                 f"{address} shows another identity key than the pinned one: somebody stands between, or the host was set up anew "
-                "(then: hsmvisor host forget)"
+                "(then: hsmvisor host enrol --replace)"
             )
         if address not in hosts:
             self._write_hosts(hosts | {address: host_key})
+
+    def replace(self, address: str, host_key: bytes) -> None:
+        """Pins the key of a host that was set up anew, in the place of the old one."""
+        self._write_hosts(self.hosts | {address: host_key})
 
     def forget(self, address: str) -> None:
         self._write_hosts({a: k for a, k in self.hosts.items() if a != address})

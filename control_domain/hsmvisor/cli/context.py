@@ -142,7 +142,15 @@ class Context:
                 hint = "hsmvisor host new-secret on the host, then hsmvisor host enrol here"
                 raise CommandError(f"the host {self.host} is not enrolled with this authority", NOT_PERMITTED, hint)
             authority.pin(self.host, self.hosts.GetHost(pb.GetHostRequest(), timeout=self.timeout).host_key)
-        return Pusher(self.channel, authority, authority.hosts[self.host], self.timeout)
+        return Pusher(self.channel, authority, authority.hosts[self.host], self.timeout, self.host)
+
+    def known_pusher(self) -> Pusher | None:
+        """A pusher where there is an authority that knows the host; None for those who only look."""
+        if not (self.authority_directory / "root.pub").exists():
+            return None
+        authority = self.authority()
+        key = authority.hosts.get(self.host)
+        return Pusher(self.channel, authority, key, self.timeout, self.host) if key else None
 
     # ---- output ---------------------------------------------------------------------------------------------------
 
@@ -193,7 +201,9 @@ def fail(error: Exception) -> NoReturn:
     if isinstance(error, grpc.RpcError):
         raise _of_call(error) from None
     if isinstance(error, Refusal):
-        raise CommandError(str(error), REFUSED, reason=error.reason) from None
+        hint = "was the host set up anew? hsmvisor host new-secret there, then hsmvisor host enrol --replace here"
+        hint = hint if error.reason is Reason.WRONG_HOST else ""
+        raise CommandError(str(error), REFUSED, hint, reason=error.reason) from None
     if isinstance(error, AuthorityError | BundleError):
         raise CommandError(str(error), REFUSED) from None
     raise error

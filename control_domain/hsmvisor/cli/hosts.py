@@ -57,8 +57,9 @@ def new_secret(ctx: Context, lifetime: int) -> None:
 
 @host.command()
 @click.option("--secret-file", type=click.File("rb"), help="The one-time secret; - reads standard input. Default: a prompt.")
+@click.option("--replace", is_flag=True, help="The host was set up anew: its new key takes the place of the pinned one.")
 @pass_context
-def enrol(ctx: Context, secret_file: BinaryIO | None) -> None:
+def enrol(ctx: Context, secret_file: BinaryIO | None, replace: bool) -> None:
     """Pin the host's identity key: both ends prove that they know the one-time secret."""
     authority = ctx.authority(create=True)
     secret = secret_file.read().decode() if secret_file else click.prompt("Secret", hide_input=True, err=True)
@@ -66,7 +67,10 @@ def enrol(ctx: Context, secret_file: BinaryIO | None) -> None:
         key = enrol_host(ctx.channel, secret, f"authority {authority.root_public.hex()[:16]}", ctx.timeout)
     except WrongHost as error:
         raise CommandError(str(error)) from None
-    authority.pin(ctx.host, key)
+    if replace:
+        authority.replace(ctx.host, key)
+    else:
+        authority.pin(ctx.host, key)
     host_id = fingerprint(key).hex()
     ctx.result({"host": ctx.host, "host_id": host_id}, lambda: click.echo(f"{ctx.host} is enrolled, host id {host_id}"))
 

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import os
+import sys
 import time
 from typing import Any, BinaryIO
 
 import click
-from hsmvisor.authority import Bundle, Staging
-from hsmvisor.cli.context import USAGE, CommandError, Context, Group, pass_context, plain, table, when
+import grpc
+from hsmvisor.authority import AuthorityError, Bundle, BundleError, Staging
+from hsmvisor.authority.records import Delivery, content_of
+from hsmvisor.authority.redelivery import redeliver as pusher_redeliver
+from hsmvisor.cli.context import FAILURE, USAGE, CommandError, Context, Group, pass_context, plain, table, when
 from hsmvisor.cli.parameters import Duration, HexBytes
+from hsmvisor_rpc.sealed.refusal import Refusal
 from hsmvisor_rpc.v1 import hsmvisor_pb2 as pb
 from hsmvisor_rpc.v1 import hsmvisor_pb2_grpc as rpc
 
@@ -101,12 +109,17 @@ def push(
         more = ""
         if not state:
             generation = pusher.next_generation(module, name)
-            answer = pusher.stage(module, name, bundle, wanted, generation)
+            answer = pusher.stage(module, name, bundle, wanted, generation, _path(key), _path(cert))
         if not no_activate:
             answer = pusher.activate(module, name, generation)
         state = "staged" if no_activate else "current"
     text = f"{name} in {module}: generation {generation} ({answer.status.key_type}) is {state}{more}"
     ctx.result(answer, lambda: click.echo(text))
+
+
+def _path(file: BinaryIO | None) -> str:
+    """Where the owner keeps it; empty for what came through a pipe."""
+    return os.path.abspath(file.name) if file is not None and os.path.isfile(file.name) else ""
 
 
 @material.command("list")
@@ -116,6 +129,20 @@ def list_(ctx: Context, module: str) -> None:
     """The materials of a module with their generations: state, last use, who holds them."""
     found = _list(ctx, module)
     ctx.result({"materials": [plain(m) for m in found]}, lambda: show_materials(found))
+    _say_what_is_owed(ctx, module)
+
+
+def _say_what_is_owed(ctx: Context, module: str) -> None:
+    """On the error output: for who delivers to this module."""
+    try:
+        pusher = ctx.known_pusher()
+        owed = pusher.owed(module) if pusher is not None else ""
+    except Refusal as error:
+        owed = f"{error}: hsmvisor host enrol --replace when the host was set up anew"
+    except (AuthorityError, grpc.RpcError):
+        return  # it obeys another authority, or cannot say
+    if owed:
+        click.echo(f"hsmvisor: {owed}\n  hsmvisor material redeliver {module}", err=True)
 
 
 def _list(ctx: Context, module: str) -> list[pb.Material]:
@@ -194,6 +221,63 @@ def destroy(ctx: Context, module: str, name: str, generation: int, compromised: 
     if not yes:
         click.confirm(f"Destroy generation {generation} of {name} in {module}?", abort=True, err=True)
     _told(ctx, ctx.pusher().destroy(module, name, generation, compromised))
+
+
+@material.command()
+@click.argument("module")
+@click.argument("name", required=False)
+@click.option("--key", type=click.File("rb"), help="For NAME: where its private key is now.")
+@click.option("--cert", type=click.File("rb"), help="For NAME: where its certificates are now.")
+@click.option("--passphrase-file", type=click.File("rb"), help="Passphrase of the encrypted keys.")
+@click.option("--forget", is_flag=True, help="Deliver nothing; forget what the module had.")
+@pass_context
+def redeliver(
+    ctx: Context, module: str, name: str | None, key: BinaryIO | None, cert: BinaryIO | None, passphrase_file: BinaryIO | None,
+    forget: bool,
+) -> None:  # fmt: skip
+    """Bring MODULE up to what this authority delivered: after its host was restored from a backup, or the module was made anew.
+
+    Keys are read where they were when they were pushed; the authority keeps none. What was destroyed since is destroyed again.
+    """
+    pusher = ctx.pusher()
+    if forget:
+        pusher.records.forget(module)
+        ctx.result({"forgotten": module}, lambda: click.echo(f"what {module} had is forgotten"))
+        return
+    passphrase = _passphrase(passphrase_file)
+    given = Bundle.make(key.read() if key else None, cert.read() if cert else b"", passphrase) if key or cert else None
+
+    def source(material: str, delivery: Delivery) -> Bundle:
+        return given if given is not None and material == name else _from_files(delivery, passphrase)
+
+    done = pusher_redeliver(pusher, module, source)
+    rows = [(o.material, o.done, o.generation or "-", o.detail) for o in done]
+
+    def text() -> None:
+        if rows:
+            table(("material", "", "generation", "to do"), rows)
+        else:
+            click.echo(f"{module} has all that was delivered to it")
+
+    ctx.result({"done": [dataclasses.asdict(o) for o in done]}, text)
+    if any(o.done == "missing" for o in done):
+        sys.exit(FAILURE)
+
+
+def _from_files(delivery: Delivery, passphrase: bytes | None) -> Bundle:
+    """Raises BundleError when the files do not hold what was delivered."""
+    if not delivery.key_file:
+        raise BundleError("its key came through a pipe")
+    with contextlib.ExitStack() as stack:
+        files = [stack.enter_context(open(path, "rb")) if path else None for path in (delivery.key_file, delivery.cert_file)]
+        content = [file.read() if file else b"" for file in files]
+    try:
+        bundle = Bundle.make(content[0], content[1], passphrase)
+    except BundleError as error:
+        raise BundleError(f"{delivery.key_file}: {error}") from None
+    if content_of(bundle.public_key, bundle.certificates) != delivery.content:
+        raise BundleError(f"{delivery.key_file} holds another key or certificate than was delivered")
+    return bundle
 
 
 @material.command("generate-test")

@@ -1,0 +1,74 @@
+"""Brings a module up to what its authority knows of it: one that was restored from an older backup, or was made anew.
+
+What is missing is delivered again as new generations, from where the owner keeps his keys; what was destroyed or taken out of
+service in the time that was lost is destroyed or taken out again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from hsmvisor.authority.bundle import Bundle, BundleError
+from hsmvisor.authority.pusher import Pusher, Staging
+from hsmvisor.authority.records import Delivery, Known, content_of
+from hsmvisor_rpc.v1 import hsmvisor_pb2 as pb
+
+#: Returns the key and certificates of a material, by its name and the record of its delivery; raises BundleError, OSError.
+Source = Callable[[str, Delivery], Bundle]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What was done about a material: delivered, destroyed, retired, or missing (`detail` says what is to be done)."""
+
+    material: str
+    done: str
+    generation: int = 0
+    detail: str = ""
+
+
+def redeliver(pusher: Pusher, module: str, source: Source) -> list[Outcome]:
+    """Returns what was done, nothing when there was nothing to do.  Raises as the pusher's calls do."""
+    with pusher.catching_up(module) as record:
+        there = {material.name: material for material in pusher.materials(module)}
+        done: list[Outcome] = []
+        for name, known in sorted(record.materials.items()):
+            done += _of_material(pusher, module, name, known, there.get(name), source)
+        pusher.settled(module, owed=[o.material for o in done if o.done == "missing"])
+    return done
+
+
+def _of_material(pusher: Pusher, module: str, name: str, known: Known, there: pb.Material | None, source: Source) -> list[Outcome]:
+    done = []
+    generations = {g.number: g for g in there.generations if g.state != "destroyed"} if there else {}
+    current = next((g for g in generations.values() if g.state == "current"), None)
+    if known.current is not None and (current is None or _content(current) != known.current.content):
+        done.append(_deliver(pusher, module, name, known.current, source))
+    elif known.retired and current is not None and current.number == known.retired:
+        pusher.retire(module, name, current.number)
+        done.append(Outcome(name, "retired", current.number))
+    is_replaced = any(o.done == "delivered" for o in done)
+    for number in sorted(set(known.destroyed) & set(generations)):
+        if generations[number].state == "current" and not is_replaced:
+            pusher.retire(module, name, number)
+        pusher.destroy(module, name, number, compromised=True)
+        done.append(Outcome(name, "destroyed", number))
+    return done
+
+
+def _content(generation: pb.Generation) -> str:
+    return content_of(generation.public_key, tuple(generation.certificates))
+
+
+def _deliver(pusher: Pusher, module: str, name: str, delivery: Delivery, source: Source) -> Outcome:
+    try:
+        bundle = source(name, delivery)
+    except (BundleError, OSError) as error:
+        detail = f"{error}: hsmvisor material push {module} {name} --key FILE --cert FILE"
+        return Outcome(name, "missing", 0, detail)
+    values = delivery.staging | {"alias_id": bytes.fromhex(delivery.staging["alias_id"])}
+    generation = pusher.next_generation(module, name)
+    pusher.stage(module, name, bundle, Staging(**values), generation, delivery.key_file, delivery.cert_file)
+    pusher.activate(module, name, generation)
+    return Outcome(name, "delivered", generation)
