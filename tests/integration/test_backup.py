@@ -20,6 +20,7 @@ from support.host_process import HostProcess, gone, new_id
 from support.leaks import Needles
 from support.shell import Shell
 
+pytestmark = pytest.mark.slow
 REFUSED = 4
 
 
@@ -134,13 +135,10 @@ def test_what_is_there_is_not_overwritten_unasked_and_kept_when_asked(host: Host
     hsmvisor(*words, code=REFUSED)
     assert "STATE_EXISTS" in hsmvisor.errors
     whole = file.read_bytes()
-    for damage, said in (
+    for damage, said in (  # each byte: tests/unit/test_host_backup.py
         (whole[:-1], "cut off"),
-        (whole[:40] + bytes([whole[40] ^ 1]) + whole[41:], "host.key in it is damaged"),
         (whole[:5000] + bytes([whole[5000] ^ 1]) + whole[5001:], "state.db in it is damaged"),
-        (whole[:-100] + bytes([whole[-100] ^ 1]) + whole[-99:], "BACKUP"),
         (b"hsmvisor-backup 2\n" + whole[18:], "newer release"),
-        (b"", "not a backup"),
     ):
         file.write_bytes(damage)
         hsmvisor(*words, "--force", code=REFUSED)
@@ -194,11 +192,9 @@ STEPS = {
     "hsmvisor.host.restored:move:before": False,  # all is checked, the workers are ended
     "hsmvisor.host.restored:move:after": True,
     "hsmvisor.host.restored:move:after2": True,  # the old state is aside, the new one not there yet
-    "hsmvisor.host.restored:move:after5": True,
 }
 
 
-@pytest.mark.slow
 def test_a_restore_killed_at_any_step_leaves_the_old_state_or_the_new_one_whole(host: Host, tmp_path: Path) -> None:
     """Each move of a file is enumerated in tests/unit/test_host_backup.py."""
     process, hsmvisor, file = host.process, command_for(host.process), tmp_path / "host.backup"

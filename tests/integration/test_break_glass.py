@@ -20,6 +20,7 @@ from support.host import Host
 from support.host_process import HostProcess, new_id, reason
 from support.shell import CkFailure, Shell
 
+pytestmark = pytest.mark.slow
 C = grpc.StatusCode
 WHY = (("hsmvisor-why", "the laptop with the root was stolen"),)
 
@@ -123,7 +124,6 @@ STEPS = [
 ]
 
 
-@pytest.mark.slow
 def test_break_glass_killed_at_any_step_leaves_the_old_module_or_an_empty_one() -> None:
     key, new_root = new_key("p256"), b"n" * 32
     host = Host()
