@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import hashlib
 import json
 import logging
@@ -23,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from hsmvisor.host.database import sync_path
 from hsmvisor.host.errors import Broken, Unavailable
 from hsmvisor_rpc.sealed.canonical import Record
 
@@ -107,6 +109,7 @@ class Audit:
         self._head_file = os.open(
             self.path.with_name(self.path.name + ".head"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
         )
+        sync_path(self.path.parent)  # whoever made the file may have been killed before its name was on the disk
         size = os.fstat(self._descriptor).st_size
         last, whole = _last_line(self._descriptor, size)
         if whole < size:
@@ -198,21 +201,39 @@ class Audit:
 
     def _rotate(self) -> None:
         """Ends the full file with a checkpoint and begins a new one; a failure leaves the old one in use."""
+        before = self._sequence, self._head, self._since_checkpoint
         try:
             if self._since_checkpoint:
                 self._write([self._checkpoint(self._now())])
-            os.lseek(self._descriptor, 0, os.SEEK_SET)
-            first = json.loads(os.pread(self._descriptor, 256, 0).split(b",", 1)[0] + b"}")["seq"]
-            os.rename(self.path, self.path.with_name(f"{self.path.name}.{first:012d}"))
-            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_EXCL, 0o600)
-            directory = os.open(self.path.parent, os.O_RDONLY)
-            os.fsync(directory)
-            os.close(directory)
+            before = self._sequence, self._head, self._since_checkpoint
+            descriptor = self._begin_file()
         except OSError as error:
+            self._sequence, self._head, self._since_checkpoint = before
             _log.error("%s: rotation failed: %s", self.path, error.strerror)
             return
-        os.close(self._descriptor)
-        self._descriptor, self._size = descriptor, 0
+        full, self._descriptor, self._size = self._descriptor, descriptor, 0
+        with contextlib.suppress(OSError):  # all of it is synced
+            os.close(full)
+
+    def _begin_file(self) -> int:
+        """Gives the full file its new name and returns the descriptor of one that begins; on failure all is as it was."""
+        first = json.loads(os.pread(self._descriptor, 256, 0).split(b",", 1)[0] + b"}")["seq"]
+        full = self.path.with_name(f"{self.path.name}.{first:012d}")
+        if full.exists():
+            raise FileExistsError(errno.EEXIST, f"{full} exists")
+        os.rename(self.path, full)
+        try:
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_EXCL, 0o600)
+            try:
+                sync_path(self.path.parent)
+            except OSError:
+                os.close(descriptor)
+                raise
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.rename(full, self.path)
+            raise
+        return descriptor
 
     # ---- for the event loop -------------------------------------------------------------------------------------
 
@@ -304,8 +325,9 @@ class Audit:
         except OSError as error:
             _log.error("%s: the last %d lines could not be written: %s", self.path, len(entries), error.strerror)
         self._executor.shutdown()
-        os.close(self._descriptor)
-        os.close(self._head_file)
+        for descriptor in (self._descriptor, self._head_file):
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
 
 
 def _stamp(at: float) -> str:
