@@ -1,0 +1,51 @@
+"""Signed commands for one module of a HostProcess, made step by step: what a management plane sends."""
+
+from __future__ import annotations
+
+import time
+
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+from hsmvisor_rpc.sealed import commands, envelope
+from hsmvisor_rpc.sealed.commands import Action, Command
+from hsmvisor_rpc.sealed.identity import ModuleIdentity, verify_identity
+from hsmvisor_rpc.v1 import hsmvisor_pb2 as pb
+from support.host_process import HostProcess
+
+
+class Delivery:
+    """Plays the management plane of one module."""
+
+    def __init__(self, host: HostProcess, name: str) -> None:
+        self.host, self.name, self.signer = host, name, commands.Signer(host.root)
+
+    def _identity(self) -> tuple[ModuleIdentity, int]:
+        key = self.host.host.GetHost(pb.GetHostRequest()).host_key
+        answer = self.host.modules.GetIdentity(pb.GetIdentityRequest(name=self.name), timeout=10)
+        return verify_identity(answer.signed_identity, key), answer.sequence
+
+    def command(self, action: str, generation: int) -> bytes:
+        """Returns a signed command with the next sequence number."""
+        identity, sequence = self._identity()
+        host_id, module_id, recipient = identity.host_id, identity.module_id, identity.recipient
+        now, body = int(time.time()), b""
+        if action == Action.STAGE:
+            key = ec.generate_private_key(ec.SECP256R1())
+            pkcs8 = key.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
+            context = envelope.EnvelopeContext(
+                host_id, module_id, envelope.recipient_fingerprint(recipient), "web", generation, now + 600
+            )
+            sealed = envelope.seal(envelope.KeyMaterial(pkcs8), recipient, context)
+            public = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+            body = commands.Stage(public, (), sealed, "pin", "tls", b"", 0, "extend", "keep", False).encode()
+        elif action == Action.RETIRE:
+            body = commands.Retire(3600, "extend").encode()
+        return self.signer.sign(Command(action, host_id, module_id, sequence + 1, now, now + 600, "web", generation, body))
+
+    def execute(self, data: bytes, request_id: str) -> pb.ExecuteResponse:
+        request = pb.ExecuteRequest(request_id=request_id, module=self.name, signed_command=data)
+        return self.host.material.Execute(request, timeout=10)
+
+    def states(self) -> dict[int, str]:
+        listed = self.host.material.ListMaterials(pb.ListMaterialsRequest(module=self.name), timeout=10).materials
+        return {g.number: g.state for row in listed for g in row.generations}
