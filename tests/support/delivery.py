@@ -16,8 +16,8 @@ from support.host_process import HostProcess
 class Delivery:
     """Plays the management plane of one module."""
 
-    def __init__(self, host: HostProcess, name: str) -> None:
-        self.host, self.name, self.signer = host, name, commands.Signer(host.root)
+    def __init__(self, host: HostProcess, name: str, material: str = "web") -> None:
+        self.host, self.name, self.material, self.signer = host, name, material, commands.Signer(host.root)
 
     def _identity(self) -> tuple[ModuleIdentity, int]:
         key = self.host.host.GetHost(pb.GetHostRequest()).host_key
@@ -33,14 +33,15 @@ class Delivery:
             key = ec.generate_private_key(ec.SECP256R1())
             pkcs8 = key.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
             context = envelope.EnvelopeContext(
-                host_id, module_id, envelope.recipient_fingerprint(recipient), "web", generation, now + 600
+                host_id, module_id, envelope.recipient_fingerprint(recipient), self.material, generation, now + 600
             )
             sealed = envelope.seal(envelope.KeyMaterial(pkcs8), recipient, context)
             public = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
             body = commands.Stage(public, (), sealed, "pin", "tls", b"", 0, "extend", "keep", False).encode()
         elif action == Action.RETIRE:
             body = commands.Retire(3600, "extend").encode()
-        return self.signer.sign(Command(action, host_id, module_id, sequence + 1, now, now + 600, "web", generation, body))
+        command = Command(action, host_id, module_id, sequence + 1, now, now + 600, self.material, generation, body)
+        return self.signer.sign(command)
 
     def execute(self, data: bytes, request_id: str) -> pb.ExecuteResponse:
         request = pb.ExecuteRequest(request_id=request_id, module=self.name, signed_command=data)
@@ -48,4 +49,4 @@ class Delivery:
 
     def states(self) -> dict[int, str]:
         listed = self.host.material.ListMaterials(pb.ListMaterialsRequest(module=self.name), timeout=10).materials
-        return {g.number: g.state for row in listed for g in row.generations}
+        return {g.number: g.state for row in listed if row.name == self.material for g in row.generations}

@@ -30,6 +30,21 @@ def descendants(pid: int) -> dict[int, str]:
     return {p: title for p, (_, title) in parents.items() if belongs(p)}
 
 
+def unreaped(pid: int) -> list[str]:
+    """The dead below `pid` that nobody has waited for."""
+    parents = {pid, *descendants(pid)}
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                state, parent = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
+            except OSError:
+                continue
+            if state == "Z" and int(parent) in parents:
+                found.append(f"zombie {entry.name}")
+    return found
+
+
 def titled(pid: int, title: str) -> int:
     """The one descendant whose command line has `title` in it; 0: there is none."""
     return next((p for p, line in descendants(pid).items() if title in line), 0)

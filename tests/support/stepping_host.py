@@ -1,0 +1,38 @@
+"""The host service that dies before a chosen step (support.steps), with helpers that do.  Run as a module, as hsmvisor-host."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hsmvisor.host import child, database, events, link, module
+from hsmvisor.host.audit import Audit
+from hsmvisor.host.main import main
+from support.steps import VARIABLE, Stepper, type_of
+
+HELPERS = {
+    "hsmvisord.launcher.main": "support.stepping_launcher",
+    "hsmvisord.keyprovider.main": "support.stepping_key_provider",
+}
+
+
+def instrument() -> None:
+    stepper = Stepper("supervisor")
+    stepper.before(link.Link, "_send", lambda self, frame, descriptors: f"sends {type_of(frame.payload)}")
+    stepper.before(link.Link, "_take", lambda self, frame: f"takes {type_of(frame.payload)}")
+    stepper.before(database, "transaction", lambda connection: "a transaction")
+    stepper.before(Audit, "_write", lambda self, lines: "a write to the audit log")
+    stepper.after(Audit, "_write", "after a write to the audit log")
+
+
+if __name__ == "__main__":
+    events._STORE_EVERY = 3600.0  # each transaction belongs to an action
+    module._DEATHS = 10_000  # many deaths are the purpose
+    child._INHERITED = (*child._INHERITED, VARIABLE)
+    spawn = child.Spawned.__init__
+
+    def spawned(self: child.Spawned, name: str, arguments: Any) -> None:
+        spawn(self, HELPERS[name], arguments)
+
+    child.Spawned.__init__ = spawned  # type: ignore[method-assign]
+    instrument()
+    main()
