@@ -15,7 +15,7 @@ from support.processes import titled
 from support.shell import Shell
 
 pytestmark = [pytest.mark.real, pytest.mark.skipif(os.geteuid() != 0, reason="reading another process's memory needs root")]
-KINDS = {"ec": "p256", "ec384": "p384", "rsa": "rsa2048", "ed": "ed25519"}
+KINDS = {"ec": "p256", "ec384": "p384", "rsa": "rsa2048", "ed": "ed25519", "ml": "mldsa65"}
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def test_keys_are_in_their_worker_alone(host: Host, library: Library, tmp_path: 
     authority = Authority()
     keys = {name: new_key(kind) for name, kind in KINDS.items()}
     for name, key in keys.items():
-        owner.push(name, key, authority.chain(key))
+        owner.push(name, key, () if name == "ml" else authority.chain(key))
     foreign = new_key("p256")
     other.push("foreign", foreign)
     needles = Needles(keys.values())
@@ -60,7 +60,7 @@ def test_keys_are_in_their_worker_alone(host: Host, library: Library, tmp_path: 
     assert needles.found_in(host.process.log.read_bytes()) == set()
 
 
-@pytest.mark.parametrize("kind", ["p256", "rsa2048", "ed25519"])
+@pytest.mark.parametrize("kind", ["p256", "rsa2048", "ed25519", "mldsa65"])
 def test_a_destroyed_key_is_gone_from_its_worker(host: Host, library: Library, tmp_path: Path, kind: str) -> None:
     module = host.create("owner")
     old, new = new_key(kind), new_key(kind)

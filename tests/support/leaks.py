@@ -6,8 +6,8 @@ import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
-from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
-from support.certificates import PrivateKey
+from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, mldsa, rsa
+from support.certificates import MlDsaPrivateKey, PrivateKey
 from support.processes import memory
 
 WINDOW, WORD = 16, 8
@@ -22,12 +22,16 @@ def components(key: PrivateKey) -> dict[str, bytes]:
     if isinstance(key, ec.EllipticCurvePrivateKey):
         return {"d": key.private_numbers().private_value.to_bytes((key.curve.key_size + 7) // 8, "big")}
     seed = key.private_bytes_raw()
+    if isinstance(key, MlDsaPrivateKey):
+        k_l = {mldsa.MLDSA44PrivateKey: (4, 4), mldsa.MLDSA65PrivateKey: (6, 5), mldsa.MLDSA87PrivateKey: (8, 7)}
+        expanded = hashlib.shake_256(seed + bytes(next(v for t, v in k_l.items() if isinstance(key, t)))).digest(128)
+        return {"seed": seed, "rho'": expanded[32:96], "K": expanded[96:]}  # FIPS 204, algorithm 6
     if isinstance(key, ed448.Ed448PrivateKey):
         return {"seed": seed}
     assert isinstance(key, ed25519.Ed25519PrivateKey)
-    expanded = bytearray(hashlib.sha512(seed).digest()[:32])  # RFC 8032, 5.1.5
-    expanded[0], expanded[31] = expanded[0] & 248, expanded[31] & 63 | 64
-    return {"seed": seed, "scalar": bytes(expanded[::-1])}
+    scalar = bytearray(hashlib.sha512(seed).digest()[:32])  # RFC 8032, 5.1.5
+    scalar[0], scalar[31] = scalar[0] & 248, scalar[31] & 63 | 64
+    return {"seed": seed, "scalar": bytes(scalar[::-1])}
 
 
 class Needles:
