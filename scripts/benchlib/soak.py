@@ -87,7 +87,7 @@ def leaks(host: Host, deliveries: int) -> dict[str, Any]:
     """Delivers, uses, rotates and destroys; then searches all its processes and files for every key that there ever was."""
     owner, other = host.create("leak-owner"), host.create("leak-other")
     other.push("web", new_key("p256"))
-    kinds = ["p256", "p256", "p384", "ed25519", "p256", "p256", "p256", "p256", "p256", "rsa2048"]
+    kinds = ["p256", "p384", "p256", "ed25519", "p256", "mldsa65", "p256", "p521", "p256", "rsa2048"]
     delivered: list[PrivateKey] = []
     live: dict[str, list[tuple[int, PrivateKey]]] = {}
     with tempfile.TemporaryDirectory(prefix="hsms.") as directory:
@@ -98,7 +98,7 @@ def leaks(host: Host, deliveries: int) -> dict[str, Any]:
                 generation = owner.push(kind, key)
                 delivered.append(key)
                 live.setdefault(kind, []).append((generation, key))
-                if kind in ("p256", "p384"):
+                if kind in ("p256", "p384", "p521"):
                     client.tell("open")
                     client.tell("sign", client.private(kind))
                 if len(live[kind]) > KEPT:
@@ -131,7 +131,8 @@ def judge(results: dict[str, Any]) -> list[str]:
     for part in results.get("storm", {}).values():
         wrong += [name for name in ("failed_handshakes", "failed_signatures", "wrong_signatures", "failed_logins") if part[name]]
     if killed := results.get("kills"):
-        wrong += [name for name in ("failed_signatures", "wrong_signatures", "acknowledged_and_lost") if killed[name]]
+        names = ("failed_signatures", "wrong_signatures", "acknowledged_and_lost", "left_behind")
+        wrong += [name for name in names if killed[name]]
     if cut := results.get("power"):
         wrong += [name for name in ("acknowledged_and_lost", "newest_key_did_not_sign", "audit_log_not_whole") if cut[name]]
     if leaked := results.get("leaks"):

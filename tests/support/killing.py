@@ -1,4 +1,4 @@
-"""SIGKILL for worker, launcher and supervisor at random under load; what was lost (nothing) and how long recovery took."""
+"""SIGKILL for worker, launcher, key provider and supervisor at random under load: what was lost (nothing), and for how long."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from support.certificates import Authority, new_key
 from support.guest import Guest, library
 from support.host import Host, Module, wait_for
 from support.load import Made, Signer, fits
-from support.processes import titled
+from support.processes import descendants, titled, unreaped
 from support.rotation import Activation, owner_of
 
-ROLES = ("worker", "launcher", "supervisor")
+ROLES = ("worker", "launcher", "supervisor", "key provider")
 KEPT = 12
 
 
@@ -34,6 +34,8 @@ class Report:
     deliveries: int = 0
     deliveries_cut: int = 0
     lost: list[str] = field(default_factory=list)  #: what was acknowledged and is not there
+    left_behind: list[str] = field(default_factory=list)  #: workers of no module, and the dead that nobody reaped
+    #: for a worker: how long no signature came; for the others: until the killed one serves again
     recovery_s: dict[str, list[float]] = field(default_factory=lambda: {role: [] for role in ROLES})
 
     def summary(self) -> dict[str, object]:
@@ -41,7 +43,9 @@ class Report:
             role: {
                 "median": round(statistics.median(values), 3),
                 "p90": round(sorted(values)[int(0.9 * (len(values) - 1))], 3),
+                "p99": round(sorted(values)[int(0.99 * (len(values) - 1))], 3),
                 "max": round(max(values), 3),
+                "within_1_s": f"{sum(value < 1 for value in values)} of {len(values)}",
             }
             for role, values in self.recovery_s.items()
             if values
@@ -54,6 +58,7 @@ class Report:
             "deliveries": self.deliveries,
             "deliveries_cut_by_a_kill": self.deliveries_cut,
             "acknowledged_and_lost": len(self.lost),
+            "left_behind": len(self.left_behind),
             "recovery_s": spread,
         }
 
@@ -109,7 +114,7 @@ DEATHS_A_MODULE = 4
 def kill_under_load(host: Host, name: str, directory: Path, kills: int, seed: int = 0, pause: float = 0.6) -> Report:
     """Kills `kills` processes; the modules `name`-0, `name`-1 ... are loaded one after the other."""
     report, choose = Report(), random.Random(seed)
-    roles = [ROLES[n % 3] if n < 3 else choose.choice(ROLES) for n in range(kills)]
+    roles = [ROLES[n] if n < len(ROLES) else choose.choice(ROLES) for n in range(kills)]
     number = 0
     while roles:
         part: list[str] = []
@@ -154,6 +159,8 @@ def _kill_part(
     report.wrong_signatures += sum(1 for one in made["requests"] if not one.error and owner_of(one, deliverer.activations) is None)
     report.recovery_s["worker"] += [silence(made["web"], moment) for moment in killed]
     module.destroy()
+    report.left_behind += [title for title in descendants(1).values() if title == f"hsmvisord: {name}"]
+    report.left_behind += unreaped(host.pid())
 
 
 def _kill(host: Host, module: Module, role: str) -> None:
@@ -162,10 +169,10 @@ def _kill(host: Host, module: Module, role: str) -> None:
         pid = module.pid
         os.kill(pid, signal.SIGKILL)
         module.serving(not_pid=pid)
-    elif role == "launcher":
-        pid = titled(host.pid(), "hsmvisord: launcher")
+    elif role in ("launcher", "key provider"):
+        pid = titled(host.pid(), f"hsmvisord: {role}")
         os.kill(pid, signal.SIGKILL)
-        wait_for(lambda: titled(host.pid(), "hsmvisord: launcher") not in (0, pid), what="a new launcher")
+        wait_for(lambda: titled(host.pid(), f"hsmvisord: {role}") not in (0, pid), what=f"a new {role}")
     else:
         host.stop(signal.SIGKILL)
         host.start()
