@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+import resource
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +14,7 @@ import pytest
 from support.certificates import Authority, new_key
 from support.guest import Guest, Library
 from support.host import Host
+from support.host_process import gone, wait_for
 from support.leaks import Needles
 from support.processes import titled
 from support.shell import Shell
@@ -83,3 +88,47 @@ def test_no_core_dump_and_no_debugger(host: Host) -> None:
     assert os.stat(f"/proc/{worker}/mem").st_uid == 0
     limits = Path(f"/proc/{worker}/limits").read_text()
     assert [line.split()[4:6] for line in limits.splitlines() if line.startswith("Max core file size")] == [["0", "0"]]
+
+
+@pytest.fixture
+def cores() -> Iterator[None]:
+    """Processes that this test starts may write cores, unless they take care."""
+    limits = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    yield
+    resource.setrlimit(resource.RLIMIT_CORE, limits)
+
+
+def test_an_abort_leaves_no_core(cores: None, host: Host, tmp_path: Path) -> None:
+    pattern = Path("/proc/sys/kernel/core_pattern").read_text().strip()
+    ordinary = subprocess.run([sys.executable, "-c", "import os; os.abort()"], cwd=tmp_path, check=False)
+    assert ordinary.returncode == -signal.SIGABRT
+    if not pattern.startswith(("|", "/")):
+        assert list(tmp_path.glob("*core*")), "not even an ordinary process leaves a core here"
+    pids = {"worker": host.create("owner").pid, "supervisor": host.pid()}
+    for title in ("launcher", "key provider"):
+        pids[title] = titled(host.pid(), f"hsmvisord: {title}")
+    directories = {Path(os.readlink(f"/proc/{pid}/cwd")) for pid in pids.values()}
+    directories |= {Path(pattern).parent} if pattern.startswith("/") else set()
+    before = {path for directory in directories for path in directory.glob("*core*")}
+    for title in ("worker", "launcher", "key provider", "supervisor"):
+        os.kill(pids[title], signal.SIGABRT)
+        wait_for(lambda p=pids[title]: gone(p))  # type: ignore[misc]
+    assert host.process.process is not None and host.process.process.wait(10) == -signal.SIGABRT
+    assert {path for directory in directories for path in directory.glob("*core*")} == before
+
+
+def test_another_process_of_the_same_user_cannot_dump_it(host: Host, tmp_path: Path) -> None:
+    """gcore(1) as the worker's own user: refused; a process of that user that does not care about it can be dumped."""
+    worker = host.create("owner").pid
+    uid = int(next(line.split()[1] for line in Path(f"/proc/{worker}/status").read_text().splitlines() if line.startswith("Uid:")))
+    tmp_path.chmod(0o777)
+    for parent in [*tmp_path.parents][:2]:
+        parent.chmod(0o755)
+    user = ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups"]
+    with subprocess.Popen([*user, "sleep", "60"]) as ordinary:
+        wait_for(lambda: b"sleep" in Path(f"/proc/{ordinary.pid}/cmdline").read_bytes()[:5])
+        for name, pid in (("ordinary", ordinary.pid), ("worker", worker)):
+            subprocess.run([*user, "gcore", "-o", str(tmp_path / name), str(pid)], capture_output=True, check=False, timeout=60)
+        ordinary.kill()
+    assert [path.name.partition(".")[0] for path in tmp_path.iterdir()] == ["ordinary"]
