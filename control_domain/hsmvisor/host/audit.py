@@ -97,7 +97,7 @@ class Audit:
         if torn:
             _log.warning("%s: the last line was torn (%d bytes); it is cut off and the chain says so", path, torn)
             self._begin_with("audit.recovered", torn_bytes=torn)
-        if (noted := self._noted_sequence()) > self._sequence:
+        if (noted := self._noted) > self._sequence:
             _log.error("%s ends with line %d; lines up to %d are missing, and the chain says so", path, self._sequence, noted)
             self._begin_with("audit.cut-off", last=self._sequence, noted=noted)
 
@@ -109,6 +109,7 @@ class Audit:
         self._head_file = os.open(
             self.path.with_name(self.path.name + ".head"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
         )
+        self._noted = self._read_note()
         sync_path(self.path.parent)  # whoever made the file may have been killed before its name was on the disk
         size = os.fstat(self._descriptor).st_size
         last, whole = _last_line(self._descriptor, size)
@@ -138,11 +139,20 @@ class Audit:
         except OSError as error:
             raise Broken("AUDIT", f"{self.path}: {error.strerror}", "look at the disk of the audit file") from None
 
-    def _noted_sequence(self) -> int:
+    def _read_note(self) -> int:
+        """Returns the last line that was noted, 0 without a note; raises Broken for a note that this key did not sign."""
         try:
-            return int(json.loads(os.pread(self._head_file, 4096, 0))["sequence"]) - 1
+            note = json.loads(os.pread(self._head_file, 4096, 0))
+            record, signature = AuditHead(int(note["sequence"]), str(note["head"])), str(note["signature"])
         except (OSError, ValueError, KeyError, TypeError):
             return 0
+        if self._sign(record.encode()).hex() != signature:  # Ed25519: the same key signs the same way
+            raise Broken(
+                "AUDIT_FOREIGN",
+                f"{self.path}.head is not signed by this host's key: one of them is not what it was; nothing was written",
+                "restore host.key from a backup; if it is the right one, run hsmvisor audit verify and move the note away",
+            )
+        return record.sequence - 1
 
     def _last_of_rotated(self) -> bytes:
         files = rotated(self.path)

@@ -1,7 +1,8 @@
 """The state file itself: opened with care, written by one thread, each change a synced transaction.
 
 SQLite in WAL with synchronous=FULL: a commit is on the disk when it returns.  A damaged, truncated, foreign or newer file is
-named and left alone.
+named and left alone.  SQLite itself takes a journal that was cut for a shorter one: so commits are numbered, and beside the file
+stands `<file>.commits`, the newest number.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 
 from hsmvisor.host.errors import Broken, StorageUnavailable
-from hsmvisor.host.migrations import APPLICATION_ID, migrate
+from hsmvisor.host.migrations import APPLICATION_ID, NUMBERED, migrate
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -36,6 +37,7 @@ class Database:
                 inspect(path)
             else:
                 _create(path)
+            self._note = os.open(_note_path(path), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             self._connection = _connect(path)
             self.migrated_from = migrate(self._connection, str(path))
         except sqlite3.OperationalError as error:
@@ -54,8 +56,16 @@ class Database:
         """
 
         def call() -> T:
-            with transaction(self._connection):
-                return work(self._connection, *args, **kwargs)
+            connection, number = self._connection, 0
+            with transaction(connection):
+                before = connection.total_changes
+                result = work(connection, *args, **kwargs)
+                if connection.total_changes != before:
+                    number = connection.execute("UPDATE commits SET number = number + 1 RETURNING number").fetchone()[0]
+            if number:
+                with contextlib.suppress(OSError):  # not synced: after a loss of power an older note is as good
+                    os.pwrite(self._note, b"%20d\n" % number, 0)
+            return result
 
         return await asyncio.get_running_loop().run_in_executor(self._executor, call)
 
@@ -71,6 +81,7 @@ class Database:
     def close(self) -> None:
         self._executor.submit(self._connection.close).result()
         self._executor.shutdown()
+        os.close(self._note)
 
 
 @contextlib.contextmanager
@@ -100,6 +111,10 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 def _create(path: Path) -> None:
     """Makes the whole file aside and renames it: a file under its own name is always complete."""
+    journal = path.with_name(path.name + "-wal")
+    if journal.exists() and journal.stat().st_size:  # SQLite would take it for the new file's
+        raise Broken("STATE_MISSING", f"{journal} is there without {path.name}; nothing was written", _RESTORE)
+    _note_path(path).unlink(missing_ok=True)
     new = path.with_name(path.name + ".new")
     for leftover in (new, new.with_name(new.name + "-wal"), new.with_name(new.name + "-shm")):
         leftover.unlink(missing_ok=True)
@@ -129,3 +144,28 @@ def inspect(path: Path) -> None:
         verdict = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
         if verdict != "ok":
             raise Broken("STATE_CORRUPT", f"{path}: {verdict}; nothing was written", _RESTORE)
+        if (found := _commits(connection)) < (noted := _noted_commits(path)):
+            raise Broken(
+                "STATE_OLDER",
+                f"{path} ends with change {found}, but there were {noted}: its journal {path.name}-wal was cut or damaged, or the "
+                "file is an older copy; nothing was written",
+                f"restore the journal; to go on with what is here, remove {_note_path(path)}: later deliveries are lost then",
+            )
+
+
+def _note_path(path: Path) -> Path:
+    return path.with_name(path.name + ".commits")
+
+
+def _noted_commits(path: Path) -> int:
+    try:
+        return int(_note_path(path).read_bytes())
+    except (OSError, ValueError):
+        return 0
+
+
+def _commits(connection: sqlite3.Connection) -> int:
+    if connection.execute("PRAGMA user_version").fetchone()[0] < NUMBERED:
+        return 0
+    number: int = connection.execute("SELECT number FROM commits").fetchone()[0]
+    return number

@@ -7,6 +7,7 @@ import sqlite3
 from hsmvisor.host.errors import Broken
 
 APPLICATION_ID = 0x68736D76  #: "hsmv": PRAGMA application_id of a state file
+NUMBERED = 2  #: the schema from which on commits are numbered
 
 STEPS: tuple[tuple[str, ...], ...] = (
     (
@@ -56,6 +57,10 @@ STEPS: tuple[tuple[str, ...], ...] = (
             module TEXT NOT NULL,
             detail TEXT NOT NULL
         ) STRICT""",
+    ),
+    (
+        "CREATE TABLE commits (number INTEGER NOT NULL) STRICT",  # one row: how many changes there were
+        "INSERT INTO commits VALUES (0)",
     ),
 )
 
