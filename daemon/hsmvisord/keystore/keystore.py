@@ -25,6 +25,9 @@ from hsmvisord.keystore.persistence import SealedChange, Usage
 from hsmvisord.keystore.state import EXTEND, GenerationState, Pin, State, Step
 from hsmvisord.keystore.vault import Vault
 
+LEAP = 60.0  #: seconds by which the clock may run ahead between two looks at drains
+HOLD = 3600.0  #: seconds after a leap in which no drain ends: to set the clock right, and to see which keys are in use
+
 #: Stores one sealed change durably, with the id of the request that caused it and the reply to that request (both empty for
 #: a change of the module's own); raises StorageError and then nothing has changed.
 Persist = Callable[[SealedChange, str, bytes], None]
@@ -77,6 +80,8 @@ class Keystore:
         self._began = int(clock())
         self.frozen = False  #: a successor has taken the state over, or is about to
         self._tries, self._tried_at = float(daemon_limits.PIN_BURST), clock()
+        self._steady: Callable[[], float] | None = None
+        self._looked, self._held_until = (0.0, 0.0), 0.0
         self._alerted: dict[tuple[str, int], int] = {}
         self.changed: Callable[[State], None] = lambda state: None  #: called after each change, with the lock held
         self.happened: Callable[[Happening], None] = lambda happening: None
@@ -182,6 +187,8 @@ class Keystore:
         """Ends drains that are over; raises StorageError."""
         with self._lock:
             now = int(self._clock())
+            if not self._is_time_believed(now):
+                return
             usage = self.usage()
             for material in self.state.materials.values():
                 for g in material.generations:
@@ -194,6 +201,22 @@ class Keystore:
                     before = self.state
                     self._commit(changes.destroy(self.state, material.name, g.number, Step.END_DRAIN), Cause())
                     self._tell(before)
+
+    def watch_clock(self, steady: Callable[[], float]) -> None:
+        """`steady` gives seconds of a clock that nobody sets: by it a leap of the other one is seen."""
+        self._steady = steady
+        self._looked = self._clock(), steady()
+
+    def _is_time_believed(self, now: float) -> bool:
+        """A destroyed key does not come back, and a clock that leapt forward may be wrong: drains wait."""
+        if self._steady is None:
+            return True
+        (then, before), steady = self._looked, self._steady()
+        self._looked = now, steady
+        if (ahead := (now - then) - (steady - before)) > LEAP:
+            self._held_until = steady + HOLD
+            self.happened(Happening("clock-leapt", {"seconds": int(ahead), "drains_wait_seconds": int(HOLD)}))
+        return steady >= self._held_until
 
     def _alert(self, name: str, number: int, now: int) -> None:
         if now - self._alerted.get((name, number), 0) >= changes.IN_USE:

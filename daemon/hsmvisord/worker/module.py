@@ -241,6 +241,7 @@ class Module:
         token.on_fault = self._fault
         keystore.happened = self._happened
         keystore.usage = token.usage
+        keystore.watch_clock(time.monotonic)
         self._token = token
         self._log_signatures(token)
         self._listener = Listener(self._guest, token, self._parking, self._visits.began, self._visits.ended)

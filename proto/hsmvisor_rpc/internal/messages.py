@@ -300,6 +300,7 @@ EVENT_KINDS = frozenset(
         "generation-destroyed",
         "drain-extended",  # alert: still in use at the end of its drain
         "certificate-expired",
+        "clock-leapt",  # alert: drains wait until the time can be believed
         "pin-wrong",
         "pin-locked",
         "signature",  # only where the module logs each one
