@@ -12,7 +12,7 @@ from typing import Any
 
 from support.host import Host
 
-from benchlib import control, hostile, plot, report, signing
+from benchlib import allocator, control, hostile, plot, report, signing
 from benchlib.setups import KEYS, all_setups, build_p11bench
 
 SETUPS = ["softhsm", "p11kit-softhsm", "hsmvisor", "hsmvisor-p11kit"]
@@ -27,7 +27,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", nargs="+", type=int, help="threads of the application (default 1 2 4 8)")
     parser.add_argument("--setups", nargs="+", choices=SETUPS, default=SETUPS)
     parser.add_argument("--modules", type=int, help="modules for the measure of memory (default 200; 20 with --quick)")
-    parser.add_argument("--only", choices=["signing", "control", "hostile"], help="one part alone")
+    parser.add_argument("--only", choices=["signing", "control", "hostile", "allocator"], help="one part alone")
     parser.add_argument("--output", type=Path, help="directory for bench.json, bench.md and bench.svg")
     return parser.parse_args()
 
@@ -67,6 +67,9 @@ def main() -> int:
             goals, met = report.goals(results["signing"])
             text += ["## Signing", "", "![signatures a second](bench.svg)", "", report.signing_table(results["signing"]), ""]
             text += ["### Goals", "", goals, ""]
+        if given.only in (None, "allocator"):
+            results["allocator"] = allocator.measure(build_p11bench(directory), plan.rounds, plan.seconds)
+            text += ["## Freed memory is overwritten", "", allocator.text(results["allocator"]), ""]
         if given.only in (None, "control"):
             results["control"] = run_control(given.quick, given.modules or (20 if given.quick else 200))
             text += ["## Modules", "", report.facts_table(results["control"]), ""]
