@@ -115,7 +115,8 @@ def test_a_lost_machine_comes_back_from_its_backup(host: Host, tmp_path: Path) -
         "new disk",
         hsmvisor.json("backup", "show", file)["backup"],
     )
-    assert verify(process.state / "audit.log", host.key).sound
+    assert verify(process.state / "audit.log", host.key, first=position).sound
+    assert f"--first {position}" in verify(process.state / "audit.log", host.key).findings[0].what, "the older lines were lost"
     host.stop(signal.SIGTERM)
     host.start()
     assert len(audited(process, "host.restore")) == 1, "told once"
@@ -182,7 +183,8 @@ def test_a_backup_of_another_host_takes_the_audit_log_of_this_one_aside(host: Ho
         other.start()
         assert other.host.GetHost(pb.GetHostRequest()).host_key == host.key
         assert other.serving("web-1")
-        assert verify(other.state / "audit.log", host.key).sound
+        (restored,) = audited(other, "host.restore")
+        assert verify(other.state / "audit.log", host.key, first=restored["seq"]).sound
         assert {p.name for p in (other.state / aside).iterdir()} >= {"state.db", "host.key", "audit.log", "audit.log.head"}
 
 

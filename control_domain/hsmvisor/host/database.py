@@ -22,6 +22,7 @@ from hsmvisor.host.migrations import APPLICATION_ID, NUMBERED, migrate
 P = ParamSpec("P")
 T = TypeVar("T")
 
+COMMITS = ".commits"  #: suffix of the file with the number of the newest commit
 _SMALLEST = 512  #: bytes of the smallest database
 _RESTORE = "restore a backup (hsmvisor restore), or move the file away to begin with no modules"
 
@@ -154,7 +155,7 @@ def inspect(path: Path) -> None:
 
 
 def _note_path(path: Path) -> Path:
-    return path.with_name(path.name + ".commits")
+    return path.with_name(path.name + COMMITS)
 
 
 def _noted_commits(path: Path) -> int:

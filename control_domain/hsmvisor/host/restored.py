@@ -18,7 +18,7 @@ from pathlib import Path
 from hsmvisor.host.audit import AuditHead, rotated
 from hsmvisor.host.backup_file import HOST_KEY, STATE
 from hsmvisor.host.config import Config
-from hsmvisor.host.database import sync_path
+from hsmvisor.host.database import COMMITS, sync_path
 from hsmvisor.host.errors import Broken
 
 NEW, READY, NOTE = "restore.new", "restore.ready", "restored.json"
@@ -74,7 +74,7 @@ def finish(config: Config) -> Note | None:
             aside = state / note.aside
             for name in (STATE, HOST_KEY):
                 if (ready / name).exists():
-                    for old in (f"{name}-wal", f"{name}-shm", name):
+                    for old in (f"{name}-wal", f"{name}-shm", f"{name}{COMMITS}", name):
                         _set_aside(state / old, aside)
                     move(ready / name, state / name)
             if note.audit_aside:
