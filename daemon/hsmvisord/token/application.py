@@ -18,7 +18,7 @@ from hsmvisord.token.catalogue import Template, View, matches
 from hsmvisord.token.info import MANAGED_SLOT
 from hsmvisord.token.objects import KeyUse, TokenObject
 from hsmvisord.token.operations import FindOperation, Operation, Output, SignOperation
-from hsmvisord.token.secrets import SecretObject
+from hsmvisord.token.secrets import SecretObject, sound
 from hsmvisord.token.session import Session
 from hsmvisord.token.statistics import Counters
 from hsmvisord.wire.calls import Mechanism
@@ -104,8 +104,11 @@ class Application:
             if handle is None:
                 handle = self._next_session
                 self._next_session += 1
-            self.sessions[handle] = Session(handle, slot, flags)
-        return handle
+            if handle <= limits.LAST_HANDLE:
+                self.sessions[handle] = Session(handle, slot, flags)
+                return handle
+        self.token.give_sessions(1)
+        raise CkError(ck.CKR_SESSION_COUNT, "this application has used up its session handles")
 
     def restore_sessions(self, triples: list[tuple[int, int, int]]) -> list[int]:
         """Opens sessions with the handles they had before a reconnect; returns a CK_RV for each.  The view does not move."""
@@ -192,6 +195,10 @@ class Application:
         """Becomes what `saved` was, but for its operations.  Raises CkError when that is more than an application may be."""
         if len(saved.objects) > limits.MAX_SESSION_OBJECTS:
             raise CkError(ck.CKR_DEVICE_MEMORY, f"{len(saved.objects)} session objects")
+        _check_handles([handle for handle, _, _ in saved.sessions], 1, saved.next_session)
+        _check_handles([item.handle for _, item in saved.objects], limits.FIRST_SESSION_OBJECT, saved.next_object)
+        if not all(sound(item.attributes) for _, item in saved.objects):
+            raise CkError(ck.CKR_ATTRIBUTE_VALUE_INVALID, "a session object that this release would not have made")
         for handle, slot, flags in saved.sessions:
             self.token.take_session()
             self.sessions[handle] = Session(handle, slot, flags)
@@ -363,6 +370,12 @@ class Application:
             yield operation
         if operation.done and self.token.on_signature:
             self.token.on_signature(self, "sign", operation.mechanism, operation.generation)
+
+
+def _check_handles(handles: list[int], first: int, following: int) -> None:
+    """Raises CkError unless each is there once, from `first` on and before the one that is given next."""
+    if len(set(handles)) != len(handles) or not all(first <= h < following for h in handles) or following > limits.LAST_HANDLE + 1:
+        raise CkError(ck.CKR_OBJECT_HANDLE_INVALID, "handles that were never given")
 
 
 def check_mechanism(mechanism: Mechanism, allowed: Container[int], kind: KeyKind, function: int) -> None:

@@ -126,7 +126,7 @@ class View:
 def _size(value: Any) -> int:
     """About the bytes of a template, with what is nested in it."""
     if isinstance(value, tuple):
-        return sum(map(_size, value))
+        return 8 + sum(map(_size, value))
     return len(value) if isinstance(value, bytes) else 8
 
 

@@ -31,6 +31,16 @@ _DEFAULTS: dict[int, Any] = {
     ck.CKA_DERIVE: False,
 }
 
+#: What is added to the template.
+_MADE: dict[int, Any] = {
+    ck.CKA_VALUE: b"",
+    ck.CKA_VALUE_LEN: 0,
+    ck.CKA_LOCAL: False,
+    ck.CKA_ALWAYS_SENSITIVE: False,
+    ck.CKA_NEVER_EXTRACTABLE: False,
+    ck.CKA_KEY_GEN_MECHANISM: 0,
+}
+
 _KEY_SIZES = {ck.CKK_AES: (16, 24, 32)}
 
 
@@ -63,12 +73,11 @@ def secret_attributes(template: dict[int, Any], secret: bytes, mechanism: int) -
     unknown = set(template) - set(_DEFAULTS) - {ck.CKA_VALUE_LEN}
     if unknown:
         raise CkError(ck.CKR_ATTRIBUTE_TYPE_INVALID, f"attribute 0x{min(unknown):x}")
-    wrong = [k for k, v in template.items() if k in _DEFAULTS and type(v) is not type(_DEFAULTS[k])]
+    wrong = [k for k, v in template.items() if k in _DEFAULTS and not _fits(v, _DEFAULTS[k])]
     if wrong:
-        raise CkError(ck.CKR_ATTRIBUTE_VALUE_INVALID, f"attribute 0x{wrong[0]:x}")
-    long = [k for k, v in template.items() if isinstance(v, bytes) and len(v) > limits.MAX_VALUE]
-    if long:
-        raise CkError(ck.CKR_ATTRIBUTE_VALUE_INVALID, f"attribute 0x{long[0]:x} has more than {limits.MAX_VALUE} bytes")
+        raise CkError(
+            ck.CKR_ATTRIBUTE_VALUE_INVALID, f"attribute 0x{wrong[0]:x}: another type, or more than {limits.MAX_VALUE} bytes"
+        )
     length = template.get(ck.CKA_VALUE_LEN)
     if length is None and attributes[ck.CKA_KEY_TYPE] == ck.CKK_AES:
         length = max((s for s in _KEY_SIZES[ck.CKK_AES] if s <= len(secret)), default=0)
@@ -78,11 +87,26 @@ def secret_attributes(template: dict[int, Any], secret: bytes, mechanism: int) -
         raise CkError(ck.CKR_KEY_SIZE_RANGE, f"the secret has {len(secret)} bytes")
     if length not in _KEY_SIZES.get(attributes[ck.CKA_KEY_TYPE], (length,)):
         raise CkError(ck.CKR_KEY_SIZE_RANGE, "an AES key has 16, 24 or 32 bytes")
-    return attributes | {
+    made = {
         ck.CKA_VALUE: secret[-length:] if length < len(secret) else secret,
         ck.CKA_VALUE_LEN: length,
-        ck.CKA_LOCAL: False,
-        ck.CKA_ALWAYS_SENSITIVE: False,
-        ck.CKA_NEVER_EXTRACTABLE: False,
         ck.CKA_KEY_GEN_MECHANISM: mechanism,
     }
+    return attributes | _MADE | made
+
+
+def _fits(value: Any, like: Any) -> bool:
+    return type(value) is type(like) and not (isinstance(value, bytes) and len(value) > limits.MAX_VALUE)
+
+
+def sound(attributes: dict[int, Any]) -> bool:
+    """Says whether `secret_attributes` can have made them."""
+    kinds = _DEFAULTS | _MADE
+    plain = {kind: value for kind, value in attributes.items() if kind != ck.CKA_VALUE}
+    value = attributes.get(ck.CKA_VALUE)
+    return (
+        attributes.keys() == kinds.keys()
+        and all(_fits(v, kinds[k]) for k, v in plain.items())
+        and isinstance(value, bytes)
+        and len(value) <= limits.MAX_SECRET
+    )

@@ -129,6 +129,8 @@ class Token:
 
     def restore_application(self, saved: Saved) -> Application:
         """Raises CkError."""
+        if saved.ticket in self._applications or len(saved.ticket) != TICKET_SIZE:
+            raise CkError(ck.CKR_ARGUMENTS_BAD, "a ticket that was never given, or twice")
         application = Application(self, saved.ticket, saved.program, min(saved.watermark, self.watermark))
         application.connections = 0
         try:
