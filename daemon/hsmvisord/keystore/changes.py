@@ -13,12 +13,11 @@ from hsmvisor_rpc.sealed.refusal import Reason, Refusal
 
 from hsmvisord.crypto.interface import PrivateKey
 from hsmvisord.keystore.state import (
-    EXTEND,
+    AFTER_DRAIN,
     FOLLOW,
-    KEEP,
-    PIN,
+    MODES,
+    ON_EXPIRY,
     PROFILES,
-    REFUSE,
     TRANSITIONS,
     Activation,
     Certificate,
@@ -53,10 +52,10 @@ def check_stage(state: State, name: str, number: int, body: Stage) -> None:
     if not 1 <= len(name) <= limits.MAX_NAME or not name.isprintable():
         raise Refusal(Reason.MALFORMED, f"a material's name has 1 to {limits.MAX_NAME} printable characters")
     for value, allowed, what in (
-        (body.mode, (PIN, FOLLOW), "mode"),
+        (body.mode, MODES, "mode"),
         (body.profile, PROFILES, "profile"),
-        (body.after_drain, (EXTEND, REFUSE), "after_drain"),
-        (body.on_expiry, (KEEP, REFUSE), "on_expiry"),
+        (body.after_drain, AFTER_DRAIN, "after_drain"),
+        (body.on_expiry, ON_EXPIRY, "on_expiry"),
     ):
         if value not in allowed:
             raise Refusal(Reason.MALFORMED, f"{what} is one of {', '.join(allowed)}")
@@ -216,7 +215,7 @@ def activate(state: State, name: str, number: int, step: Step, now: int) -> Stat
 def retire(state: State, name: str, number: int, body: Retire, now: int) -> State:
     """The current generation leaves service without a successor, or a drain is set anew."""
     material, generation = find(state, name, number)
-    if body.after_drain not in (EXTEND, REFUSE) or body.drain_seconds > limits.MAX_DRAIN:
+    if body.after_drain not in AFTER_DRAIN or body.drain_seconds > limits.MAX_DRAIN:
         raise Refusal(Reason.MALFORMED, f"after_drain is extend or refuse, a drain has at most {limits.MAX_DRAIN} s")
     after = next_state(generation, Step.RETIRE)
     seconds = body.drain_seconds or generation.drain_seconds

@@ -5,11 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
+from cryptography import x509
 from hsmvisor_rpc.sealed.envelope import RecipientKey
 
 from hsmvisord.crypto.interface import CryptoProvider
 from hsmvisord.keystore.records import CertificateRecord, GenerationRecord, KeyRecord, MaterialRecord, MetaRecord
-from hsmvisord.keystore.state import Activation, Certificate, Generation, GenerationState, Key, Material, Pin, State
+from hsmvisord.keystore.state import (
+    AFTER_DRAIN,
+    MODES,
+    ON_EXPIRY,
+    PROFILES,
+    Activation,
+    Certificate,
+    Generation,
+    GenerationState,
+    Key,
+    Material,
+    Pin,
+    State,
+)
 from hsmvisord.keystore.vault import META, UnsealError, Vault, check_manifest
 
 #: What a generation was used since the worker began: (material, number) -> (operations, seconds of last use).
@@ -30,6 +44,15 @@ def load(
 ) -> tuple[State, RecipientKey, dict[str, int]]:
     """Returns the state, the recipient key and the manifest; raises UnsealError, and CkError for a key that the provider
     refuses."""
+    try:
+        return _load(blobs, vault, provider, version)
+    except ValueError:  # MalformedRecord too; its text may show what was sealed
+        raise UnsealError("the stored state opens, but this release cannot read it: it was written by another") from None
+
+
+def _load(
+    blobs: Mapping[str, bytes], vault: Vault, provider: CryptoProvider, version: int
+) -> tuple[State, RecipientKey, dict[str, int]]:
     if META not in blobs:
         raise UnsealError("the stored state has no meta record")
     meta = MetaRecord.decode(vault.open(META, blobs[META]))
@@ -68,7 +91,25 @@ def load(
         certificates=certificates,
         materials=materials,
     )
+    _check(state)
     return state, RecipientKey(meta.recipient), manifest
+
+
+def _check(state: State) -> None:
+    """Raises ValueError when a state cannot be served: a word that this release does not know, a handle of nothing."""
+    for name, material in state.materials.items():
+        if material.name != name or material.mode not in MODES or material.profile not in PROFILES:
+            raise ValueError("a material")
+        for g in material.generations:
+            if g.state is GenerationState.DESTROYED:
+                continue
+            certificates = {g.leaf, *g.intermediates} - {0}
+            if g.key not in state.keys or not certificates <= state.certificates.keys():
+                raise ValueError("a generation without its key or certificates")
+            if g.after_drain not in AFTER_DRAIN or g.on_expiry not in ON_EXPIRY:
+                raise ValueError("a generation's rule")
+    for certificate in state.certificates.values():
+        x509.load_der_x509_certificate(certificate.der)
 
 
 def _material(record: MaterialRecord) -> Material:

@@ -15,6 +15,9 @@ FOLLOW = "follow"
 EXTEND = "extend"
 REFUSE = "refuse"
 KEEP = "keep"
+MODES = (PIN, FOLLOW)
+AFTER_DRAIN = (EXTEND, REFUSE)
+ON_EXPIRY = (KEEP, REFUSE)
 PROFILES = ("tls", "ssh", "request-signing", "decrypt", "card", "any")
 
 
