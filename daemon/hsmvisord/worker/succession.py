@@ -276,7 +276,11 @@ class Arrival:
         self._operations[record.ticket] = record.operations
 
     def _taken(self, record: h.SavedConnection) -> tuple[Connection, SavedConnection]:
-        connection = self._make(socket.socket(fileno=self._stream.descriptor()), record.peer, record.refused)
+        try:
+            sock = socket.socket(fileno=self._stream.descriptor())
+        except OSError as error:
+            raise SuccessionFailed(f"a connection that is no socket: {error.strerror}") from None
+        connection = self._make(sock, record.peer, record.refused)
         application = self._applications.get(record.application)
         if application is None and record.application:
             raise SuccessionFailed("a connection of an application that did not come")
@@ -325,8 +329,10 @@ def _read_value(data: bytes) -> bool | int | bytes:
 def _connection(record: h.SavedConnection) -> SavedConnection:
     try:
         used = [(str(o), int(m), (str(g[0]), int(g[1])) if g else None) for o, m, g in json.loads(record.used)]
-    except (ValueError, TypeError, IndexError) as error:
-        raise SuccessionFailed(f"a connection that cannot be: {error}") from None
+    except (ValueError, TypeError, LookupError, OverflowError, RecursionError):
+        raise SuccessionFailed("a connection that was used for what cannot be") from None
+    if record.greeting > h.NOT_GREETED or (record.greeting != h.NOT_GREETED and record.ulong_size not in (4, 8)):
+        raise SuccessionFailed("a connection that began as none can")
     return SavedConnection(
         record.number,
         record.greeting,
