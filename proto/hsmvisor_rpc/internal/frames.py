@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import enum
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from hsmvisor_rpc.sealed.canonical import MAX_RECORD, MalformedRecord
@@ -42,23 +43,25 @@ def encode_frame(frame: Frame) -> bytes:
 
 
 class FrameReader:
-    """Collects bytes and gives whole frames; raises MalformedRecord on a length or kind that cannot be."""
+    """Collects bytes and gives whole frames; raises MalformedRecord on a length or kind that cannot be.
+
+    The frames before a broken one are given first, however the bytes came in pieces.
+    """
 
     def __init__(self) -> None:
         self._buffer = bytearray()
 
-    def feed(self, data: bytes) -> list[Frame]:
-        """Returns the frames that `data` completes."""
+    def feed(self, data: bytes) -> Iterator[Frame]:
+        """Gives the frames that `data` completes, one by one."""
         self._buffer += data
-        frames = []
         while len(self._buffer) >= _HEADER.size:
             length, ident, kind = _HEADER.unpack_from(self._buffer)
             if not _OVERHEAD <= length <= _OVERHEAD + MAX_RECORD:
                 raise MalformedRecord(f"a frame of {length} bytes")
-            if len(self._buffer) < 4 + length:
-                break
             if kind > max(Kind):
                 raise MalformedRecord(f"a frame of kind {kind}")
-            frames.append(Frame(ident, Kind(kind), bytes(self._buffer[_HEADER.size : 4 + length])))
+            if len(self._buffer) < 4 + length:
+                break
+            frame = Frame(ident, Kind(kind), bytes(self._buffer[_HEADER.size : 4 + length]))
             del self._buffer[: 4 + length]
-        return frames
+            yield frame
