@@ -41,11 +41,14 @@ class Database:
             self._note = os.open(_note_path(path), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             self._connection = _connect(path)
             self.migrated_from = migrate(self._connection, str(path))
-        except sqlite3.OperationalError as error:
-            hint = "look at the owner, mode and disk of the state directory"
-            raise Broken("STATE_DIRECTORY", f"{path}: {error}; nothing was changed", hint) from None
         except sqlite3.Error as error:
+            # SQLITE_ERROR is a statement that does not fit the file's schema
+            if isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_ERROR:
+                hint = "look at the owner, mode and disk of the state directory"
+                raise Broken("STATE_DIRECTORY", f"{path}: {error}; nothing was changed", hint) from None
             raise Broken("STATE_CORRUPT", f"{path}: {error}; nothing was written", _RESTORE) from None
+        except UnicodeDecodeError:  # of a name in the file, also where SQLite quotes it
+            raise Broken("STATE_CORRUPT", f"{path} holds text that is not UTF-8; nothing was written", _RESTORE) from None
         except OSError as error:
             raise Broken("STATE_DIRECTORY", f"{path}: {error.strerror}", "look at the directory's owner, mode and disk") from None
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="state")
@@ -97,7 +100,7 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
             with contextlib.suppress(sqlite3.Error):  # a failed commit may have rolled back already
                 connection.execute("ROLLBACK")
             raise
-    except sqlite3.Error as error:
+    except (sqlite3.Error, UnicodeDecodeError) as error:  # a damaged text comes as the latter
         raise StorageUnavailable(
             "STORAGE", f"the state cannot be stored: {error}", "look at the state directory's disk and permissions, then try again"
         ) from None

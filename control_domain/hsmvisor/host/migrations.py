@@ -68,7 +68,7 @@ STEPS: tuple[tuple[str, ...], ...] = (
 def migrate(connection: sqlite3.Connection, path: str) -> int:
     """Brings the schema up to date, each step in one transaction; returns the version it had.
 
-    Raises Broken when the file was written by a newer release; it is not touched then.
+    Raises Broken when the file was written by a newer release, sqlite3.Error when it is damaged; it is not touched then.
     """
     found: int = connection.execute("PRAGMA user_version").fetchone()[0]
     if found > len(STEPS):
@@ -77,6 +77,8 @@ def migrate(connection: sqlite3.Connection, path: str) -> int:
             f"{path} has schema {found}, this release knows {len(STEPS)}; nothing was changed",
             "start the release that wrote it, or restore a backup made with this one",
         )
+    if found < 0:
+        raise sqlite3.DatabaseError(f"schema {found} does not exist")
     for version in range(found, len(STEPS)):
         connection.execute("BEGIN IMMEDIATE")
         try:

@@ -184,7 +184,7 @@ def plain(untrusted_text: str) -> dict[str, Any]:
     """Returns the short scalar members of a JSON object, for events and the audit log."""
     value = parse(untrusted_text)
     rows = list(value.items())[:16]
-    return {key[:32]: _scalar(v) for key, v in rows if isinstance(v, str | int | float | bool)}
+    return {clean(key[:32]): _scalar(v) for key, v in rows if isinstance(v, str | int | float | bool)}
 
 
 def _scalar(value: str | int | float | bool) -> str | int | float | bool:
