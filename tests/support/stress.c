@@ -54,9 +54,12 @@ static void in_parts(CK_SESSION_HANDLE session)
         p11->C_SignFinal(session, signature, &length);
 }
 
+static void fork_once(int threads);
+
+/* With an argument the thread forks as well: in the child it is the only one. */
 static void *work(void *argument)
 {
-    (void)argument;
+    int forks = argument ? 3 : 0;
     CK_OBJECT_HANDLE found[8];
     CK_ULONG count;
     while (!ended) {
@@ -71,6 +74,10 @@ static void *work(void *argument)
             p11->C_FindObjectsFinal(session);
         }
         p11->C_CloseSession(session);
+        if (forks && !ended) {
+            forks--;
+            fork_once(0);
+        }
     }
     return NULL;
 }
@@ -83,7 +90,23 @@ static void *wait_for_event(void *argument)
     return NULL;
 }
 
-static void fork_once(void)
+#ifndef __SANITIZE_THREAD__
+/* A child that goes on with threads of its own.  ThreadSanitizer itself cannot follow those after a fork beside other threads. */
+static void child_with_threads(void)
+{
+    pthread_t ids[2];
+    ended = 0;
+    for (int i = 0; i < 2; i++)
+        CHECK(pthread_create(&ids[i], NULL, work, NULL) == 0);
+    nanosleep(&(struct timespec){0, 50000000}, NULL);
+    ended = 1;
+    for (int i = 0; i < 2; i++)
+        pthread_join(ids[i], NULL);
+}
+
+#endif
+
+static void fork_once(int threads)
 {
     pid_t pid = fork();
     CHECK(pid >= 0);
@@ -96,6 +119,12 @@ static void fork_once(void)
         CK_SESSION_HANDLE session;
         if (p11->C_OpenSession(0, CKF_SERIAL_SESSION, NULL, NULL, &session) == CKR_OK)
             sign_once(session);
+#ifndef __SANITIZE_THREAD__
+        if (threads)
+            child_with_threads();
+#else
+        (void)threads;
+#endif
         CHECK(p11->C_Finalize(NULL) == CKR_OK);
         _exit(0);
     }
@@ -124,9 +153,9 @@ int main(int argc, char **argv)
         ended = 0;
         pthread_create(&waiter, NULL, wait_for_event, NULL);
         for (int i = 0; i < threads; i++)
-            pthread_create(&ids[i], NULL, work, NULL);
+            pthread_create(&ids[i], NULL, work, i ? NULL : &ended);
         for (int i = 0; i < 5; i++) {
-            fork_once();
+            fork_once(i & 1);
             nanosleep(&(struct timespec){0, 100000000}, NULL);
         }
         ended = 1;
