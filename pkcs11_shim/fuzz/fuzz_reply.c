@@ -225,11 +225,65 @@ static void random_bytes(void)
     free(out);
 }
 
+static void verify(void)
+{
+    CK_BYTE signature[64] = {1};
+    C_VerifyInit(session, &ecdsa, 6);
+    if (next() & 1) {
+        C_VerifyUpdate(session, (CK_BYTE *)"part", 4);
+        C_VerifyFinal(session, signature, sizeof signature);
+    } else {
+        C_Verify(session, (CK_BYTE *)"data", 4, signature, sizeof signature);
+    }
+}
+
+/* C_SignFinal and the like. */
+static void final(CK_RV (*call)(CK_SESSION_HANDLE, CK_BYTE *, CK_ULONG *))
+{
+    CK_ULONG length = next() % 80;
+    CK_BYTE *out = length % 5 ? malloc(length) : NULL;
+    call(session, out, &length);
+    free(out);
+}
+
+static void wrap(void)
+{
+    CK_ULONG length = next() % 80;
+    CK_BYTE *out = length % 5 ? malloc(length) : NULL;
+    C_WrapKey(session, &ecdsa, 5, 6, out, &length);
+    free(out);
+}
+
+static void make_keys(void)
+{
+    CK_BBOOL yes = 1;
+    CK_ATTRIBUTE template = {1 /* CKA_TOKEN */, &yes, sizeof yes};
+    CK_OBJECT_HANDLE *made = malloc(2 * sizeof *made);
+    C_GenerateKeyPair(session, &ecdsa, &template, 1, &template, 1, &made[0], &made[1]);
+    C_CopyObject(session, 5, &template, 1, &made[0]);
+    C_CreateObject(session, &template, 1, &made[0]);
+    C_DestroyObject(session, 5);
+    free(made);
+}
+
+static void sizes(void)
+{
+    CK_ULONG *size = malloc(sizeof *size);
+    C_GetObjectSize(session, 5, size);
+    free(size);
+}
+
+static void log_in(void)
+{
+    C_Login(session, 1, (CK_BYTE *)"1234", 4);
+    C_Logout(session);
+}
+
 static void act(uint8_t what)
 {
     CK_OBJECT_HANDLE object;
     CK_SLOT_ID slot;
-    switch (what % 15) {
+    switch (what % 26) {
     case 0: C_OpenSession(0, CKF_SERIAL_SESSION, NULL, NULL, &session); break;
     case 1: numbers(slots); break;
     case 2: numbers(C_GetMechanismList); break;
@@ -245,6 +299,17 @@ static void act(uint8_t what)
     case 12: C_WaitForSlotEvent(CKF_DONT_BLOCK, &slot, NULL); break;
     case 13: C_DeriveKey(session, &ecdsa, 5, NULL, 0, &object); break;
     case 14: C_CloseSession(session); break;
+    case 15: verify(); break;
+    case 16: final(C_SignFinal); break;
+    case 17: C_EncryptInit(session, &ecdsa, 6); break;
+    case 18: output(C_Encrypt); break;
+    case 19: C_DigestInit(session, &ecdsa); break;
+    case 20: output(next() & 1 ? C_Digest : C_SignRecover); break;
+    case 21: final(next() & 1 ? C_DigestFinal : C_GetOperationState); break;
+    case 22: wrap(); break;
+    case 23: make_keys(); break;
+    case 24: sizes(); break;
+    case 25: log_in(); break;
     }
 }
 
