@@ -6,7 +6,7 @@ import struct
 from typing import Any
 
 import pytest
-from fuzz import fuzz_wire
+from fuzz.targets import wire
 from hsmvisord import ck
 from hsmvisord.wire.attributes import KINDS, Kind
 from hsmvisord.wire.calls import INVALID, SENSITIVE, Attribute, Call, Mechanism, Needed, Request
@@ -189,7 +189,7 @@ first_bytes = st.sampled_from([0, 1, 2, 3, 0x7F, 0x80, 0x81, 0xFF])
 @settings(max_examples=300, deadline=None)
 @given(first_bytes, st.lists(st.tuples(small, st.binary(max_size=40)), max_size=4), st.binary(max_size=20))
 def test_streams(first: int, whole: list[tuple[int, bytes]], rest: bytes) -> None:
-    fuzz_wire.connection(bytes((first,)) + b"".join([frame(ident, message) for ident, message in whole]) + rest)
+    wire.connection(bytes((first,)) + b"".join([frame(ident, message) for ident, message in whole]) + rest)
 
 
 @settings(max_examples=500, deadline=None)
@@ -197,7 +197,7 @@ def test_streams(first: int, whole: list[tuple[int, bytes]], rest: bytes) -> Non
 def test_any_fields_of_any_call(first: int, call: Call, fields: bytes) -> None:
     signature = SIGNATURES[call][0]
     head = struct.pack(">I", call) if first >= 0x80 else struct.pack(">II", call, len(signature)) + signature
-    fuzz_wire.message(bytes((first,)) + head + fields)
+    wire.message(bytes((first,)) + head + fields)
 
 
 @settings(max_examples=400, deadline=None)
@@ -205,13 +205,13 @@ def test_any_fields_of_any_call(first: int, call: Call, fields: bytes) -> None:
 def test_bent_p11kit_requests(release: str, request: tuple[Call, tuple[Any, ...]], draw: st.DataObject) -> None:
     said = RELEASES[release]
     message = bent(P11KitEncoding(said).request(request[0], *request[1]), draw)
-    fuzz_wire.message(bytes((said.first,)) + message)
+    wire.message(bytes((said.first,)) + message)
 
 
 @settings(max_examples=400, deadline=None)
 @given(requests(NATIVE_CALLS, native_mechanisms), st.data())
 def test_bent_native_requests(request: tuple[Call, tuple[Any, ...]], draw: st.DataObject) -> None:
-    fuzz_wire.message(b"\x81" + bent(NativeEncoding().request(request[0], *request[1]), draw))
+    wire.message(b"\x81" + bent(NativeEncoding().request(request[0], *request[1]), draw))
 
 
 def bent(message: bytes, draw: st.DataObject) -> bytes:

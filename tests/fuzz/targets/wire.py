@@ -1,22 +1,20 @@
-"""What must hold of the wire codecs for every input.
-
-Invariants: a decoder raises nothing but BadMessage, a frame buffer nothing but WireError; fed whole, in pieces or byte by byte, a
-stream gives the same frames and ends the same way; what decodes can be answered.
-
-The same functions run under hypothesis (tests/fuzz/test_wire_invariants.py) and, as a script, under atheris:
-`python tests/fuzz/fuzz_wire.py [corpus directory] [libFuzzer options]`.
-"""
+"""Both dialects' decoders, and the framing that they share."""
 
 from __future__ import annotations
 
-import sys
-
+from fuzz.samples import FIRST_BYTES, messages
 from hsmvisord import ck
 from hsmvisord.wire.calls import BadMessage, Call, WireError
 from hsmvisord.wire.codec import Codec
-from hsmvisord.wire.frames import FrameBuffer
+from hsmvisord.wire.frames import FrameBuffer, frame
 from hsmvisord.wire.handshake import negotiate
 from hsmvisord.wire.native import NativeCodec
+
+INVARIANT = (
+    "a decoder raises nothing but BadMessage, a frame buffer nothing but WireError; fed whole, in pieces or byte by byte, a stream "
+    "gives the same frames and ends the same way"
+)
+MAX_LENGTH = 1200
 
 Frames = tuple[list[tuple[int, bytes, bytes]], str]
 
@@ -27,8 +25,8 @@ def frames(stream: bytes, piece: int) -> Frames:
     for start in range(0, len(stream), piece):
         buffer.feed(stream[start : start + piece])
         try:
-            while (frame := buffer.next_frame()) is not None:
-                found.append(frame)
+            while (whole := buffer.next_frame()) is not None:
+                found.append(whole)
         except WireError:
             return found, "broken"
     return found, "in a frame" if buffer.mid_frame else "at a frame's end"
@@ -84,14 +82,17 @@ def message(data: bytes) -> None:
         decode(codec, b"", data[1:])
 
 
-def either(data: bytes) -> None:
+def run(data: bytes) -> None:
+    """The input is taken both ways."""
     connection(data)
     message(data)
 
 
-if __name__ == "__main__":
-    import atheris
-
-    atheris.instrument_all()
-    atheris.Setup(sys.argv, either)
-    atheris.Fuzz()
+def seeds() -> dict[str, bytes]:
+    made = {}
+    for first in FIRST_BYTES:
+        requests = list(messages(first))
+        made |= {f"{first:02x}-{call.name}": bytes((first,)) + text for call, text in requests}
+        stream = b"".join([frame(number, text) for number, (_, text) in enumerate(requests[:6])])
+        made[f"{first:02x}-stream"] = bytes((first,)) + stream
+    return made

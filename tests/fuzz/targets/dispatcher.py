@@ -1,0 +1,277 @@
+"""The whole dispatcher over a real token: several applications, in turn, say whatever the input says, while the operator acts.
+
+An input is a row of steps, each begun by one byte: three bits say which caller, the rest what happens (`_STEPS`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from fuzz.harness import Input, block
+from fuzz.samples import arguments, encoding, messages
+from fuzz.world import PIN, shows_a_key, world
+from hsmvisor_rpc.sealed.refusal import Refusal
+from hsmvisord import ck
+from hsmvisord.face import face, journal
+from hsmvisord.face.caller import Caller
+from hsmvisord.keystore.keystore import Cause
+from hsmvisord.token import limits as token_limits
+from hsmvisord.token.token import Token
+from hsmvisord.wire import limits
+from hsmvisord.wire.calls import Attribute, BadMessage, Call, Mechanism, Request
+from hsmvisord.wire.frames import HEADER
+from hsmvisord.wire.handshake import negotiate
+from hsmvisord.wire.p11kit import P11KitCodec
+from support.wire_client import Refused
+
+INVARIANT = (
+    "every request has one answer, which decodes by its own call's signature, is a known CK_RV other than CKR_GENERAL_ERROR or has "
+    "the values of CKR_OK, fits one message and shows no 16 bytes of a private key; nothing else is raised; sessions, objects and "
+    "journals stay within their limits, and all is given back when the callers leave"
+)
+MAX_LENGTH = 2000
+STEPS = 64  #: of one input
+
+#: The first byte of each caller; the first six have begun and hold one session, handle 1.
+GREETINGS = (0x81, 0x81, 0x81, 0, 1, 2, 0x81, 2)
+BEGUN = 6
+TICKET = b"ticket of caller"  #: 16 bytes: stands for the ticket of the caller whose session handle 1 it would open
+KNOWN = frozenset(value for name, value in vars(ck).items() if name.startswith("CKR_"))
+
+FRAME, OPTIONS, TIME, OPERATE, LEAVE, WAKE = range(6)
+
+
+@dataclass
+class Guest:
+    """The callers of one input, and what waits for them."""
+
+    token: Token
+    callers: dict[int, Caller] = field(default_factory=dict)
+    parked: list[tuple[Caller, Request, Callable[[], tuple[Any, ...] | None]]] = field(default_factory=list)
+
+    def caller(self, number: int) -> Caller:
+        if number not in self.callers:
+            codec, _ = negotiate(GREETINGS[number])
+            caller = self.callers[number] = Caller(self.token, codec, "fuzz")
+            self.token.add_counters(caller.counters)
+            if number < BEGUN:
+                self.begin(caller, GREETINGS[number])
+        return self.callers[number]
+
+    def begin(self, caller: Caller, first: int) -> None:
+        spoken = encoding(first)
+        for call in (Call.HELLO if first >= 0x80 else Call.INITIALIZE, Call.OPEN_SESSION):
+            self.say(caller, b"", spoken.request(call, *arguments(call)))
+        assert caller.application_or_none is not None
+
+    def say(self, caller: Caller, options: bytes, message: bytes) -> None:
+        frame = (7, options, message)
+        try:
+            request = caller.codec.decode(*frame)
+        except BadMessage as error:
+            self.check(caller, None, caller.codec.error(error.request_id, error.rv))
+            return
+        parked = len(self.parked)
+        reply = face.handle(caller, request, lambda request, ready: self.parked.append((caller, request, ready)))
+        if request.call in journal.NOTED:
+            journal.note(caller, request, frame)
+        if reply is None:
+            assert len(self.parked) == parked + 1
+        else:
+            self.check(caller, request, reply)
+
+    def check(self, caller: Caller, request: Request | None, reply: bytes) -> None:
+        ident, options, size = HEADER.unpack_from(reply)
+        assert (ident, options, size) == (7, 0, len(reply) - HEADER.size)
+        assert size <= limits.MAX_MESSAGE, f"a reply of {size} bytes"
+        assert not shows_a_key(reply), "a reply with a private key"
+        first = caller.codec.client_version if isinstance(caller.codec, P11KitCodec) else 0x81
+        call = request.call if request else Call.GET_INFO
+        try:
+            values = encoding(first, caller.codec.ulong_size).reply(call, reply[HEADER.size :])
+        except Refused as refused:
+            assert refused.rv in KNOWN, f"CK_RV 0x{refused.rv:x}"
+            assert refused.rv != ck.CKR_OK
+            # p11-kit's own answer to a C_Initialize without the magic; from a handler it would be a fault
+            assert refused.rv != ck.CKR_GENERAL_ERROR or request is None
+            return
+        assert request is not None, "an answer to what could not be read"
+        if request.call is Call.OPEN_SESSION:
+            assert 0 < values[0] <= token_limits.LAST_HANDLE, f"session handle {values[0]}"
+
+    def wake(self) -> None:
+        """What the clock thread does after a change."""
+        waiting, self.parked = self.parked, []
+        for caller, request, ready in waiting:
+            reply = face.finish(caller, request, ready)
+            if reply is None:
+                self.parked.append((caller, request, ready))
+            else:
+                self.check(caller, request, reply)
+
+    def leave(self, number: int) -> None:
+        caller = self.callers.pop(number, None)
+        if caller is None:
+            return
+        self.parked = [waiter for waiter in self.parked if waiter[0] is not caller]
+        if caller.application_or_none is not None:
+            self.token.leave(caller.application_or_none)
+        self.token.remove_counters(caller.counters)
+
+    def ticket(self, message: bytes) -> bytes:
+        """Puts the ticket of an application in the place of the words for it."""
+        at = message.find(TICKET)
+        if at < 0:
+            return message
+        number = message[at + len(TICKET)] % len(GREETINGS) if len(message) > at + len(TICKET) else 0
+        application = self.callers[number].application_or_none if number in self.callers else None
+        return message.replace(TICKET, application.ticket) if application else message
+
+    def within_limits(self) -> None:
+        token = self.token
+        applications = token.applications()
+        assert token.sessions == sum(a.session_count for a in applications) <= token.settings.max_sessions
+        for application in applications:
+            assert len(application._objects) <= token_limits.MAX_SESSION_OBJECTS
+            kept = sum(len(v) for o in application._objects.values() for v in o.attributes.values() if isinstance(v, bytes))
+            assert kept <= len(application._objects) * token_limits.MAX_SECRET * 2, f"{kept} bytes of session objects"
+            for operation in application.operations():
+                size = sum(map(len, operation.journal.frames)) if operation.journal else 0
+                assert size <= token_limits.MAX_JOURNAL
+
+
+def operate(what: int) -> None:
+    """One act of the operator, from outside of the guest."""
+    bench = world().bench
+    bench.now += 1
+    try:
+        match what % 8:
+            case 0:
+                bench.execute("activate", "tls", 3)
+            case 1:
+                bench.execute("roll-back", "tls", 1)
+            case 2:
+                bench.execute("destroy", "tls", 1)
+            case 3:
+                bench.keystore.set_token_present(False)
+            case 4:
+                bench.keystore.set_token_present(True)
+            case 5:
+                bench.push(2, world().keys[0], "ed", profile="tls", mode="pin")
+            case 6:
+                bench.keystore.set_pin(b"", Cause())
+            case 7:
+                bench.keystore.tick()
+    except Refusal:
+        pass
+
+
+def run(data: bytes) -> None:
+    given = Input(data)
+    with_pin = bool(given.byte() & 1)
+    token = world().token(with_pin)
+    faults: list[str] = []
+    token.on_fault = lambda call, error: faults.append(f"{call}: {error!r}")
+    guest = Guest(token)
+    for _ in range(STEPS):
+        if not given.more:
+            break
+        head = given.byte()
+        number, what = head & 7, head >> 3
+        if what == TIME:
+            world().bench.monotonic += given.byte() / 8
+            world().bench.now += given.byte()
+        elif what == OPERATE:
+            operate(given.byte())
+        elif what == LEAVE:
+            guest.leave(number)
+        elif what == WAKE:
+            guest.wake()
+        else:
+            options = given.take(given.byte()) if what == OPTIONS else b""
+            guest.say(guest.caller(number), options, guest.ticket(given.block()))
+        assert not faults, faults[0]
+    guest.within_limits()
+    for number in list(guest.callers):
+        guest.leave(number)
+    assert not token.applications()
+    assert token.sessions == 0
+
+
+# ---- seeds ------------------------------------------------------------------------------------------------------------
+
+
+def step(number: int, what: int, *rest: bytes) -> bytes:
+    return bytes((number | what << 3,)) + b"".join(rest)
+
+
+def said(number: int, *calls: tuple[Any, ...]) -> bytes:
+    """Requests of one caller, each a call and its arguments."""
+    spoken = encoding(GREETINGS[number])
+    return b"".join([step(number, FRAME, block(spoken.request(*call))) for call in calls])
+
+
+def handle(label: str, kind: int) -> int:
+    found = world().token().index.view(1 << 30).find(((ck.CKA_CLASS, kind), (ck.CKA_LABEL, label.encode())))
+    return found[0].handle
+
+
+def _operations() -> dict[str, tuple[tuple[Any, ...], ...]]:
+    """Dialogues that reach the operations, by name."""
+    tls, rsa, ed = (handle(label, ck.CKO_PRIVATE_KEY) for label in ("tls", "rsa", "ed"))
+    public, certificate = handle("rsa", ck.CKO_PUBLIC_KEY), handle("tls", ck.CKO_CERTIFICATE)
+    ecdsa, digest = Mechanism(ck.CKM_ECDSA), b"d" * 32
+    pss = Mechanism(ck.CKM_RSA_PKCS_PSS, (ck.CKM_SHA256, 2, 32))
+    oaep = Mechanism(ck.CKM_RSA_PKCS_OAEP, (ck.CKM_SHA256, 2, 1, b""))
+    derive = Mechanism(ck.CKM_ECDH1_DERIVE, (1, b"", b"\4" + b"p" * 64))
+    template = (Attribute(ck.CKA_CLASS, ck.CKO_SECRET_KEY), Attribute(ck.CKA_KEY_TYPE, ck.CKK_GENERIC_SECRET))
+    everything = ((ck.CKA_CLASS, 8), (ck.CKA_VALUE, 4096), (ck.CKA_ID, 20), (ck.CKA_ALLOWED_MECHANISMS, 999), (ck.CKA_LABEL, None))
+    return {
+        "sign": ((Call.SIGN_INIT, 1, ecdsa, tls), (Call.SIGN, 1, digest, None), (Call.SIGN, 1, digest, 64)),
+        "sign-parts": (
+            (Call.SIGN_INIT, 1, Mechanism(ck.CKM_SHA256_RSA_PKCS), rsa),
+            (Call.SIGN_UPDATE, 1, b"part"),
+            (Call.SIGN_FINAL, 1, 256),
+        ),
+        "sign-pss": ((Call.SIGN_INIT, 1, pss, rsa), (Call.SIGN, 1, digest, 256)),
+        "sign-ed": ((Call.SIGN_INIT, 1, Mechanism(ck.CKM_EDDSA), ed), (Call.SIGN, 1, b"text", 64)),
+        "verify": ((Call.VERIFY_INIT, 1, Mechanism(ck.CKM_RSA_PKCS), public), (Call.VERIFY, 1, digest, b"s" * 256)),
+        "encrypt": ((Call.ENCRYPT_INIT, 1, oaep, public), (Call.ENCRYPT, 1, b"plain", 256)),
+        "decrypt": ((Call.DECRYPT_INIT, 1, oaep, rsa), (Call.DECRYPT, 1, b"c" * 256, 256)),
+        "raw": ((Call.DECRYPT_INIT, 1, Mechanism(ck.CKM_RSA_X_509), rsa), (Call.DECRYPT, 1, b"\0" * 255 + b"\2", 256)),
+        "derive": ((Call.DERIVE_KEY, 1, derive, tls, template),),
+        "digest": ((Call.DIGEST_INIT, 1, Mechanism(ck.CKM_SHA256)), (Call.DIGEST_UPDATE, 1, b"a"), (Call.DIGEST_FINAL, 1, 32)),
+        "find": ((Call.FIND_OBJECTS_INIT, 1, ()), (Call.FIND_OBJECTS, 1, 5), (Call.FIND_OBJECTS_FINAL, 1)),
+        "read-private": ((Call.GET_ATTRIBUTE_VALUE, 1, tls, everything),),
+        "read-rsa": ((Call.GET_ATTRIBUTE_VALUE, 1, rsa, ((ck.CKA_MODULUS, 256), (ck.CKA_PRIVATE_EXPONENT, 256))),),
+        "read-certificate": ((Call.GET_ATTRIBUTE_VALUE, 1, certificate, everything), (Call.GET_OBJECT_SIZE, 1, certificate)),
+        "read-much": ((Call.GET_ATTRIBUTE_VALUE, 1, handle("large", ck.CKO_CERTIFICATE), ((ck.CKA_VALUE, 1 << 16),) * 60),),
+        "login": ((Call.LOGIN, 1, 1, PIN), (Call.LOGIN, 1, 1, b"wrong"), (Call.LOGOUT, 1)),
+        "wait": ((Call.WAIT_FOR_SLOT_EVENT, 0),),
+        "copy": ((Call.COPY_OBJECT, 1, tls, ()), (Call.DESTROY_OBJECT, 1, tls), (Call.WRAP_KEY, 1, ecdsa, tls, rsa, 100)),
+    }
+
+
+def seeds() -> dict[str, bytes]:
+    made: dict[str, bytes] = {}
+    for number in (0, 3, 4, 5):
+        for call, text in messages(GREETINGS[number]):
+            made[f"{number}-{call.name}"] = b"\0" + step(number, FRAME, block(text))
+        for name, calls in _operations().items():
+            derives = name == "derive" and number != 0  # p11-kit before 0.26 has no such parameter
+            if not derives:
+                made[f"{number}-{name}"] = b"\0" + said(number, *calls)
+    once = [(Call.SIGN_ONCE, 1, Mechanism(ck.CKM_ECDSA), handle("tls", ck.CKO_PRIVATE_KEY), b"d" * 32, 64)]
+    joined = (Call.HELLO, 4, 1, TICKET, 0, b"joined", 2)
+    made["pin"] = b"\1" + said(0, *_operations()["login"], *once)
+    made["rotate"] = b"\0" + said(0, *once) + step(0, OPERATE, b"\0") + said(0, *once) + step(0, TIME, b"\x30\3") + said(0, *once)
+    made["detach"] = b"\0" + said(0, *_operations()["wait"]) + step(0, OPERATE, b"\3") + step(0, WAKE) + said(0, *once)
+    made["join"] = b"\0" + said(0, *once) + said(6, joined, *once) + step(0, LEAVE) + said(6, *once)
+    made["fork"] = b"\0" + said(0, *once) + said(6, (Call.HELLO, 8, 2, TICKET, 0, b"forked", 3), (Call.OPEN_SESSION, 0, 4), *once)
+    made["restore"] = b"\0" + said(6, (Call.HELLO, 8, 0, None, 1, b"", 3), (Call.RESTORE_SESSIONS, (5, 0, 4, 9, 0, 6)), *once)
+    last = (Call.RESTORE_SESSIONS, (token_limits.LAST_HANDLE, 0, 4))
+    made["last-handle"] = b"\0" + said(6, (Call.HELLO, 4, 0, None, 1, b"", 3), last, (Call.OPEN_SESSION, 0, 4))
+    made["watch"] = b"\0" + said(0, (Call.ROTATION_WAIT, 99)) + step(0, OPERATE, b"\0") + step(0, WAKE)
+    return made

@@ -1,0 +1,211 @@
+"""What fuzzing found, one test for each, so that it stays found (control_domain/docs/fuzzing.md)."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+from fuzz.samples import encoding
+from fuzz.targets import database as database_target
+from fuzz.targets import dispatcher, handover, state
+from fuzz.targets.dispatcher import Guest, handle
+from fuzz.world import world
+from hsmvisor.host import reports
+from hsmvisor.host.database import Database
+from hsmvisor.host.errors import Broken
+from hsmvisor_rpc.internal import handover as h
+from hsmvisor_rpc.internal import messages as m
+from hsmvisor_rpc.internal.frames import Frame, FrameReader, Kind, encode_frame
+from hsmvisor_rpc.sealed.canonical import MalformedRecord, Record
+from hsmvisord import ck
+from hsmvisord.ck import CkError
+from hsmvisord.face import face
+from hsmvisord.face.caller import Caller
+from hsmvisord.keystore import persistence
+from hsmvisord.keystore.vault import UnsealError
+from hsmvisord.token import limits
+from hsmvisord.token.secrets import secret_attributes
+from hsmvisord.token.token import Token
+from hsmvisord.transport.connection import Connection
+from hsmvisord.wire.calls import Attribute, Call
+from hsmvisord.worker.succession import Arrival, Stream, SuccessionFailed
+from support.wire_client import Refused
+
+
+def begun() -> tuple[Guest, Caller]:
+    guest = Guest(world().token())
+    return guest, guest.caller(0)
+
+
+def asked(caller: Caller, call: Call, *args: object) -> tuple[object, ...]:
+    spoken = encoding(0x81, caller.codec.ulong_size)
+    request = caller.codec.decode(7, b"", spoken.request(call, *args))
+    reply = face.handle(caller, request, lambda request, ready: None)
+    assert reply is not None
+    return spoken.reply(call, reply[12:])
+
+
+# ---- the guest's side -------------------------------------------------------------------------------------------------
+
+
+def test_a_reply_never_exceeds_a_message() -> None:
+    """256 times the value of one large certificate made an answer of 16 MiB."""
+    _, caller = begun()
+    certificate = handle("large", ck.CKO_CERTIFICATE)
+    few = ((ck.CKA_VALUE, 1 << 16),) * 40
+    assert len(asked(caller, Call.GET_ATTRIBUTE_VALUE, 1, certificate, few)[0]) == 40  # type: ignore[arg-type]
+    with pytest.raises(Refused) as refused:
+        asked(caller, Call.GET_ATTRIBUTE_VALUE, 1, certificate, few * 2)
+    assert refused.value.rv == ck.CKR_HOST_MEMORY
+    assert asked(caller, Call.GET_SESSION_INFO, 1)
+
+
+def test_a_large_search_is_not_remembered() -> None:
+    """The values of nested templates did not count: 128 remembered searches could hold 128 MiB."""
+    guest, caller = begun()
+    view = guest.token.index.view(guest.token.watermark)
+    for byte in range(4):
+        nested = (Attribute(ck.CKA_LABEL, bytes((byte,)) * 200_000),)
+        asked(caller, Call.FIND_ONCE, 1, (Attribute(ck.CKA_WRAP_TEMPLATE, nested),), 5)
+    assert not view._answers
+    asked(caller, Call.FIND_ONCE, 1, (Attribute(ck.CKA_LABEL, b"tls"),), 5)
+    assert len(view._answers) == 1
+
+
+def test_a_derived_secrets_texts_are_bounded() -> None:
+    """1024 session objects with labels of 1 MiB each."""
+    template = {ck.CKA_CLASS: ck.CKO_SECRET_KEY, ck.CKA_KEY_TYPE: ck.CKK_GENERIC_SECRET}
+    secret_attributes(template | {ck.CKA_LABEL: b"l" * limits.MAX_TEXT}, b"s" * 32, 1)
+    with pytest.raises(CkError) as refused:
+        secret_attributes(template | {ck.CKA_LABEL: b"l" * (limits.MAX_TEXT + 1)}, b"s" * 32, 1)
+    assert refused.value.rv == ck.CKR_ATTRIBUTE_VALUE_INVALID
+
+
+def test_session_handles_fit_32_bits() -> None:
+    """Restoring a session with the last handle made the next one 2^31."""
+    guest = Guest(world().token())
+    caller = guest.caller(6)
+    asked(caller, Call.HELLO, 4, 0, None, 1, b"", 3)
+    asked(caller, Call.RESTORE_SESSIONS, (limits.LAST_HANDLE, 0, 4))
+    with pytest.raises(Refused) as refused:
+        asked(caller, Call.OPEN_SESSION, 0, 4)
+    assert refused.value.rv == ck.CKR_SESSION_COUNT
+    assert guest.token.sessions == 1
+    dispatcher.run(dispatcher.seeds()["last-handle"])
+
+
+# ---- what is stored ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("field", ["state", "profile", "mode", "key", "activations"])
+def test_a_sealed_record_that_this_release_cannot_serve_is_named_so(field: str) -> None:
+    """A word of another release ended the start with a KeyError or a ValueError, or only at the first search."""
+    bench = world().bench
+    record = state.MaterialRecord.decode(bench.vault.open("material/tls", world().stored["material/tls"]))
+    generation = state.GenerationRecord.decode(record.generations[-1])
+    if field in vars(generation):
+        changed = state.replace(generation, **{field: "new" if field == "state" else 999})
+        record = state.replace(record, generations=(changed.encode(),))
+    else:
+        record = state.replace(record, **{field: (1, 2, 3) if field == "activations" else "new"})
+    version = int.from_bytes(world().stored["material/tls"][:8], "big")
+    stored = world().stored | {"material/tls": bench.vault.seal("material/tls", version, record.encode())}
+    with pytest.raises(UnsealError, match="another"):
+        persistence.load(stored, bench.vault, bench.provider, world().version)
+
+
+@pytest.mark.parametrize("version", [b"\0\0\0\0", b"\xff\xff\xff\xff"])
+def test_a_damaged_schema_number_is_not_the_directorys_fault(version: bytes, tmp_path: Path) -> None:
+    """0 was told as a fault of the directory's owner or disk; a negative one ended in an IndexError."""
+    path = tmp_path / "state.db"
+    good = database_target.good()
+    path.write_bytes(good[:60] + version + good[64:])
+    before = path.read_bytes()
+    with pytest.raises(Broken) as broken:
+        Database(path)
+    assert broken.value.reason == "STATE_CORRUPT"
+    assert path.read_bytes() == before
+
+
+def test_damaged_text_in_the_state_file_is_damage() -> None:
+    """A UnicodeDecodeError, where SQLite quoted the file."""
+    database_target.run(bytes.fromhex("eff87f000165081302ce1bec7b5d28"))
+
+
+# ---- a worker that was taken over -------------------------------------------------------------------------------------
+
+
+def test_the_names_in_a_workers_report_are_cleaned() -> None:
+    """Values were; names stood in events and the audit log as they came."""
+    assert reports.plain('{"a\\u0007\\n\\ud800": 1}') == {"a???": 1}
+
+
+def test_frames_before_a_broken_one_are_given_however_they_come() -> None:
+    """They were lost when they came together with it."""
+    good = encode_frame(Frame(1, Kind.REPLY, m.Done().encode()))
+    for pieces in ([good + b"\0\0\0\0" * 3], [good, b"\0\0\0\0" * 3]):
+        reader, found = FrameReader(), []
+        with pytest.raises(MalformedRecord):
+            for piece in pieces:
+                found += reader.feed(piece)
+        assert len(found) == 1
+
+
+def succeeded(*records: Record, descriptor: int = -1) -> Token:
+    """A successor that is given these; raises SuccessionFailed."""
+    token = world().token()
+    old, new = socket.socketpair()
+    here, _there = socket.socketpair()
+    shared, parking = handover.listener()
+    with old, new, here, _there:
+        giving = Stream(old)
+        for record in records:
+            rights = [here.fileno() if descriptor < 0 else descriptor] if isinstance(record, h.SavedConnection) else []
+            giving.send(record, rights)
+        old.shutdown(socket.SHUT_WR)
+
+        def make(sock: socket.socket, peer: str, refused: bool) -> Connection:
+            return Connection(sock, peer, token, parking, refused, lambda c: None)
+
+        Arrival(token, shared, Stream(new), make).take()
+        shared.reactor._inbox.clear()
+        return token
+
+
+APPLICATION, CONNECTION = handover.good()[handover.APPLICATION], handover.good()[handover.CONNECTION]
+
+
+def with_changes(record: Record, **changes: object) -> Record:
+    return state.replace(record, **changes)  # type: ignore[type-var]
+
+
+def test_what_a_successor_takes() -> None:
+    assert succeeded(APPLICATION, CONNECTION).sessions == 1
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        (with_changes(CONNECTION, application=b"", used="[" * 5000),),
+        (with_changes(CONNECTION, application=b"", used='[["sign", Infinity, null]]'),),
+        (with_changes(CONNECTION, application=b"", used='[["sign", 1, {"a": 1}]]'),),
+        (with_changes(CONNECTION, application=b"", ulong_size=1 << 60),),
+        (with_changes(CONNECTION, application=b"", greeting=999),),
+        (APPLICATION, APPLICATION),
+        (with_changes(APPLICATION, sessions=(1, 0, 4, 1, 0, 4)),),
+        (with_changes(APPLICATION, sessions=(1 << 40, 0, 4)),),
+        (with_changes(APPLICATION, next_object=1 << 40),),
+        (with_changes(APPLICATION, objects=(h.SavedObject(1, limits.FIRST_SESSION_OBJECT, (0x40000211,), (b"ytext",)).encode(),)),),
+    ],
+    ids=["deep", "infinite", "no-pair", "ulong", "greeting", "twice", "handle-twice", "handle", "next", "object"],
+)
+def test_a_successor_refuses_what_cannot_be(records: tuple[Record, ...]) -> None:
+    """These raised other errors, lost count of sessions, or were believed."""
+    with pytest.raises(SuccessionFailed):
+        succeeded(*records)
+
+
+def test_a_successor_refuses_what_is_no_socket(tmp_path: Path) -> None:
+    with open(tmp_path / "file", "w") as file, pytest.raises(SuccessionFailed):
+        succeeded(APPLICATION, CONNECTION, descriptor=file.fileno())
