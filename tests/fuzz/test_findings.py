@@ -18,13 +18,12 @@ from hsmvisor_rpc.internal import handover as h
 from hsmvisor_rpc.internal import messages as m
 from hsmvisor_rpc.internal.frames import Frame, FrameReader, Kind, encode_frame
 from hsmvisor_rpc.sealed.canonical import MalformedRecord, Record
-from hsmvisord import ck
+from hsmvisord import ck, limits
 from hsmvisord.ck import CkError
 from hsmvisord.face import face
 from hsmvisord.face.caller import Caller
 from hsmvisord.keystore import persistence
 from hsmvisord.keystore.vault import UnsealError
-from hsmvisord.token import limits
 from hsmvisord.token.secrets import secret_attributes
 from hsmvisord.token.token import Token
 from hsmvisord.transport.connection import Connection
@@ -76,9 +75,9 @@ def test_a_large_search_is_not_remembered() -> None:
 def test_a_derived_secrets_texts_are_bounded() -> None:
     """1024 session objects with labels of 1 MiB each."""
     template = {ck.CKA_CLASS: ck.CKO_SECRET_KEY, ck.CKA_KEY_TYPE: ck.CKK_GENERIC_SECRET}
-    secret_attributes(template | {ck.CKA_LABEL: b"l" * limits.MAX_TEXT}, b"s" * 32, 1)
+    secret_attributes(template | {ck.CKA_LABEL: b"l" * limits.MAX_VALUE}, b"s" * 32, 1)
     with pytest.raises(CkError) as refused:
-        secret_attributes(template | {ck.CKA_LABEL: b"l" * (limits.MAX_TEXT + 1)}, b"s" * 32, 1)
+        secret_attributes(template | {ck.CKA_LABEL: b"l" * (limits.MAX_VALUE + 1)}, b"s" * 32, 1)
     assert refused.value.rv == ck.CKR_ATTRIBUTE_VALUE_INVALID
 
 

@@ -13,13 +13,12 @@ from fuzz.harness import Input, block
 from fuzz.samples import arguments, encoding, messages
 from fuzz.world import PIN, shows_a_key, world
 from hsmvisor_rpc.sealed.refusal import Refusal
-from hsmvisord import ck
+from hsmvisord import ck, limits
+from hsmvisord import limits as token_limits
 from hsmvisord.face import face, journal
 from hsmvisord.face.caller import Caller
 from hsmvisord.keystore.keystore import Cause
-from hsmvisord.token import limits as token_limits
 from hsmvisord.token.token import Token
-from hsmvisord.wire import limits
 from hsmvisord.wire.calls import Attribute, BadMessage, Call, Mechanism, Request
 from hsmvisord.wire.frames import HEADER
 from hsmvisord.wire.handshake import negotiate

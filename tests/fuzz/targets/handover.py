@@ -18,9 +18,8 @@ from fuzz.samples import encoding
 from fuzz.world import shows_a_key, world
 from hsmvisor_rpc.internal import handover as h
 from hsmvisor_rpc.sealed.canonical import MalformedRecord, Record
-from hsmvisord import ck
+from hsmvisord import ck, limits
 from hsmvisord.face.journal import raw
-from hsmvisord.token import limits
 from hsmvisord.token.secrets import secret_attributes
 from hsmvisord.token.token import Token
 from hsmvisord.transport.connection import Connection, Ended
