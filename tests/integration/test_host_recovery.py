@@ -240,10 +240,10 @@ def test_damaged_files_are_refused_and_nothing_is_written(host: HostProcess) -> 
     state.unlink()
     refuses_to_start(host, "state.db is missing", "restore")
     state.write_bytes(good)
-    for name, word in (("host.key", "is missing"), ("master.key", "is missing")):
+    for name, hint in (("host.key", "restore"), ("master.key", "put your copy of it there")):
         path = host.state / name
         path.rename(host.directory / name)
-        refuses_to_start(host, name, word, "restore")
+        refuses_to_start(host, name, "is missing", hint)
         (host.directory / name).rename(path)
     (host.state / "host.key").chmod(0o644)
     refuses_to_start(host, "others may read", "chmod 600")

@@ -67,7 +67,7 @@ def methods() -> list[tuple[str, str, type[Message], bool]]:
 def test_every_method_either_reads_or_has_a_request_id() -> None:
     """By the names alone: what is neither in CHANGING nor named like a reader is a method that somebody forgot."""
     for name, _, kind, _ in methods():
-        reads = name.rpartition("/")[2].startswith(("Get", "List", "Watch", "Stream", "Export"))
+        reads = name.rpartition("/")[2].startswith(("Get", "List", "Watch", "Stream", "Export", "Backup"))
         assert reads is not (name in CHANGING), name
         assert reads is not ("request_id" in kind.DESCRIPTOR.fields_by_name), name
 
@@ -103,6 +103,10 @@ def changing(host: HostProcess) -> dict[str, Callable[[str], Message]]:
         "Execute": execute,
         "CreateEnrolment": lambda i: host.host.CreateEnrolment(pb.CreateEnrolmentRequest(request_id=i)),
         "Enrol": enrol,
+        "BreakGlass": lambda i: m.BreakGlass(
+            pb.BreakGlassRequest(request_id=i, name=name, new_root=host.root_public, empty_it=True),
+            metadata=(("hsmvisor-why", "lost"),),
+        ),
         "DestroyModule": lambda i: m.DestroyModule(pb.DestroyModuleRequest(request_id=i, name=name)),
     }
 
@@ -136,7 +140,7 @@ def test_each_changing_call_without_an_id_or_with_a_used_one_is_refused(host: Wa
         fields = {f.name for f in kind.DESCRIPTOR.fields}
         values: dict[str, object] = {"name": "used"} if "name" in fields else {}
         values |= {"module": "used"} if "module" in fields else {}
-        values |= {"root": host.root_public} if "root" in fields else {}
+        values |= {root: host.root_public for root in fields & {"root", "new_root"}}
         values |= {"manager": "fleet"} if "manager" in fields else {}
         call = host.channel.unary_unary(name)
         for ident, word in (("", "REQUEST_ID"), ("x" * 65, "REQUEST_ID"), ("used-1", "REQUEST_ID_REUSED")):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import signal
 import socket
@@ -33,6 +34,8 @@ EC_KEY, RSA_KEY = new_key("p256"), new_key("rsa2048")
 ECDSA, SHA256_RSA, SHA256 = Mechanism(ck.CKM_ECDSA), Mechanism(ck.CKM_SHA256_RSA_PKCS), Mechanism(ck.CKM_SHA256)
 DIGEST = hashlib.sha256(b"message").digest()
 
+NUMBERS = itertools.count()
+
 Connect = Callable[[Module], WireClient]
 
 
@@ -47,7 +50,7 @@ def host() -> Iterator[Host]:
 
 @pytest.fixture
 def module(host: Host, request: pytest.FixtureRequest) -> Iterator[Module]:
-    module = host.create(f"up-{os.getpid()}")
+    module = host.create(f"up-{next(NUMBERS)}")  # the authority never gives a generation's number twice
     module.push("ec", EC_KEY)
     module.push("rsa", RSA_KEY)
     yield module

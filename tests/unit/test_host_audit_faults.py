@@ -27,7 +27,7 @@ LINES = 24
 
 
 def check(path: Path, first: int = 1) -> Verdict:
-    return verify(path, HOST.public, first)
+    return verify(path, HOST.public, first=first)
 
 
 def opened(path: Path) -> Audit:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import click
-from hsmvisor.cli.context import FAILURE, REFUSED, USAGE, CommandError, Context, Group, pass_context, table
+from hsmvisor.cli.context import FAILURE, REFUSED, USAGE, Command, CommandError, Context, Group, pass_context, table
 from hsmvisor_rpc.v1 import hsmvisor_pb2 as pb
 from rich.console import Console
 from rich.progress import Progress
@@ -158,7 +158,7 @@ def verify(ctx: Context, file: BinaryIO, host_key: str | None) -> None:
     _show(ctx, _report(ctx, file, Path(file.name), _host_key_option(host_key)))
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--config", "path", type=click.Path(path_type=Path), help="TOML file of the service; default as hsmvisor-host's.")
 @click.option("--force", is_flag=True, help="Replace the state that is there; it is set aside, not deleted.")

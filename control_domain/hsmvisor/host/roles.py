@@ -64,6 +64,7 @@ CHANGING: frozenset[str] = frozenset(
         "ModuleService/SetPin",
         "ModuleService/SetTokenPresent",
         "ModuleService/UpgradeModule",
+        "ModuleService/BreakGlass",
         "MaterialService/Execute",
         "HostService/Enrol",
         "HostService/CreateEnrolment",

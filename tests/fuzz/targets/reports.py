@@ -31,7 +31,7 @@ def run(data: bytes) -> None:
             for material in status.materials:
                 survives(convert.material("m", material))
         case 1:
-            survives(convert.statistics(reports.statistics(text), 1))
+            survives(convert.statistics(reports.statistics(text)))
         case 2:
             survives(convert.executed("m", m.Executed(text[:40], text[:70], number, number, text[:9], text, bool(head & 4))))
         case 3:
