@@ -140,7 +140,7 @@ def test_each_changing_call_without_an_id_or_with_a_used_one_is_refused(host: Wa
         fields = {f.name for f in kind.DESCRIPTOR.fields}
         values: dict[str, object] = {"name": "used"} if "name" in fields else {}
         values |= {"module": "used"} if "module" in fields else {}
-        values |= {root: host.root_public for root in fields & {"root", "new_root"}}
+        values |= dict.fromkeys(fields & {"root", "new_root"}, host.root_public)
         values |= {"manager": "fleet"} if "manager" in fields else {}
         call = host.channel.unary_unary(name)
         for ident, word in (("", "REQUEST_ID"), ("x" * 65, "REQUEST_ID"), ("used-1", "REQUEST_ID_REUSED")):
