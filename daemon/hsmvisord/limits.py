@@ -48,6 +48,7 @@ MAX_PARKED_ALL = 4096  #: parked requests of a module
 THREADS = 4  #: that read or sign, of one module
 MAX_THREADS = 64  #: of a module's processes, whatever they do (RLIMIT_NPROC of its user)
 MAX_OPEN_FILES = 2048  #: of a worker
+TURN = 100_000  #: nanoseconds of processor time after which a worker lets others go first
 THREAD_STACK = 256 * 1024  #: bytes
 SWEEP = 1.0  #: seconds between looks for overdue frames, and for descriptors after an accept that found none left
 SLOW = 150e-6  #: seconds: before the next request of a connection whose last one took longer, another thread takes the lead

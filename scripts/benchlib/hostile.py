@@ -1,8 +1,9 @@
 """What a hostile guest costs another one: latencies of a module that signs while a neighbour's guest misbehaves, beside those while
 the neighbour is honest and busy.  Interleaved round by round.
 
-The guests are processes of this machine, so what the neighbour's client uses of the processors counts too: an honest one signs with
-8 threads flat out, a hostile one is one thread flat out; both have the same priority.
+The neighbour's client is a process of this machine, flat out: an honest one signs with 8 threads, a hostile one has one.  It has
+the lowest priority, so that what is compared is what its module does to the other one: how the processors are shared among guests
+is the hypervisor's to say.
 """
 
 from __future__ import annotations
@@ -59,6 +60,7 @@ def neighbour(name: str, module: Module, program: Path, seconds: float) -> Itera
     else:
         command = [sys.executable, "-m", "support.hostile", name, socket_of(module.address), str(seconds + 5)]
     environment = os.environ | _setup(module).environment
+    command = ["nice", "-n", "19", *command]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         time.sleep(0.5)  # it has begun

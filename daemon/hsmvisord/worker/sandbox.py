@@ -14,7 +14,7 @@ from typing import Any
 from hsmvisor_rpc.confine import capabilities, landlock
 
 from hsmvisord import limits, memory
-from hsmvisord.worker import seccomp
+from hsmvisord.worker import scheduling, seccomp
 
 MAX_DATA = memory.MOST  #: bytes of heap, stacks and other memory of its own; what is mapped shared does not count
 THREADS = 8  #: reactor.py and module.py start at most
@@ -39,6 +39,7 @@ def _apply(name: str, measure: Callable[[], str]) -> dict[str, Any]:
 def _measures(uid: int, threads: int) -> Iterator[tuple[str, Callable[[], str]]]:
     yield "core-dumps", _no_core
     yield "limits", _limits
+    yield "short-turns", _short_turns
     yield "memory", lambda: memory.keep(threads)  # needs privileges where the limit is low
     yield "bounding-set", _no_bounding_set
     yield "own-user", lambda: _own_user(uid)
@@ -88,6 +89,11 @@ def _limits() -> str:
     most = MAX_DATA if most == resource.RLIM_INFINITY else min(MAX_DATA, most)
     resource.setrlimit(resource.RLIMIT_DATA, (most, most))
     return f"open files {soft}, file size 0, memory {most >> 20} MiB"
+
+
+def _short_turns() -> str:
+    scheduling.shorten(limits.TURN)
+    return f"{limits.TURN // 1000} µs"
 
 
 def _own_user(uid: int) -> str:
