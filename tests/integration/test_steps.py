@@ -28,7 +28,8 @@ class Stepping:
 
     def __init__(self) -> None:
         self.host = HostProcess(module="support.stepping_host")
-        path = self.host.directory / "steps"
+        self.host.state.mkdir(mode=0o700)
+        path = self.host.state / "steps"  # the helpers open it, and may write nowhere else
         self.board = Board(path)
         self.host.environment = {VARIABLE: str(path)}
         self.host.start()

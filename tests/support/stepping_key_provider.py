@@ -9,7 +9,7 @@ from support.steps import Stepper, type_of
 def instrument() -> None:
     stepper = Stepper("key provider")
     stepper.before(provider.KeyProvider, "_serve", lambda self, frame: f"takes {type_of(frame.payload)}")
-    stepper.before(provider.KeyProvider, "_key", lambda self, info: "derives a key")
+    stepper.before(provider.KeyProvider, "_derive", lambda self, message: "derives a key")
     stepper.after(provider.KeyProvider, "_serve", "before its answer")
 
 
