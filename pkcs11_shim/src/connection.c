@@ -16,7 +16,9 @@
 #define OPTION_DEADLINE 1 /* u16 type, u16 length, u32 milliseconds */
 #define OPTION_SIZE 8u
 #define FIRST_ROOM 4096u
-#define LOOK_NS 60000 /* how long a reply is looked for before the thread sleeps */
+#define LOOK_NS 60000 /* how long a reply is looked for before the thread sleeps, at least */
+#define MOST_LOOK_NS 400000 /* and at most: replies that take longer are not looked for longer */
+#define LATE_NS 20000       /* a reply may come this much later than usual */
 #define MOST_VAIN 6u  /* looks in vain in a row that still make the next one rarer: one call in 2^6 */
 
 /* Descriptors are made, closed and shut down under this lock, never read or written: so no thread shuts down a number that is another
@@ -230,11 +232,18 @@ static int64_t now_ns(void)
     return time.tv_sec * INT64_C(1000000000) + time.tv_nsec;
 }
 
+/* How long a look is worth while: until the reply should have come, by the replies before it. */
+static int64_t patience(const struct connection *c)
+{
+    int64_t enough = c->usual_ns + c->usual_ns / 4 + LATE_NS;
+    return enough < LOOK_NS || enough > MOST_LOOK_NS ? LOOK_NS : enough;
+}
+
 /* Looks for the reply a little while before the thread sleeps: on a virtual machine to be woken costs more than a signature.
  * Each look in vain makes the next one rarer.  Returns what recv does, -1 with EAGAIN when nothing came. */
 static ssize_t look(struct connection *c)
 {
-    int64_t began = now_ns();
+    int64_t until = now_ns() + patience(c);
     do {
         for (int i = 0; i < 8; i++) {
             ssize_t got = recv(c->fd, c->in, c->in_room, MSG_DONTWAIT);
@@ -243,7 +252,7 @@ static ssize_t look(struct connection *c)
                 return got;
             }
         }
-    } while (now_ns() - began < LOOK_NS);
+    } while (now_ns() < until);
     if (c->vain < MOST_VAIN)
         c->vain++;
     c->unlooked = (1u << c->vain) - 2;
@@ -281,6 +290,7 @@ enum exchange connection_exchange(struct connection *c, uint32_t option_ms, stru
     if (!send_message(c, option_ms))
         return errno == EAGAIN || errno == EWOULDBLOCK ? EXCHANGE_OVERDUE : EXCHANGE_UNSENT;
     size_t whole = HEADER_SIZE;
+    int64_t sent = now_ns();
     c->in_used = 0;
     while (c->in_used < whole) {
         ssize_t got = receive(c);
@@ -303,6 +313,7 @@ enum exchange connection_exchange(struct connection *c, uint32_t option_ms, stru
     }
     if (c->in_used != whole)
         return EXCHANGE_BROKEN; /* more than was asked for */
+    c->usual_ns += (now_ns() - sent - c->usual_ns) / 8;
     *reply = (struct reader){c->in + HEADER_SIZE, whole - HEADER_SIZE, false};
     return EXCHANGE_DONE;
 }

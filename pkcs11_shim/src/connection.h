@@ -15,6 +15,7 @@ struct connection {
     bool alone;           /* no other call of this application is in flight */
     unsigned vain;        /* looks for a reply in a row that found none */
     unsigned unlooked;    /* calls that sleep at once, before the next look */
+    int64_t usual_ns;     /* how long its replies take, the last ones most */
     struct connection *next;        /* in the pool */
     struct connection *next_of_all;
 };
