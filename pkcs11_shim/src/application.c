@@ -181,17 +181,32 @@ bool application_pause(unsigned ms)
 
 /* ---- the pool ---- */
 
+/* With app.lock held.  A thread's own one, if it is idle: a module serves equal requests that follow one another on a connection faster.
+ * Else the one that was used last: its memory is warm. */
+static struct connection *take_idle(void)
+{
+    struct connection **best = &app.idle;
+    for (struct connection **at = &app.idle; *at; at = &(*at)->next) {
+        if (pthread_equal((*at)->user, pthread_self())) {
+            best = at;
+            break;
+        }
+    }
+    struct connection *c = *best;
+    if (c)
+        *best = c->next;
+    return c;
+}
+
 /* With app.lock held. */
 static CK_RV take(struct connection **c)
 {
     for (;;) {
         if (app.state != OPEN)
             return CKR_CRYPTOKI_NOT_INITIALIZED;
-        *c = app.idle;
-        if (*c) {
-            app.idle = (*c)->next; /* the one that was used last: its memory is warm */
+        *c = take_idle();
+        if (*c)
             break;
-        }
         if (!app.pooled || (app.pooled < most_connections() && now_ms() >= app.full_until)) {
             *c = list();
             if (!*c)
@@ -203,6 +218,7 @@ static CK_RV take(struct connection **c)
     }
     app.busy++;
     (*c)->alone = app.busy == 1;
+    (*c)->user = pthread_self();
     return CKR_OK;
 }
 

@@ -3,6 +3,8 @@
 #include <endian.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
+#include <poll.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
@@ -119,6 +121,7 @@ void connection_interrupt(struct connection *c)
 void connection_deadline(struct connection *c, unsigned ms)
 {
     struct timeval time = {.tv_sec = ms / 1000, .tv_usec = (ms % 1000) * 1000};
+    c->deadline_ms = ms;
     setsockopt(c->fd, SOL_SOCKET, SO_RCVTIMEO, &time, sizeof time);
     setsockopt(c->fd, SOL_SOCKET, SO_SNDTIMEO, &time, sizeof time);
 }
@@ -270,6 +273,20 @@ static bool worth_a_look(struct connection *c)
     return false;
 }
 
+/* Sleeps until there is something to receive: false with EAGAIN after the deadline.  Not in recv, which on a unix socket is woken
+ * once more for each request, when the module takes it (unix_write_space in the kernel): a third of the time of eight busy threads. */
+static bool await(const struct connection *c)
+{
+    struct pollfd poll_in = {.fd = c->fd, .events = POLLIN};
+    int timeout = !c->deadline_ms ? -1 : c->deadline_ms > INT_MAX ? INT_MAX : (int)c->deadline_ms, ready;
+    do
+        ready = poll(&poll_in, 1, timeout);
+    while (ready < 0 && errno == EINTR);
+    if (!ready)
+        errno = EAGAIN;
+    return ready > 0;
+}
+
 /* Receives more of a reply, as recv does. */
 static ssize_t receive(struct connection *c)
 {
@@ -279,6 +296,8 @@ static ssize_t receive(struct connection *c)
             return got;
     }
     ssize_t got;
+    if (!await(c))
+        return -1;
     do
         got = recv(c->fd, c->in + c->in_used, c->in_room - c->in_used, 0);
     while (got < 0 && errno == EINTR);

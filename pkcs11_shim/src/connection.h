@@ -5,6 +5,8 @@
 #include "address.h"
 #include "message.h"
 
+#include <pthread.h>
+
 struct connection {
     int fd; /* -1 = not connected */
     uint32_t last_id;
@@ -12,10 +14,12 @@ struct connection {
     struct writer out;    /* the header's room stands before the message */
     uint8_t *in;
     size_t in_room, in_used;
+    unsigned deadline_ms; /* that a reply may take; 0 = for ever */
     bool alone;           /* no other call of this application is in flight */
     unsigned vain;        /* looks for a reply in a row that found none */
     unsigned unlooked;    /* calls that sleep at once, before the next look */
     int64_t usual_ns;     /* how long its replies take, the last ones most */
+    pthread_t user;       /* the thread that used it last */
     struct connection *next;        /* in the pool */
     struct connection *next_of_all;
 };
