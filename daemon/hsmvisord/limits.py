@@ -55,6 +55,10 @@ SLOW = 150e-6  #: seconds: before the next request of a connection whose last on
 SPIN = 100e-6  #: seconds that a reactor looks for the next request before it sleeps
 MOST_VAIN = 6  #: looks in vain in a row that still make the next one rarer: once in 2**6 sleeps
 ALONE = 8  #: requests in a row of one connection, after which it counts as the only busy one
+LANE_THREADS = 4  #: that serve lanes, of one module; at most one a core
+LANE_AFTER = 8  #: equal requests in a row, after which a connection gets a lane
+LANE_SECONDS = 1.0  #: that a hand-over waits for lanes to end
+LANE_MOST = 4096  #: of them at most: a lane that served less than a connection waited for it comes later the next time
 
 # ---- sessions, objects, results -----------------------------------------------------------------------------------------
 

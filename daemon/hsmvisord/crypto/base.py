@@ -14,6 +14,7 @@ from hsmvisord import ck
 from hsmvisord.ck import CkError
 from hsmvisord.crypto.interface import Decrypter, Encrypter, KeyKind, Signer, Verifier
 from hsmvisord.crypto.operations import Cache
+from hsmvisord.lanes import lanes
 from hsmvisord.wire.calls import Mechanism
 
 
@@ -66,6 +67,7 @@ class BasePrivateKey:
         self.public = public
         self._signers = Cache()
         self._decrypters = Cache()
+        self._lane_key: lanes.Key | None = None
 
     def __repr__(self) -> str:
         return f"<private key, {self.kind.name}>"
@@ -86,6 +88,22 @@ class BasePrivateKey:
 
     def make_decrypter(self, mechanism: Mechanism) -> Decrypter:
         raise CkError(ck.CKR_KEY_TYPE_INCONSISTENT, f"{ck.mechanism_name(mechanism.type)} and a key of type {self.kind.name}")
+
+    #: What lanes can do with this key: mechanism, kind.  None where Debian's libcrypto is slower than `cryptography`: measured,
+    #: RSA-3072 1.8 ms and 0.7, P-384 770 us and 200.
+    lane: tuple[int, int] | None = None
+
+    def lane_key(self, mechanism: Mechanism) -> lanes.Key | None:
+        if self.lane is None or mechanism.type != self.lane[0] or mechanism.parameter is not None:
+            return None
+        if self._lane_key is None:
+            size = self.signer(mechanism).output_size
+            self._lane_key = lanes.Key(bytearray(self.pkcs8()), self.lane[1], size, self.lane_sizes())
+        return self._lane_key
+
+    def lane_sizes(self) -> range:
+        """Returns the lengths of data that a lane signs."""
+        return range(1, lanes.MAX_DATA + 1)
 
     def derive(self, mechanism: Mechanism) -> bytes:
         raise CkError(ck.CKR_KEY_TYPE_INCONSISTENT, f"{ck.mechanism_name(mechanism.type)} and a key of type {self.kind.name}")

@@ -14,6 +14,7 @@ from hsmvisord.ck import CkError
 from hsmvisord.crypto.base import BasePrivateKey, BasePublicKey
 from hsmvisord.crypto.interface import KeyKind, Signer, Verifier
 from hsmvisord.crypto.operations import HASHES, HashedSign, HashedVerify, ReadySigner, ReadyVerifier, no_parameter
+from hsmvisord.lanes import lanes
 from hsmvisord.wire.calls import Mechanism
 
 #: curve name of cryptography -> name, bits of the order, DER of the named curve's OID.
@@ -115,6 +116,8 @@ class EcPrivateKey(BasePrivateKey):
         super().__init__(key, EcPublicKey(key.public_key()))
         self._key = key
         self.size = (CURVES[key.curve.name][1] + 7) // 8
+        if key.curve.name == "secp256r1":
+            self.lane = (ck.CKM_ECDSA, lanes.ECDSA)
 
     def make_signer(self, mechanism: Mechanism) -> Signer:
         no_parameter(mechanism.parameter)
@@ -137,6 +140,9 @@ class EcPrivateKey(BasePrivateKey):
             return to_raw(sign(data, by_length[len(data)]), size)
 
         return sign_digest
+
+    def lane_sizes(self) -> range:
+        return range(1, MAX_DATA + 1)
 
     def derive(self, mechanism: Mechanism) -> bytes:
         """CKM_ECDH1_DERIVE with CKD_NULL (6.3.18): (kdf, shared data, public data); the peer's point raw or as OCTET STRING."""

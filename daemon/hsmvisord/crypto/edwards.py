@@ -19,6 +19,7 @@ from hsmvisord.crypto.base import BasePrivateKey, BasePublicKey
 from hsmvisord.crypto.ec import octet_string
 from hsmvisord.crypto.interface import KeyKind, Signer, Verifier
 from hsmvisord.crypto.operations import ReadySigner, ReadyVerifier
+from hsmvisord.lanes import lanes
 from hsmvisord.wire.calls import Mechanism
 
 #: For the parts of all messages.
@@ -118,6 +119,8 @@ class EdwardsPrivateKey(BasePrivateKey):
         public = EdwardsPublicKey(key.public_key())
         super().__init__(key, public)
         self._key, self.size = key, public.size
+        if self.kind.bits == 255:
+            self.lane = (ck.CKM_EDDSA, lanes.ED25519)
 
     def make_signer(self, mechanism: Mechanism) -> Signer:
         _check_eddsa(mechanism)

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from hsmvisord.lanes import lanes
 from hsmvisord.wire.calls import Mechanism
 
 
@@ -118,6 +119,10 @@ class PrivateKey(Protocol):
     def signer(self, mechanism: Mechanism) -> Signer: ...
 
     def decrypter(self, mechanism: Mechanism) -> Decrypter: ...
+
+    def lane_key(self, mechanism: Mechanism) -> lanes.Key | None:
+        """Returns the key for lanes, where they can do what `signer` does with that mechanism; the same one each time."""
+        ...
 
     def derive(self, mechanism: Mechanism) -> bytes:
         """Returns the shared secret (ECDH1 with CKD_NULL)."""

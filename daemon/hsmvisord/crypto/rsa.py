@@ -25,6 +25,7 @@ from hsmvisord.crypto.operations import (
     ReadyVerifier,
     no_parameter,
 )
+from hsmvisord.lanes import lanes
 from hsmvisord.wire.calls import Mechanism
 
 MIN_BITS = 2048
@@ -196,6 +197,8 @@ class RsaPrivateKey(BasePrivateKey):
         self._key = key
         self.size = (key.key_size + 7) // 8
         self._raw: libcrypto.RawRsa | None = None
+        if key.key_size == MIN_BITS:
+            self.lane = (ck.CKM_RSA_PKCS, lanes.RSA)
 
     def attributes(self) -> dict[int, Any]:
         attributes = self.public.attributes()
@@ -237,6 +240,9 @@ class RsaPrivateKey(BasePrivateKey):
             return key.sign(data, pad, algorithm)
 
         return sign
+
+    def lane_sizes(self) -> range:
+        return range(1, self.size - 10)
 
     def _sign_any(self, data: bytes) -> bytes:
         """CKM_RSA_PKCS: the caller's own DigestInfo, or any data (6.1.6)."""

@@ -26,6 +26,7 @@ def sign_init(caller: Caller, args: Args) -> Args:
             session.cancel("sign")
         else:
             application.sign_init(session, mechanism, key)
+            session.shut()
     return ()
 
 
@@ -43,7 +44,11 @@ def sign_once(caller: Caller, args: Args) -> Args:
     session = application.session(session_handle)
     with session.lock:
         application.sign_init(session, mechanism, key)
-        return (application.sign(session, data or b"", room, caller.counters),)
+        try:
+            return (application.sign(session, data or b"", room, caller.counters),)
+        finally:
+            if "sign" in session.operations:  # a question for the length keeps it open
+                session.shut()
 
 
 def sign_update(caller: Caller, args: Args) -> Args:

@@ -25,6 +25,7 @@ from hsmvisor_rpc.sealed.canonical import MalformedRecord, record_type
 
 from hsmvisord import memory
 from hsmvisord.crypto import libcrypto
+from hsmvisord.lanes import lanes
 from hsmvisord.transport.rehearsal import Rehearsal
 from hsmvisord.worker import main as worker
 from hsmvisord.worker import process, sandbox
@@ -109,6 +110,7 @@ def main() -> None:
     process.set_title("hsmvisord: launcher")
     sandbox.prepare()
     libcrypto.preload()
+    lanes.preload()
     Rehearsal().run()
     memory.make_room(ROOM)
     measures = sandbox.enter_launcher()

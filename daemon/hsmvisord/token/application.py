@@ -142,6 +142,7 @@ class Application:
                 raise CkError(ck.CKR_SESSION_HANDLE_INVALID)
             if not self.sessions:
                 self.logged_in = False  # PKCS#11 3.1, 5.6.2: the last session closed logs out
+            session.shut()
             gone = [self._objects.pop(item) for item in session.objects if item in self._objects]
         self.token.session_objects.give(len(gone))
         self.token.give_sessions(1)
@@ -149,7 +150,9 @@ class Application:
     def close_all_sessions(self) -> None:
         with self._lock:
             count, objects = len(self.sessions), len(self._objects)
-            self.sessions = {}
+            gone, self.sessions = self.sessions, {}
+            for session in gone.values():
+                session.shut()
             self._objects.clear()
             self.logged_in = False
         self.token.session_objects.give(objects)
@@ -240,6 +243,8 @@ class Application:
     def end_login(self) -> None:
         """C_Logout, or the operator has set another PIN: private session objects go (PKCS#11 3.1, 5.6.8)."""
         self.logged_in = False
+        for session in list(self.sessions.values()):
+            session.shut()
         if not self.may_use_private:
             with self._lock:
                 self._objects = {h: o for h, o in self._objects.items() if not o.private}

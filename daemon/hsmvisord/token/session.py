@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from hsmvisord import ck
 from hsmvisord.ck import CkError
+from hsmvisord.lanes.lanes import Gate
 from hsmvisord.token.operations import Operation
 from hsmvisord.token.statistics import Counters
 
@@ -29,13 +30,26 @@ CANCEL_FLAGS = {
 class Session:
     """`lock` keeps the order of calls within the session when an application shares it between threads."""
 
-    __slots__ = ("flags", "handle", "lock", "objects", "operations", "slot")
+    __slots__ = ("_gate", "flags", "handle", "lock", "objects", "operations", "slot")
 
     def __init__(self, handle: int, slot: int, flags: int) -> None:
         self.handle, self.slot, self.flags = handle, slot, flags
         self.lock = threading.Lock()
         self.operations: dict[str, Operation] = {}
         self.objects: set[int] = set()  #: session objects that it created
+        self._gate: Gate | None = None
+
+    def gate(self) -> Gate:
+        """Returns the gate that is open while the session is, without an open sign operation.  With the lock."""
+        if self._gate is None:
+            self._gate = Gate()
+        return self._gate
+
+    def shut(self) -> None:
+        """It is closed, or has an open sign operation, or is logged out."""
+        gate, self._gate = self._gate, None
+        if gate is not None:
+            gate.shut()
 
     def begin(self, operation: Operation) -> None:
         self.operations[operation.name] = operation

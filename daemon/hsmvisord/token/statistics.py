@@ -7,8 +7,10 @@ dict lookup.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+
+from hsmvisord.lanes.lanes import Counts
 
 #: Upper bounds of the latency histogram, seconds.
 BOUNDS = (2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 5e-2, 0.1, 1.0)
@@ -30,6 +32,9 @@ class Cell:
         self.last = now
         self.buckets[bisect_left(BOUNDS, seconds)] += 1
 
+    def add_lane(self, counts: Counts) -> None:
+        self.add(Cell(counts.count, 0, counts.seconds, counts.last, counts.buckets))
+
     def add(self, other: Cell) -> None:
         self.count += other.count
         self.errors += other.errors
@@ -41,10 +46,11 @@ class Cell:
 class Counters:
     """One connection's cells."""
 
-    __slots__ = ("cells",)
+    __slots__ = ("cells", "settle")
 
     def __init__(self) -> None:
         self.cells: dict[CellKey, Cell] = {}
+        self.settle: Callable[[], None] | None = None  #: adds what a lane has counted
 
     def cell(self, operation: str, mechanism: int, generation: tuple[str, int] | None) -> Cell:
         key = (operation, mechanism, generation)
@@ -69,6 +75,8 @@ def total(counters: Iterable[Counters]) -> dict[CellKey, Cell]:
     """Returns the sum; the parts may be written to meanwhile."""
     summed: dict[CellKey, Cell] = {}
     for part in counters:
+        if part.settle is not None:
+            part.settle()
         for key, cell in list(part.cells.items()):
             summed.setdefault(key, Cell()).add(cell)
     return summed

@@ -18,6 +18,7 @@ from hsmvisord.keystore import pin
 from hsmvisord.keystore.keystore import Keystore, StorageError
 from hsmvisord.keystore.persistence import Usage
 from hsmvisord.keystore.state import State
+from hsmvisord.lanes.lanes import Gate
 from hsmvisord.token.application import Application, Saved
 from hsmvisord.token.catalogue import Index
 from hsmvisord.token.journal import Journals
@@ -47,7 +48,9 @@ class Token:
         self.index = Index(keystore.state)
         self.slot_events = 0  #: how often the token came or went
         self.on_change: Callable[[], None] = lambda: None  #: wakes those who wait for a rotation or a slot event
-        self.on_signature: Callable[[Application, str, int, tuple[str, int] | None], None] | None = None
+        self._on_signature: Callable[[Application, str, int, tuple[str, int] | None], None] | None = None
+        self.gate = Gate()  #: open while the state and what is told of signatures stay as they are
+        self.recall: Callable[[], None] = lambda: None  #: has all lanes come back; any thread
         self._lock = threading.Lock()
         self._applications: dict[bytes, Application] = {}
         self._sessions = 0
@@ -58,6 +61,21 @@ class Token:
         self._closed = Counters()  #: of connections that ended
         self._present = keystore.state.token_present
         keystore.changed = self._changed
+
+    @property
+    def on_signature(self) -> Callable[[Application, str, int, tuple[str, int] | None], None] | None:
+        return self._on_signature
+
+    @on_signature.setter
+    def on_signature(self, told: Callable[[Application, str, int, tuple[str, int] | None], None] | None) -> None:
+        self._on_signature = told
+        self._shut()
+
+    def _shut(self) -> None:
+        """After a change: what lanes were told before it holds no more."""
+        old, self.gate = self.gate, Gate()
+        old.shut()
+        self.recall()
 
     # ---- the keystore's state -----------------------------------------------------------------------------------
 
@@ -88,6 +106,7 @@ class Token:
         if state.pin and state.pin.salt != before.pin.salt:
             for application in self.applications():
                 application.end_login()  # a login from before does not prove the new PIN
+        self._shut()
         if state.token_present != self._present:
             self._present = state.token_present
             self.slot_events += 1

@@ -14,8 +14,9 @@ from time import monotonic, perf_counter
 
 from hsmvisord import ck, limits
 from hsmvisord.budget import Budget
-from hsmvisord.face import face, journal
+from hsmvisord.face import face, journal, prepared
 from hsmvisord.face.caller import Caller, take_number
+from hsmvisord.face.prepared import Prepared
 from hsmvisord.token.application import Application
 from hsmvisord.token.token import Token
 from hsmvisord.transport.parking import Parking
@@ -82,6 +83,10 @@ class Connection:
         self._frame: tuple[int, bytes, bytes] = _NOTHING  #: of the request that is being answered
         self._pending: Request | None = None
         self.told = False  #: `begun` was called
+        self.prepared: Prepared | None = None  #: its next requests are a lane's, when the reactor gives it one
+        self._head = b""  #: of the last signature's request, and how many in a row were equal to it
+        self._equal = 0
+        self._lane_after = limits.LANE_AFTER
         self._lock = threading.Lock()
         self._unsent = b""
         sock.setblocking(False)
@@ -123,7 +128,7 @@ class Connection:
         if caller is None:
             return False
         for _ in range(limits.FRAMES_AT_ONCE):
-            if self._unsent:
+            if self._unsent or self.prepared is not None:
                 return False
             request = self._next(caller)
             if request is None:
@@ -181,6 +186,8 @@ class Connection:
         reply = face.handle(caller, request, self._park)
         if request.call in journal.NOTED:
             journal.note(caller, request, self._frame)
+        if request.call is Call.SIGN_ONCE:
+            self._count_equal(caller, request)
         self._let_go()
         if reply is not None:
             if len(reply) > limits.SMALL_FRAME and not self._room_for(len(reply)):
@@ -189,6 +196,28 @@ class Connection:
         if not self.told and caller.application_or_none is not None:
             self.told = True
             self._begun(self)
+
+    def _count_equal(self, caller: Caller, request: Request) -> None:
+        _, options, message = self._frame
+        head = message[: prepared.HEAD]
+        if head != self._head or options:
+            self._head, self._equal = head, 0
+            return
+        self._equal += 1
+        if self._equal >= self._lane_after and not self._buffer.mid_frame:
+            self._equal = 0
+            self.prepared = prepared.prepare(caller, request, message)
+
+    def back(self, served: int, received: bytes, unsent: bytes) -> None:
+        """From a lane.  One that was not worth its while comes later the next time."""
+        self._lane_after = limits.LANE_AFTER if served > self._lane_after else min(2 * self._lane_after, limits.LANE_MOST)
+        self._equal = 0
+        if received:
+            self._buffer.feed(received)
+        if unsent:
+            with self._lock:
+                self._unsent = unsent + self._unsent
+                self.overdue_at = monotonic() + limits.FRAME_SECONDS
 
     # ---- the thread that has given up the lead ------------------------------------------------------------------
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import socket
 import struct
 from collections.abc import Callable
+from functools import partial
+from time import monotonic, sleep
 
 from hsmvisord import limits
 from hsmvisord.token.token import Token
@@ -28,6 +30,7 @@ class Listener:
         self._opened, self._closed = opened, closed
         self.reactor = Reactor(sock, self._accept, self._ended)
         self.reactor.swept = self._swept
+        token.recall = self.reactor.recall
         self._connections: set[Connection] = set()  #: these two are changed by the reactor's leader alone
         self._over: set[Connection] = set()  #: over the limit
         self._stopping = False
@@ -100,7 +103,17 @@ class Listener:
 
     def go_on(self) -> None:
         self._stopping = False
-        self.reactor.tell(self._swept)
+        self.reactor.tell(self._go_on)
+
+    def _go_on(self) -> None:
+        self.reactor.use_lanes(True)
+        self._swept()
+
+    def end_lanes(self) -> None:
+        """Every connection is the reactor's again, unless a signature of it takes long."""
+        until = monotonic() + limits.LANE_SECONDS
+        while not self.reactor.ask(partial(self.reactor.use_lanes, False)) and monotonic() < until:
+            sleep(0.001)
 
 
 def peer_of(sock: socket.socket) -> str:

@@ -89,9 +89,16 @@ class Rehearsal:
                 connection.receive()
                 connection.alone = True  # however long it takes
                 connection.work()
+                self._sign_as_lanes_do(connection)
         with contextlib.suppress(Ended):
             connection.receive()
         connection.end()
+
+    @staticmethod
+    def _sign_as_lanes_do(connection: Connection) -> None:
+        if connection.prepared is not None:
+            connection.prepared.plan.key.sign(_HOST)
+            connection.prepared = None
 
     def _find(self, connection: Connection, session: int) -> tuple[int, ...]:
         template = (Attribute(ck.CKA_CLASS, ck.CKO_PRIVATE_KEY), Attribute(ck.CKA_LABEL, b"key"))

@@ -215,6 +215,7 @@ class Module:
             sessions=token.sessions,
             connections_total=listener.accepted if listener else 0,
             connections_refused=listener.refused if listener else 0,
+            lanes=listener.reactor.lanes if listener else 0,
             uptime_seconds=time.monotonic() - self._began,
             resident_bytes=memory.size(),
         )
@@ -320,6 +321,7 @@ class Module:
         assert self._token is not None and self._listener is not None, "the phase table lets nothing else through"
         stream.await_ready()
         departure = Departure(self._token, self._listener, stream, linger)
+        self._listener.end_lanes()
         try:
             lingering = self._listener.reactor.ask(departure.begin)
         except SuccessionFailed:
