@@ -79,6 +79,11 @@ static void answer_slowly(int fd, const struct key *key, const uint8_t *request)
         atomic_fetch_add(&odd, 1);
 }
 
+static void *serve(void *pool)
+{
+    pool_serve(pool);
+}
+
 int main(int count, char **arguments)
 {
     static const double bounds[BUCKETS - 1] = {1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1, 2, 3, 4, 5, 6, 7};
@@ -88,9 +93,15 @@ int main(int count, char **arguments)
     uint8_t *der = read_file(arguments[1], &size);
     turns = atoi(arguments[2]);
     struct key *key = key_new(der, size, KIND_ECDSA, 64);
-    struct pool *pool = pool_new(3, 256 * 1024, 100000, 8, bounds);
+    struct pool *pool = pool_new(100000, 8, bounds);
     if (!key || !pool)
         fail("no key or no pool");
+    for (int i = 0; i < 3; i++) {
+        pthread_t server;
+        if (pthread_create(&server, NULL, serve, pool))
+            fail("no thread");
+        pthread_detach(server);
+    }
     struct plan plan = {.head = "headhead", .tail = "tail", .reply_head = "replyrep", .head_size = 8, .data_size = 32,
                         .tail_size = 4, .reply_head_size = 8, .refuse_after = 1e18};
     plan.head[7] = 'd';

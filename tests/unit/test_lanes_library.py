@@ -6,6 +6,7 @@ import os
 import select
 import socket
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,7 +37,10 @@ def test_with_sanitizers(sanitizer: str, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def pool() -> Pool:
-    return Pool(2, 256 * 1024, 100e-6, 8, BOUNDS)
+    pool = Pool(100e-6, 8, BOUNDS)
+    for _ in range(2):
+        threading.Thread(target=pool.serve, daemon=True).start()
+    return pool
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 
 #include <errno.h>
 #include <sched.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -324,9 +323,8 @@ static void watch_once(struct pool *pool)
     }
 }
 
-static void *serve(void *argument)
+_Noreturn void pool_serve(struct pool *pool)
 {
-    struct pool *pool = argument;
     pthread_mutex_lock(&pool->lock);
     for (;;) {
         struct lane *lane = pop(&pool->ready);
@@ -344,32 +342,11 @@ static void *serve(void *argument)
             pool->idle--;
         }
     }
-    return NULL;
-}
-
-/* Without signals, which are the interpreter's. */
-static bool start_threads(struct pool *pool, int threads, size_t stack)
-{
-    pthread_attr_t attributes;
-    sigset_t all, before;
-    int started = 0;
-    if (pthread_attr_init(&attributes))
-        return false;
-    pthread_attr_setstacksize(&attributes, stack);
-    pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    for (pthread_t thread; started < threads; started++)
-        if (pthread_create(&thread, &attributes, serve, pool))
-            break;
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    pthread_attr_destroy(&attributes);
-    return started > 0;
 }
 
 /* ---- the interpreter's side ---------------------------------------------------------------------------------------- */
 
-struct pool *pool_new(int threads, size_t stack, int64_t look_ns, unsigned alone, const double bounds[BUCKETS - 1])
+struct pool *pool_new(int64_t look_ns, unsigned alone, const double bounds[BUCKETS - 1])
 {
     struct pool *pool = calloc(1, sizeof *pool);
     if (!pool)
@@ -381,7 +358,7 @@ struct pool *pool_new(int threads, size_t stack, int64_t look_ns, unsigned alone
     memcpy(pool->bounds, bounds, sizeof pool->bounds);
     pool->epoll = epoll_create1(EPOLL_CLOEXEC);
     pool->back_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
-    if (pool->epoll >= 0 && pool->back_fd >= 0 && start_threads(pool, threads, stack))
+    if (pool->epoll >= 0 && pool->back_fd >= 0)
         return pool;
     if (pool->epoll >= 0)
         close(pool->epoll);

@@ -72,7 +72,9 @@ struct lane;
 struct pool;
 
 /* `look`: how long a thread looks for the only busy lane's next request before it sleeps. */
-struct pool *pool_new(int threads, size_t stack, int64_t look_ns, unsigned alone, const double bounds[BUCKETS - 1]);
+struct pool *pool_new(int64_t look_ns, unsigned alone, const double bounds[BUCKETS - 1]);
+/* The life of a thread that serves its lanes; does not return. */
+_Noreturn void pool_serve(struct pool *pool);
 /* Readable when a lane has come back. */
 int pool_descriptor(struct pool *pool);
 

@@ -35,7 +35,8 @@ bool key_sign(struct key *key, const uint8_t *data, size_t length, uint8_t *sign
 struct gate *gate_new(void);
 void gate_shut(struct gate *gate);
 void gate_free(struct gate *gate);
-struct pool *pool_new(int threads, size_t stack, int64_t look_ns, unsigned alone, const double *bounds);
+struct pool *pool_new(int64_t look_ns, unsigned alone, const double *bounds);
+void pool_serve(struct pool *pool);
 int pool_descriptor(struct pool *pool);
 struct lane *lane_new(int fd, const struct key *key, struct gate *first, struct gate *second, const struct plan *plan);
 void lane_free(struct lane *lane);
@@ -166,14 +167,18 @@ class Lane:
 
 
 class Pool:
-    """The threads, which live as long as the process."""
+    """What its threads share; it lives as long as the process."""
 
-    def __init__(self, threads: int, stack: int, look: float, alone: int, bounds: Sequence[float]) -> None:
+    def __init__(self, look: float, alone: int, bounds: Sequence[float]) -> None:
         """`look`, seconds: how long the only busy lane's next request is looked for; `alone`: after so many of its requests."""
         ffi, lib = _library()
-        self._pointer = _made(lib.pool_new(threads, stack, int(look * 1e9), alone, ffi.new("double[]", list(bounds))), "lanes")
+        self._pointer = _made(lib.pool_new(int(look * 1e9), alone, ffi.new("double[]", list(bounds))), "lanes")
         self.descriptor: int = lib.pool_descriptor(self._pointer)  #: readable when a lane has come back
         self._lanes: dict[int, Lane] = {}
+
+    def serve(self) -> None:
+        """The life of one of its threads: without the interpreter, and without end."""
+        _library()[1].pool_serve(self._pointer)
 
     def enter(self, lane: Lane) -> bool:
         """Says whether the lane has begun: not when a gate is shut."""

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 from functools import partial
 
-from hsmvisord import limits
+from hsmvisord import limits, memory
 from hsmvisord.face.prepared import Prepared
 from hsmvisord.lanes.lanes import Lane, Pool
 from hsmvisord.token.statistics import BOUNDS, Cell
@@ -35,9 +35,10 @@ class Express:
         return len(self._connections)
 
     def start(self) -> None:
-        threads = min(limits.LANE_THREADS, len(os.sched_getaffinity(0)))
-        self._pool = Pool(threads, limits.THREAD_STACK, limits.SPIN, limits.ALONE, BOUNDS)
+        self._pool = Pool(limits.SPIN, limits.ALONE, BOUNDS)
         self.descriptor = self._pool.descriptor
+        for _ in range(min(limits.LANE_THREADS, len(os.sched_getaffinity(0)))):
+            memory.start_thread("lane", self._pool.serve)
 
     def enter(self, connection: Connection, prepared: Prepared) -> bool:
         """Says whether the connection has a lane now."""
