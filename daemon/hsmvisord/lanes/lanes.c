@@ -351,7 +351,11 @@ struct pool *pool_new(int64_t look_ns, unsigned alone, const double bounds[BUCKE
     struct pool *pool = calloc(1, sizeof *pool);
     if (!pool)
         return NULL;
-    pthread_mutex_init(&pool->lock, NULL);
+    pthread_mutexattr_t adaptive; /* held for less time than it takes to sleep */
+    pthread_mutexattr_init(&adaptive);
+    pthread_mutexattr_settype(&adaptive, PTHREAD_MUTEX_ADAPTIVE_NP);
+    pthread_mutex_init(&pool->lock, &adaptive);
+    pthread_mutexattr_destroy(&adaptive);
     pthread_cond_init(&pool->work, NULL);
     pool->look_ns = look_ns;
     pool->alone = alone;
