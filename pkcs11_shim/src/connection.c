@@ -274,7 +274,7 @@ static bool worth_a_look(struct connection *c)
 }
 
 /* Sleeps until there is something to receive: false with EAGAIN after the deadline.  Not in recv, which on a unix socket is woken
- * once more for each request, when the module takes it (unix_write_space in the kernel): a third of the time of eight busy threads. */
+ * once more for each request, when the module takes it (unix_write_space in the kernel). */
 static bool await(const struct connection *c)
 {
     struct pollfd poll_in = {.fd = c->fd, .events = POLLIN};
