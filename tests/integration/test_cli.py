@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support import other_user
 from support.certificates import Authority, chain_pem, new_key, pkcs8, private_pem
 from support.guest import REPOSITORY
 from support.host import Host
@@ -295,10 +296,8 @@ def test_who_may_not_use_the_socket_is_told_so(cli: Cli) -> None:
         f"import os, runpy, sys; os.setgid(65534); os.setuid(65534); sys.argv = {list(words)!r}; "
         "runpy.run_module(sys.argv[0], run_name='__main__')"
     )
-    sources = os.pathsep.join(str(REPOSITORY / d) for d in ("daemon", "control_domain", "proto"))
-    done = subprocess.run(
-        [sys.executable, "-c", program], env=os.environ | {"PYTHONPATH": sources}, capture_output=True, timeout=60
-    )
+    python, sources = other_user.python()
+    done = subprocess.run([python, "-c", program], env=os.environ | {"PYTHONPATH": sources}, capture_output=True, timeout=60)
     assert (done.returncode, b"Permission denied" in done.stderr) == (NOT_PERMITTED, True), done.stderr
 
 

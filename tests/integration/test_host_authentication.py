@@ -6,7 +6,6 @@ import json
 import os
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -22,7 +21,8 @@ from hsmvisor.client import SigningKey, TlsFiles, connect
 from hsmvisor_rpc.v1 import hsmvisor_pb2 as pb
 from hsmvisor_rpc.v1 import hsmvisor_pb2_grpc as rpc
 from hsmvisor_rpc.v1 import request_signing
-from support.host_process import SOURCES, HostProcess, new_id, reason, wait_for
+from support import other_user
+from support.host_process import HostProcess, new_id, reason, wait_for
 
 C = grpc.StatusCode
 SECRET = bytes(range(32))
@@ -150,8 +150,9 @@ except grpc.RpcError as error:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="another user is needed")
 def test_another_local_user_has_the_roles_that_the_configuration_gives(host: Listening) -> None:
-    command = [sys.executable, "-c", AS_NOBODY, str(host.socket), str(host.run / "private/grpc.sock")]
-    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": SOURCES}, capture_output=True, text=True, timeout=30)
+    python, sources = other_user.python()
+    command = [python, "-c", AS_NOBODY, str(host.socket), str(host.run / "private/grpc.sock")]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": sources}, capture_output=True, text=True, timeout=30)
     assert done.stdout.splitlines() == ["uid:65534 auditor", "PERMISSION_DENIED", "UNAVAILABLE True"], done.stderr
 
 

@@ -10,7 +10,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +18,8 @@ import grpc
 import pytest
 from hsmvisor.host.audit_verify import verify
 from hsmvisor_rpc.v1 import hsmvisor_pb2 as pb
-from support.host_process import SOURCES, HostProcess, gone, new_id, reason, wait_for
+from support import other_user
+from support.host_process import HostProcess, gone, new_id, reason, wait_for
 
 C = grpc.StatusCode
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
@@ -102,9 +102,10 @@ def test_it_runs_as_an_ordinary_user_too() -> None:
     for path in (host.state, host.run):
         path.mkdir()
         os.chown(path, 65534, 65534)
-    command = [sys.executable, "-c", AS_NOBODY, "--config", str(host.config)]
+    python, sources = other_user.python()
+    command = [python, "-c", AS_NOBODY, "--config", str(host.config)]
     with open(host.log, "wb") as log:
-        host.process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": SOURCES}, stdout=log, stderr=log)
+        host.process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": sources}, stdout=log, stderr=log)
     wait_for(host._answers, what="the start")
     real, host.launch = host.launch, lambda arguments=(): host.process  # type: ignore[method-assign,assignment,return-value]
     host.start()
