@@ -14,6 +14,9 @@
 #define EVENTS 16
 #define DESCRIPTORS 4096 /* more than a worker has (limits.MAX_OPEN_FILES) */
 #define SLOW 100e-6  /* seconds */
+#define TOGETHER 8u  /* signatures at most that a thread makes before it sends the first of them */
+#define AVERAGE 8u   /* turns that tell how many lanes are busy */
+#define MOST_BUSY 64u
 #define MOST_VAIN 6u /* looks in vain in a row that still make the next one rarer: once in 2^6 sleeps */
 
 enum state {
@@ -38,6 +41,7 @@ struct lane {
     enum state state;
     bool again;    /* more came while it was busy */
     bool recalled;
+    unsigned turn;     /* the pool's number of its last one */
     uint32_t serial;   /* tells it from an earlier lane with its descriptor */
     struct lane *next; /* in a queue */
 };
@@ -57,10 +61,12 @@ struct pool {
     struct queue ready, back;
     struct lane *lanes[DESCRIPTORS]; /* by descriptor, those that are not away */
     uint32_t serial;
-    unsigned idle;      /* threads that sleep */
+    unsigned threads, idle; /* of them, those that sleep */
     bool watched;       /* a thread watches */
     struct lane *last;  /* the one whose turn it was */
     unsigned streak;    /* its turns in a row */
+    unsigned turns;
+    unsigned crowd;     /* AVERAGE times the lanes that have turns at present, by the turns between two of one lane */
     unsigned vain, unlooked; /* the watcher's */
 };
 
@@ -168,12 +174,14 @@ static void count(const struct pool *pool, struct lane *lane, double spent, doub
 
 enum outcome {
     NOTHING, /* came */
+    SIGNED,
     ANSWERED,
     SLOW_READER, /* answered, but for bytes that the socket did not take */
     UNPLANNED,   /* it is the interpreter's */
 };
 
-static enum outcome answer(const struct pool *pool, struct lane *lane)
+/* Up to the reply, which is ready then. */
+static enum outcome sign(const struct pool *pool, struct lane *lane)
 {
     const struct plan *plan = &lane->plan;
     ssize_t got = recv(lane->fd, lane->in, sizeof lane->in, MSG_DONTWAIT);
@@ -193,6 +201,11 @@ static enum outcome answer(const struct pool *pool, struct lane *lane)
     double spent = seconds(CLOCK_MONOTONIC) - began;
     lane->slow = spent > SLOW;
     count(pool, lane, spent, now);
+    return SIGNED;
+}
+
+static enum outcome send_reply(struct lane *lane)
+{
     ssize_t sent = send(lane->fd, lane->out, lane->reply, MSG_DONTWAIT | MSG_NOSIGNAL);
     if (sent < 0 && errno != EAGAIN)
         sent = (ssize_t)lane->reply; /* nobody reads any more: the next receipt tells */
@@ -254,20 +267,37 @@ static void finish(struct pool *pool, struct lane *lane, enum outcome outcome)
     }
 }
 
-static void take_turn(struct pool *pool, struct lane *lane)
+static struct lane *take_turn(struct pool *pool)
 {
+    struct lane *lane = pop(&pool->ready);
     lane->state = BUSY;
     lane->reply = lane->sent = 0;
+    unsigned others = pool->turns - lane->turn;
+    pool->crowd += (others < MOST_BUSY ? others : MOST_BUSY) - pool->crowd / AVERAGE;
+    lane->turn = pool->turns++;
     if (lane == pool->last) {
         pool->streak++;
     } else {
         pool->last = lane;
         pool->streak = 0;
     }
+    return lane;
+}
+
+/* What this thread takes of what is ready; there is something.  A reply wakes its reader, who runs in our place or interrupts the
+ * other threads: so what is quick is signed before the first of them is sent. */
+static unsigned take_turns(struct pool *pool, struct lane **turns)
+{
+    bool crowded = pool->crowd >= (pool->threads + 1) * AVERAGE;
+    unsigned most = crowded ? TOGETHER : 1, count = 0;
+    do
+        turns[count++] = take_turn(pool);
+    while (count < most && pool->ready.first && !turns[0]->slow && !pool->ready.first->slow);
     /* Others have work too, or somebody else's may come and would wait long; to wake a thread costs as much as a short signature. */
-    bool may_wait = lane->slow && pool->streak < pool->alone;
-    if (pool->idle && (pool->ready.first || (!pool->watched && may_wait)))
+    bool may_wait = turns[0]->slow && pool->streak < pool->alone;
+    if (pool->idle && (count > 1 || pool->ready.first || (!pool->watched && may_wait)))
         pthread_cond_signal(&pool->work);
+    return count;
 }
 
 /* ---- the threads ------------------------------------------------------------------------------------------------------- */
@@ -323,17 +353,29 @@ static void watch_once(struct pool *pool)
     }
 }
 
+static void answer(struct pool *pool)
+{
+    struct lane *turns[TOGETHER];
+    enum outcome outcomes[TOGETHER];
+    unsigned count = take_turns(pool, turns);
+    pthread_mutex_unlock(&pool->lock);
+    for (unsigned i = 0; i < count; i++)
+        outcomes[i] = sign(pool, turns[i]);
+    for (unsigned i = 0; i < count; i++)
+        if (outcomes[i] == SIGNED)
+            outcomes[i] = send_reply(turns[i]);
+    pthread_mutex_lock(&pool->lock);
+    for (unsigned i = 0; i < count; i++)
+        finish(pool, turns[i], outcomes[i]);
+}
+
 _Noreturn void pool_serve(struct pool *pool)
 {
     pthread_mutex_lock(&pool->lock);
+    pool->threads++;
     for (;;) {
-        struct lane *lane = pop(&pool->ready);
-        if (lane) {
-            take_turn(pool, lane);
-            pthread_mutex_unlock(&pool->lock);
-            enum outcome outcome = answer(pool, lane);
-            pthread_mutex_lock(&pool->lock);
-            finish(pool, lane, outcome);
+        if (pool->ready.first) {
+            answer(pool);
         } else if (!pool->watched) {
             watch_once(pool);
         } else {
