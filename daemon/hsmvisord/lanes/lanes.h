@@ -3,6 +3,7 @@
 #ifndef LANES_H
 #define LANES_H
 
+#include <openssl/ec.h>
 #include <openssl/evp.h>
 #include <pthread.h>
 #include <stdatomic.h>
@@ -38,6 +39,7 @@ struct signer {
     EVP_PKEY *pkey;
     EVP_PKEY_CTX *context;
     EVP_MD_CTX *message;
+    EC_KEY *ec;
     enum kind kind;
     size_t size;
 };
