@@ -49,7 +49,7 @@ class Launcher:
                 spawned, descriptors = await asyncio.shield(asked)
         except (LinkClosed, PeerError, TimeoutError) as error:
             asked.add_done_callback(_end_late)
-            raise HelperLost("LAUNCHER", f"the launcher did not start the worker: {error or 'no answer'}") from None
+            raise HelperLost("LAUNCHER", f"the launcher did not start the worker: {str(error) or 'no answer'}") from None
         except asyncio.CancelledError:
             asked.add_done_callback(_end_late)
             raise

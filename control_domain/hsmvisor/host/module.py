@@ -291,7 +291,7 @@ class Module:
             if attached.module_id != self.module_id or attached.phase != Phase.SERVING:
                 raise WorkerFault(f"it is in phase {attached.phase}")
         except (WorkerFault, LinkClosed, PeerError, TimeoutError, OSError) as error:
-            _log.warning("module %s: worker %d is not adopted but replaced: %s", self.name, worker.pid, error or "no answer")
+            _log.warning("module %s: worker %d is not adopted but replaced: %s", self.name, worker.pid, str(error) or "no answer")
             await self._end_worker(0)
             return False
         _log.info("module %s: worker %d is adopted", self.name, worker.pid)
@@ -320,7 +320,7 @@ class Module:
             except (WorkerFault, LinkClosed, PeerError, TimeoutError, OSError, errors.HostError) as error:
                 await self._without_successor(old, within)
                 raise errors.Unavailable(
-                    "WORKER", f"the worker of module {self.name} is not replaced: {error or 'no answer'}", "see the host's log"
+                    "WORKER", f"the worker of module {self.name} is not replaced: {str(error) or 'no answer'}", "see the host's log"
                 ) from None
             places.succeed(self._s.places, self.module_id)
             self._worker, self._successor = new, None

@@ -33,7 +33,7 @@ class Provider:
             await link.ask(m.DeriveKey(module_id), m.Done, [pipe], within=within)
         except (LinkClosed, PeerError, TimeoutError) as error:
             raise HelperLost(
-                "KEY_PROVIDER", f"no storage key: {error or 'no answer'}", "see the host's log for what it says"
+                "KEY_PROVIDER", f"no storage key: {str(error) or 'no answer'}", "see the host's log for what it says"
             ) from None
 
     async def backup_key(self, within: float) -> bytes:
