@@ -25,9 +25,7 @@ INVARIANT = (
     "refused call changes nothing; the host goes on with the same workers and writes no traceback"
 )
 
-METHODS = tuple(
-    method for service in pb.DESCRIPTOR.services_by_name.values() for method in service.methods_by_name.values()
-)
+METHODS = tuple(method for service in pb.DESCRIPTOR.services_by_name.values() for method in service.methods_by_name.values())
 NEVER = {StatusCode.INTERNAL, StatusCode.UNKNOWN, StatusCode.UNAVAILABLE, StatusCode.UNIMPLEMENTED, StatusCode.DATA_LOSS}
 WITHIN = 20.0  #: seconds for one call
 STREAM = 0.05  #: seconds that a stream is listened to
