@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 
 from hsmvisor.host.errors import Invalid
@@ -33,6 +34,16 @@ MAX_ENROLMENTS = 16  #: one-time secrets that are open at a time
 MAX_ENROLMENT_ATTEMPTS = 10  #: wrong proofs until a one-time secret is void
 MAX_ENROLMENT_LIFETIME = 7 * 86400  #: seconds
 DEFAULT_ENROLMENT_LIFETIME = 3600  #: seconds
+
+VSOCK_PORT = 9111  #: at which a guest reaches its module, CID 2; as in hsmvisord/limits.py
+FIRST_CID = 1024  #: module number n is plugged into a guest of CID FIRST_CID + n
+MAX_QMP_LINE = 1024 * 1024  #: bytes of one line of QEMU's monitor
+QMP_EVENTS = 1024  #: events of QEMU's monitor that are kept while another is waited for
+MAX_UNIX_PATH = 107  #: bytes of sun_path without its end (unix(7))
+MAX_BUS = 64  #: characters of the name of a guest's bus
+_BUS = re.compile(rf"[A-Za-z][A-Za-z0-9._-]{{0,{MAX_BUS - 1}}}")
+_MEMORY = re.compile(r"[1-9][0-9]{0,7}[MG]")
+MAX_COMMAND_LINE = 64 * 1024  #: characters of a QEMU command line to check
 
 
 def module_name(untrusted_name: str) -> str:
@@ -79,3 +90,32 @@ def page_size(untrusted_size: int) -> int:
 def why(untrusted_why: str) -> str:
     """Returns a caller's reason for the audit log, cut and made printable."""
     return "".join(c if c.isprintable() else "?" for c in untrusted_why[:MAX_WHY])
+
+
+def qmp_path(untrusted_path: str) -> str:
+    """Returns a path that a QMP socket may have; raises Invalid."""
+    if not untrusted_path.startswith("/") or not untrusted_path.isprintable():
+        raise Invalid("QMP_PATH", "the path of a QMP socket is absolute: as in -qmp unix:PATH,server=on,wait=off")
+    if len(os.fsencode(untrusted_path)) > MAX_UNIX_PATH:
+        raise Invalid("QMP_PATH", f"the path of a QMP socket has at most {MAX_UNIX_PATH} bytes")
+    return untrusted_path
+
+
+def bus(untrusted_bus: str) -> str:
+    """Returns the name of a bus of QEMU, "" for none; raises Invalid."""
+    if untrusted_bus and not _BUS.fullmatch(untrusted_bus):
+        raise Invalid("BUS", f"a bus is named as in QEMU's id=: a letter, then letters, digits, - . _, at most {MAX_BUS} in all")
+    return untrusted_bus
+
+
+def memory(untrusted_memory: str) -> str:
+    """Returns a size of guest memory as QEMU's -m takes it; raises Invalid."""
+    if not _MEMORY.fullmatch(untrusted_memory):
+        raise Invalid("MEMORY", "memory is a number with M or G, as in 512M or 4G")
+    return untrusted_memory
+
+
+def command_line(untrusted_text: str) -> str:
+    if len(untrusted_text) > MAX_COMMAND_LINE:
+        raise Invalid("COMMAND_LINE", f"a command line has at most {MAX_COMMAND_LINE} characters")
+    return untrusted_text
