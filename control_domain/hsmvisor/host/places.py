@@ -12,9 +12,9 @@ from pathlib import Path
 
 from hsmvisor.host.config import Config
 from hsmvisor.host.errors import Broken, Invalid
+from hsmvisor.host.limits import MAX_UNIX_PATH
 
 _SUCCESSOR = ".next"
-_MAX_UNIX_PATH = 107  #: bytes of sun_path without its end (unix(7))
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,10 @@ class Places:
     def guest(self, name: str) -> Path:
         return self.modules / name / "pkcs11.sock"
 
+    def device(self, name: str) -> Path:
+        """Where the guest's QEMU plugs the module in."""
+        return self.modules / name / "vhost.sock"
+
     def make(self) -> None:
         """Makes the directories; raises Broken."""
         try:
@@ -61,8 +65,8 @@ def listen(path: Path, mode: int, group: str, backlog: int) -> socket.socket:
     """Returns a listening unix socket at `path`, in the place of one that was there.  It blocks: workers share it with us and
     wait in accept.  Raises OSError, Invalid, Broken.
     """
-    if len(os.fsencode(path)) > _MAX_UNIX_PATH:
-        raise Invalid("PATH", f"{path} is longer than a unix socket's path may be ({_MAX_UNIX_PATH} bytes)")
+    if len(os.fsencode(path)) > MAX_UNIX_PATH:
+        raise Invalid("PATH", f"{path} is longer than a unix socket's path may be ({MAX_UNIX_PATH} bytes)")
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
         with contextlib.suppress(FileNotFoundError):
@@ -86,7 +90,14 @@ def group_id(group: str) -> int:
 
 
 def listen_for_guests(places: Places, name: str, config: Config) -> socket.socket:
-    path = places.guest(name)
+    return _listen_for(places.guest(name), config)
+
+
+def listen_for_device(places: Places, name: str, config: Config) -> socket.socket:
+    return _listen_for(places.device(name), config)
+
+
+def _listen_for(path: Path, config: Config) -> socket.socket:
     path.parent.mkdir(mode=0o755, exist_ok=True)
     path.parent.chmod(0o755)
     return listen(path, config.guests.socket_mode, config.guests.socket_group, config.guests.backlog)
@@ -96,6 +107,7 @@ def remove(places: Places, module_id: bytes, name: str) -> None:
     """Removes what stands in the runtime directory for a module."""
     forget(places, module_id)
     places.guest(name).unlink(missing_ok=True)
+    places.device(name).unlink(missing_ok=True)
     with contextlib.suppress(OSError):
         places.guest(name).parent.rmdir()
 
