@@ -12,7 +12,7 @@ import pytest
 from hsmvisor.host import migrations
 from hsmvisor.host.database import Database
 from hsmvisor.host.errors import Broken, Conflict, Exhausted, StorageUnavailable, WrongState
-from hsmvisor.host.state import CREATING, PRESENT, EventRow, Request, State
+from hsmvisor.host.state import CREATING, PRESENT, AttachmentRow, EventRow, ModuleRow, Request, State
 from hsmvisor_rpc.internal.messages import StoreState
 
 M = b"m" * 16
@@ -262,6 +262,43 @@ def test_an_older_schema_is_migrated_in_one_step_each(tmp_path: Path, monkeypatc
     assert connection.execute("SELECT count(*) FROM sqlite_master WHERE name = 'first'").fetchone()[0] == 0
     assert connection.execute("PRAGMA user_version").fetchone()[0] == len(steps) + 1
     connection.close()
+
+
+def test_an_attachment_is_kept_with_its_module(tmp_path: Path) -> None:
+    def row(module_id: bytes, qmp: str) -> AttachmentRow:
+        return AttachmentRow(module_id, qmp, "", "rp0", "hsmvisor-web", "hsmvisor-web", 7)
+
+    async def work(state: State) -> None:
+        await made(state)
+        await state.attach(row(M, "/one"), asked("1"), b"")
+        await state.attach(row(M, "/two"), asked("2"), b"")
+        assert await state.attachments() == [row(M, "/two")]
+        new = ModuleRow(b"n" * 16, "web", 0, 1, b"s" * 32, "{}", PRESENT, 0)
+        await state.replace(M, new, asked("3"), b"")
+        assert await state.attachments() == [row(new.module_id, "/two")]
+        await state.detach(new.module_id, asked("4"), b"")
+        assert await state.attachments() == []
+        await state.attach(row(new.module_id, "/three"), asked("5"), b"")
+        assert [await state.answer(asked(ident)) for ident in "12345"] == [b""] * 5
+        await state.remove(new.module_id, None)
+        assert await state.attachments() == []
+
+    with_state(tmp_path / "state.db", work)
+
+
+def test_a_state_without_attachments_gets_their_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "state.db"
+    with monkeypatch.context() as earlier:
+        earlier.setattr(migrations, "STEPS", migrations.STEPS[:2])
+        filled(path)
+    database = Database(path)
+    assert database.migrated_from == 2
+    state = State(database)
+    module, *_ = asyncio.run(state.modules())
+    assert asyncio.run(state.attachments()) == []
+    asyncio.run(state.attach(AttachmentRow(module.module_id, "/q", "", "rp0", "d", "c", 1), asked("attach"), b""))
+    assert len(asyncio.run(state.attachments())) == 1
+    database.close()
 
 
 def test_a_creation_that_was_cut_off_is_begun_anew(tmp_path: Path) -> None:

@@ -62,6 +62,17 @@ STEPS: tuple[tuple[str, ...], ...] = (
         "CREATE TABLE commits (number INTEGER NOT NULL) STRICT",  # one row: how many changes there were
         "INSERT INTO commits VALUES (0)",
     ),
+    (
+        """CREATE TABLE attachments (
+            module_id BLOB PRIMARY KEY REFERENCES modules (module_id) ON DELETE CASCADE,
+            qmp TEXT NOT NULL,                  -- path of the QMP socket of the guest's QEMU
+            asked_bus TEXT NOT NULL,            -- as the operator asked for it; empty = any
+            bus TEXT NOT NULL,                  -- where it was plugged in
+            device TEXT NOT NULL,               -- ids in QEMU
+            chardev TEXT NOT NULL,
+            at INTEGER NOT NULL                 -- seconds
+        ) STRICT""",
+    ),
 )
 
 

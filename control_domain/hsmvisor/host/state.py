@@ -33,6 +33,19 @@ class ModuleRow:
 
 
 @dataclass(frozen=True)
+class AttachmentRow:
+    """Into which guest a module was plugged, and how; what a later supervisor needs to do it again."""
+
+    module_id: bytes
+    qmp: str
+    asked_bus: str
+    bus: str
+    device: str
+    chardev: str
+    at: int
+
+
+@dataclass(frozen=True)
 class Request:
     """A changing call: its id, its method and the SHA-256 of what it asks."""
 
@@ -109,8 +122,11 @@ class State:
         row = (new.module_id, new.name, new.number, new.created_at, new.root, new.settings, PRESENT, 0, b"")
 
         def work(connection: sqlite3.Connection) -> None:
+            sql = "SELECT ?, qmp, asked_bus, bus, device, chardev, at FROM attachments WHERE module_id = ?"
+            attached = connection.execute(sql, (new.module_id, old_id)).fetchall()  # it stays in its guest
             connection.execute("DELETE FROM modules WHERE module_id = ?", (old_id,))
             connection.execute("INSERT INTO modules VALUES (?,?,?,?,?,?,?,?,?)", row)
+            connection.executemany("INSERT INTO attachments VALUES (?,?,?,?,?,?,?)", attached)
             _answer(connection, request, result)
 
         await self._database.run(work)
@@ -119,6 +135,29 @@ class State:
     async def update_settings(self, module_id: bytes, settings: str, request: Request, result: bytes) -> None:
         def work(connection: sqlite3.Connection) -> None:
             connection.execute("UPDATE modules SET settings = ? WHERE module_id = ?", (settings, module_id))
+            _answer(connection, request, result)
+
+        await self._database.run(work)
+
+    # ---- attachments --------------------------------------------------------------------------------------------
+
+    async def attachments(self) -> list[AttachmentRow]:
+        sql = "SELECT module_id, qmp, asked_bus, bus, device, chardev, at FROM attachments"
+        return await self._database.run(lambda c: [AttachmentRow(*row) for row in c.execute(sql)])
+
+    async def attach(self, row: AttachmentRow, request: Request, result: bytes) -> None:
+        """Notes where a module is plugged in, in the place of where it was, with the answer to the call."""
+        values = (row.module_id, row.qmp, row.asked_bus, row.bus, row.device, row.chardev, row.at)
+
+        def work(connection: sqlite3.Connection) -> None:
+            connection.execute("INSERT OR REPLACE INTO attachments VALUES (?,?,?,?,?,?,?)", values)
+            _answer(connection, request, result)
+
+        await self._database.run(work)
+
+    async def detach(self, module_id: bytes, request: Request, result: bytes) -> None:
+        def work(connection: sqlite3.Connection) -> None:
+            connection.execute("DELETE FROM attachments WHERE module_id = ?", (module_id,))
             _answer(connection, request, result)
 
         await self._database.run(work)

@@ -90,6 +90,7 @@ def run(data: bytes) -> None:
 async def read_all(state: State) -> None:
     for row in await state.modules():
         await state.sealed(row.module_id)
+    await state.attachments()
     await state.answer(Request("id-0", "CreateModule", b"c" * 32))
     await state.events()
     await state.open_enrolments(1)
