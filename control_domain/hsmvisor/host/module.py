@@ -19,6 +19,7 @@ from hsmvisor.host.adoption import end_stranger, returned_listener
 from hsmvisor.host.audit import Audit
 from hsmvisor.host.child import HelperLost
 from hsmvisor.host.config import Config
+from hsmvisor.host.device import Device
 from hsmvisor.host.events import Events
 from hsmvisor.host.happenings import Happenings
 from hsmvisor.host.identity import HostIdentity
@@ -28,7 +29,7 @@ from hsmvisor.host.measures import Measure
 from hsmvisor.host.places import Places
 from hsmvisor.host.provider import Provider
 from hsmvisor.host.settings import Settings
-from hsmvisor.host.state import ModuleRow, Request, State
+from hsmvisor.host.state import AttachmentRow, ModuleRow, Request, State
 from hsmvisor.host.worker import WorkerFault, WorkerProcess
 from hsmvisor_rpc.internal import messages as m
 from hsmvisor_rpc.internal.phases import Phase
@@ -97,6 +98,8 @@ class Module:
         self._leaving: dict[asyncio.Task[None], WorkerProcess] = {}  #: predecessors on their way out
         self.ending = asyncio.Lock()  #: held by who destroys it
         self._keeper: asyncio.Task[None] | None = None
+        self.device = Device(surroundings.places, surroundings.config, row.name, row.number)
+        self.attachment: AttachmentRow | None = None  #: into which guest it was plugged by us
         self._happenings = Happenings(row.name, surroundings.audit, surroundings.events)
 
     @property
@@ -221,6 +224,7 @@ class Module:
         within = self._s.config.workers.start_timeout_seconds
         if self._guest is None:
             self._guest = places.listen_for_guests(self._s.places, self.name, self._s.config)
+        self.device.listen()
         version, records = await self._s.state.sealed(self.module_id) if self._version else (0, [])
         try:
             worker = await self._spawn(within)
@@ -294,6 +298,7 @@ class Module:
             _log.warning("module %s: worker %d is not adopted but replaced: %s", self.name, worker.pid, str(error) or "no answer")
             await self._end_worker(0)
             return False
+        self.device.listen()
         _log.info("module %s: worker %d is adopted", self.name, worker.pid)
         self._s.events.emit("worker-adopted", self.name, {"pid": worker.pid})
         self._serves(attached.recipient, attached.root, attached.report)
@@ -488,6 +493,7 @@ class Module:
         self._is_serving.clear()
 
     def _let_go(self) -> socket.socket | None:
+        self.device.close()
         guest, self._guest = self._guest, None
         return guest
 
