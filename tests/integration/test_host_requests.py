@@ -22,6 +22,7 @@ from hsmvisor_rpc.v1 import hsmvisor_pb2 as pb
 from hsmvisor_rpc.v1 import hsmvisor_pb2_grpc as rpc
 from support.certificates import new_key
 from support.host_process import HostProcess, new_id, reason, wait_for
+from support.paused_qemu import NATIVE, PORT, SHARED, PausedQemu, paused_qemu
 from support.plane import Plane
 
 C = grpc.StatusCode
@@ -32,7 +33,7 @@ class Walked(HostProcess):
     """A host with a key for each role, and one for nobody."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(module="support.host_with_scripted_device")
         rows = ""
         for name in ("", *Role):
             path = self.directory / f"key-{name or 'nobody'}"
@@ -67,12 +68,12 @@ def methods() -> list[tuple[str, str, type[Message], bool]]:
 def test_every_method_either_reads_or_has_a_request_id() -> None:
     """By the names alone: what is neither in CHANGING nor named like a reader is a method that somebody forgot."""
     for name, _, kind, _ in methods():
-        reads = name.rpartition("/")[2].startswith(("Get", "List", "Watch", "Stream", "Export", "Backup"))
+        reads = name.rpartition("/")[2].startswith(("Get", "List", "Watch", "Stream", "Export", "Describe", "Backup"))
         assert reads is not (name in CHANGING), name
         assert reads is not ("request_id" in kind.DESCRIPTOR.fields_by_name), name
 
 
-def changing(host: HostProcess) -> dict[str, Callable[[str], Message]]:
+def changing(host: HostProcess, guest: PausedQemu) -> dict[str, Callable[[str], Message]]:
     """For each changing method a call that succeeds, by request id."""
     name = f"id-{new_id()[:8]}"
     plane: list[Plane] = []
@@ -103,6 +104,8 @@ def changing(host: HostProcess) -> dict[str, Callable[[str], Message]]:
         "Execute": execute,
         "CreateEnrolment": lambda i: host.host.CreateEnrolment(pb.CreateEnrolmentRequest(request_id=i)),
         "Enrol": enrol,
+        "AttachModule": lambda i: m.AttachModule(pb.AttachModuleRequest(request_id=i, name=name, qmp_path=str(guest.qmp))),
+        "DetachModule": lambda i: m.DetachModule(pb.DetachModuleRequest(request_id=i, name=name)),
         "BreakGlass": lambda i: m.BreakGlass(
             pb.BreakGlassRequest(request_id=i, name=name, new_root=host.root_public, empty_it=True),
             metadata=(("hsmvisor-why", "lost"),),
@@ -118,8 +121,14 @@ def results(host: HostProcess, ident: str) -> list[str]:
     return [json.loads(line)["result"] for line in host.audit_lines() if f'"request_id":"{ident}"' in line]
 
 
-def test_each_changing_call_is_carried_out_once_and_answered_again(host: Walked) -> None:
-    calls = changing(host)
+@pytest.fixture
+def guest(tmp_path: Path) -> Iterator[PausedQemu]:
+    with paused_qemu(tmp_path, *SHARED, *PORT, *NATIVE) as guest:
+        yield guest
+
+
+def test_each_changing_call_is_carried_out_once_and_answered_again(host: Walked, guest: PausedQemu) -> None:
+    calls = changing(host, guest)
     assert {name.rpartition("/")[2] for name in CHANGING} == set(calls)
     for name, call in calls.items():
         ident = f"{name}-{new_id()[:8]}"
@@ -142,6 +151,7 @@ def test_each_changing_call_without_an_id_or_with_a_used_one_is_refused(host: Wa
         values |= {"module": "used"} if "module" in fields else {}
         values |= dict.fromkeys(fields & {"root", "new_root"}, host.root_public)
         values |= {"manager": "fleet"} if "manager" in fields else {}
+        values |= {"qmp_path": "/nowhere"} if "qmp_path" in fields else {}
         call = host.channel.unary_unary(name)
         for ident, word in (("", "REQUEST_ID"), ("x" * 65, "REQUEST_ID"), ("used-1", "REQUEST_ID_REUSED")):
             if name.endswith("CreateModule") and word == "REQUEST_ID_REUSED":

@@ -50,12 +50,22 @@ def show_module(m: pb.Module) -> None:
         ("token", "attached" if m.token_present else "detached"),
         ("in use", f"{m.connections} connections, {m.sessions} sessions, {m.materials} materials"),
     ]
+    rows.append(("guest", _guest(m.device)))
     if m.failure:
         rows.append(("failure", m.failure))
     table(("", ""), rows)
     if m.measures:
         click.echo("sandbox:")
         table(("measure", "", "detail"), [(x.name, "yes" if x.applied else "NO", x.detail) for x in m.measures])
+
+
+def _guest(device: pb.Device) -> str:
+    """Where the module is plugged in."""
+    if not device.HasField("attachment"):
+        return f"started with it, CID {device.guest_cid}" if device.plugged else "-"
+    attached = device.attachment
+    lost = "" if device.plugged else "; its QEMU is not connected now"
+    return f"{attached.qmp_path}, bus {attached.bus}, CID {device.guest_cid}, since {when(attached.attached_at)}{lost}"
 
 
 @module.command()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from google.protobuf.timestamp_pb2 import Timestamp
-from hsmvisor.host import reports
+from hsmvisor.host import limits, reports
 from hsmvisor.host.enrolment import OneTimeSecret
 from hsmvisor.host.measures import Measure
 from hsmvisor.host.module import Module, Upgraded
 from hsmvisor.host.modules import Change
+from hsmvisor.host.qemu_survey import Finding
 from hsmvisor.host.settings import Settings
 from hsmvisor.host.state import EventRow
 from hsmvisor_rpc.internal import messages as m
@@ -58,7 +59,23 @@ def module(module: Module, status: reports.Status | None) -> pb.Module:
         sessions=min(told.sessions, 2**32 - 1),
         measures=map(measure, told.measures or module.measures),
         failure=module.failure,
+        device=_device(module),
     )
+
+
+def _device(module: Module) -> pb.Device:
+    device, row, attachment = module.device, module.attachment, None
+    if row is not None:
+        attachment = pb.Attachment(
+            qmp_path=row.qmp, bus=row.bus, device_id=row.device, chardev_id=row.chardev, attached_at=timestamp(row.at)
+        )
+    return pb.Device(
+        socket=str(device.path), guest_cid=device.cid, port=limits.VSOCK_PORT, plugged=device.plugged, attachment=attachment
+    )
+
+
+def finding(row: Finding) -> pb.DeviceFinding:
+    return pb.DeviceFinding(reason=row.reason, problem=row.problem, change=row.change)
 
 
 def change(change: Change, status: reports.Status | None) -> pb.ModuleChange:

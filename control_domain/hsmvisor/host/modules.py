@@ -9,7 +9,7 @@ import logging
 import os
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hsmvisor.host import places
 from hsmvisor.host.adoption import end_orphans, end_stranger
@@ -51,6 +51,10 @@ class Modules:
                 self._modules[row.name] = Module(row, self._s, self._changed)
             else:
                 await self._settle(row)
+        by_id = {module.module_id: module for module in self._modules.values()}
+        for attached in await self._s.state.attachments():
+            if attached.module_id in by_id:
+                by_id[attached.module_id].attachment = attached
         await self._end_strangers({row.module_id for row in rows})
         for module in self._modules.values():
             module.resume(gate)
@@ -181,6 +185,8 @@ class Modules:
                 raise
             old.replaced()
             new = self._modules[name] = Module(row, self._s, self._changed)
+            if old.attachment is not None:
+                new.attachment = replace(old.attachment, module_id=row.module_id)
             new.take_place(guest)
         self._tell(Change("created", new))
         detail = {"old_module_id": old.module_id.hex(), "module_id": new.module_id.hex(), "root": hashlib.sha256(root).hexdigest()}

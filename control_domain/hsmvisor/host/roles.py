@@ -36,6 +36,9 @@ METHODS: dict[str, frozenset[Role] | Access] = {
     "/hsmvisor.v1.ModuleService/GetStatistics": _ALL,
     "/hsmvisor.v1.ModuleService/WatchModules": _ALL,
     "/hsmvisor.v1.ModuleService/UpgradeModule": _OPERATOR,
+    "/hsmvisor.v1.ModuleService/AttachModule": _OPERATOR,
+    "/hsmvisor.v1.ModuleService/DetachModule": _OPERATOR,
+    "/hsmvisor.v1.ModuleService/DescribeDevice": _ALL,
     "/hsmvisor.v1.ModuleService/BreakGlass": _OPERATOR,  # and on the host itself: services/modules.py
     "/hsmvisor.v1.MaterialService/Execute": _MANAGER,
     "/hsmvisor.v1.MaterialService/GetMaterial": _ALL,
@@ -64,6 +67,8 @@ CHANGING: frozenset[str] = frozenset(
         "ModuleService/SetPin",
         "ModuleService/SetTokenPresent",
         "ModuleService/UpgradeModule",
+        "ModuleService/AttachModule",
+        "ModuleService/DetachModule",
         "ModuleService/BreakGlass",
         "MaterialService/Execute",
         "HostService/Enrol",

@@ -9,6 +9,7 @@ import os
 import time
 
 from hsmvisor.host import restored, signatures
+from hsmvisor.host.attachments import Attachments
 from hsmvisor.host.audit import Audit
 from hsmvisor.host.auth import Authenticator
 from hsmvisor.host.backup import Backups
@@ -85,7 +86,9 @@ class Supervisor:
         enrolments = Enrolments(self.state, identity)
         backups = Backups(self.config, identity, self._f.provider, lambda: self.audit.place, VERSION)
         host = HostService(about, self._f, self.modules, enrolments, self.requests, self.metrics, self.audit, backups)
-        rpc.add_ModuleServiceServicer_to_server(ModuleService(self.modules, self.requests, self.state, identity), registry)
+        attachments = Attachments(self.modules, self.state, self.events)
+        modules = ModuleService(self.modules, attachments, self.requests, self.state, identity)
+        rpc.add_ModuleServiceServicer_to_server(modules, registry)
         rpc.add_MaterialServiceServicer_to_server(MaterialService(self.modules, self.requests, self.state, self.events), registry)
         rpc.add_HostServiceServicer_to_server(host, registry)
         rpc.add_EventServiceServicer_to_server(EventService(self.events), registry)

@@ -75,6 +75,7 @@ class Module(_message.Message):
     SESSIONS_FIELD_NUMBER: _builtins.int
     MEASURES_FIELD_NUMBER: _builtins.int
     FAILURE_FIELD_NUMBER: _builtins.int
+    DEVICE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """1-64 of a-z 0-9 . _ -, begins with a letter or digit"""
     module_id: _builtins.bytes
@@ -104,6 +105,8 @@ class Module(_message.Message):
     def measures(self) -> _containers.RepeatedCompositeFieldContainer[Global___Measure]:
         """of its sandbox"""
 
+    @_builtins.property
+    def device(self) -> Global___Device: ...
     def __init__(
         self,
         *,
@@ -123,14 +126,90 @@ class Module(_message.Message):
         sessions: _builtins.int = ...,
         measures: _abc.Iterable[Global___Measure] | None = ...,
         failure: _builtins.str = ...,
+        device: Global___Device | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "settings", b"settings"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "device", b"device", "settings", b"settings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "connections", b"connections", "created_at", b"created_at", "failure", b"failure", "materials", b"materials", "measures", b"measures", "module_id", b"module_id", "name", b"name", "pid", b"pid", "pin_set", b"pin_set", "restarts", b"restarts", "root", b"root", "sessions", b"sessions", "settings", b"settings", "state", b"state", "token_present", b"token_present"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "connections", b"connections", "created_at", b"created_at", "device", b"device", "failure", b"failure", "materials", b"materials", "measures", b"measures", "module_id", b"module_id", "name", b"name", "pid", b"pid", "pin_set", b"pin_set", "restarts", b"restarts", "root", b"root", "sessions", b"sessions", "settings", b"settings", "state", b"state", "token_present", b"token_present"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Module: _TypeAlias = Module  # noqa: Y015
+
+@_typing.final
+class Device(_message.Message):
+    """The module as a device of a guest."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SOCKET_FIELD_NUMBER: _builtins.int
+    GUEST_CID_FIELD_NUMBER: _builtins.int
+    PORT_FIELD_NUMBER: _builtins.int
+    PLUGGED_FIELD_NUMBER: _builtins.int
+    ATTACHMENT_FIELD_NUMBER: _builtins.int
+    socket: _builtins.str
+    """at which the guest's QEMU plugs it in (vhost-user)"""
+    guest_cid: _builtins.int
+    """that the guest gets"""
+    port: _builtins.int
+    """of vsock, at which the guest's programs reach it: vsock:cid=2;port=N"""
+    plugged: _builtins.bool
+    """a QEMU is connected"""
+    @_builtins.property
+    def attachment(self) -> Global___Attachment:
+        """none: it is in no guest, or in one that was started with it"""
+
+    def __init__(
+        self,
+        *,
+        socket: _builtins.str = ...,
+        guest_cid: _builtins.int = ...,
+        port: _builtins.int = ...,
+        plugged: _builtins.bool = ...,
+        attachment: Global___Attachment | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attachment", b"attachment"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attachment", b"attachment", "guest_cid", b"guest_cid", "plugged", b"plugged", "port", b"port", "socket", b"socket"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Device: _TypeAlias = Device  # noqa: Y015
+
+@_typing.final
+class Attachment(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    QMP_PATH_FIELD_NUMBER: _builtins.int
+    BUS_FIELD_NUMBER: _builtins.int
+    DEVICE_ID_FIELD_NUMBER: _builtins.int
+    CHARDEV_ID_FIELD_NUMBER: _builtins.int
+    ATTACHED_AT_FIELD_NUMBER: _builtins.int
+    qmp_path: _builtins.str
+    """of the QMP socket of the guest's QEMU"""
+    bus: _builtins.str
+    """of the guest's, where it was plugged in"""
+    device_id: _builtins.str
+    """in QEMU"""
+    chardev_id: _builtins.str
+    @_builtins.property
+    def attached_at(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        qmp_path: _builtins.str = ...,
+        bus: _builtins.str = ...,
+        device_id: _builtins.str = ...,
+        chardev_id: _builtins.str = ...,
+        attached_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attached_at", b"attached_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attached_at", b"attached_at", "bus", b"bus", "chardev_id", b"chardev_id", "device_id", b"device_id", "qmp_path", b"qmp_path"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Attachment: _TypeAlias = Attachment  # noqa: Y015
 
 @_typing.final
 class Measure(_message.Message):
@@ -476,6 +555,152 @@ class UpgradeModuleResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___UpgradeModuleResponse: _TypeAlias = UpgradeModuleResponse  # noqa: Y015
+
+@_typing.final
+class AttachModuleRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    QMP_PATH_FIELD_NUMBER: _builtins.int
+    BUS_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    name: _builtins.str
+    qmp_path: _builtins.str
+    """absolute, at most 107 bytes; QEMU's -qmp unix:PATH,server=on,wait=off"""
+    bus: _builtins.str
+    """id of a free root port of the guest; empty = the first one"""
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        qmp_path: _builtins.str = ...,
+        bus: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bus", b"bus", "name", b"name", "qmp_path", b"qmp_path", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AttachModuleRequest: _TypeAlias = AttachModuleRequest  # noqa: Y015
+
+@_typing.final
+class DetachModuleRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    QMP_PATH_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    name: _builtins.str
+    qmp_path: _builtins.str
+    """for a guest that was started with the module; empty = of the attachment"""
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        qmp_path: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "qmp_path", b"qmp_path", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DetachModuleRequest: _TypeAlias = DetachModuleRequest  # noqa: Y015
+
+@_typing.final
+class DescribeDeviceRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    MEMORY_FIELD_NUMBER: _builtins.int
+    MACHINE_FIELD_NUMBER: _builtins.int
+    COMMAND_LINE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    memory: _builtins.str
+    """of the guest, as 512M or 4G; empty = 2G"""
+    machine: _builtins.str
+    """q35 (empty = q35) or pc"""
+    command_line: _builtins.str
+    """a guest's own QEMU command line to check, as the shell would have it; at most 65536 characters"""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        memory: _builtins.str = ...,
+        machine: _builtins.str = ...,
+        command_line: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["command_line", b"command_line", "machine", b"machine", "memory", b"memory", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DescribeDeviceRequest: _TypeAlias = DescribeDeviceRequest  # noqa: Y015
+
+@_typing.final
+class DeviceDescription(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    QEMU_ARGUMENTS_FIELD_NUMBER: _builtins.int
+    LIBVIRT_XML_FIELD_NUMBER: _builtins.int
+    FINDINGS_FIELD_NUMBER: _builtins.int
+    libvirt_xml: _builtins.str
+    """parts of a domain"""
+    @_builtins.property
+    def qemu_arguments(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """beside the guest's own"""
+
+    @_builtins.property
+    def findings(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeviceFinding]:
+        """what is wrong with command_line; none = the module works with it, or can be plugged in"""
+
+    def __init__(
+        self,
+        *,
+        qemu_arguments: _abc.Iterable[_builtins.str] | None = ...,
+        libvirt_xml: _builtins.str = ...,
+        findings: _abc.Iterable[Global___DeviceFinding] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["findings", b"findings", "libvirt_xml", b"libvirt_xml", "qemu_arguments", b"qemu_arguments"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeviceDescription: _TypeAlias = DeviceDescription  # noqa: Y015
+
+@_typing.final
+class DeviceFinding(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REASON_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
+    CHANGE_FIELD_NUMBER: _builtins.int
+    reason: _builtins.str
+    """as AttachModule's"""
+    problem: _builtins.str
+    change: _builtins.str
+    """what to do"""
+    def __init__(
+        self,
+        *,
+        reason: _builtins.str = ...,
+        problem: _builtins.str = ...,
+        change: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "problem", b"problem", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeviceFinding: _TypeAlias = DeviceFinding  # noqa: Y015
 
 @_typing.final
 class BreakGlassRequest(_message.Message):

@@ -91,6 +91,21 @@ class ModuleServiceStub:
                 request_serializer=hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.UpgradeModuleRequest.SerializeToString,
                 response_deserializer=hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.UpgradeModuleResponse.FromString,
                 _registered_method=True)
+        self.AttachModule = channel.unary_unary(
+                '/hsmvisor.v1.ModuleService/AttachModule',
+                request_serializer=hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.AttachModuleRequest.SerializeToString,
+                response_deserializer=hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.Module.FromString,
+                _registered_method=True)
+        self.DetachModule = channel.unary_unary(
+                '/hsmvisor.v1.ModuleService/DetachModule',
+                request_serializer=hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.DetachModuleRequest.SerializeToString,
+                response_deserializer=hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.Module.FromString,
+                _registered_method=True)
+        self.DescribeDevice = channel.unary_unary(
+                '/hsmvisor.v1.ModuleService/DescribeDevice',
+                request_serializer=hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.DescribeDeviceRequest.SerializeToString,
+                response_deserializer=hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.DeviceDescription.FromString,
+                _registered_method=True)
         self.BreakGlass = channel.unary_unary(
                 '/hsmvisor.v1.ModuleService/BreakGlass',
                 request_serializer=hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.BreakGlassRequest.SerializeToString,
@@ -176,6 +191,29 @@ class ModuleServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def AttachModule(self, request, context):
+        """Plug the module into a running QEMU guest, as a vhost-user-vsock device: what would fail in silence is checked first
+        (FAILED_PRECONDITION: GUEST_MEMORY, PCI_PORT, VSOCK_TAKEN, CHARDEV, ID_TAKEN, QEMU_DEVICE; the hint says what to change).
+        A module that is plugged in there already is left as it is.  QEMU stays on this host: the path is the host's.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DetachModule(self, request, context):
+        """Take the module out of its guest.  One that is in none is left as it is; of a guest that has ended only the note is forgotten.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DescribeDevice(self, request, context):
+        """What a guest needs that has the module from its start; changes nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def BreakGlass(self, request, context):
         """For a root that is lost: forgets every key of the module and has it obey a new root. It keeps name, address and settings; its
         id and recipient key are new, so nothing that was signed or sealed before fits it. On the host's own control socket alone;
@@ -242,6 +280,21 @@ def add_ModuleServiceServicer_to_server(servicer, server):
                     servicer.UpgradeModule,
                     request_deserializer=hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.UpgradeModuleRequest.FromString,
                     response_serializer=hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.UpgradeModuleResponse.SerializeToString,
+            ),
+            'AttachModule': grpc.unary_unary_rpc_method_handler(
+                    servicer.AttachModule,
+                    request_deserializer=hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.AttachModuleRequest.FromString,
+                    response_serializer=hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.Module.SerializeToString,
+            ),
+            'DetachModule': grpc.unary_unary_rpc_method_handler(
+                    servicer.DetachModule,
+                    request_deserializer=hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.DetachModuleRequest.FromString,
+                    response_serializer=hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.Module.SerializeToString,
+            ),
+            'DescribeDevice': grpc.unary_unary_rpc_method_handler(
+                    servicer.DescribeDevice,
+                    request_deserializer=hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.DescribeDeviceRequest.FromString,
+                    response_serializer=hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.DeviceDescription.SerializeToString,
             ),
             'BreakGlass': grpc.unary_unary_rpc_method_handler(
                     servicer.BreakGlass,
@@ -548,6 +601,87 @@ class ModuleService:
             '/hsmvisor.v1.ModuleService/UpgradeModule',
             hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.UpgradeModuleRequest.SerializeToString,
             hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.UpgradeModuleResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AttachModule(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hsmvisor.v1.ModuleService/AttachModule',
+            hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.AttachModuleRequest.SerializeToString,
+            hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.Module.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DetachModule(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hsmvisor.v1.ModuleService/DetachModule',
+            hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.DetachModuleRequest.SerializeToString,
+            hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.Module.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DescribeDevice(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hsmvisor.v1.ModuleService/DescribeDevice',
+            hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.DescribeDeviceRequest.SerializeToString,
+            hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.DeviceDescription.FromString,
             options,
             channel_credentials,
             insecure,

@@ -59,6 +59,15 @@ class ModuleServiceStub:
     """The present modules first (kind "present"), then changes."""
     UpgradeModule: _grpc.UnaryUnaryMultiCallable[_hsmvisor_pb2.UpgradeModuleRequest, _hsmvisor_pb2.UpgradeModuleResponse]
     """Replace the module's worker process by a new one, in service: state, connections, sessions and open operations go along."""
+    AttachModule: _grpc.UnaryUnaryMultiCallable[_hsmvisor_pb2.AttachModuleRequest, _hsmvisor_pb2.Module]
+    """Plug the module into a running QEMU guest, as a vhost-user-vsock device: what would fail in silence is checked first
+    (FAILED_PRECONDITION: GUEST_MEMORY, PCI_PORT, VSOCK_TAKEN, CHARDEV, ID_TAKEN, QEMU_DEVICE; the hint says what to change).
+    A module that is plugged in there already is left as it is.  QEMU stays on this host: the path is the host's.
+    """
+    DetachModule: _grpc.UnaryUnaryMultiCallable[_hsmvisor_pb2.DetachModuleRequest, _hsmvisor_pb2.Module]
+    """Take the module out of its guest.  One that is in none is left as it is; of a guest that has ended only the note is forgotten."""
+    DescribeDevice: _grpc.UnaryUnaryMultiCallable[_hsmvisor_pb2.DescribeDeviceRequest, _hsmvisor_pb2.DeviceDescription]
+    """What a guest needs that has the module from its start; changes nothing."""
     BreakGlass: _grpc.UnaryUnaryMultiCallable[_hsmvisor_pb2.BreakGlassRequest, _hsmvisor_pb2.Module]
     """For a root that is lost: forgets every key of the module and has it obey a new root. It keeps name, address and settings; its
     id and recipient key are new, so nothing that was signed or sealed before fits it. On the host's own control socket alone;
@@ -88,6 +97,15 @@ class ModuleServiceAsyncStub(ModuleServiceStub):
     """The present modules first (kind "present"), then changes."""
     UpgradeModule: _aio.UnaryUnaryMultiCallable[_hsmvisor_pb2.UpgradeModuleRequest, _hsmvisor_pb2.UpgradeModuleResponse]  # type: ignore[assignment]
     """Replace the module's worker process by a new one, in service: state, connections, sessions and open operations go along."""
+    AttachModule: _aio.UnaryUnaryMultiCallable[_hsmvisor_pb2.AttachModuleRequest, _hsmvisor_pb2.Module]  # type: ignore[assignment]
+    """Plug the module into a running QEMU guest, as a vhost-user-vsock device: what would fail in silence is checked first
+    (FAILED_PRECONDITION: GUEST_MEMORY, PCI_PORT, VSOCK_TAKEN, CHARDEV, ID_TAKEN, QEMU_DEVICE; the hint says what to change).
+    A module that is plugged in there already is left as it is.  QEMU stays on this host: the path is the host's.
+    """
+    DetachModule: _aio.UnaryUnaryMultiCallable[_hsmvisor_pb2.DetachModuleRequest, _hsmvisor_pb2.Module]  # type: ignore[assignment]
+    """Take the module out of its guest.  One that is in none is left as it is; of a guest that has ended only the note is forgotten."""
+    DescribeDevice: _aio.UnaryUnaryMultiCallable[_hsmvisor_pb2.DescribeDeviceRequest, _hsmvisor_pb2.DeviceDescription]  # type: ignore[assignment]
+    """What a guest needs that has the module from its start; changes nothing."""
     BreakGlass: _aio.UnaryUnaryMultiCallable[_hsmvisor_pb2.BreakGlassRequest, _hsmvisor_pb2.Module]  # type: ignore[assignment]
     """For a root that is lost: forgets every key of the module and has it obey a new root. It keeps name, address and settings; its
     id and recipient key are new, so nothing that was signed or sealed before fits it. On the host's own control socket alone;
@@ -180,6 +198,33 @@ class ModuleServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_hsmvisor_pb2.UpgradeModuleResponse, _abc.Awaitable[_hsmvisor_pb2.UpgradeModuleResponse]]:
         """Replace the module's worker process by a new one, in service: state, connections, sessions and open operations go along."""
+
+    @_abc_1.abstractmethod
+    def AttachModule(
+        self,
+        request: _hsmvisor_pb2.AttachModuleRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_hsmvisor_pb2.Module, _abc.Awaitable[_hsmvisor_pb2.Module]]:
+        """Plug the module into a running QEMU guest, as a vhost-user-vsock device: what would fail in silence is checked first
+        (FAILED_PRECONDITION: GUEST_MEMORY, PCI_PORT, VSOCK_TAKEN, CHARDEV, ID_TAKEN, QEMU_DEVICE; the hint says what to change).
+        A module that is plugged in there already is left as it is.  QEMU stays on this host: the path is the host's.
+        """
+
+    @_abc_1.abstractmethod
+    def DetachModule(
+        self,
+        request: _hsmvisor_pb2.DetachModuleRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_hsmvisor_pb2.Module, _abc.Awaitable[_hsmvisor_pb2.Module]]:
+        """Take the module out of its guest.  One that is in none is left as it is; of a guest that has ended only the note is forgotten."""
+
+    @_abc_1.abstractmethod
+    def DescribeDevice(
+        self,
+        request: _hsmvisor_pb2.DescribeDeviceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_hsmvisor_pb2.DeviceDescription, _abc.Awaitable[_hsmvisor_pb2.DeviceDescription]]:
+        """What a guest needs that has the module from its start; changes nothing."""
 
     @_abc_1.abstractmethod
     def BreakGlass(

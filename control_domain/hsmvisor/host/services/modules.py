@@ -7,7 +7,8 @@ import hashlib
 from collections.abc import AsyncIterator
 from typing import Any
 
-from hsmvisor.host import convert, limits, reports
+from hsmvisor.host import convert, limits, qemu_arguments, reports
+from hsmvisor.host.attachments import Attachments, plug_of
 from hsmvisor.host.errors import Forbidden, HostError, Invalid
 from hsmvisor.host.identity import HostIdentity
 from hsmvisor.host.interceptor import caller, origin
@@ -39,8 +40,11 @@ async def _shown(module: Module) -> pb.Module:
 
 
 class ModuleService(rpc.ModuleServiceServicer):
-    def __init__(self, modules: Modules, requests: Requests, state: State, identity: HostIdentity) -> None:
-        self._modules, self._requests, self._state, self._identity = modules, requests, state, identity
+    def __init__(
+        self, modules: Modules, attachments: Attachments, requests: Requests, state: State, identity: HostIdentity
+    ) -> None:
+        self._modules, self._attachments = modules, attachments
+        self._requests, self._state, self._identity = requests, state, identity
 
     async def CreateModule(self, untrusted: pb.CreateModuleRequest, context: Any) -> pb.Module:
         name, root = limits.module_name(untrusted.name), limits.root(untrusted.root)
@@ -155,6 +159,44 @@ class ModuleService(rpc.ModuleServiceServicer):
 
         await self._requests.once(origin(), "module.break-glass", asked, fields, work)
         return await _shown(self._modules.get(name))
+
+    async def AttachModule(self, untrusted: pb.AttachModuleRequest, context: Any) -> pb.Module:
+        name, path, bus = limits.module_name(untrusted.name), limits.qmp_path(untrusted.qmp_path), limits.bus(untrusted.bus)
+        asked = request(untrusted.request_id, "AttachModule", name.encode(), path.encode(), bus.encode())
+        fields: dict[str, Any] = {"module": name, "qmp": path, "bus": bus}
+
+        async def work() -> bytes:
+            row = await self._attachments.attach(name, path, bus, asked)
+            fields.update(bus=reports.clean(row.bus), device=reports.clean(row.device))
+            return b""
+
+        await self._requests.once(origin(), "module.attach", asked, fields, work)
+        return await _shown(self._modules.get(name))
+
+    async def DetachModule(self, untrusted: pb.DetachModuleRequest, context: Any) -> pb.Module:
+        name = limits.module_name(untrusted.name)
+        path = limits.qmp_path(untrusted.qmp_path) if untrusted.qmp_path else ""
+        asked = request(untrusted.request_id, "DetachModule", name.encode(), path.encode())
+        fields: dict[str, Any] = {"module": name, "qmp": path}
+
+        async def work() -> bytes:
+            attached = self._modules.get(name).attachment
+            fields.update(qmp=path or (attached.qmp if attached else ""))
+            fields.update(was_plugged=await self._attachments.detach(name, path, asked))
+            return b""
+
+        await self._requests.once(origin(), "module.detach", asked, fields, work)
+        return await _shown(self._modules.get(name))
+
+    async def DescribeDevice(self, untrusted: pb.DescribeDeviceRequest, context: Any) -> pb.DeviceDescription:
+        plug = plug_of(self._modules.get(limits.module_name(untrusted.name)))
+        memory, machine = limits.memory(untrusted.memory or "2G"), untrusted.machine or qemu_arguments.MACHINES[0]
+        line = limits.command_line(untrusted.command_line)
+        return pb.DeviceDescription(
+            qemu_arguments=qemu_arguments.arguments(plug, memory, machine),
+            libvirt_xml=qemu_arguments.libvirt_xml(plug, machine),
+            findings=map(convert.finding, qemu_arguments.check(plug, line) if line else ()),
+        )
 
     async def GetStatistics(self, untrusted: pb.GetStatisticsRequest, context: Any) -> pb.Statistics:
         module = self._modules.get(limits.module_name(untrusted.name))

@@ -1,0 +1,120 @@
+"""hsmvisor module attach, detach, qemu-args, libvirt-xml: a module as a device of a QEMU guest."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+
+import click
+from hsmvisor.cli.context import REFUSED, Command, Context, pass_context, table
+from hsmvisor.cli.modules import request_id
+from hsmvisor_rpc.v1 import hsmvisor_pb2 as pb
+
+_MACHINE = click.option(
+    "--machine", type=click.Choice(["q35", "pc"]), default="q35", show_default=True, help="The guest's machine type."
+)
+_IDENT = click.option("--request-id", "ident", help="Makes a repeated call the same call.")
+
+
+@click.command(cls=Command)
+@click.argument("name")
+@click.option(
+    "--qmp", "path", type=click.Path(), required=True, help="QMP socket of the guest's QEMU: its -qmp unix:PATH,server=on,wait=off."
+)
+@click.option("--bus", default="", help="Id of a free pcie-root-port of the guest; default: the first one that is free.")
+@_IDENT
+@pass_context
+def attach(ctx: Context, name: str, path: str, bus: str, ident: str | None) -> None:
+    """Plug module NAME into a running QEMU guest.
+
+    The guest sees a virtio-vsock device and reaches its module at vsock:cid=2;port=9111, with stock drivers. What would fail in
+    silence is checked first: shared guest memory, a free root port, no other vsock device; if something is missing, nothing is
+    changed, and it is said which option QEMU needs. A module that is plugged in already is left as it is.
+
+    \b
+    Example:
+      qemu-system-x86_64 ... -qmp unix:/run/vm/web-1.qmp,server=on,wait=off
+      hsmvisor module attach web-1 --qmp /run/vm/web-1.qmp
+    """
+    asked = pb.AttachModuleRequest(request_id=ident or request_id(), name=name, qmp_path=str(Path(path).absolute()), bus=bus)
+    with ctx.patience(f"plugging {name} in"):
+        found = ctx.modules.AttachModule(asked, timeout=ctx.timeout)
+    device = found.device
+    told = f"module {name} is plugged in (bus {device.attachment.bus}); in the guest: vsock:cid=2;port={device.port}"
+    ctx.result(found, lambda: click.echo(told))
+
+
+@click.command(cls=Command)
+@click.argument("name")
+@click.option(
+    "--qmp", "path", type=click.Path(), help="QMP socket of a guest that was started with the module; default: as attached."
+)
+@_IDENT
+@pass_context
+def detach(ctx: Context, name: str, path: str | None, ident: str | None) -> None:
+    """Take module NAME out of its guest.
+
+    Its connections from that guest end; its keys stay. The guest's kernel must run to let go of the device. Of a guest that has
+    ended only the note is forgotten.
+    """
+    qmp = str(Path(path).absolute()) if path else ""
+    asked = pb.DetachModuleRequest(request_id=ident or request_id(), name=name, qmp_path=qmp)
+    with ctx.patience(f"waiting for the guest to let go of {name}"):
+        found = ctx.modules.DetachModule(asked, timeout=ctx.timeout)
+    ctx.result(found, lambda: click.echo(f"module {name} is in no guest"))
+
+
+@click.command("qemu-args", cls=Command)
+@click.argument("name")
+@click.option("--memory", default="2G", show_default=True, help="Of the guest, as 512M or 4G.")
+@_MACHINE
+@click.option(
+    "--check",
+    "line",
+    help="A QEMU command line of your own, quoted as one word: says what is wrong with it. Exit code 4: something is.",
+)
+@pass_context
+def qemu_args(ctx: Context, name: str, memory: str, machine: str, line: str | None) -> None:
+    """Print the arguments of a QEMU guest that has module NAME from its start; they go beside the guest's own.
+
+    Shared memory of its size, the connection to the module, and a root port so that it can be unplugged.
+
+    \b
+    Examples:
+      qemu-system-x86_64 -machine q35 $(hsmvisor module qemu-args web-1 --memory 4G) ...
+      hsmvisor module qemu-args web-1 --check "$(cat start-web-1)"
+    """
+    asked = pb.DescribeDeviceRequest(name=name, memory=memory, machine=machine, command_line=line or "")
+    found = ctx.modules.DescribeDevice(asked, timeout=ctx.timeout)
+    rows = [(f.problem, f.change) for f in found.findings]
+
+    def text() -> None:
+        if rows:
+            table(("what is wrong", "what to change"), rows)
+        elif line:
+            click.echo("nothing is wrong with it")
+        else:
+            words = list(found.qemu_arguments)
+            click.echo("\n".join(shlex.join(pair) for pair in zip(words[::2], words[1::2], strict=True)))
+
+    ctx.result(found, text)
+    if rows:
+        sys.exit(REFUSED)
+
+
+@click.command("libvirt-xml", cls=Command)
+@click.argument("name")
+@_MACHINE
+@pass_context
+def libvirt_xml(ctx: Context, name: str, machine: str) -> None:
+    """Print the parts of a libvirt domain that has module NAME from its start: put them into it by virsh edit.
+
+    libvirt has no element for a vhost-user-vsock device, so QEMU's arguments stand in its qemu:commandline; the xmlns:qemu of the
+    first line is needed. See control_domain/docs/qemu.md for AppArmor.
+    """
+    found = ctx.modules.DescribeDevice(pb.DescribeDeviceRequest(name=name, machine=machine), timeout=ctx.timeout)
+    ctx.result(found, lambda: click.echo(found.libvirt_xml, nl=False))
+
+
+COMMANDS = (attach, detach, qemu_args, libvirt_xml)  #: of the group `module`

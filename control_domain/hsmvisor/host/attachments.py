@@ -1,0 +1,103 @@
+"""Which guest a module is plugged into: done by QMP, noted for the next supervisor, taken back."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from hsmvisor.host import qemu, qmp
+from hsmvisor.host.errors import NotFound, WrongState
+from hsmvisor.host.events import Events
+from hsmvisor.host.module import Module
+from hsmvisor.host.modules import Modules
+from hsmvisor.host.state import AttachmentRow, Request, State
+
+_log = logging.getLogger(__name__)
+
+_PLUGGED_WITHIN = 5.0  #: seconds after QEMU has the device
+_UNPLUGGED_WITHIN = 5.0  #: seconds after QEMU has it no more
+
+
+class Attachments:
+    def __init__(self, modules: Modules, state: State, events: Events) -> None:
+        self._modules, self._state, self._events = modules, state, events
+
+    async def attach(self, name: str, path: str, bus: str, request: Request) -> AttachmentRow:
+        """Plugs a module into the guest whose QMP socket is `path`, on `bus` or any that is free.  Raises HostError."""
+        async with self._held(name) as module:
+            await module.status()  # a device that nobody answers would stop the guest
+            async with qmp.connect(path) as connection:
+                if module.device.plugged and not await qemu.has(connection, plug_of(module)):
+                    where = f"the guest at {module.attachment.qmp}" if module.attachment else "a guest that was started with it"
+                    hint = f"a module is in one guest: hsmvisor module detach {name}, or shut that guest down"
+                    raise WrongState("ATTACHED", f"module {name} is plugged into {where}", hint)
+                plugged = await qemu.plug(connection, plug_of(module), bus)
+            row = AttachmentRow(module.module_id, path, bus, plugged.bus, plugged.device, plugged.chardev, int(time.time()))
+            try:
+                await module.device.wait_plugged(_PLUGGED_WITHIN)
+            except TimeoutError:
+                hint = "hsmvisor module detach, then attach it again; see the host's log"
+                raise WrongState("DEVICE", f"QEMU has the device of module {name}, but the module has no QEMU", hint) from None
+            await self._state.attach(row, request, b"")
+            module.attachment = row
+        _log.info("module %s: plugged into the guest at %s, bus %s", name, path, row.bus)
+        self._events.emit("module-attached", name, {"qmp": path, "bus": row.bus, "device": row.device})
+        module.touched()
+        return row
+
+    async def detach(self, name: str, path: str, request: Request) -> bool:
+        """Takes a module out of its guest; says whether it was in one.  `path` "": of the guest that it was attached to.
+
+        A guest that has ended has no device any more: then only the note is forgotten.  Raises HostError.
+        """
+        async with self._held(name) as module:
+            path = path or (module.attachment.qmp if module.attachment else "")
+            if not path and module.device.plugged:
+                hint = "it was plugged in when its guest was started: give that guest's QMP socket (--qmp), or shut it down"
+                raise WrongState("NOT_ATTACHED", f"module {name} is in a guest that it was not attached to", hint)
+            was = bool(path) and await self._unplug(module, path)
+            await self._state.detach(module.module_id, request, b"")
+            module.attachment = None
+        if path:
+            _log.info("module %s: unplugged from the guest at %s", name, path)
+            self._events.emit("module-detached", name, {"qmp": path, "was_plugged": was})
+            module.touched()
+        return was
+
+    async def _unplug(self, module: Module, path: str) -> bool:
+        try:
+            async with qmp.connect(path) as connection:
+                was = await qemu.unplug(connection, plug_of(module))
+        except qmp.QemuGone:
+            if not await self._let_go(module):
+                raise  # its QEMU lives, only not at this path
+            return False
+        if not await self._let_go(module):
+            if not was:
+                hint = "give the QMP socket of the guest that it is in (--qmp), or shut that guest down"
+                raise WrongState("NOT_ATTACHED", f"module {module.name} is not in the guest at {path}, but in another", hint)
+            _log.warning("module %s: the guest let go of it, but its QEMU keeps the connection", module.name)
+        return was
+
+    async def _let_go(self, module: Module) -> bool:
+        """Says whether no QEMU is connected to the module, now or in a moment."""
+        try:
+            await module.device.wait_unplugged(_UNPLUGGED_WITHIN)
+        except TimeoutError:
+            return False
+        return True
+
+    @asynccontextmanager
+    async def _held(self, name: str) -> AsyncIterator[Module]:
+        """The module, which nobody destroys or replaces meanwhile."""
+        module = self._modules.get(name)
+        async with module.ending:
+            if self._modules.get(name) is not module:
+                raise NotFound("MODULE", f"there is no module {name} any more", "hsmvisor module list shows those there are")
+            yield module
+
+
+def plug_of(module: Module) -> qemu.Plug:
+    return qemu.Plug(module.name, str(module.device.path))
