@@ -26,6 +26,7 @@ from hsmvisor_rpc.sealed.canonical import MalformedRecord, record_type
 from hsmvisord import memory
 from hsmvisord.crypto import libcrypto
 from hsmvisord.lanes import lanes
+from hsmvisord.rings import rings
 from hsmvisord.transport.rehearsal import Rehearsal
 from hsmvisord.worker import main as worker
 from hsmvisord.worker import process, sandbox
@@ -111,6 +112,7 @@ def main() -> None:
     sandbox.prepare()
     libcrypto.preload()
     lanes.preload()
+    rings.preload()
     Rehearsal().run()
     memory.make_room(ROOM)
     measures = sandbox.enter_launcher()
