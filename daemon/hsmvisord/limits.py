@@ -43,11 +43,28 @@ MAX_UNSENT = 1 << 20  #: bytes of replies that wait for one slow reader; it is n
 MAX_PARKED = 64  #: parked requests of one connection
 MAX_PARKED_ALL = 4096  #: parked requests of a module
 
+# ---- a device of a virtual machine ------------------------------------------------------------------------------------
+
+MAX_STREAMS = 1024  #: vsock streams of a guest, with those whose RST is not sent yet; one more is refused
+STREAM_BUFFER = 256 * 1024  #: bytes of one stream that wait for their reader (buf_alloc)
+LARGE_STREAMS = 64  #: streams that are opened with such a buffer at the same time
+SMALL_STREAM_BUFFER = 16 * 1024  #: bytes: the buffer of all others
+MAX_RESETS = 256  #: RST that wait for the guest's buffers; no more of its packets are read meanwhile
+MAX_PACKET = 64 * 1024  #: bytes of data in one packet to a guest
+PACKETS_AT_ONCE = 64  #: of a guest, before others have their turn
+STREAM_END_SECONDS = 10  #: a stream that is being ended is reset this long after
+MAX_RING = 1024  #: descriptors of a ring
+MAX_CHAIN = 1 << 20  #: bytes of one chain of descriptors
+MAX_REGIONS = 8  #: regions of a guest's memory (vhost-user's own limit)
+MAX_VHOST_PAYLOAD = 512  #: bytes of a vhost-user message
+VHOST_MESSAGE_SECONDS = 1.0  #: a vhost-user message must be whole this long after its first byte
+SUSPEND_SECONDS = 5.0  #: that a device may take to stop between two packets
+
 # ---- threads and their time ---------------------------------------------------------------------------------------------
 
 THREADS = 4  #: that read or sign, of one module
 MAX_THREADS = 64  #: of a module's processes, whatever they do (RLIMIT_NPROC of its user)
-MAX_OPEN_FILES = 2048  #: of a worker
+MAX_OPEN_FILES = 3584  #: of a worker: MOST_CONNECTIONS, both ends of MAX_STREAMS, and the rest; less than lanes.c has room for
 TURN = 100_000  #: nanoseconds of processor time after which a worker lets others go first
 THREAD_STACK = 256 * 1024  #: bytes
 SWEEP = 1.0  #: seconds between looks for overdue frames, and for descriptors after an accept that found none left
@@ -96,5 +113,5 @@ MAX_JOURNALS = 4 * 1024 * 1024  #: bytes of all that are not small
 PIN_BURST = 20  #: tries of a PIN that change the stored state (wrong ones, and the right one after them), at once
 PIN_RATE = 0.2  #: and a second after that; beyond, CKR_PIN_LOCKED
 EVENT_BACKLOG = 1000  #: events that wait for the supervisor; older ones are dropped, counted and told
-EVENT_BURST = 200  #: connections whose begin and end (or end alone, without an application) are told one by one, at once
+EVENT_BURST = 200  #: connections whose begin and end are told one by one, at once
 EVENT_RATE = 5.0  #: and a second after that; the others are counted and told together
