@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Protocol, cast
 
-TARGETS = ("wire", "dispatcher", "commands", "state", "database", "internal", "handover", "reports")
+TARGETS = ("wire", "dispatcher", "commands", "state", "database", "internal", "handover", "reports", "vsock")
 CORPUS = Path(__file__).parent / "corpus"
 
 

@@ -16,7 +16,7 @@ from hsmvisord.transport.reactor import Reactor
 
 
 class Listener:
-    """`opened` tells the operator of each connection whose application began, `closed` of each that ended."""
+    """`opened` and `closed` tell the operator of each application that began and ended."""
 
     def __init__(
         self,
@@ -84,18 +84,16 @@ class Listener:
         self.reactor.add(connection)
 
     def forget(self, connection: Connection) -> None:
-        """It is another process's from now on, which does not learn of an application that has ended."""
+        """It is another process's from now on."""
         (self._over if connection.refused else self._connections).discard(connection)
         self.reactor.forget(connection)
-        if connection.told and connection.caller is not None and connection.caller.application_or_none is None:
-            connection.why = "its application had ended when it was handed over"
-            self._closed(connection)
 
     def _ended(self, connection: Connection) -> None:
         (self._over if connection.refused else self._connections).discard(connection)
         if connection.refused:
             self._swept()
-        self._closed(connection)
+        if connection.told:
+            self._closed(connection)
 
     # ---- any thread ---------------------------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ from hsmvisord import limits, memory
 from hsmvisord.worker import scheduling, seccomp
 
 MAX_DATA = memory.MOST  #: bytes of heap, stacks and other memory of its own; what is mapped shared does not count
-THREADS = 8 + limits.LANE_THREADS  #: reactor.py, module.py and express.py start at most
+THREADS = 9 + limits.LANE_THREADS  #: reactor.py, module.py, express.py and vsock/device.py start at most
 
 
 class Missing(Exception):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+import socket
 from typing import Any
 
 try:  # before the fork: a confined worker opens no file
@@ -55,6 +56,7 @@ def load() -> str:
     rules.add_rule(pyseccomp.ALLOW, "clone", of(0, masked, CLONE_THREAD, CLONE_THREAD))
     for name in ("mmap", "mprotect"):  # all code is there: nothing becomes code
         rules.add_rule(pyseccomp.ALLOW, name, of(2, masked, mmap.PROT_EXEC, 0))
+    rules.add_rule(pyseccomp.ALLOW, "socketpair", of(0, equal, socket.AF_UNIX))  # a stream of a device: both ends are ours
     rules.add_rule(pyseccomp.ALLOW, "prlimit64", of(0, equal, 0))  # its own limits, its own threads
     rules.add_rule(pyseccomp.ALLOW, "tgkill", of(0, equal, os.getpid()))
     for name in REFUSED:
