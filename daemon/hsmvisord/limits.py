@@ -45,6 +45,7 @@ MAX_PARKED_ALL = 4096  #: parked requests of a module
 
 # ---- a device of a virtual machine ------------------------------------------------------------------------------------
 
+VSOCK_PORT = 9111  #: where the module listens; a guest connects to this port of cid 2
 MAX_STREAMS = 1024  #: vsock streams of a guest, with those whose RST is not sent yet; one more is refused
 STREAM_BUFFER = 256 * 1024  #: bytes of one stream that wait for their reader (buf_alloc)
 LARGE_STREAMS = 64  #: streams that are opened with such a buffer at the same time

@@ -1,86 +1,209 @@
-"""A module as a device of a guest: the socket at which the guest's QEMU plugs it in."""
+"""A module as a virtual machine's device: the socket where the machine's front-end connects, and the descriptors that outlive a
+worker.
+
+The supervisor never reads a byte of that connection: the worker speaks vhost-user.  It keeps what the worker tells it of the
+device, so that the next worker goes on where the last one ended and the guest notes nothing but lost streams.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
+import logging
+import os
 import socket
+import struct
+from collections.abc import Callable
 
-from hsmvisor.host import limits, places
+from hsmvisor.host import errors, limits, places
 from hsmvisor.host.config import Config
+from hsmvisor.host.link import LinkClosed, PeerError
 from hsmvisor.host.places import Places
+from hsmvisor.host.worker import WorkerFault, WorkerProcess
+from hsmvisor_rpc.internal import messages as m
+from hsmvisor_rpc.internal.phases import STREAM_KEYS_SIZE
+
+_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+
+_log = logging.getLogger(__name__)
+
+Happened = Callable[[str, dict[str, object]], None]
 
 
 class Device:
-    """Accepts one connection at a time and keeps it."""
+    """`happened` is told "device-plugged", "device-unplugged" and "device-refused", with what is known."""
 
-    def __init__(self, where: Places, config: Config, name: str, number: int) -> None:
-        self.path, self.cid = where.device(name), limits.FIRST_CID + number
-        self._where, self._config, self._name = where, config, name
+    def __init__(self, where: Places, config: Config, name: str, number: int, happened: Happened) -> None:
+        self.name, self.path, self.cid = name, where.device(name), limits.FIRST_CID + number
+        self._where, self._config, self._happened = where, config, happened
         self._listener: socket.socket | None = None
         self._connection: socket.socket | None = None
-        self._changed = asyncio.Event()
+        self._keys = -1  #: memfd: the keys of live streams, which the worker writes
+        self._plug = 0  #: counts connections
+        self._taken = 0  #: the last one that a worker has taken
+        self._state: m.DeviceState | None = None
+        self._descriptors: list[int] = []  #: of `_state`
+        self._worker: WorkerProcess | None = None
+        self._within = 0.0
+        self._changed = asyncio.Condition()
+        self._tasks: set[asyncio.Task[None]] = set()
 
     @property
     def plugged(self) -> bool:
+        """Says whether a front-end is connected."""
         return self._connection is not None
 
     async def wait_plugged(self, within: float) -> None:
-        """Raises TimeoutError."""
+        """Returns when a front-end is connected; raises TimeoutError."""
         await self._wait(True, within)
 
     async def wait_unplugged(self, within: float) -> None:
-        """Raises TimeoutError."""
         await self._wait(False, within)
 
     async def _wait(self, plugged: bool, within: float) -> None:
-        async with asyncio.timeout(within):
-            while self.plugged is not plugged:
-                self._changed.clear()
-                await self._changed.wait()
+        async with asyncio.timeout(within), self._changed:
+            await self._changed.wait_for(lambda: self.plugged is plugged)
 
     # ---- the socket ---------------------------------------------------------------------------------------------
 
     def listen(self) -> None:
-        """Raises OSError, HostError."""
+        """Takes front-ends from now on.  Raises OSError, HostError."""
         if self._listener is None:
-            self._listener = places.listen_for_device(self._where, self._name, self._config)
+            self._listener = places.listen_for_device(self._where, self.name, self._config)
             self._listener.setblocking(False)
             asyncio.get_running_loop().add_reader(self._listener, self._accept)
 
+    def _accept(self) -> None:
+        assert self._listener is not None
+        try:
+            connection, _ = self._listener.accept()
+        except OSError:
+            return
+        pid, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        peer: dict[str, object] = {"peer": f"unix uid={uid} pid={pid}"}
+        if self._connection is not None:
+            connection.close()
+            self._happened("device-refused", {**peer, "why": "the module is the device of another virtual machine"})
+            return
+        self._connection, self._keys = connection, _new_keys()
+        self._plug += 1
+        self._happened("device-plugged", {**peer, "cid": self.cid})
+        self._told_change()
+        self._give()
+
+    # ---- the worker ---------------------------------------------------------------------------------------------
+
+    def serve(self, worker: WorkerProcess, within: float) -> None:
+        """A new worker serves: it becomes the device, if there is one."""
+        self._worker, self._within = worker, within
+        self._give()
+
+    def succeeded(self, worker: WorkerProcess, within: float) -> None:
+        """Another worker has taken the device over from the one before, if that had it."""
+        self._worker, self._within = worker, within
+        if self._taken != self._plug:
+            self._give()
+
+    async def adopt(self, worker: WorkerProcess, within: float) -> None:
+        """Learns what device an earlier supervisor's worker is.  Raises LinkClosed, TimeoutError, WorkerFault."""
+        self._worker, self._within = worker, within
+        try:
+            state, descriptors = await worker.plugged(within)
+        except PeerError:
+            return  # of a release without devices
+        if not descriptors:
+            return
+        if len(descriptors) != state.descriptors or len(descriptors) < 2:
+            _close(descriptors)
+            raise WorkerFault("it gave other descriptors of its device back than it says")
+        self._drop()
+        self._connection, self._keys = socket.socket(fileno=descriptors[0]), descriptors[1]
+        self._plug = self._taken = state.plug
+        self._state, self._descriptors = state, descriptors[2:]
+        self._told_change()
+
+    def _give(self) -> None:
+        if self._connection is not None and self._worker is not None:
+            task = asyncio.get_running_loop().create_task(self._plug_in(self._worker, self._plug))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _plug_in(self, worker: WorkerProcess, plug: int) -> None:
+        assert self._connection is not None
+        descriptors = [self._connection.fileno(), self._keys, *self._descriptors]
+        state = self._state.state if self._state else b""
+        try:
+            await worker.plug(m.PlugDevice(plug, self.cid, state, len(descriptors)), descriptors, self._within)
+            self._taken = plug
+        except PeerError as error:
+            if error.error.reason != m.REASON_PHASE:  # else its successor takes it
+                self._unplug(plug, error.error.detail)
+        except (LinkClosed, TimeoutError, errors.HostError):
+            _log.warning("module %s: its worker did not take the device; the next one will", self.name)
+
+    def told(self, record: m.DeviceState | m.DeviceGone, descriptors: list[int]) -> None:
+        """What the worker says of it; the descriptors are ours."""
+        if record.plug != self._plug or self._connection is None:
+            _close(descriptors)
+        elif isinstance(record, m.DeviceState):
+            _close(self._descriptors)
+            self._state, self._descriptors = record, descriptors
+        else:
+            self._unplug(record.plug, record.why)
+
+    def _unplug(self, plug: int, why: str) -> None:
+        if plug == self._plug and self._connection is not None:
+            self._drop()
+            self._happened("device-unplugged", {"why": why})
+            self._told_change()
+
+    # ---- the end ------------------------------------------------------------------------------------------------
+
+    def lost_worker(self) -> None:
+        self._worker = None
+
     def close(self) -> None:
+        """Lets go of everything; the front-end is not told by that as long as a worker has the connection."""
+        self._worker = None
+        self._stop_listening()
+        self._drop()
+        self._told_change()
+
+    def _stop_listening(self) -> None:
         if self._listener is not None:
             asyncio.get_running_loop().remove_reader(self._listener)
             self._listener.close()
             self._listener = None
-        self._drop()
-
-    def _accept(self) -> None:
-        assert self._listener is not None
-        with contextlib.suppress(BlockingIOError, ConnectionError):
-            connection, _ = self._listener.accept()
-            if self._connection is not None:
-                connection.close()  # a module is in one guest
-                return
-            connection.setblocking(False)
-            self._connection = connection
-            asyncio.get_running_loop().add_reader(connection, self._read)
-            self._changed.set()
-
-    def _read(self) -> None:
-        assert self._connection is not None
-        try:
-            ended = not self._connection.recv(4096)
-        except BlockingIOError:
-            return
-        except OSError:
-            ended = True
-        if ended:
-            self._drop()
 
     def _drop(self) -> None:
         if self._connection is not None:
-            asyncio.get_running_loop().remove_reader(self._connection)
             self._connection.close()
-            self._connection = None
-            self._changed.set()
+            _close([self._keys])
+            self._connection, self._keys = None, -1
+        _close(self._descriptors)
+        self._state, self._descriptors = None, []
+
+    def _told_change(self) -> None:
+        async def notify() -> None:
+            async with self._changed:
+                self._changed.notify_all()
+
+        task = asyncio.get_running_loop().create_task(notify())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _new_keys() -> int:
+    """Memory for the keys of live streams, which can neither grow nor shrink."""
+    descriptor = os.memfd_create("stream-keys", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.ftruncate(descriptor, STREAM_KEYS_SIZE)
+    fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALS)
+    return descriptor
+
+
+def _close(descriptors: list[int]) -> None:
+    for descriptor in descriptors:
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
+    descriptors.clear()

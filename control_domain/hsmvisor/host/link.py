@@ -19,15 +19,15 @@ from typing import Any, TypeVar
 
 from hsmvisor_rpc.internal import messages as m
 from hsmvisor_rpc.internal.frames import Frame, FrameReader, Kind, encode_frame
+from hsmvisor_rpc.internal.phases import MAX_DESCRIPTORS
 from hsmvisor_rpc.sealed.canonical import MalformedRecord, Record
 
 R = TypeVar("R", bound=Record)
 
-_MAX_DESCRIPTORS = 4  #: that wait to be claimed by a reply
 _MAX_REQUESTS = 16  #: of the other end, that wait for our reply
 _READ = 256 * 1024
 _CREDENTIALS = struct.Struct("3i")
-_ANCILLARY = socket.CMSG_SPACE(8 * 4) + socket.CMSG_SPACE(_CREDENTIALS.size)
+_ANCILLARY = socket.CMSG_SPACE(MAX_DESCRIPTORS * 4) + socket.CMSG_SPACE(_CREDENTIALS.size)
 
 
 class LinkClosed(Exception):
@@ -149,7 +149,7 @@ class Link:
                 return
             for frame in self._reader.feed(data):
                 self._take(frame)
-            if len(self._descriptors) > _MAX_DESCRIPTORS:
+            if len(self._descriptors) > MAX_DESCRIPTORS:
                 raise Violation("descriptors that nobody expects")
         except (MalformedRecord, Violation) as error:
             self._close(error if isinstance(error, Violation) else Violation(f"malformed: {error}"))
@@ -199,6 +199,12 @@ class Link:
             _close_all(claimed)
         else:
             pending.answer.set_result((reply, claimed))
+
+    def claim(self, count: int) -> list[int]:
+        """For `on_notification`: returns the descriptors that came with it, the caller's to close.  Raises Violation."""
+        if count > len(self._descriptors):
+            raise Violation(f"{len(self._descriptors)} descriptors where {count} should be")
+        return [self._descriptors.popleft() for _ in range(count)]
 
     async def _serve(self, work: Coroutine[Any, Any, Record], frame: Frame) -> None:
         try:

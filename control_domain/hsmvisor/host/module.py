@@ -98,7 +98,7 @@ class Module:
         self._leaving: dict[asyncio.Task[None], WorkerProcess] = {}  #: predecessors on their way out
         self.ending = asyncio.Lock()  #: held by who destroys it
         self._keeper: asyncio.Task[None] | None = None
-        self.device = Device(surroundings.places, surroundings.config, row.name, row.number)
+        self.device = Device(surroundings.places, surroundings.config, row.name, row.number, self._happened_to_device)
         self.attachment: AttachmentRow | None = None  #: into which guest it was plugged by us
         self._happenings = Happenings(row.name, surroundings.audit, surroundings.events)
 
@@ -182,6 +182,7 @@ class Module:
         worker, self._worker = self._worker, None
         assert worker is not None
         self._is_serving.clear()
+        self.device.lost_worker()
         worker.leave()
         self.restarts += 1
         self._deaths.append(asyncio.get_running_loop().time())
@@ -239,6 +240,12 @@ class Module:
         except TimeoutError:
             raise WorkerFault(f"it did not answer within {within:.0f} s") from None
         self._serves(booted.recipient, booted.root, booted.report)
+        self.device.serve(worker, within)
+
+    def _happened_to_device(self, kind: str, detail: dict[str, object]) -> None:
+        self._s.audit.note(f"module.{kind}", who="guest", module=self.name, result="told", detail=detail)
+        self._s.events.emit(kind, self.name, detail)
+        self._changed(self)
 
     async def _spawn(self, within: float, successor: bool = False) -> WorkerProcess:
         """Forks a worker and has its storage key written into its pipe, at the same time."""
@@ -258,7 +265,7 @@ class Module:
                     else:
                         self._worker = worker
                     places.write_note(self._s.places.note(self.module_id, successor), forked.pid)
-                    worker.connect(control_path, self._store, self._happenings.told)
+                    worker.connect(control_path, self._store, self._happenings.told, self.device.told)
                 finally:
                     await derived
         finally:
@@ -289,16 +296,17 @@ class Module:
         worker = self._worker = WorkerProcess(self.name, *noted, None)
         within = self._s.config.workers.start_timeout_seconds
         try:
-            worker.connect(self._s.places.control(self.module_id), self._store, self._happenings.told)
+            worker.connect(self._s.places.control(self.module_id), self._store, self._happenings.told, self.device.told)
             attached, descriptors = await worker.attach(self._version, within)
             self._guest = returned_listener(descriptors, str(self._s.places.guest(self.name)))
             if attached.module_id != self.module_id or attached.phase != Phase.SERVING:
                 raise WorkerFault(f"it is in phase {attached.phase}")
+            self.device.listen()
+            await self.device.adopt(worker, within)
         except (WorkerFault, LinkClosed, PeerError, TimeoutError, OSError) as error:
             _log.warning("module %s: worker %d is not adopted but replaced: %s", self.name, worker.pid, str(error) or "no answer")
             await self._end_worker(0)
             return False
-        self.device.listen()
         _log.info("module %s: worker %d is adopted", self.name, worker.pid)
         self._s.events.emit("worker-adopted", self.name, {"pid": worker.pid})
         self._serves(attached.recipient, attached.root, attached.report)
@@ -330,6 +338,7 @@ class Module:
             places.succeed(self._s.places, self.module_id)
             self._worker, self._successor = new, None
             self._serves(booted.recipient, booted.root, booted.report)
+            self.device.succeeded(new, within)
             self._see_out(old, linger)
             now = time.monotonic()
             return Upgraded(old.pid, new.pid, handed.applications, handed.connections, handed.lingering, now - began, now - frozen)

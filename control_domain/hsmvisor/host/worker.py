@@ -19,7 +19,7 @@ from hsmvisor.host import errors, limits
 from hsmvisor.host.link import Link, LinkClosed, PeerError, Violation
 from hsmvisor_rpc.internal import messages as m
 from hsmvisor_rpc.internal.frames import Frame
-from hsmvisor_rpc.internal.phases import WORKER_MAY, Phase, by_type
+from hsmvisor_rpc.internal.phases import MAX_DESCRIPTORS, WORKER_MAY, Phase, by_type, descriptors_of
 from hsmvisor_rpc.sealed.canonical import MalformedRecord, Record, record_type
 
 R = TypeVar("R", bound=Record)
@@ -27,6 +27,7 @@ _log = logging.getLogger(__name__)
 
 Store = Callable[[m.StoreState], Awaitable[None]]
 Told = Callable[[m.Event], None]
+DeviceTold = Callable[[m.DeviceState | m.DeviceGone, list[int]], None]  #: the descriptors are its own to close
 
 
 class WorkerFault(Exception):
@@ -44,12 +45,13 @@ class WorkerProcess:
         self._link: Link | None = None
         self._store: Store | None = None
         self._told: Told | None = None
+        self._device: DeviceTold | None = None
         self._ended = asyncio.Event()
         asyncio.get_running_loop().add_reader(pidfd, self._process_ended)
 
     # ---- beginning ----------------------------------------------------------------------------------------------
 
-    def connect(self, path: Path, store: Store, told: Told) -> None:
+    def connect(self, path: Path, store: Store, told: Told, device: DeviceTold | None = None) -> None:
         """Connects to its control socket, which listens from before it was forked.  Raises OSError."""
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         sock.setblocking(False)
@@ -58,7 +60,7 @@ class WorkerProcess:
         except OSError:
             sock.close()
             raise
-        self._store, self._told = store, told
+        self._store, self._told, self._device = store, told, device
         self._link = Link(sock, self._closed, self._asked, self._notified)
         self._link.expected_pid = self.pid
 
@@ -117,6 +119,14 @@ class WorkerProcess:
         booted, _ = await self._ask(succeed, m.Booted, within, give=[sock.fileno()])
         self.phase = Phase.SERVING
         return booted
+
+    async def plug(self, plug: m.PlugDevice, descriptors: Sequence[int], within: float) -> None:
+        """Has it be the device of the front-end at the other end of the first descriptor."""
+        await self._ask(plug, m.Done, within, give=descriptors)
+
+    async def plugged(self, within: float) -> tuple[m.DeviceState, list[int]]:
+        """Returns the device that it is, with the descriptors of PlugDevice; without descriptors it is none."""
+        return await self._ask(m.QueryDevice(), m.DeviceState, within, take=MAX_DESCRIPTORS)
 
     # ---- asking -------------------------------------------------------------------------------------------------
 
@@ -177,9 +187,12 @@ class WorkerProcess:
 
     def _notified(self, frame: Frame) -> None:
         record = self._allowed(frame)
-        if not isinstance(record, m.Event) or record.kind not in m.EVENT_KINDS or self._told is None:
+        if isinstance(record, (m.DeviceState, m.DeviceGone)) and self._device is not None and self._link is not None:
+            self._device(record, self._link.claim(descriptors_of(record)))
+        elif isinstance(record, m.Event) and record.kind in m.EVENT_KINDS and self._told is not None:
+            self._told(record)
+        else:
             raise Violation(f"{record.TYPE} as a notification")
-        self._told(record)
 
     def _closed(self, violation: Violation | None) -> None:
         """Without its connection it is not ours any more, whoever's fault that is."""

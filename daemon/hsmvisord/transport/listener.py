@@ -63,7 +63,7 @@ class Listener:
             except OSError:
                 self.reactor.accept(False)  # no descriptors left: until the next sweep
                 return
-            self._start(sock)
+            self._start(sock, peer_of(sock))
 
     def end_accepting(self) -> None:
         self._stopping = True
@@ -73,11 +73,14 @@ class Listener:
         if not self._stopping and len(self._over) < limits.MAX_REFUSED:
             self.reactor.accept(True)
 
-    def _start(self, sock: socket.socket) -> None:
+    def _start(self, sock: socket.socket, peer: str) -> None:
         refused = len(self._connections) >= self._token.settings.max_connections
+        if refused and len(self._over) >= limits.MAX_REFUSED:  # of one that came by another way than the backlog
+            sock.close()
+            return
         self.refused += refused
         self.accepted += 1
-        self.add(Connection(sock, peer_of(sock), self._token, self._parking, refused, self._opened))
+        self.add(Connection(sock, peer, self._token, self._parking, refused, self._opened))
 
     def add(self, connection: Connection) -> None:
         (self._over if connection.refused else self._connections).add(connection)
@@ -96,6 +99,10 @@ class Listener:
             self._closed(connection)
 
     # ---- any thread ---------------------------------------------------------------------------------------------
+
+    def take(self, sock: socket.socket, peer: str) -> None:
+        """A connection that came by another way than the listening socket; over the limit it is closed."""
+        self.reactor.tell(partial(self._start, sock, peer))
 
     def stop(self) -> None:
         """No new connections; those there are stay."""

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from hsmvisor_rpc.internal import messages as m
 from hsmvisor_rpc.internal.frames import Frame, FrameReader, Kind, encode_frame
-from hsmvisor_rpc.internal.phases import SUPERVISOR_MAY, WITH_DESCRIPTOR, Phase, by_type
+from hsmvisor_rpc.internal.phases import MAX_DESCRIPTORS, SUPERVISOR_MAY, Phase, by_type, descriptors_of
 from hsmvisor_rpc.sealed.canonical import MalformedRecord, Record, record_type
 
 from hsmvisord import limits
@@ -30,7 +30,7 @@ class Incoming:
     """One request of the supervisor, to be answered with `reply`."""
 
     message: Record
-    descriptor: int  #: that came with it; -1 = none
+    descriptors: list[int]  #: that came with it; the receiver's to close
     reply: Callable[[Record, list[int]], None]
 
 
@@ -78,7 +78,7 @@ class Link:
         with self._changed:
             self._sock = sock
         while True:
-            data, ancillary, _, _ = sock.recvmsg(1 << 16, socket.CMSG_SPACE(16), socket.MSG_CMSG_CLOEXEC)
+            data, ancillary, _, _ = sock.recvmsg(1 << 16, socket.CMSG_SPACE(4 * MAX_DESCRIPTORS), socket.MSG_CMSG_CLOEXEC)
             for level, kind, content in ancillary:
                 if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
                     self._descriptors += array.array("i", content[: len(content) - len(content) % 4])
@@ -113,8 +113,9 @@ class Link:
                 self._attached += 1
                 self._stored_version = message.stored_version
                 self._changed.notify_all()
-        descriptor = self._descriptors.pop(0) if kind in WITH_DESCRIPTOR and self._descriptors else -1
-        self.requests.put(Incoming(message, descriptor, reply))
+        count = descriptors_of(message)
+        descriptors, self._descriptors = self._descriptors[:count], self._descriptors[count:]
+        self.requests.put(Incoming(message, descriptors, reply))
 
     # ---- any thread ---------------------------------------------------------------------------------------------
 
@@ -155,6 +156,14 @@ class Link:
                 del self._events[0]
                 self._dropped += 1
             self._events.append(event)
+
+    def announce(self, record: Record, descriptors: list[int]) -> None:
+        """Sends a notification at once; without a supervisor nobody hears it, and the next one asks."""
+        with self._changed:
+            sock = self._sock if self._attached else None
+        if sock is not None:
+            with contextlib.suppress(OSError):
+                self._send(sock, Frame(0, Kind.NOTIFICATION, record.encode()), descriptors)
 
     def flush(self) -> None:
         """Sends the queued events if a supervisor is attached."""

@@ -38,8 +38,10 @@ from hsmvisord.token.token import Settings, Token
 from hsmvisord.transport.connection import Connection
 from hsmvisord.transport.listener import Listener
 from hsmvisord.transport.parking import Parking
+from hsmvisord.transport.vsock.memory import close_descriptors
 from hsmvisord.worker import reports, sandbox
 from hsmvisord.worker.link import Incoming, Link, Refused
+from hsmvisord.worker.plug import NoDevice, Plug
 from hsmvisord.worker.settings import parse_settings
 from hsmvisord.worker.succession import Arrival, Departure, Stream, SuccessionFailed, looks
 from hsmvisord.worker.visits import Visits
@@ -62,6 +64,7 @@ class Module:
         self._wake = threading.Event()
         self._destroyed = False
         self._departure: Departure | None = None
+        self._plug = Plug(self._take_stream, link.announce)
 
     def start(self) -> None:
         memory.start_thread("commands", self._commands)
@@ -88,6 +91,8 @@ class Module:
                 reply = self._attached()
                 if self._link.phase is Phase.SERVING:
                     descriptors = [self._guest.fileno()]
+            elif isinstance(incoming.message, m.QueryDevice):
+                reply, descriptors = self._plug.query()
             else:
                 reply = self._carry_out(incoming)
         except Refusal as refusal:
@@ -96,6 +101,8 @@ class Module:
             reply = m.Error(m.REASON_STORAGE, str(error))
         except SuccessionFailed as error:
             reply = m.Error(m.REASON_SUCCESSION, str(error))
+        except NoDevice as error:
+            reply = m.Error(m.REASON_DEVICE, str(error))
         except (UnsealError, MalformedRecord) as error:
             reply = m.Error(m.REASON_UNSEALED, str(error))
         except ValueError as error:
@@ -104,6 +111,8 @@ class Module:
             self._fault(type(incoming.message).__name__, error)
             reply = m.Error(m.REASON_INTERNAL, f"{type(error).__name__} in the worker")
         incoming.reply(reply, descriptors)
+        if isinstance(incoming.message, m.QueryDevice):
+            close_descriptors(descriptors)
         if isinstance(incoming.message, m.Shutdown):
             os._exit(0)
         if self._link.phase is Phase.LEAVING and self._departure is not None:
@@ -136,9 +145,12 @@ class Module:
             case m.Boot():
                 return self._boot(message)
             case m.Succeed():
-                return self._succeed(message, Stream(socket.socket(fileno=incoming.descriptor)))
+                return self._succeed(message, Stream(_socket(incoming.descriptors)))
             case m.HandOver():
-                return self._hand_over(Stream(socket.socket(fileno=incoming.descriptor)), message.linger_ms / 1000)
+                return self._hand_over(Stream(_socket(incoming.descriptors)), message.linger_ms / 1000)
+            case m.PlugDevice():
+                self._plug.plug(message.plug, message.cid, message.state, incoming.descriptors)
+                return m.Done()
             case m.Shutdown():
                 self._link.phase = Phase.CLOSING
                 self._drain(message.drain_ms / 1000)
@@ -298,7 +310,7 @@ class Module:
         settings = parse_settings(message.settings)
         keystore = self._load(message.host_id, message.version, Vault(self._spawn.module_id, self._storage_key()))
         token, listener = self._make_token(keystore, settings)
-        arrival = Arrival(token, listener, stream, self._connection)
+        arrival = Arrival(token, listener, stream, self._connection, self._plug)
         stream.say_ready()
         more = arrival.take()
         listener.start()
@@ -306,6 +318,11 @@ class Module:
         if more:
             memory.start_thread("arrival", partial(self._take_late, arrival))
         return self._booted(keystore, operations_lost=arrival.operations_lost)
+
+    def _take_stream(self, sock: socket.socket, peer: str) -> None:
+        """Of the virtual machine."""
+        assert self._listener is not None, "the phase table lets no device in before"
+        self._listener.take(sock, peer)
 
     def _connection(self, sock: socket.socket, peer: str, refused: bool) -> Connection:
         assert self._token is not None
@@ -320,12 +337,14 @@ class Module:
     def _hand_over(self, stream: Stream, linger: float) -> m.HandedOver:
         assert self._token is not None and self._listener is not None, "the phase table lets nothing else through"
         stream.await_ready()
-        departure = Departure(self._token, self._listener, stream, linger)
+        departure = Departure(self._token, self._listener, stream, self._plug, linger)
         self._listener.end_lanes()
         try:
+            departure.give_device()
             lingering = self._listener.reactor.ask(departure.begin)
         except SuccessionFailed:
             self._listener.go_on()
+            self._plug.resume()
             raise
         self._link.phase, self._departure = Phase.LEAVING, departure
         return m.HandedOver(departure.applications, departure.connections, lingering)
@@ -388,3 +407,10 @@ class Module:
             frame = frame.tb_next
         place = f"{os.path.basename(frame.tb_frame.f_code.co_filename)}:{frame.tb_lineno}" if frame else "?"
         print(f"module {self._spawn.name}: fault in {what}: {type(error).__name__} at {place}", file=sys.stderr, flush=True)
+
+
+def _socket(descriptors: list[int]) -> socket.socket:
+    if len(descriptors) != 1:
+        close_descriptors(descriptors)
+        raise SuccessionFailed("there is no socket to the other worker")
+    return socket.socket(fileno=descriptors[0])

@@ -56,7 +56,6 @@ def load() -> str:
     rules.add_rule(pyseccomp.ALLOW, "clone", of(0, masked, CLONE_THREAD, CLONE_THREAD))
     for name in ("mmap", "mprotect"):  # all code is there: nothing becomes code
         rules.add_rule(pyseccomp.ALLOW, name, of(2, masked, mmap.PROT_EXEC, 0))
-    rules.add_rule(pyseccomp.ALLOW, "socketpair", of(0, equal, socket.AF_UNIX))  # a stream of a device: both ends are ours
     rules.add_rule(pyseccomp.ALLOW, "prlimit64", of(0, equal, 0))  # its own limits, its own threads
     rules.add_rule(pyseccomp.ALLOW, "tgkill", of(0, equal, os.getpid()))
     for name in REFUSED:
@@ -80,6 +79,8 @@ def _allowing(otherwise: Any) -> tuple[Any, int]:
     names = [name for group in ALLOWED.values() for name in group]
     for name in names:
         rules.add_rule(pyseccomp.ALLOW, name)
+    only_ours = pyseccomp.Arg(0, pyseccomp.EQ, socket.AF_UNIX)  # a stream of a device: both ends are the worker's
+    rules.add_rule(pyseccomp.ALLOW, "socketpair", only_ours)
     # clone3 keeps its flags in memory, where a filter cannot look; libc then takes clone.
     rules.add_rule(pyseccomp.ERRNO(errno.ENOSYS), "clone3")
     return rules, len(names)

@@ -29,12 +29,16 @@ from hsmvisord.token.token import Token
 from hsmvisord.transport.connection import Connection, Ended
 from hsmvisord.transport.connection import Saved as SavedConnection
 from hsmvisord.transport.listener import Listener
+from hsmvisord.worker.plug import NoDevice, Plug
 
 PATIENCE = 60.0  #: seconds that one of the two waits for the other; longer than the host lets applications linger
+_AT_ONCE = 128  #: descriptors in one message (unix(7), SCM_RIGHTS: 253)
 LOOK = 0.02  #: seconds between looks at those that linger
 
 _LENGTH = struct.Struct(">I")
-_RECORDS: dict[str, type[Record]] = {r.TYPE: r for r in (h.SavedModule, h.SavedApplication, h.SavedConnection, h.Pause)}
+_RECORDS: dict[str, type[Record]] = {
+    record.TYPE: record for record in (h.SavedModule, h.SavedDevice, h.Descriptors, h.SavedApplication, h.SavedConnection, h.Pause)
+}
 
 
 class SuccessionFailed(Exception):
@@ -73,7 +77,7 @@ class Stream:
                     del self._buffer[: 4 + size]
                     return self._decoded(payload)
             try:
-                data, ancillary, _, _ = self._sock.recvmsg(1 << 16, socket.CMSG_SPACE(64), socket.MSG_CMSG_CLOEXEC)
+                data, ancillary, _, _ = self._sock.recvmsg(1 << 16, socket.CMSG_SPACE(4 * _AT_ONCE), socket.MSG_CMSG_CLOEXEC)
             except OSError as error:
                 raise SuccessionFailed(f"nothing comes: {error}") from None
             for level, kind, content in ancillary:
@@ -126,14 +130,25 @@ class Departure:
     token: Token
     listener: Listener
     stream: Stream
+    plug: Plug
     linger: float  #: seconds that an application with a long operation is served on
     applications: int = 0
     connections: int = 0
 
+    def give_device(self) -> None:
+        """First of all; by a thread that may wait.  The device stands still from now on.  Raises SuccessionFailed."""
+        self.stream.send(h.SavedModule(self.token.epoch, self.token.slot_events))
+        suspended = self.plug.suspend()
+        if suspended is not None:
+            plug, cid, state, descriptors = suspended
+            self.stream.send(h.SavedDevice(plug, cid, state, len(descriptors)), descriptors[:_AT_ONCE])
+            for start in range(_AT_ONCE, len(descriptors), _AT_ONCE):
+                more = descriptors[start : start + _AT_ONCE]
+                self.stream.send(h.Descriptors(len(more)), more)
+
     def begin(self) -> int:
         """Gives what can be given at once; returns how many applications linger.  Raises SuccessionFailed."""
         self.listener.end_accepting()
-        self.stream.send(h.SavedModule(self.token.epoch, self.token.slot_events))
         lingering = self.give(False)
         self.stream.send(h.Pause(lingering))
         return lingering
@@ -229,9 +244,9 @@ class Arrival:
     """Takes what the old worker gives.  `make` makes a connection of a socket; `count` sees each one."""
 
     def __init__(
-        self, token: Token, listener: Listener, stream: Stream, make: Callable[[socket.socket, str, bool], Connection]
+        self, token: Token, listener: Listener, stream: Stream, make: Callable[[socket.socket, str, bool], Connection], plug: Plug
     ) -> None:
-        self._token, self._listener, self._stream, self._make = token, listener, stream, make
+        self._token, self._listener, self._stream, self._make, self._plug = token, listener, stream, make, plug
         self._applications: dict[bytes, Application] = {}
         self._operations: dict[bytes, tuple[bytes, ...]] = {}
         self.operations_lost = 0
@@ -244,6 +259,8 @@ class Arrival:
                     return record.lingering > 0
                 case h.SavedModule():
                     self._token.epoch, self._token.slot_events = record.epoch, record.slot_events
+                case h.SavedDevice():
+                    self._take_device(record)
                 case h.SavedApplication():
                     self._take_application(record)
                 case h.SavedConnection():
@@ -254,6 +271,16 @@ class Arrival:
     def _add(self, connection: Connection, saved: SavedConnection) -> None:
         self._listener.add(connection)
         connection.revive(saved)
+
+    def _take_device(self, record: h.SavedDevice) -> None:
+        for _ in range(-(-record.descriptors // _AT_ONCE) - 1):
+            if not isinstance(self._stream.receive(), h.Descriptors):
+                raise SuccessionFailed("a device without all of its descriptors")
+        descriptors = [self._stream.descriptor() for _ in range(record.descriptors)]
+        try:
+            self._plug.plug(record.plug, record.cid, record.state, descriptors)
+        except NoDevice as error:
+            raise SuccessionFailed(str(error)) from None
 
     def _take_application(self, record: h.SavedApplication) -> None:
         numbers = record.sessions

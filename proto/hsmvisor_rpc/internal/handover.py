@@ -1,7 +1,8 @@
 """What a worker hands to its successor: the records on the socket between the two, in this order.
 
-    SavedModule, then for each application SavedApplication and its SavedConnections (each with its socket as descriptor),
-    then Pause.  Applications that could not be handed over at once follow, and then the end of the stream.
+    SavedModule, SavedDevice if the module is one, then for each application SavedApplication and its SavedConnections (each
+    with its socket as descriptor), then Pause.  Applications that could not be handed over at once follow, and then the end of
+    the stream.
 
 Each record is framed by its length, `u32` big-endian.  The successor trusts none of it further than it would its guest.
 """
@@ -21,6 +22,26 @@ class SavedModule(Record):
     TYPE: ClassVar[str] = "saved-module"
     epoch: int
     slot_events: int
+
+
+@dataclass(frozen=True)
+class SavedDevice(Record):
+    """Descriptors: the connection of the front-end, the memory of stream keys, and those of `state`
+    (hsmvisord/transport/vsock/saved.py); as many as one message bears, the others with Descriptors records that follow."""
+
+    TYPE: ClassVar[str] = "saved-device"
+    plug: int
+    cid: int
+    state: bytes = field(repr=False)
+    descriptors: int
+
+
+@dataclass(frozen=True)
+class Descriptors(Record):
+    """More of them."""
+
+    TYPE: ClassVar[str] = "descriptors"
+    count: int
 
 
 @dataclass(frozen=True)

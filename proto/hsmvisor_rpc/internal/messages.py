@@ -33,6 +33,7 @@ REASON_PHASE = "PHASE"  #: not allowed in this phase
 REASON_STORAGE = "STORAGE"  #: the state could not be stored; nothing has changed
 REASON_INTERNAL = "INTERNAL"
 REASON_UNSEALED = "UNSEALED"  #: the sealed state does not open, or is not what was acknowledged
+REASON_DEVICE = "DEVICE"  #: it cannot be the device; the front-end's connection is of no use
 REASON_SUCCESSION = "SUCCESSION"  #: the connections could not be handed over
 
 
@@ -254,6 +255,25 @@ class HandedOver(Record):
 
 
 @dataclass(frozen=True)
+class PlugDevice(Record):
+    """A virtual machine's front-end is connected: be its device.  Descriptors: the connection, the memory of stream keys, and those
+    of `state` (which an earlier worker told in DeviceState; empty: the front-end begins).  -> Done"""
+
+    TYPE: ClassVar[str] = "plug-device"
+    plug: int  #: tells this connection from earlier and later ones
+    cid: int  #: the guest's address
+    state: bytes
+    descriptors: int
+
+
+@dataclass(frozen=True)
+class QueryDevice(Record):
+    """-> DeviceState, with the connection and the memory of stream keys before its descriptors; without any, it is no device"""
+
+    TYPE: ClassVar[str] = "query-device"
+
+
+@dataclass(frozen=True)
 class Shutdown(Record):
     """Drain operations for at most `drain_ms` and end.  -> Done"""
 
@@ -286,6 +306,25 @@ class Event(Record):
     kind: str  #: one of EVENT_KINDS
     at_ms: int  #: milliseconds since 1970
     report: str
+
+
+@dataclass(frozen=True)
+class DeviceState(Record):
+    """Notification: what the front-end has told of memory and rings, all that another worker needs to go on.  With descriptors."""
+
+    TYPE: ClassVar[str] = "device-state"
+    plug: int
+    state: bytes  #: not understood by who keeps it (hsmvisord/transport/vsock/saved.py)
+    descriptors: int
+
+
+@dataclass(frozen=True)
+class DeviceGone(Record):
+    """Notification: the front-end is gone, or what it did ended the device."""
+
+    TYPE: ClassVar[str] = "device-gone"
+    plug: int
+    why: str
 
 
 EVENT_KINDS = frozenset(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 
 from hsmvisor_rpc.internal import messages as m
-from hsmvisor_rpc.sealed.canonical import Record
+from hsmvisor_rpc.sealed.canonical import MalformedRecord, Record
 
 
 class Phase(enum.StrEnum):
@@ -29,23 +29,40 @@ SUPERVISOR_MAY: dict[Phase, frozenset[type[Record]]] = {
     Phase.BOOTING: _ALWAYS,
     Phase.SERVING: _ALWAYS
     | {m.Execute, m.QueryStatus, m.QueryStatistics, m.Configure, m.SetPin, m.SetTokenPresent}
-    | {m.Freeze, m.Thaw, m.HandOver},
+    | {m.Freeze, m.Thaw, m.HandOver}
+    | {m.PlugDevice, m.QueryDevice},
     Phase.LEAVING: _ALWAYS,
     Phase.CLOSING: _ALWAYS,
 }
 
-#: What a worker may ask or tell the supervisor: StoreState as a request, Event as a notification.  One that is told to shut down
-#: may have sent a change before it heard of that.
+#: What a worker may ask or tell the supervisor: StoreState as a request, the others as notifications.  One that is told to shut
+#: down may have sent a change before it heard of that.
 WORKER_MAY: dict[Phase, frozenset[type[Record]]] = {
     Phase.EMPTY: frozenset(),
-    Phase.BOOTING: frozenset({m.StoreState, m.Event}),
-    Phase.SERVING: frozenset({m.StoreState, m.Event}),
+    Phase.BOOTING: frozenset({m.StoreState, m.Event, m.DeviceState, m.DeviceGone}),
+    Phase.SERVING: frozenset({m.StoreState, m.Event, m.DeviceState, m.DeviceGone}),
     Phase.LEAVING: frozenset({m.Event}),
-    Phase.CLOSING: frozenset({m.StoreState, m.Event}),
+    Phase.CLOSING: frozenset({m.StoreState, m.Event, m.DeviceState, m.DeviceGone}),
 }
 
-#: Requests that come with a descriptor.
-WITH_DESCRIPTOR: frozenset[type[Record]] = frozenset({m.Succeed, m.HandOver})
+#: Descriptors that one message may carry: those of a device with eight regions and two rings, its connection and its keys.
+MAX_DESCRIPTORS = 16
+
+#: Bytes of the memory where a worker notes the keys of live streams: 1,024 of them (hsmvisord/limits.py, MAX_STREAMS).
+STREAM_KEYS_SIZE = 1024 * 8
+
+_WITH_ONE = (m.Succeed, m.HandOver)
+_WITH_SOME = (m.PlugDevice, m.DeviceState)
+
+
+def descriptors_of(record: Record) -> int:
+    """Returns how many descriptors come with it.  Raises MalformedRecord."""
+    if isinstance(record, _WITH_SOME):
+        if not 0 <= record.descriptors <= MAX_DESCRIPTORS:
+            raise MalformedRecord(f"a {record.TYPE} with {record.descriptors} descriptors")
+        return record.descriptors
+    return int(isinstance(record, _WITH_ONE))
+
 
 LAUNCHER_MAY_BE_ASKED: frozenset[type[Record]] = frozenset({m.Spawn, m.LauncherStatus})
 PROVIDER_MAY_BE_ASKED: frozenset[type[Record]] = frozenset({m.DeriveKey, m.ProviderStatus})

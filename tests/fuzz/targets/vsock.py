@@ -18,8 +18,8 @@ from hsmvisord.wire.virtqueue import BadAddress, BrokenQueue, Virtqueue
 
 INVARIANT = (
     "a message is decoded or BrokenMessage, and what a successor is told of it decodes to itself; a chain is bounded and inside of "
-    "the memory or BrokenQueue; streams, what waits in them and RST stay within their limits, and a packet to the guest is of a stream "
-    "that it knows, or RST; nothing else is raised"
+    "the memory or BrokenQueue; streams, what waits in them and RST stay within their limits, and a packet to the guest is of a "
+    "stream that it knows, or RST; nothing else is raised"
 )
 MAX_LENGTH = 1500
 CID, PORT, NUM, SIZE = 1027, 9111, 8, 4096
