@@ -23,7 +23,7 @@ WITHIN = 30
 
 @pytest.fixture(scope="module")
 def host() -> Iterator[HostProcess]:
-    with HostProcess(module="support.host_with_scripted_device") as host:
+    with HostProcess() as host:
         yield host
 
 

@@ -33,7 +33,7 @@ class Walked(HostProcess):
     """A host with a key for each role, and one for nobody."""
 
     def __init__(self) -> None:
-        super().__init__(module="support.host_with_scripted_device")
+        super().__init__()
         rows = ""
         for name in ("", *Role):
             path = self.directory / f"key-{name or 'nobody'}"

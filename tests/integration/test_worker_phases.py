@@ -16,14 +16,16 @@ import pytest
 from hsmvisor.host.worker import WorkerProcess
 from hsmvisor_rpc.internal import messages as m
 from hsmvisor_rpc.internal.frames import Frame, FrameReader, Kind, encode_frame
-from hsmvisor_rpc.internal.phases import WORKER_MAY, Phase
-from hsmvisor_rpc.sealed.canonical import Record
+from hsmvisor_rpc.internal.phases import MAX_DESCRIPTORS, WORKER_MAY, Phase, descriptors_of
+from hsmvisor_rpc.sealed.canonical import MalformedRecord, Record
 from support.host_process import gone
 
 #: By hand, beside the table: what a worker may say, in which form, in which phases.  None: adopted, its phase not yet known.
 MAY: dict[tuple[type[Record], Kind], set[Phase | None]] = {
     (m.StoreState, Kind.REQUEST): {None, Phase.BOOTING, Phase.SERVING, Phase.CLOSING},
     (m.Event, Kind.NOTIFICATION): {None, Phase.BOOTING, Phase.SERVING, Phase.LEAVING, Phase.CLOSING},
+    (m.DeviceState, Kind.NOTIFICATION): {None, Phase.BOOTING, Phase.SERVING, Phase.CLOSING},
+    (m.DeviceGone, Kind.NOTIFICATION): {None, Phase.BOOTING, Phase.SERVING, Phase.CLOSING},
 }
 PHASES: list[Phase | None] = [None, *Phase]
 ALL = [c for c in vars(m).values() if isinstance(c, type) and issubclass(c, Record) and c is not Record]
@@ -40,6 +42,7 @@ class Worker:
 
     def __init__(self, directory: Path, phase: Phase | None) -> None:
         self.told: list[Record] = []
+        self.withheld = 0  #: descriptors that do not come although their message says so
         self.process = subprocess.Popen(["sleep", "100"])
         path = directory / "control.sock"
         with socket.socket(socket.AF_UNIX) as listener:
@@ -47,7 +50,7 @@ class Worker:
             listener.listen()
             # the kernel says who speaks, and that is this process
             self.seen = WorkerProcess("walked", os.getpid(), os.pidfd_open(self.process.pid), phase)
-            self.seen.connect(path, self._store, self.told.append)
+            self.seen.connect(path, self._store, self.told.append, self._of_device)
             self.sock, _ = listener.accept()
         path.unlink()
         self.sock.setblocking(False)
@@ -55,10 +58,16 @@ class Worker:
     async def _store(self, change: m.StoreState) -> None:
         self.told.append(change)
 
+    def _of_device(self, record: m.DeviceState | m.DeviceGone, descriptors: list[int]) -> None:
+        self.told.append(record)
+        for descriptor in descriptors:
+            os.close(descriptor)
+
     async def says(self, kind: Kind, record: Record) -> str:
         """Returns `taken`, or why it was ended."""
         loop, reader = asyncio.get_running_loop(), FrameReader()
-        await loop.sock_sendall(self.sock, encode_frame(Frame(0 if kind is Kind.NOTIFICATION else 1, kind, record.encode())))
+        data = encode_frame(Frame(0 if kind is Kind.NOTIFICATION else 1, kind, record.encode()))
+        socket.send_fds(self.sock, [data], [self.sock.fileno()] * (descriptors_of(record) - self.withheld))
         for _ in range(500):
             if self.told:
                 if kind is Kind.REQUEST:
@@ -101,6 +110,25 @@ def test_the_table_is_what_stands_here() -> None:
     assert len(ALL) > 25
     for phase in Phase:
         assert WORKER_MAY[phase] == {record for (record, _), phases in MAY.items() if phase in phases}
+
+
+@pytest.mark.parametrize("count", [0, MAX_DESCRIPTORS, MAX_DESCRIPTORS + 1])
+def test_a_device_comes_with_its_descriptors(count: int, tmp_path: Path) -> None:
+    async def say(withheld: int) -> str:
+        worker = Worker(tmp_path, Phase.SERVING)
+        worker.withheld = withheld
+        try:
+            return await worker.says(Kind.NOTIFICATION, m.DeviceState(1, b"", count))
+        finally:
+            worker.end()
+
+    if count > MAX_DESCRIPTORS:
+        with pytest.raises(MalformedRecord):
+            asyncio.run(say(0))
+        return
+    assert asyncio.run(say(0)) == "taken"
+    if count:
+        assert asyncio.run(say(1)) == f"{count - 1} descriptors where {count} should be"
 
 
 @pytest.mark.parametrize("kind", ["root-shell", ""])

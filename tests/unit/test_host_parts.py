@@ -21,6 +21,7 @@ from hsmvisor.host.state import EventRow, State
 from hsmvisor.host.throttle import Throttle
 from hsmvisor_rpc.internal import messages as m
 from hsmvisor_rpc.internal.frames import Frame, Kind, encode_frame
+from hsmvisor_rpc.internal.phases import MAX_DESCRIPTORS
 from hsmvisor_rpc.sealed.refusal import Reason
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -288,8 +289,9 @@ def test_what_cannot_be_closes_the_link(data: bytes) -> None:
 def test_descriptors_that_nobody_expects_close_the_link() -> None:
     async def work(link: Link, theirs: socket.socket, ends: list[Any]) -> None:
         before = len(os.listdir("/proc/self/fd"))
-        for _ in range(5):
-            socket.send_fds(theirs, [b"\0"], [theirs.fileno()])
+        for count in (MAX_DESCRIPTORS, 1):
+            assert not ends
+            socket.send_fds(theirs, [b"\0"], [theirs.fileno()] * count)
             await asyncio.sleep(0.01)
         assert isinstance(ends[0], Violation)
         assert len(os.listdir("/proc/self/fd")) <= before
