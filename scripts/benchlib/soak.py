@@ -15,7 +15,7 @@ from typing import Any
 
 from support.certificates import PrivateKey, new_key
 from support.guest import Guest, library
-from support.host import Host
+from support.host import SETTINGS, Host
 from support.hostile import BEHAVIOURS
 from support.killing import kill_under_load
 from support.leaks import Needles
@@ -29,6 +29,9 @@ from support.vm import VirtualMachine
 from benchlib import report
 
 KEPT = 12
+
+#: Workers of another host service on this machine would count against the same limits of a user (RLIMIT_NPROC).
+USERS = "[workers]\nuid_base = 480000\n"
 
 
 def arguments() -> argparse.Namespace:
@@ -158,7 +161,7 @@ def main() -> int:
         if not count:
             continue
         print(f"soak: {name}", file=sys.stderr, flush=True)
-        host = Host()
+        host = Host(SETTINGS + USERS)
         try:
             results[name] = run(host.start())
         finally:
