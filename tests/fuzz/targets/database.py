@@ -63,7 +63,7 @@ def loop() -> asyncio.AbstractEventLoop:
 def run(data: bytes) -> None:
     given, content = Input(data), bytearray(good())
     while given.more:
-        at, words = int.from_bytes(given.take(2), "big") % len(content), given.take(4)
+        at, words = int.from_bytes(given.take(3), "big") % len(content), given.take(4)
         if words == b"\xff\xff\xff\xff":
             del content[max(1, at) :]
         else:
@@ -101,6 +101,6 @@ async def read_all(state: State) -> None:
 def seeds() -> dict[str, bytes]:
     size = len(good())
     places = {"header": 0, "version": 60, "application": 68, "schema": 100, "page": 4096, "middle": size // 2, "end": size - 8}
-    made = {f"{name}-{number}": place.to_bytes(2, "big") + words for name, place in places.items()
+    made = {f"{name}-{number}": place.to_bytes(3, "big") + words for name, place in places.items()
             for number, words in enumerate((b"\0\0\0\0", b"\x7f\0\1\2", b"\xff\xff\xff\xff"))}  # fmt: skip
     return made | {"whole": b""}
