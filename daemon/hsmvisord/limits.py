@@ -114,5 +114,5 @@ MAX_JOURNALS = 4 * 1024 * 1024  #: bytes of all that are not small
 PIN_BURST = 20  #: tries of a PIN that change the stored state (wrong ones, and the right one after them), at once
 PIN_RATE = 0.2  #: and a second after that; beyond, CKR_PIN_LOCKED
 EVENT_BACKLOG = 1000  #: events that wait for the supervisor; older ones are dropped, counted and told
-EVENT_BURST = 200  #: connections whose begin and end are told one by one, at once
+EVENT_BURST = 200  #: connections whose begin and end (or end alone, without an application) are told one by one, at once
 EVENT_RATE = 5.0  #: and a second after that; the others are counted and told together

@@ -19,6 +19,7 @@ from hsmvisord.keystore.keystore import Cause
 from hsmvisord.token.operations import SHORT, FindOperation
 from hsmvisord.token.secrets import secret_attributes
 from hsmvisord.token.statistics import Counters, total
+from hsmvisord.transport.connection import Connection, Ended
 from hsmvisord.transport.parking import Parking
 from hsmvisord.wire.calls import Attribute, BadMessage, Call, Mechanism, Request
 from hsmvisord.wire.frames import FrameBuffer, frame
@@ -254,7 +255,9 @@ def test_a_wrong_pin_before_each_right_one_changes_the_stored_state_only_so_ofte
 
 
 class Visitor:
-    """A connection as far as its telling goes."""
+    """A connection as far as its telling goes; its application began."""
+
+    told = True
 
     def __init__(self, bench: Bench) -> None:
         self.caller, self.why = Caller(bench.token(), NativeCodec(), "unix uid=1 pid=2"), "closed by the client"
@@ -272,14 +275,79 @@ def test_connections_beyond_the_rate_are_counted_and_told_together(bench: Bench)
         visits.ended(visitor)
     kinds = [kind for kind, _ in told]
     assert kinds.count("connection-opened") == kinds.count("connection-closed") == limits.EVENT_BURST
-    assert [report for kind, report in told if kind == "connections-suppressed"] == [{"began": 2, "ended": 0}]
+    assert [report for kind, report in told if kind == "connections-suppressed"] == [{"began": 2, "ended": 0, "refused": 0}]
     now += PAUSE
     visits.count()
     visits.count()
-    assert told[-1] == ("connections-suppressed", {"began": 2, "ended": 2})
+    assert told[-1] == ("connections-suppressed", {"began": 2, "ended": 2, "refused": 0})
     told.clear()
     visits.began(visitors[0])
     assert [kind for kind, _ in told] == ["connection-opened"], "the rate goes on"
+
+
+def visitor_of_none(bench: Bench, sent: bytes = b"", over: bool = False) -> Connection:
+    """A connection that ended before its application began; `sent` is all that came."""
+    ours, theirs = socket.socketpair()
+    parking = Parking(lambda: 0.0)
+    connection = Connection(ours, "unix uid=1 pid=2", bench.token(), parking, over, lambda connection: None)
+    theirs.sendall(sent)
+    theirs.shutdown(socket.SHUT_WR)
+    try:
+        while True:
+            connection.receive()
+            connection.work()
+    except Ended as end:
+        if not over:
+            connection.why = str(end)
+    connection.end()
+    theirs.close()
+    return connection
+
+
+@pytest.mark.parametrize(
+    ("sent", "over", "report"),
+    [
+        (b"", False, {"why": "closed by the client"}),
+        (b"\x80", False, {"greeting": 0x80, "why": "broken greeting: version 0 of the native dialect does not exist"}),
+        (b"\0", False, {"greeting": 0, "dialect": "p11-kit", "program": "", "pid": 0, "why": "closed by the client"}),
+        (b"\xff", False, {"greeting": 255, "dialect": "native", "program": "", "pid": 0, "why": "closed by the client"}),
+        (b"", True, {"why": f"over the limit of {limits.MAX_CONNECTIONS} connections"}),
+        (b"\x80", True, {"greeting": 0x80, "why": f"over the limit of {limits.MAX_CONNECTIONS} connections"}),
+    ],
+)
+def test_who_went_without_an_application_and_why(bench: Bench, sent: bytes, over: bool, report: dict[str, Any]) -> None:
+    told: list[tuple[str, dict[str, Any]]] = []
+    visits = Visits(lambda kind, **report: told.append((kind, report)), lambda: 1000.0)
+    visits.ended(visitor_of_none(bench, sent, over))
+    ((kind, said),) = told
+    said.pop("connection", None)
+    assert (kind, said) == ("connection-refused", {"peer": "unix uid=1 pid=2", **report})
+
+
+def test_ends_without_an_application_share_the_rate_of_the_others(bench: Bench) -> None:
+    now = 1000.0
+    told: list[tuple[str, dict[str, Any]]] = []
+    visits = Visits(lambda kind, **report: told.append((kind, report)), lambda: now)
+    begun: Any = Visitor(bench)
+    visits.began(begun)
+    probe = visitor_of_none(bench)
+    for _ in range(limits.EVENT_BURST - 1):
+        visits.ended(probe)
+    visits.count()
+    assert [kind for kind, _ in told] == ["connection-opened"] + ["connection-refused"] * (limits.EVENT_BURST - 1)
+    told.clear()
+    visits.ended(probe)
+    visits.ended(begun)
+    visits.count()
+    assert [kind for kind, _ in told] == ["connection-closed", "connections-suppressed"], "what began and was told ends so"
+    assert told[-1][1] == {"began": 0, "ended": 0, "refused": 1}
+    now += PAUSE
+    told.clear()
+    for _ in range(int(PAUSE * limits.EVENT_RATE) + 1):
+        visits.ended(probe)
+    visits.count()
+    assert [kind for kind, _ in told].count("connection-refused") == PAUSE * limits.EVENT_RATE
+    assert told[-1] == ("connections-suppressed", {"began": 0, "ended": 0, "refused": 2})
 
 
 def test_events_that_wait_for_a_supervisor_and_those_that_could_not() -> None:

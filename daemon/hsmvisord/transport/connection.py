@@ -64,10 +64,11 @@ class Connection:
         self, sock: socket.socket, peer: str, token: Token, parking: Parking, refused: bool, begun: Callable[[Connection], None]
     ) -> None:
         self.sock = sock
-        self._peer, self._token, self._parking, self._begun = peer, token, parking, begun
+        self.peer, self._token, self._parking, self._begun = peer, token, parking, begun
         self.refused = refused  #: over the limit
         self.caller: Caller | None = None
-        self.why = "closed by the client"
+        most = token.settings.max_connections
+        self.why = f"over the limit of {most} connections" if refused else "closed by the client"
         #: `overdue_at` while nothing is: one over the limit does not stay
         self._at_rest = monotonic() + limits.REFUSED_SECONDS if refused else _NEVER
         self.overdue_at = monotonic() + limits.GREETING_SECONDS  #: when it is closed unless its frame is whole by then
@@ -78,7 +79,7 @@ class Connection:
         self._long = False  #: the last request did
         self.alone = False  #: nobody else has asked for a while: what takes long keeps nobody waiting
         self.write_wanted: Callable[[Connection], None] = lambda connection: None  #: the reactor's: bytes wait for the socket
-        self._greeting = NOT_GREETED
+        self.greeting = NOT_GREETED  #: the client's first byte, also one that nobody understands
         self._buffer = FrameBuffer()
         self._frame: tuple[int, bytes, bytes] = _NOTHING  #: of the request that is being answered
         self._pending: Request | None = None
@@ -112,13 +113,13 @@ class Connection:
         return data[1:]
 
     def _negotiated(self, greeting: int) -> bytes:
+        self.greeting = greeting
         try:
             codec, answer = negotiate(greeting)
         except WireError as error:
             raise Ended(f"broken greeting: {error}") from None
-        self._greeting = greeting
         self._buffer.patient = codec.dialect == "p11-kit"
-        self.caller = Caller(self._token, codec, self._peer, refused=self.refused)
+        self.caller = Caller(self._token, codec, self.peer, refused=self.refused)
         self._token.add_counters(self.caller.counters)
         return answer
 
@@ -301,6 +302,13 @@ class Connection:
             self._all_sent()
             return True
 
+    @property
+    def late(self) -> str:
+        """Says how it ends when it is overdue."""
+        if self.caller is None:
+            return f"nothing came for {limits.GREETING_SECONDS} s"
+        return f"nothing whole came or was read for {limits.FRAME_SECONDS} s"
+
     def _drop(self) -> None:
         self.why = f"{limits.MAX_UNSENT} bytes of replies were not read"
         self.close()
@@ -315,10 +323,10 @@ class Connection:
     def saved(self) -> Saved:
         caller = self.caller
         if caller is None:
-            return Saved(0, NOT_GREETED, 0, self._peer, "", 0, self.refused, [], b"", b"", [])
+            return Saved(0, NOT_GREETED, 0, self.peer, "", 0, self.refused, [], b"", b"", [])
         return Saved(
             caller.number,
-            self._greeting,
+            self.greeting,
             caller.codec.ulong_size,
             caller.peer,
             caller.program,

@@ -16,7 +16,7 @@ from hsmvisord.transport.reactor import Reactor
 
 
 class Listener:
-    """`opened` and `closed` tell the operator of each application that began and ended."""
+    """`opened` tells the operator of each connection whose application began, `closed` of each that ended."""
 
     def __init__(
         self,
@@ -87,16 +87,18 @@ class Listener:
         self.reactor.add(connection)
 
     def forget(self, connection: Connection) -> None:
-        """It is another process's from now on."""
+        """It is another process's from now on, which does not learn of an application that has ended."""
         (self._over if connection.refused else self._connections).discard(connection)
         self.reactor.forget(connection)
+        if connection.told and connection.caller is not None and connection.caller.application_or_none is None:
+            connection.why = "its application had ended when it was handed over"
+            self._closed(connection)
 
     def _ended(self, connection: Connection) -> None:
         (self._over if connection.refused else self._connections).discard(connection)
         if connection.refused:
             self._swept()
-        if connection.told:
-            self._closed(connection)
+        self._closed(connection)
 
     # ---- any thread ---------------------------------------------------------------------------------------------
 

@@ -325,4 +325,4 @@ class Reactor:
         self.swept()
         for connection in list(self._connections.values()):
             if connection.overdue_at < now:
-                self._end(connection, f"nothing whole came or was read for {limits.FRAME_SECONDS} s")
+                self._end(connection, connection.late)

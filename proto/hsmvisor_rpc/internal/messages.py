@@ -330,10 +330,10 @@ class DeviceGone(Record):
 EVENT_KINDS = frozenset(
     {
         "connection-opened",  # a guest's application began: peer, dialect, program
-        "connection-closed",
-        "connections-suppressed",  # more began and ended than are told one by one: how many since the worker began
+        "connection-closed",  # one of these ended: the same, and why
+        "connection-refused",  # one ended without an application: peer, greeting and dialect as far as they came, and why
+        "connections-suppressed",  # more began, ended and were refused than are told one by one: how many since the worker began
         "events-suppressed",  # more happened than was kept while no supervisor was attached
-        "connection-refused",  # limit or malformed
         "generation-activated",
         "generation-retired",
         "generation-destroyed",
