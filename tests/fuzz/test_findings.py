@@ -28,6 +28,7 @@ from hsmvisord.token.secrets import secret_attributes
 from hsmvisord.token.token import Token
 from hsmvisord.transport.connection import Connection
 from hsmvisord.wire.calls import Attribute, Call
+from hsmvisord.worker.plug import Plug
 from hsmvisord.worker.succession import Arrival, Stream, SuccessionFailed
 from support.wire_client import Refused
 
@@ -167,7 +168,7 @@ def succeeded(*records: Record, descriptor: int = -1) -> Token:
         def make(sock: socket.socket, peer: str, refused: bool) -> Connection:
             return Connection(sock, peer, token, parking, refused, lambda c: None)
 
-        Arrival(token, shared, Stream(new), make).take()
+        Arrival(token, shared, Stream(new), make, Plug(lambda sock, peer: None, lambda record, descriptors: None)).take()
         shared.reactor._inbox.clear()
         return token
 

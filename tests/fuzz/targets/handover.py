@@ -26,6 +26,7 @@ from hsmvisord.transport.connection import Connection, Ended
 from hsmvisord.transport.listener import Listener
 from hsmvisord.transport.parking import Parking
 from hsmvisord.wire.calls import Call, Mechanism
+from hsmvisord.worker.plug import Plug
 from hsmvisord.worker.succession import Arrival, Stream, SuccessionFailed, _value
 
 INVARIANT = (
@@ -131,7 +132,7 @@ def arrive(token: Token, sock: socket.socket, made: list[Connection]) -> None:
 
     stream = Stream(sock)
     with contextlib.suppress(SuccessionFailed):
-        arrival = Arrival(token, shared, stream, make)
+        arrival = Arrival(token, shared, stream, make, Plug(lambda sock, peer: None, lambda record, descriptors: None))
         while arrival.take():
             pass
     for descriptor in stream._descriptors:
