@@ -37,8 +37,8 @@ _RING_AREA = 0x10000
 _DATA_AREA = 2 * _RING_AREA
 
 
-def sealed_memory(size: int, seals: int = SEALS) -> int:
-    fd = os.memfd_create("guest", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+def sealed_memory(size: int, seals: int = SEALS, name: str = "guest") -> int:
+    fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     os.ftruncate(fd, size)
     if seals:
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
@@ -46,9 +46,7 @@ def sealed_memory(size: int, seals: int = SEALS) -> int:
 
 
 def key_memory() -> int:
-    fd = os.memfd_create("keys", os.MFD_CLOEXEC)
-    os.ftruncate(fd, stream_keys.SIZE)
-    return fd
+    return sealed_memory(stream_keys.SIZE, name="keys")
 
 
 class Refused(Exception):

@@ -6,10 +6,12 @@ written last and cleared first, so that a process that is killed between the two
 
 from __future__ import annotations
 
+import fcntl
 import mmap
 from typing import NamedTuple
 
 from hsmvisord import limits
+from hsmvisord.transport.vsock.memory import F_GET_SEALS, F_SEAL_SHRINK
 
 SIZE = limits.MAX_STREAMS * 8  #: bytes of the memory
 NO_PORT = 0xFFFFFFFF  #: VMADDR_PORT_ANY
@@ -23,7 +25,9 @@ class Key(NamedTuple):
 
 class StreamKeys:
     def __init__(self, descriptor: int) -> None:
-        """`descriptor`: a memfd of SIZE bytes that nobody makes smaller; stays the caller's.  Raises OSError, ValueError."""
+        """`descriptor`: a memfd of SIZE bytes, sealed against shrinking; stays the caller's.  Raises OSError, ValueError."""
+        if not fcntl.fcntl(descriptor, F_GET_SEALS) & F_SEAL_SHRINK:  # else a predecessor in its guest's hands could end us
+            raise ValueError("the memory of keys is not sealed")
         self._memory = mmap.mmap(descriptor, SIZE)
         self._words = memoryview(self._memory).cast("I")
         self._free = [slot for slot in reversed(range(limits.MAX_STREAMS)) if not self._words[2 * slot + 1]]
