@@ -342,7 +342,7 @@ class Module:
         try:
             departure.give_device()
             lingering = self._listener.reactor.ask(departure.begin)
-        except SuccessionFailed:
+        except Exception:
             self._listener.go_on()
             self._plug.resume()
             raise

@@ -37,11 +37,13 @@ class Plugged:
     device: Device | None = None
     state: bytes = b""
     descriptors: list[int] = field(default_factory=list)  #: of `state`, ours
+    rests: bool = False  #: its thread does not run
 
     def keep(self, saved: Saved) -> list[int]:
-        """Duplicates what another worker would need; returns the descriptors of what was kept before, to be closed."""
+        """Duplicates what another worker would need; returns the descriptors of what was kept before, to be closed.  Raises
+        OSError."""
         before = self.descriptors
-        self.state, self.descriptors = saved.encode(), [os.dup(fd) for fd in saved.descriptors()]
+        self.state, self.descriptors = saved.encode(), _duplicates(saved.descriptors())
         return before
 
     def given(self) -> list[int]:
@@ -62,35 +64,44 @@ class Plug:
 
     # ---- the supervisor's requests ------------------------------------------------------------------------------
 
-    def plug(self, plug: int, cid: int, state: bytes, descriptors: list[int]) -> None:
-        """Is the device from now on, in the place of an earlier one; all descriptors are its own.  Raises NoDevice."""
+    def plug(self, plug: int, cid: int, state: bytes, descriptors: list[int], start: bool = True) -> None:
+        """Is the device from now on, in the place of an earlier one; or from `resume` on.  All descriptors are its own.
+        Raises NoDevice."""
         self.unplug()
         if len(descriptors) < 2:
             close_descriptors(descriptors)
             raise NoDevice("a device needs its connection and the memory of its keys")
-        plugged = Plugged(plug, cid, os.dup(descriptors[0]), os.dup(descriptors[1]))
-        try:
-            saved = Saved.decode(state, descriptors[2:]) if state else None
-            keys = StreamKeys(descriptors[1])
-        except (ValueError, OSError) as error:
-            close_descriptors(descriptors)
-            plugged.close()
-            raise NoDevice(f"what is kept of the device cannot be: {error}") from None
+        with contextlib.ExitStack() as undo:
+            undo.callback(close_descriptors, descriptors)
+            try:
+                plugged = Plugged(plug, cid, *_duplicates(descriptors[:2]))
+                undo.callback(plugged.close)
+                saved = Saved.decode(state, descriptors[2:]) if state else None
+                if saved is None and descriptors[2:]:
+                    raise ValueError("descriptors of nothing")
+                if saved is not None:
+                    plugged.keep(replace(saved, streams=(), resets=()))
+                keys = StreamKeys(descriptors[1])
+                sock = socket.socket(fileno=descriptors[0])
+                undo.callback(sock.detach)  # closed with all descriptors
+                plugged.device = Device(
+                    sock,
+                    cid,
+                    self._accept,
+                    keys,
+                    saved,
+                    lambda saved: self._changed(plugged, saved),
+                    lambda why: self._ended(plugged, why),
+                )
+            except (ValueError, OSError, RecursionError) as error:  # RecursionError: of JSON
+                raise NoDevice(f"what is kept of the device cannot be: {error}") from None
+            undo.pop_all()
         os.close(descriptors[1])
-        if saved is not None:
-            plugged.keep(replace(saved, streams=(), resets=()))
+        plugged.rests = not start
         with self._lock:
             self._plugged = plugged
-        plugged.device = Device(
-            socket.socket(fileno=descriptors[0]),
-            cid,
-            self._accept,
-            keys,
-            saved,
-            lambda saved: self._changed(plugged, saved),
-            lambda why: self._ended(plugged, why),
-        )
-        plugged.device.start()
+        if start:
+            plugged.device.start()
 
     def unplug(self) -> None:
         """Streams are reset, the front-end's connection is closed."""
@@ -108,28 +119,32 @@ class Plug:
             plugged = self._plugged
             if plugged is None:
                 return m.DeviceState(0, b"", 0), []
-            descriptors = [os.dup(fd) for fd in plugged.given()]
+            descriptors = _duplicates(plugged.given())
             return m.DeviceState(plugged.plug, plugged.state, len(descriptors)), descriptors
 
     # ---- a successor ---------------------------------------------------------------------------------------------
 
     def suspend(self) -> tuple[int, int, bytes, list[int]] | None:
         """Stops between two packets.  Returns plug, cid, state and descriptors of the device with all its streams, or None without
-        one.  The descriptors stay its own.  Then `resume` or `leave`."""
+        one.  The descriptors stay its own.  Then `resume`, or the end of the process.  Raises TimeoutError; then it goes on."""
         with self._lock:
             plugged = self._plugged
         if plugged is None or plugged.device is None:
             return None
         try:
             saved = plugged.device.suspend()
-        except (TimeoutError, OSError):
+        except TimeoutError:
+            raise
+        except OSError:  # it has ended, and `_ended` tells
             return None
+        plugged.rests = True
         return plugged.plug, plugged.cid, saved.encode(), [plugged.connection, plugged.keys, *saved.descriptors()]
 
     def resume(self) -> None:
         with self._lock:
             plugged = self._plugged
-        if plugged is not None and plugged.device is not None:
+        if plugged is not None and plugged.device is not None and plugged.rests:  # else a second thread would begin
+            plugged.rests = False
             plugged.device.resume()
 
     # ---- the device's thread -------------------------------------------------------------------------------------
@@ -154,3 +169,15 @@ class Plug:
             self._plugged = None
         plugged.close()
         self._announce(m.DeviceGone(plugged.plug, why), [])
+
+
+def _duplicates(descriptors: list[int]) -> list[int]:
+    """Raises OSError; then there are none."""
+    made: list[int] = []
+    try:
+        for descriptor in descriptors:
+            made.append(os.dup(descriptor))
+    except OSError:
+        close_descriptors(made)
+        raise
+    return made

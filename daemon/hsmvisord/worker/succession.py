@@ -33,11 +33,14 @@ from hsmvisord.worker.plug import NoDevice, Plug
 
 PATIENCE = 60.0  #: seconds that one of the two waits for the other; longer than the host lets applications linger
 _AT_ONCE = 128  #: descriptors in one message (unix(7), SCM_RIGHTS: 253)
+_PART = 1 << 20  #: bytes of a device's state in one record
+MAX_DEVICE = 64 * 1024 * 1024  #: bytes of it; base64 of what all streams' buffers hold (limits.py) is 43 MB
 LOOK = 0.02  #: seconds between looks at those that linger
 
 _LENGTH = struct.Struct(">I")
 _RECORDS: dict[str, type[Record]] = {
-    record.TYPE: record for record in (h.SavedModule, h.SavedDevice, h.Descriptors, h.SavedApplication, h.SavedConnection, h.Pause)
+    record.TYPE: record
+    for record in (h.SavedModule, h.SavedDevice, h.Descriptors, h.DevicePart, h.SavedApplication, h.SavedConnection, h.Pause)
 }
 
 
@@ -55,7 +58,10 @@ class Stream:
         self._descriptors: list[int] = []
 
     def send(self, record: Record, descriptors: list[int] | None = None) -> None:
-        payload = record.encode()
+        try:
+            payload = record.encode()
+        except MalformedRecord as error:
+            raise SuccessionFailed(f"what cannot be handed over: {error}") from None
         data = _LENGTH.pack(len(payload)) + payload
         try:
             if descriptors:
@@ -138,13 +144,18 @@ class Departure:
     def give_device(self) -> None:
         """First of all; by a thread that may wait.  The device stands still from now on.  Raises SuccessionFailed."""
         self.stream.send(h.SavedModule(self.token.epoch, self.token.slot_events))
-        suspended = self.plug.suspend()
+        try:
+            suspended = self.plug.suspend()
+        except TimeoutError as error:
+            raise SuccessionFailed(str(error)) from None
         if suspended is not None:
             plug, cid, state, descriptors = suspended
-            self.stream.send(h.SavedDevice(plug, cid, state, len(descriptors)), descriptors[:_AT_ONCE])
+            self.stream.send(h.SavedDevice(plug, cid, len(state), len(descriptors)), descriptors[:_AT_ONCE])
             for start in range(_AT_ONCE, len(descriptors), _AT_ONCE):
                 more = descriptors[start : start + _AT_ONCE]
                 self.stream.send(h.Descriptors(len(more)), more)
+            for start in range(0, len(state), _PART):
+                self.stream.send(h.DevicePart(state[start : start + _PART]))
 
     def begin(self) -> int:
         """Gives what can be given at once; returns how many applications linger.  Raises SuccessionFailed."""
@@ -256,6 +267,7 @@ class Arrival:
         while (record := self._stream.receive()) is not None:
             match record:
                 case h.Pause():
+                    self._plug.resume()  # not before: the old worker goes on if it cannot give all
                     return record.lingering > 0
                 case h.SavedModule():
                     self._token.epoch, self._token.slot_events = record.epoch, record.slot_events
@@ -277,8 +289,16 @@ class Arrival:
             if not isinstance(self._stream.receive(), h.Descriptors):
                 raise SuccessionFailed("a device without all of its descriptors")
         descriptors = [self._stream.descriptor() for _ in range(record.descriptors)]
+        if not 0 < record.size <= MAX_DEVICE:
+            raise SuccessionFailed(f"a device's state of {record.size} bytes")
+        state = bytearray()
+        while len(state) < record.size:
+            part = self._stream.receive()
+            if not isinstance(part, h.DevicePart) or not 0 < len(part.data) <= record.size - len(state):
+                raise SuccessionFailed("a device without all of its state")
+            state += part.data
         try:
-            self._plug.plug(record.plug, record.cid, record.state, descriptors)
+            self._plug.plug(record.plug, record.cid, bytes(state), descriptors, start=False)
         except NoDevice as error:
             raise SuccessionFailed(str(error)) from None
 

@@ -26,14 +26,23 @@ class SavedModule(Record):
 
 @dataclass(frozen=True)
 class SavedDevice(Record):
-    """Descriptors: the connection of the front-end, the memory of stream keys, and those of `state`
-    (hsmvisord/transport/vsock/saved.py); as many as one message bears, the others with Descriptors records that follow."""
+    """Its state (hsmvisord/transport/vsock/saved.py) follows in DeviceParts: data that waits in streams may be more than a record.
+    Descriptors: the connection of the front-end, the memory of stream keys, and those of the state; as many as one message
+    bears, the others with Descriptors records that follow, before the parts.  The device stands still until Pause."""
 
     TYPE: ClassVar[str] = "saved-device"
     plug: int
     cid: int
-    state: bytes = field(repr=False)
+    size: int  #: bytes of the state
     descriptors: int
+
+
+@dataclass(frozen=True)
+class DevicePart(Record):
+    """The next bytes of a device's state."""
+
+    TYPE: ClassVar[str] = "device-part"
+    data: bytes = field(repr=False)
 
 
 @dataclass(frozen=True)
