@@ -23,6 +23,9 @@ from hsmvisor_rpc.internal.phases import MAX_DESCRIPTORS, SUPERVISOR_MAY, Phase,
 from hsmvisor_rpc.sealed.canonical import MalformedRecord, Record, record_type
 
 from hsmvisord import limits
+from hsmvisord.transport.vsock.memory import close_descriptors
+
+_REQUESTS = by_type(frozenset().union(*SUPERVISOR_MAY.values()))  #: of all phases
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,8 @@ class Link:
                 self._sock = None
                 self._changed.notify_all()
             sock.close()
+            close_descriptors(self._descriptors)  # of a request that did not come whole
+            self._descriptors = []
 
     def _read(self, sock: socket.socket) -> None:
         reader = FrameReader()
@@ -105,6 +110,7 @@ class Link:
                 self._send(sock, Frame(frame.id, form, record.encode()), descriptors)
 
         if kind is None:
+            self._refuse_descriptors(frame.payload)
             reply(m.Error(m.REASON_PHASE, f"not in phase {self.phase}"), [])
             return
         message = kind.decode(frame.payload)
@@ -116,6 +122,14 @@ class Link:
         count = descriptors_of(message)
         descriptors, self._descriptors = self._descriptors[:count], self._descriptors[count:]
         self.requests.put(Incoming(message, descriptors, reply))
+
+    def _refuse_descriptors(self, payload: bytes) -> None:
+        """Closes those of a request that is not carried out, so that the next one does not take them for its own."""
+        kind = _REQUESTS.get(record_type(payload))
+        if kind is not None:
+            count = descriptors_of(kind.decode(payload))
+            refused, self._descriptors = self._descriptors[:count], self._descriptors[count:]
+            close_descriptors(refused)
 
     # ---- any thread ---------------------------------------------------------------------------------------------
 
