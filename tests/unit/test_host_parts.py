@@ -264,6 +264,22 @@ def test_a_request_has_its_reply_and_its_descriptor() -> None:
     with_link(work)
 
 
+def test_a_reply_in_the_moment_of_giving_up_leaves_no_descriptor() -> None:
+    async def work(link: Link, theirs: socket.socket, ends: list[Any]) -> None:
+        before = len(os.listdir("/proc/self/fd"))
+        asked = asyncio.ensure_future(link.ask(m.QueryStatus(), m.Spawned, within=2, take=1))
+        await asyncio.sleep(0)
+        theirs.recv(100)
+        socket.send_fds(theirs, [reply(1, m.Spawned(7))], [theirs.fileno()])
+        link._readable()
+        asked.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asked
+        assert len(os.listdir("/proc/self/fd")) == before
+
+    with_link(work)
+
+
 @pytest.mark.parametrize(
     "data",
     [

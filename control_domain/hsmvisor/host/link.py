@@ -96,15 +96,18 @@ class Link:
             raise LinkClosed("the other end is gone")
         self._last_id += 1
         ident = self._last_id
+        frame = Frame(ident, Kind.REQUEST, request.encode())
+        given = _duplicates(descriptors)
         pending = _Pending(expected, self._loop.create_future(), take)
         self._pending[ident] = pending
-        self._send(Frame(ident, Kind.REQUEST, request.encode()), [os.dup(d) for d in descriptors])
+        self._send(frame, given)
         try:
             async with asyncio.timeout(within):
                 reply, received = await pending.answer
         except BaseException:
-            pending.answer.cancel()  # the entry stays: its reply may still come, and is then thrown away
-            raise
+            if not pending.answer.cancel() and not pending.answer.cancelled() and pending.answer.exception() is None:
+                _close_all(pending.answer.result()[1])  # it came at the same moment
+            raise  # the entry stays: its reply may still come, and is then thrown away
         assert isinstance(reply, expected)
         return reply, received
 
@@ -243,6 +246,18 @@ class Link:
     @property
     def closed(self) -> bool:
         return self._closed
+
+
+def _duplicates(descriptors: Sequence[int]) -> list[int]:
+    """Raises OSError; then there are none."""
+    made: list[int] = []
+    try:
+        for descriptor in descriptors:
+            made.append(os.dup(descriptor))
+    except OSError:
+        _close_all(made)
+        raise
+    return made
 
 
 def _close_all(descriptors: list[int] | deque[int]) -> None:
