@@ -73,6 +73,12 @@ class Listener:
         if not self._stopping and len(self._over) < limits.MAX_REFUSED:
             self.reactor.accept(True)
 
+    def _take(self, sock: socket.socket, peer: str) -> None:
+        if self._stopping:
+            sock.close()
+        else:
+            self._start(sock, peer)
+
     def _start(self, sock: socket.socket, peer: str) -> None:
         refused = len(self._connections) >= self._token.settings.max_connections
         if refused and len(self._over) >= limits.MAX_REFUSED:  # of one that came by another way than the backlog
@@ -103,8 +109,8 @@ class Listener:
     # ---- any thread ---------------------------------------------------------------------------------------------
 
     def take(self, sock: socket.socket, peer: str) -> None:
-        """A connection that came by another way than the listening socket; over the limit it is closed."""
-        self.reactor.tell(partial(self._start, sock, peer))
+        """A connection that came by another way than the listening socket; over the limit, and after `stop`, it is closed."""
+        self.reactor.tell(partial(self._take, sock, peer))
 
     def stop(self) -> None:
         """No new connections; those there are stay."""

@@ -154,6 +154,7 @@ class Module:
             case m.Shutdown():
                 self._link.phase = Phase.CLOSING
                 self._drain(message.drain_ms / 1000)
+                self._plug.unplug()  # streams are reset: nobody of the guest waits for what does not come
                 return m.Done()
         assert self._token is not None, "the phase table lets nothing else through"
         return self._serve(self._token, message)

@@ -74,7 +74,8 @@ class Plug:
         with contextlib.ExitStack() as undo:
             undo.callback(close_descriptors, descriptors)
             try:
-                plugged = Plugged(plug, cid, *_duplicates(descriptors[:2]))
+                connection, keys_memory = _duplicates(descriptors[:2])
+                plugged = Plugged(plug, cid, connection, keys_memory)
                 undo.callback(plugged.close)
                 saved = Saved.decode(state, descriptors[2:]) if state else None
                 if saved is None and descriptors[2:]:
