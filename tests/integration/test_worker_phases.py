@@ -13,6 +13,7 @@ import typing
 from pathlib import Path
 
 import pytest
+from hsmvisor.host import limits
 from hsmvisor.host.worker import WorkerProcess
 from hsmvisor_rpc.internal import messages as m
 from hsmvisor_rpc.internal.frames import Frame, FrameReader, Kind, encode_frame
@@ -25,7 +26,7 @@ MAY: dict[tuple[type[Record], Kind], set[Phase | None]] = {
     (m.StoreState, Kind.REQUEST): {None, Phase.BOOTING, Phase.SERVING, Phase.CLOSING},
     (m.Event, Kind.NOTIFICATION): {None, Phase.BOOTING, Phase.SERVING, Phase.LEAVING, Phase.CLOSING},
     (m.DeviceState, Kind.NOTIFICATION): {None, Phase.BOOTING, Phase.SERVING, Phase.CLOSING},
-    (m.DeviceGone, Kind.NOTIFICATION): {None, Phase.BOOTING, Phase.SERVING, Phase.CLOSING},
+    (m.DeviceGone, Kind.NOTIFICATION): {None, Phase.BOOTING, Phase.SERVING, Phase.LEAVING, Phase.CLOSING},
 }
 PHASES: list[Phase | None] = [None, *Phase]
 ALL = [c for c in vars(m).values() if isinstance(c, type) and issubclass(c, Record) and c is not Record]
@@ -129,6 +130,19 @@ def test_a_device_comes_with_its_descriptors(count: int, tmp_path: Path) -> None
     assert asyncio.run(say(0)) == "taken"
     if count:
         assert asyncio.run(say(1)) == f"{count - 1} descriptors where {count} should be"
+
+
+@pytest.mark.parametrize("size", [limits.MAX_DEVICE_STATE, limits.MAX_DEVICE_STATE + 1])
+def test_a_device_has_a_small_state(size: int, tmp_path: Path) -> None:
+    async def say() -> str:
+        worker = Worker(tmp_path, Phase.SERVING)
+        try:
+            return await worker.says(Kind.NOTIFICATION, m.DeviceState(1, b"x" * size, 0))
+        finally:
+            worker.end()
+
+    said = asyncio.run(say())
+    assert said == ("taken" if size == limits.MAX_DEVICE_STATE else f"a device's state of {size} bytes")
 
 
 @pytest.mark.parametrize("kind", ["root-shell", ""])

@@ -24,6 +24,8 @@ from hsmvisor.host.worker import WorkerFault, WorkerProcess
 from hsmvisor_rpc.internal import messages as m
 from hsmvisor_rpc.internal.phases import STREAM_KEYS_SIZE
 
+_MAX_PLUG = 2**32  #: connections of one module
+_MAX_EARLY = 16  #: notifications while a worker is being adopted; each may hold descriptors
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 _log = logging.getLogger(__name__)
@@ -46,6 +48,7 @@ class Device:
         self._descriptors: list[int] = []  #: of `_state`
         self._worker: WorkerProcess | None = None
         self._within = 0.0
+        self._early: list[tuple[m.DeviceState | m.DeviceGone, list[int]]] | None = None  #: told while it is being adopted
         self._changed = asyncio.Condition()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -108,20 +111,20 @@ class Device:
     async def adopt(self, worker: WorkerProcess, within: float) -> None:
         """Learns what device an earlier supervisor's worker is.  Raises LinkClosed, TimeoutError, WorkerFault."""
         self._worker, self._within = worker, within
+        self._early = []
         try:
             state, descriptors = await worker.plugged(within)
+            if descriptors:
+                self._connection, self._keys = _returned(state, descriptors)
+                self._plug = self._taken = state.plug
+                self._state, self._descriptors = state, descriptors[2:]
+                self._told_change()
         except PeerError:
             return  # of a release without devices
-        if not descriptors:
-            return
-        if len(descriptors) != state.descriptors or len(descriptors) < 2:
-            _close(descriptors)
-            raise WorkerFault("it gave other descriptors of its device back than it says")
-        self._drop()
-        self._connection, self._keys = socket.socket(fileno=descriptors[0]), descriptors[1]
-        self._plug = self._taken = state.plug
-        self._state, self._descriptors = state, descriptors[2:]
-        self._told_change()
+        finally:
+            early, self._early = self._early, None
+            for record, more in early:
+                self.told(record, more)
 
     def _give(self) -> None:
         if self._connection is not None and self._worker is not None:
@@ -130,7 +133,8 @@ class Device:
             task.add_done_callback(self._tasks.discard)
 
     async def _plug_in(self, worker: WorkerProcess, plug: int) -> None:
-        assert self._connection is not None
+        if self._connection is None or plug != self._plug:
+            return  # it has gone meanwhile
         descriptors = [self._connection.fileno(), self._keys, *self._descriptors]
         state = self._state.state if self._state else b""
         try:
@@ -139,12 +143,14 @@ class Device:
         except PeerError as error:
             if error.error.reason != m.REASON_PHASE:  # else its successor takes it
                 self._unplug(plug, error.error.detail)
-        except (LinkClosed, TimeoutError, errors.HostError):
+        except (LinkClosed, TimeoutError, OSError, errors.HostError):
             _log.warning("module %s: its worker did not take the device; the next one will", self.name)
 
     def told(self, record: m.DeviceState | m.DeviceGone, descriptors: list[int]) -> None:
         """What the worker says of it; the descriptors are ours."""
-        if record.plug != self._plug or self._connection is None:
+        if self._early is not None and len(self._early) < _MAX_EARLY:
+            self._early.append((record, descriptors))
+        elif record.plug != self._plug or self._connection is None:
             _close(descriptors)
         elif isinstance(record, m.DeviceState):
             _close(self._descriptors)
@@ -181,7 +187,8 @@ class Device:
             self._connection.close()
             _close([self._keys])
             self._connection, self._keys = None, -1
-        _close(self._descriptors)
+        if self._descriptors:  # elsewhere: the last descriptor of a guest's memory frees it, which takes long
+            asyncio.get_running_loop().run_in_executor(None, _close, self._descriptors)
         self._state, self._descriptors = None, []
 
     def _told_change(self) -> None:
@@ -200,6 +207,27 @@ def _new_keys() -> int:
     os.ftruncate(descriptor, STREAM_KEYS_SIZE)
     fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALS)
     return descriptor
+
+
+def _returned(state: m.DeviceState, descriptors: list[int]) -> tuple[socket.socket, int]:
+    """Returns connection and keys that a worker gave back, if they can be what it was given; else closes all descriptors and raises
+    WorkerFault."""
+    sound = len(descriptors) == state.descriptors >= 2 and 0 < state.plug <= _MAX_PLUG
+    connection = None
+    try:
+        if sound and len(state.state) <= limits.MAX_DEVICE_STATE:
+            connection = socket.socket(fileno=descriptors[0])
+            sound = (connection.family, connection.type) == (socket.AF_UNIX, socket.SOCK_STREAM)
+            sound = sound and connection.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) == 0
+            sound = sound and fcntl.fcntl(descriptors[1], fcntl.F_GET_SEALS) & _SEALS == _SEALS
+            if sound and os.fstat(descriptors[1]).st_size == STREAM_KEYS_SIZE:
+                return connection, descriptors[1]
+    except OSError:
+        pass
+    if connection is not None:
+        connection.detach()
+    _close(descriptors)
+    raise WorkerFault("what it gave back of its device is not what it was given")
 
 
 def _close(descriptors: list[int]) -> None:

@@ -37,6 +37,7 @@ DEFAULT_ENROLMENT_LIFETIME = 3600  #: seconds
 
 VSOCK_PORT = 9111  #: at which a guest reaches its module, CID 2; as in hsmvisord/limits.py
 FIRST_CID = 1024  #: module number n is plugged into a guest of CID FIRST_CID + n
+MAX_DEVICE_STATE = 64 * 1024  #: bytes that a worker may have kept of its device
 MAX_QMP_LINE = 1024 * 1024  #: bytes of one line of QEMU's monitor
 QMP_EVENTS = 1024  #: events of QEMU's monitor that are kept while another is waited for
 MAX_UNIX_PATH = 107  #: bytes of sun_path without its end (unix(7))

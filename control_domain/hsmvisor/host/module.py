@@ -30,6 +30,7 @@ from hsmvisor.host.places import Places
 from hsmvisor.host.provider import Provider
 from hsmvisor.host.settings import Settings
 from hsmvisor.host.state import AttachmentRow, ModuleRow, Request, State
+from hsmvisor.host.throttle import Throttle
 from hsmvisor.host.worker import WorkerFault, WorkerProcess
 from hsmvisor_rpc.internal import messages as m
 from hsmvisor_rpc.internal.phases import Phase
@@ -61,6 +62,7 @@ _FAILED_PAUSE, _LONGEST_PAUSE = 10.0, 300.0  #: and when it counts as failed
 LINGER = 10.0  #: seconds that a replaced worker serves applications which are in a long operation
 _LEAVING_WITHIN = 5.0  #: seconds that it may take to end after that
 _MOST_LACKING = 32
+_DEVICE_BURST, _DEVICE_RATE = 100.0, 0.2  #: front-ends that are told of at once, and a second after that: they come as they like
 _SERVING_WAIT = 5.0  #: seconds that a request waits for a worker that is being started
 
 
@@ -99,6 +101,7 @@ class Module:
         self.ending = asyncio.Lock()  #: held by who destroys it
         self._keeper: asyncio.Task[None] | None = None
         self.device = Device(surroundings.places, surroundings.config, row.name, row.number, self._happened_to_device)
+        self._device_throttle = Throttle(_DEVICE_BURST, _DEVICE_RATE)
         self.attachment: AttachmentRow | None = None  #: into which guest it was plugged by us
         self._happenings = Happenings(row.name, surroundings.audit, surroundings.events)
 
@@ -243,9 +246,15 @@ class Module:
         self.device.serve(worker, within)
 
     def _happened_to_device(self, kind: str, detail: dict[str, object]) -> None:
+        if self._device_throttle.admit():
+            if suppressed := self._device_throttle.take_suppressed():
+                self._note_device("events-suppressed", {"count": suppressed})
+            self._note_device(kind, detail)
+        self._changed(self)
+
+    def _note_device(self, kind: str, detail: dict[str, object]) -> None:
         self._s.audit.note(f"module.{kind}", who="guest", module=self.name, result="told", detail=detail)
         self._s.events.emit(kind, self.name, detail)
-        self._changed(self)
 
     async def _spawn(self, within: float, successor: bool = False) -> WorkerProcess:
         """Forks a worker and has its storage key written into its pipe, at the same time."""
@@ -301,13 +310,16 @@ class Module:
             self._guest = returned_listener(descriptors, str(self._s.places.guest(self.name)))
             if attached.module_id != self.module_id or attached.phase != Phase.SERVING:
                 raise WorkerFault(f"it is in phase {attached.phase}")
-            self.device.listen()
             await self.device.adopt(worker, within)
         except (WorkerFault, LinkClosed, PeerError, TimeoutError, OSError) as error:
             _log.warning("module %s: worker %d is not adopted but replaced: %s", self.name, worker.pid, str(error) or "no answer")
             await self._end_worker(0)
             return False
         _log.info("module %s: worker %d is adopted", self.name, worker.pid)
+        try:  # not before: who connects first would take the place of the front-end that there is
+            self.device.listen()
+        except (OSError, errors.HostError) as error:
+            _log.error("module %s: it is no device for others: %s", self.name, error)
         self._s.events.emit("worker-adopted", self.name, {"pid": worker.pid})
         self._serves(attached.recipient, attached.root, attached.report)
         return True

@@ -188,6 +188,8 @@ class WorkerProcess:
     def _notified(self, frame: Frame) -> None:
         record = self._allowed(frame)
         if isinstance(record, (m.DeviceState, m.DeviceGone)) and self._device is not None and self._link is not None:
+            if isinstance(record, m.DeviceState) and len(record.state) > limits.MAX_DEVICE_STATE:
+                raise Violation(f"a device's state of {len(record.state)} bytes")
             self._device(record, self._link.claim(descriptors_of(record)))
         elif isinstance(record, m.Event) and record.kind in m.EVENT_KINDS and self._told is not None:
             self._told(record)

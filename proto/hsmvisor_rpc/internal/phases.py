@@ -41,7 +41,7 @@ WORKER_MAY: dict[Phase, frozenset[type[Record]]] = {
     Phase.EMPTY: frozenset(),
     Phase.BOOTING: frozenset({m.StoreState, m.Event, m.DeviceState, m.DeviceGone}),
     Phase.SERVING: frozenset({m.StoreState, m.Event, m.DeviceState, m.DeviceGone}),
-    Phase.LEAVING: frozenset({m.Event}),
+    Phase.LEAVING: frozenset({m.Event, m.DeviceGone}),  # whose front-end went at that moment
     Phase.CLOSING: frozenset({m.StoreState, m.Event, m.DeviceState, m.DeviceGone}),
 }
 
