@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import contextlib
 import os
 import socket
 import subprocess
@@ -18,7 +19,22 @@ from hsmvisor_rpc.internal.frames import Frame, FrameReader, Kind, encode_frame
 from hsmvisor_rpc.sealed import commands, envelope
 from hsmvisor_rpc.sealed.canonical import Record, record_type
 
-REPLIES = {c.TYPE: c for c in (m.Done, m.Error, m.Spawned, m.Report, m.Attached, m.Booted, m.Executed, m.StoreState, m.Event)}
+REPLIES = {
+    c.TYPE: c
+    for c in (
+        m.Done,
+        m.Error,
+        m.Spawned,
+        m.Report,
+        m.Attached,
+        m.Booted,
+        m.Executed,
+        m.StoreState,
+        m.Event,
+        m.DeviceState,
+        m.DeviceGone,
+    )
+}
 HOST_ID = b"h" * 32
 
 
@@ -180,7 +196,8 @@ class BareWorker:
         assert isinstance(activated, m.Executed), activated
 
     def stop(self) -> None:
-        self.ask(m.Shutdown(0))
+        with contextlib.suppress(EOFError, OSError):  # it has ended
+            self.ask(m.Shutdown(0))
         self.launcher.sock.close()
         self.provider.sock.close()
         self.launcher_process.wait(10)
