@@ -111,7 +111,7 @@ SCENARIOS: dict[str, Callable[[FakeWorker], None]] = {
     "unknown-event": lambda w: w.send(Kind.NOTIFICATION, 0, m.Event("root-shell", 0, "{}")),
     "answers-nothing": lambda w: w.send(Kind.REPLY, 99, m.Done()),
     "sends-descriptors": lambda w: (
-        [w.send(Kind.NOTIFICATION, 0, m.Event("measures", 0, "{}"), [w.guest] * 3) for _ in range(3)] and None
+        [w.send(Kind.NOTIFICATION, 0, m.Event("measures", 0, "{}"), [w.guest] * 9) for _ in range(3)] and None
     ),
     "child-speaks": child_speaks,
     "flood": flood,
