@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import ssl
 import time
@@ -14,6 +15,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from hsmvisor_rpc.v1 import hsmvisor_pb2 as pb
 from support.certificates import Authority, PrivateKey, chain_pem, key_id, new_key
+from support.command import Command
 from support.guest import Guest
 from support.guest import library as host_library
 from support.guest_machine import GuestMachine
@@ -21,7 +23,7 @@ from support.host import Host, Module
 from support.host_process import new_id
 from support.leaks import Needles
 from support.load import Made, fits
-from support.machine_guest import OURS, STOCK, GuestLibrary, MachineSigner, device_socket, engine, tool
+from support.machine_guest import ADDRESS, OURS, STOCK, GuestLibrary, MachineSigner, device_socket, engine, tool
 from support.nginx import client_context, handshake
 from support.sshd import Sshd
 
@@ -291,3 +293,70 @@ def rotate_in_guest(machine: GuestMachine, module: Module, rotations: int) -> No
     used = {next((n for n, key in enumerate(keys) if fits(key, one)), -1) for one in made}
     assert -1 not in used, "a signature of none of the keys"
     assert len(used) > rotations // 2
+
+
+# ---- the operator's way: by the command line
+
+
+@pytest.fixture
+def cli(host: Host) -> Command:
+    return Command(f"unix:{host.process.socket}", host.process.directory / "authority")
+
+
+def slots(machine: GuestMachine, library: GuestLibrary) -> bytes:
+    return tool(machine, library, "--list-slots", check=False)
+
+
+def test_an_operator_attaches_and_detaches(host: Host, cli: Command) -> None:
+    key = new_key("p256")
+    host.create("op-1").push("web", key, authority.chain(key))
+    with GuestMachine(memory=192) as machine:
+        assert b"op-1" not in slots(machine, OURS) + slots(machine, STOCK)
+        for _ in range(2):
+            told = cli("module", "attach", "op-1", "--qmp", machine.qmp_socket)
+            assert "is plugged in (bus rp0)" in told and ADDRESS in told
+            for library in (OURS, STOCK):
+                waited(lambda one=library: b"op-1" in slots(machine, one), "the module")  # type: ignore[misc]
+                assert b"web" in tool(machine, library, "--list-objects", "--type", "privkey")
+            device = cli.json("module", "show", "op-1")["device"]
+            assert device["plugged"] is True and device["attachment"]["qmp_path"] == str(machine.qmp_socket)
+            assert "is plugged in (bus rp0)" in cli("module", "attach", "op-1", "--qmp", machine.qmp_socket), "said twice"
+            signer = MachineSigner(machine, OURS, "web", "attached")
+            waited(lambda one=signer: len(one.made()) > 5, "signatures")  # type: ignore[misc]
+            check(signer.stop(), key, 5)
+            assert "is in no guest" in cli("module", "detach", "op-1")
+            for library in (OURS, STOCK):
+                waited(lambda one=library: b"op-1" not in slots(machine, one), "the module to be gone")  # type: ignore[misc]
+            device = cli.json("module", "show", "op-1")["device"]
+            assert not device.get("plugged") and "attachment" not in device
+            assert "is in no guest" in cli("module", "detach", "op-1"), "said twice"
+
+
+def test_a_module_is_destroyed_in_its_guest(host: Host, cli: Command) -> None:
+    """The guest runs on without it; its device, which nobody answers any more, goes when a module of that name is attached."""
+    with GuestMachine(memory=192) as machine:
+        for _ in range(2):
+            host.create("op-2")
+            cli("module", "attach", "op-2", "--qmp", machine.qmp_socket)
+            waited(lambda: b"op-2" in slots(machine, OURS), "the module")
+            cli("module", "destroy", "op-2", "--yes")
+            waited(lambda: b"op-2" not in slots(machine, OURS), "the destroyed module to be gone")
+            assert b"op-2" not in slots(machine, STOCK)
+            assert machine.qmp("query-status")["status"] == "running"
+
+
+def test_qemus_arguments_boot_a_guest_that_has_the_module(host: Host, cli: Command) -> None:
+    key = new_key("p256")
+    host.create("op-3").push("web", key, authority.chain(key))
+    words = shlex.split(cli("module", "qemu-args", "op-3", "--memory", "192M"))
+    with GuestMachine(memory=192, share=False, arguments=words) as machine:  # so the shared memory is that of the arguments
+        for library in (OURS, STOCK):
+            waited(lambda one=library: b"op-3" in slots(machine, one), "the module")  # type: ignore[misc]
+            assert b"web" in tool(machine, library, "--list-objects", "--type", "privkey")
+        assert cli.json("module", "show", "op-3")["device"]["plugged"] is True
+        cli("module", "detach", "op-3", code=4)
+        assert "--qmp" in cli.errors
+        cli("module", "detach", "op-3", "--qmp", machine.qmp_socket)
+        waited(lambda: b"op-3" not in slots(machine, OURS), "the module to be gone")
+        cli("module", "attach", "op-3", "--qmp", machine.qmp_socket)
+        waited(lambda: b"op-3" in slots(machine, OURS), "the module")
