@@ -32,6 +32,14 @@ def wait_for(ready: Callable[[], bool], process: subprocess.Popen[bytes], logs: 
         time.sleep(0.02)
 
 
+def wait_until(holds: Callable[[], bool], what: str, do: str, seconds: float = 30) -> None:
+    end = time.monotonic() + seconds
+    while not holds():
+        if time.monotonic() > end:
+            raise StepFailed(f"waited {seconds:.0f} s in vain until {what}", do)
+        time.sleep(0.1)
+
+
 def answers(path: Path) -> bool:
     with socket.socket(socket.AF_UNIX) as sock:
         return sock.connect_ex(str(path)) == 0
