@@ -343,6 +343,14 @@ def test_a_module_is_destroyed_in_its_guest(host: Host, cli: Command) -> None:
             waited(lambda: b"op-2" not in slots(machine, OURS), "the destroyed module to be gone")
             assert b"op-2" not in slots(machine, STOCK)
             assert machine.qmp("query-status")["status"] == "running"
+        host.create("op-4")
+        cli("module", "attach", "op-4", "--qmp", machine.qmp_socket, code=4)
+        assert "VSOCK_TAKEN" in cli.errors and "device_del hsmvisor-op-2" in cli.errors
+        mark = machine.monitor.mark()
+        machine.qmp("device_del", id="hsmvisor-op-2")
+        machine.monitor.wait("DEVICE_DELETED", mark, 30, device="hsmvisor-op-2")
+        cli("module", "attach", "op-4", "--qmp", machine.qmp_socket)
+        waited(lambda: b"op-4" in slots(machine, OURS), "the other module")
 
 
 def test_qemus_arguments_boot_a_guest_that_has_the_module(host: Host, cli: Command) -> None:

@@ -126,8 +126,13 @@ def _others(found: Survey, ours: Plug) -> list[Finding]:
         change = f"device_del {ours.id} in QEMU's monitor, or start the guest without it"
         findings.append(Finding("ID_TAKEN", f"the guest has another device of the id {ours.id}", change))
     elif found.vsocks:
-        problem = f"the guest has a vsock device already ({found.vsocks[0].id}); Linux drives one alone"
-        findings.append(Finding("VSOCK_TAKEN", problem, f"start QEMU without its -device {found.vsocks[0].kind}"))
+        other = found.vsocks[0]
+        problem = f"the guest has a vsock device already ({other.id}); Linux drives one alone"
+        change = f"start QEMU without its -device {other.kind}"
+        if other.id.startswith(_PREFIX):
+            name = other.id.removeprefix(_PREFIX)
+            change = f"hsmvisor module detach {name}, or, if {name} was destroyed, device_del {other.id} in QEMU's monitor"
+        findings.append(Finding("VSOCK_TAKEN", problem, change))
     for chardev in found.chardevs:
         if chardev.id == ours.id and chardev.path != ours.socket:
             problem, change = f"QEMU has another chardev of the id {ours.id}", f"chardev-remove {ours.id} in QEMU's monitor"
