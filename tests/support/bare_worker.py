@@ -100,6 +100,7 @@ class BareWorker:
     store: dict[str, bytes] = field(default_factory=dict)
     version: int = 0
     sequence: int = 0
+    boots: bool = True  #: else it stays as it was forked
 
     def __post_init__(self) -> None:
         self.launcher_process, self.launcher = start("hsmvisord.launcher.main")
@@ -130,6 +131,8 @@ class BareWorker:
         assert isinstance(spawned, m.Spawned)
         self.pid = spawned.pid
         self.attach()
+        if not self.boots:
+            return
         if self.store:
             self.ask(m.LoadState(tuple(self.store), tuple(self.store.values())))
         root = commands.raw_public(self.root.public_key())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import struct
 from collections.abc import Callable
@@ -111,6 +112,16 @@ class Listener:
     def take(self, sock: socket.socket, peer: str) -> None:
         """A connection that came by another way than the listening socket; over the limit, and after `stop`, it is closed."""
         self.reactor.tell(partial(self._take, sock, peer))
+
+    def drop(self, peer: str) -> None:
+        """Ends the connections of `peer`, those that lanes have too."""
+        self.reactor.tell(partial(self._drop, peer))
+
+    def _drop(self, peer: str) -> None:
+        for connection in self.all():
+            if connection.peer == peer:
+                with contextlib.suppress(OSError):  # the other end was first
+                    connection.sock.shutdown(socket.SHUT_RDWR)
 
     def stop(self) -> None:
         """No new connections; those there are stay."""

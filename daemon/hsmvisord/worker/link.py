@@ -119,17 +119,17 @@ class Link:
                 self._attached += 1
                 self._stored_version = message.stored_version
                 self._changed.notify_all()
-        count = descriptors_of(message)
+        self.requests.put(Incoming(message, self._claim(descriptors_of(message)), reply))
+
+    def _claim(self, count: int) -> list[int]:
         descriptors, self._descriptors = self._descriptors[:count], self._descriptors[count:]
-        self.requests.put(Incoming(message, descriptors, reply))
+        return descriptors
 
     def _refuse_descriptors(self, payload: bytes) -> None:
         """Closes those of a request that is not carried out, so that the next one does not take them for its own."""
         kind = _REQUESTS.get(record_type(payload))
         if kind is not None:
-            count = descriptors_of(kind.decode(payload))
-            refused, self._descriptors = self._descriptors[:count], self._descriptors[count:]
-            close_descriptors(refused)
+            close_descriptors(self._claim(descriptors_of(kind.decode(payload))))
 
     # ---- any thread ---------------------------------------------------------------------------------------------
 

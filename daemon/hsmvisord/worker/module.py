@@ -64,7 +64,8 @@ class Module:
         self._wake = threading.Event()
         self._destroyed = False
         self._departure: Departure | None = None
-        self._plug = Plug(self._take_stream, link.announce)
+        self._plug = Plug(self._take_connection, link.announce)
+        self._came: tuple[socket.socket, str] | None = None  #: a connection that is taken once that is answered
 
     def start(self) -> None:
         memory.start_thread("commands", self._commands)
@@ -111,6 +112,9 @@ class Module:
             self._fault(type(incoming.message).__name__, error)
             reply = m.Error(m.REASON_INTERNAL, f"{type(error).__name__} in the worker")
         incoming.reply(reply, descriptors)
+        if self._came is not None:
+            came, self._came = self._came, None
+            self._take_connection(*came)
         if isinstance(incoming.message, m.QueryDevice):
             close_descriptors(descriptors)
         if isinstance(incoming.message, m.Shutdown):
@@ -150,6 +154,13 @@ class Module:
                 return self._hand_over(Stream(_socket(incoming.descriptors)), message.linger_ms / 1000)
             case m.PlugDevice():
                 self._plug.plug(message.plug, message.cid, message.state, incoming.descriptors)
+                return m.Done()
+            case m.TakeConnection():
+                self._came = _connected(incoming.descriptors), message.peer
+                return m.Done()
+            case m.DropConnections():
+                assert self._listener is not None, "the phase table lets nothing else through"
+                self._listener.drop(message.peer)
                 return m.Done()
             case m.Shutdown():
                 self._link.phase = Phase.CLOSING
@@ -320,9 +331,9 @@ class Module:
             memory.start_thread("arrival", partial(self._take_late, arrival))
         return self._booted(keystore, operations_lost=arrival.operations_lost)
 
-    def _take_stream(self, sock: socket.socket, peer: str) -> None:
-        """Of the virtual machine."""
-        assert self._listener is not None, "the phase table lets no device in before"
+    def _take_connection(self, sock: socket.socket, peer: str) -> None:
+        """Of a virtual machine."""
+        assert self._listener is not None, "the phase table lets neither device nor connection in before"
         self._listener.take(sock, peer)
 
     def _connection(self, sock: socket.socket, peer: str, refused: bool) -> Connection:
@@ -408,6 +419,18 @@ class Module:
             frame = frame.tb_next
         place = f"{os.path.basename(frame.tb_frame.f_code.co_filename)}:{frame.tb_lineno}" if frame else "?"
         print(f"module {self._spawn.name}: fault in {what}: {type(error).__name__} at {place}", file=sys.stderr, flush=True)
+
+
+def _connected(descriptors: list[int]) -> socket.socket:
+    """Returns the connection that came; raises ValueError."""
+    if len(descriptors) != 1:
+        close_descriptors(descriptors)
+        raise ValueError("there is no connection to take")
+    sock = socket.socket(fileno=descriptors[0])
+    if sock.type != socket.SOCK_STREAM:
+        sock.close()
+        raise ValueError("a connection is a stream")
+    return sock
 
 
 def _socket(descriptors: list[int]) -> socket.socket:

@@ -274,6 +274,23 @@ class QueryDevice(Record):
 
 
 @dataclass(frozen=True)
+class TakeConnection(Record):
+    """A guest's program is connected by another way than the listening socket.  Descriptor: the connection.  -> Done, before
+    anything is read: a connection that was not answered can be given to another worker"""
+
+    TYPE: ClassVar[str] = "take-connection"
+    peer: str  #: who that is, as its connections are shown
+
+
+@dataclass(frozen=True)
+class DropConnections(Record):
+    """End the connections that TakeConnection brought from `peer`.  -> Done"""
+
+    TYPE: ClassVar[str] = "drop-connections"
+    peer: str
+
+
+@dataclass(frozen=True)
 class Shutdown(Record):
     """Drain operations for at most `drain_ms` and end.  -> Done"""
 

@@ -30,7 +30,8 @@ SUPERVISOR_MAY: dict[Phase, frozenset[type[Record]]] = {
     Phase.SERVING: _ALWAYS
     | {m.Execute, m.QueryStatus, m.QueryStatistics, m.Configure, m.SetPin, m.SetTokenPresent}
     | {m.Freeze, m.Thaw, m.HandOver}
-    | {m.PlugDevice, m.QueryDevice},
+    | {m.PlugDevice, m.QueryDevice}
+    | {m.TakeConnection, m.DropConnections},
     Phase.LEAVING: _ALWAYS,
     Phase.CLOSING: _ALWAYS,
 }
@@ -51,7 +52,7 @@ MAX_DESCRIPTORS = 16
 #: Bytes of the memory where a worker notes the keys of live streams: 1,024 of them (hsmvisord/limits.py, MAX_STREAMS).
 STREAM_KEYS_SIZE = 1024 * 8
 
-_WITH_ONE = (m.Succeed, m.HandOver)
+_WITH_ONE = (m.Succeed, m.HandOver, m.TakeConnection)
 _WITH_SOME = (m.PlugDevice, m.DeviceState)
 
 
