@@ -223,6 +223,11 @@ def test_the_doctor_follows_a_configuration(cli: Cli) -> None:
     cli("doctor", "--config", cli.write("host.toml", settings.encode()), code=FAILURE)
     findings = {f["check"]: f for f in json.loads(cli("doctor", "--json", "--config", cli.directory / "host.toml", code=FAILURE))}
     assert findings["tls certificate"]["result"] == "fail"
+    cli.write("host.toml", b"[guests]\nvsock = true\n")
+    findings = {
+        f["check"]: f for f in json.loads(subprocess_output(cli, "--json", "doctor", "--config", str(cli.directory / "host.toml")))
+    }
+    assert (findings["vsock"]["result"] == "ok") == Path("/dev/vhost-vsock").exists(), findings["vsock"]
     cli("doctor", "--config", cli.write("host.toml", b"nonsense"), code=FAILURE)
 
 

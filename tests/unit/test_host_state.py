@@ -301,6 +301,25 @@ def test_a_state_without_attachments_gets_their_table(tmp_path: Path, monkeypatc
     database.close()
 
 
+def test_attachments_of_the_release_before_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "state.db"
+    with monkeypatch.context() as earlier:
+        earlier.setattr(migrations, "STEPS", migrations.STEPS[:3])
+        filled(path)
+        database = Database(path)
+        sql = "INSERT INTO attachments SELECT module_id, '/q', '', 'rp0', 'd', 'c', 1 FROM modules LIMIT 1"
+        asyncio.run(database.run(lambda c: c.execute(sql)))
+        database.close()
+    database = Database(path)
+    state = State(database)
+    (kept,) = asyncio.run(state.attachments())
+    assert kept == AttachmentRow(kept.module_id, "/q", "", "rp0", "d", "c", 1, "")
+    hybrid = AttachmentRow(kept.module_id, "", "", "", "", "", 2, "/srv/vm/v.sock")
+    asyncio.run(state.attach(hybrid, asked("attach"), b""))
+    assert asyncio.run(state.attachments()) == [hybrid]
+    database.close()
+
+
 def test_a_creation_that_was_cut_off_is_begun_anew(tmp_path: Path) -> None:
     (tmp_path / "state.db.new").write_bytes(b"half")
     Database(tmp_path / "state.db").close()

@@ -19,14 +19,13 @@ _IDENT = click.option("--request-id", "ident", help="Makes a repeated call the s
 
 @click.command(cls=Command)
 @click.argument("name")
-@click.option(
-    "--qmp", "path", type=click.Path(), required=True, help="QMP socket of the guest's QEMU: its -qmp unix:PATH,server=on,wait=off."
-)
+@click.option("--qmp", "path", type=click.Path(), help="QMP socket of the guest's QEMU: its -qmp unix:PATH,server=on,wait=off.")
+@click.option("--hybrid", type=click.Path(), help="Vsock path (uds_path) of a Firecracker or Cloud Hypervisor guest.")
 @click.option("--bus", default="", help="Id of a free pcie-root-port of the guest; default: the first one that is free.")
 @_IDENT
 @pass_context
-def attach(ctx: Context, name: str, path: str, bus: str, ident: str | None) -> None:
-    """Plug module NAME into a running QEMU guest.
+def attach(ctx: Context, name: str, path: str | None, hybrid: str | None, bus: str, ident: str | None) -> None:
+    """Plug module NAME into a running QEMU guest, or connect it with a guest of Firecracker or Cloud Hypervisor (--hybrid).
 
     The guest sees a virtio-vsock device and reaches its module at vsock:cid=2;port=9111, with stock drivers. What would fail in
     silence is checked first: shared guest memory, a free root port, no other vsock device; if something is missing, nothing is
@@ -36,11 +35,24 @@ def attach(ctx: Context, name: str, path: str, bus: str, ident: str | None) -> N
     Example:
       qemu-system-x86_64 ... -qmp unix:/run/vm/web-1.qmp,server=on,wait=off
       hsmvisor module attach web-1 --qmp /run/vm/web-1.qmp
+      hsmvisor module attach db-2 --hybrid /srv/vm/db-2.vsock
     """
-    asked = pb.AttachModuleRequest(request_id=ident or request_id(), name=name, qmp_path=str(Path(path).absolute()), bus=bus)
+    if (path is None) == (hybrid is None):
+        raise click.UsageError("give one of --qmp and --hybrid")
+    if hybrid is not None and bus:
+        raise click.UsageError("--bus goes with --qmp")
+    asked = pb.AttachModuleRequest(request_id=ident or request_id(), name=name, bus=bus)
+    if path is not None:
+        asked.qmp_path = str(Path(path).absolute())
+    if hybrid is not None:
+        asked.hybrid_path = str(Path(hybrid).absolute())
     with ctx.patience(f"plugging {name} in"):
         found = ctx.modules.AttachModule(asked, timeout=ctx.timeout)
     device = found.device
+    if hybrid is not None:
+        place = f"{device.attachment.hybrid_path}_{device.port}"
+        ctx.result(found, lambda: click.echo(f"module {name} listens at {place}; in the guest: vsock:cid=2;port={device.port}"))
+        return
     told = f"module {name} is plugged in (bus {device.attachment.bus}); in the guest: vsock:cid=2;port={device.port}"
     ctx.result(found, lambda: click.echo(told))
 

@@ -185,10 +185,17 @@ def _core_dumps() -> Finding:
     return Finding("core dumps", OK, f"workers make none (pattern here: {pattern or 'none'})")
 
 
-def _vsock() -> Finding:
-    if Path("/dev/vhost-vsock").exists():
-        return Finding("vsock", OK, "/dev/vhost-vsock")
-    return Finding("vsock", WARN, "no /dev/vhost-vsock", "not needed for unix sockets")
+def _vsock(config: Config) -> Finding:
+    try:
+        socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM).close()
+        lacking = "" if Path("/dev/vhost-vsock").exists() else "no /dev/vhost-vsock"
+    except OSError:
+        lacking = "no AF_VSOCK in this kernel"
+    if not lacking:
+        return Finding("vsock", OK, f"AF_VSOCK and /dev/vhost-vsock; guests.vsock is {'on' if config.guests.vsock else 'off'}")
+    if config.guests.vsock:
+        return Finding("vsock", WARN, f"{lacking}, and guests.vsock is on", "modprobe vhost_vsock, or set guests.vsock = false")
+    return Finding("vsock", OK, f"{lacking}: needed for guests.vsock alone, which is off")
 
 
 def _privilege() -> Finding:
@@ -217,7 +224,8 @@ def _service(address: str) -> Finding:
 
 def _checks(address: str, config: Config) -> Iterator[Callable[[], Finding]]:
     yield from (_python, _packages, _seccomp, _landlock, _libcrypto, _privilege, _clock, _files)
-    yield from (_locked_memory, _swap, _swap_control, _core_dumps, _vsock)
+    yield from (_locked_memory, _swap, _swap_control, _core_dumps)
+    yield lambda: _vsock(config)
     yield lambda: _directory(config.state, "state")
     yield lambda: _directory(config.runtime, "runtime")
     for name, section in (("tls", config.tls), ("signed", config.signed)):

@@ -64,6 +64,9 @@ def _guest(device: pb.Device) -> str:
     if not device.HasField("attachment"):
         return f"started with it, CID {device.guest_cid}" if device.plugged else "-"
     attached = device.attachment
+    if attached.hybrid_path:
+        deaf = "" if attached.listening else "; not listening: see the host's log, then attach it again"
+        return f"{attached.hybrid_path}, port {device.port}, since {when(attached.attached_at)}{deaf}"
     lost = "" if device.plugged else "; its QEMU is not connected now"
     return f"{attached.qmp_path}, bus {attached.bus}, CID {device.guest_cid}, since {when(attached.attached_at)}{lost}"
 

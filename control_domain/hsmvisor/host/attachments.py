@@ -1,18 +1,21 @@
-"""Which guest a module is plugged into: done by QMP, noted for the next supervisor, taken back."""
+"""Which guest a module is in, by QMP or where its monitor connects: done, noted for the next supervisor, taken back."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from hsmvisor.host import qemu, qmp
-from hsmvisor.host.errors import NotFound, WrongState
+from hsmvisor.host.errors import HostError, NotFound, WrongState
 from hsmvisor.host.events import Events
+from hsmvisor.host.hybrid import peer_of
 from hsmvisor.host.module import Module
 from hsmvisor.host.modules import Modules
 from hsmvisor.host.state import AttachmentRow, Request, State
+from hsmvisor_rpc.internal import messages as m
 
 _log = logging.getLogger(__name__)
 
@@ -27,6 +30,8 @@ class Attachments:
     async def attach(self, name: str, path: str, bus: str, request: Request) -> AttachmentRow:
         """Plugs a module into the guest whose QMP socket is `path`, on `bus` or any that is free.  Raises HostError."""
         async with self._held(name) as module:
+            if module.attachment is not None and module.attachment.hybrid:
+                raise _attached(module)
             await module.status()  # a device that nobody answers would stop the guest
             async with qmp.connect(path) as connection:
                 if module.device.plugged and not await qemu.has(connection, plug_of(module)):
@@ -47,12 +52,36 @@ class Attachments:
         module.touched()
         return row
 
+    async def attach_hybrid(self, name: str, path: str, request: Request) -> None:
+        """Has a module serve the guest whose monitor's vsock has `path` (hybrid.py), also after a restart.  Raises HostError."""
+        async with self._held(name) as module:
+            if module.device.plugged or (module.attachment is not None and module.attachment.hybrid != path):
+                raise _attached(module)
+            for other in self._modules.all():
+                if other is not module and other.attachment is not None and other.attachment.hybrid == path:
+                    raise WrongState("HYBRID_TAKEN", f"module {other.name} is attached to {path}", "a guest has one module")
+            was = module.attachment
+            row = was or AttachmentRow(module.module_id, "", "", "", "", "", int(time.time()), path)
+            module.hybrid.listen(path)
+            try:
+                await self._state.attach(row, request, b"")
+            except BaseException:
+                if was is None:
+                    module.hybrid.close()
+                raise
+            module.attachment = row
+        _log.info("module %s: attached to the monitor at %s", name, path)
+        self._events.emit("module-attached", name, {"hybrid": path})
+        module.touched()
+
     async def detach(self, name: str, path: str, request: Request) -> bool:
         """Takes a module out of its guest; says whether it was in one.  `path` "": of the guest that it was attached to.
 
         A guest that has ended has no device any more: then only the note is forgotten.  Raises HostError.
         """
         async with self._held(name) as module:
+            if module.attachment is not None and module.attachment.hybrid:
+                return await self._detach_hybrid(module, module.attachment.hybrid, path, request)
             path = path or (module.attachment.qmp if module.attachment else "")
             if not path and module.device.plugged:
                 hint = "it was plugged in when its guest was started: give that guest's QMP socket (--qmp), or shut it down"
@@ -64,6 +93,21 @@ class Attachments:
             _log.info("module %s: unplugged from the guest at %s", name, path)
             self._events.emit("module-detached", name, {"qmp": path, "was_plugged": was})
             module.touched()
+        return was
+
+    async def _detach_hybrid(self, module: Module, hybrid: str, path: str, request: Request) -> bool:
+        if path:
+            hint = f"hsmvisor module detach {module.name}, without --qmp"
+            raise WrongState("NOT_ATTACHED", f"module {module.name} is attached to {hybrid}, not by QMP", hint)
+        was = bool(module.hybrid.path)
+        await self._state.detach(module.module_id, request, b"")
+        module.attachment = None
+        module.hybrid.close()
+        with contextlib.suppress(HostError):  # a worker that has ended has no connections
+            await module.ask(m.DropConnections(peer_of(hybrid)), m.Done)
+        _log.info("module %s: detached from the monitor at %s", module.name, hybrid)
+        self._events.emit("module-detached", module.name, {"hybrid": hybrid, "was_plugged": was})
+        module.touched()
         return was
 
     async def _unplug(self, module: Module, path: str) -> bool:
@@ -97,6 +141,13 @@ class Attachments:
             if self._modules.get(name) is not module:
                 raise NotFound("MODULE", f"there is no module {name} any more", "hsmvisor module list shows those there are")
             yield module
+
+
+def _attached(module: Module) -> WrongState:
+    row = module.attachment
+    where = (row.hybrid or row.qmp) if row else "a guest that was started with it"
+    hint = f"a module is in one guest: hsmvisor module detach {module.name}, or shut that guest down"
+    return WrongState("ATTACHED", f"module {module.name} is attached to {where}", hint)
 
 
 def plug_of(module: Module) -> qemu.Plug:

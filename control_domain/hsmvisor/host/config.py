@@ -88,6 +88,8 @@ class Guests:
     socket_mode: int = 0o660
     socket_group: str = ""
     backlog: int = 1024
+    directories: tuple[str, ...] = ()  #: where attach --hybrid may make sockets
+    vsock: bool = False  #: an AF_VSOCK socket for guests of vhost_vsock
 
 
 @dataclass(frozen=True)
@@ -247,6 +249,8 @@ def _check(config: Config, origin: str) -> None:
     for name, section in (("control", config.control), ("guests", config.guests)):
         demand(0 <= section.socket_mode <= 0o777, f"{name}.socket_mode is 0o000 to 0o777")
     demand(1 <= config.guests.backlog <= 65535, "guests.backlog is 1 to 65535")
+    for i, directory in enumerate(config.guests.directories):
+        demand(Path(directory).is_absolute(), f"guests.directories[{i}] is an absolute path")
     for i, allow in enumerate(config.control.allow):
         named = [bool(allow.user), allow.uid >= 0, bool(allow.group), allow.gid >= 0]
         demand(named.count(True) == 1, f"control.allow[{i}] names exactly one of user, uid, group, gid")

@@ -67,7 +67,13 @@ def _device(module: Module) -> pb.Device:
     device, row, attachment = module.device, module.attachment, None
     if row is not None:
         attachment = pb.Attachment(
-            qmp_path=row.qmp, bus=row.bus, device_id=row.device, chardev_id=row.chardev, attached_at=timestamp(row.at)
+            qmp_path=row.qmp,
+            bus=row.bus,
+            device_id=row.device,
+            chardev_id=row.chardev,
+            attached_at=timestamp(row.at),
+            hybrid_path=row.hybrid,
+            listening=bool(row.hybrid) and module.hybrid.path == row.hybrid,
         )
     return pb.Device(
         socket=str(device.path), guest_cid=device.cid, port=limits.VSOCK_PORT, plugged=device.plugged, attachment=attachment

@@ -41,6 +41,8 @@ MAX_DEVICE_STATE = 64 * 1024  #: bytes that a worker may have kept of its device
 MAX_QMP_LINE = 1024 * 1024  #: bytes of one line of QEMU's monitor
 QMP_EVENTS = 1024  #: events of QEMU's monitor that are kept while another is waited for
 MAX_UNIX_PATH = 107  #: bytes of sun_path without its end (unix(7))
+MAX_HYBRID_PATH = MAX_UNIX_PATH - len(f"_{VSOCK_PORT}")  #: bytes of a monitor's vsock path (hybrid.py)
+MAX_PASSING = 256  #: connections that wait for one module's worker to take them (intake.py)
 MAX_BUS = 64  #: characters of the name of a guest's bus
 _BUS = re.compile(rf"[A-Za-z][A-Za-z0-9._-]{{0,{MAX_BUS - 1}}}")
 _MEMORY = re.compile(r"[1-9][0-9]{0,7}[MG]")
@@ -99,6 +101,16 @@ def qmp_path(untrusted_path: str) -> str:
         raise Invalid("QMP_PATH", "the path of a QMP socket is absolute: as in -qmp unix:PATH,server=on,wait=off")
     if len(os.fsencode(untrusted_path)) > MAX_UNIX_PATH:
         raise Invalid("QMP_PATH", f"the path of a QMP socket has at most {MAX_UNIX_PATH} bytes")
+    return untrusted_path
+
+
+def hybrid_path(untrusted_path: str) -> str:
+    """Returns a path that a monitor's vsock device may have; raises Invalid."""
+    if not untrusted_path.startswith("/") or untrusted_path.endswith("/") or not untrusted_path.isprintable():
+        raise Invalid("HYBRID_PATH", "the path of a monitor's vsock is absolute: as its uds_path, seen from the host")
+    if len(os.fsencode(untrusted_path)) > MAX_HYBRID_PATH:
+        longest = f"{MAX_HYBRID_PATH} bytes: with _{VSOCK_PORT} it is a unix socket's"
+        raise Invalid("HYBRID_PATH", f"the path of a monitor's vsock has at most {longest}")
     return untrusted_path
 
 

@@ -124,5 +124,6 @@ def _landlock(config: Config) -> str:
 
 def _written(config: Config) -> Iterator[Path]:
     yield from (config.state, config.runtime, config.audit_file.parent, config.control_socket.parent, config.master_key.parent)
+    yield from map(Path, config.guests.directories)
     if config.signed.address.startswith("unix:"):
         yield Path(config.signed.address.removeprefix("unix:")).parent

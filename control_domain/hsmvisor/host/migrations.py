@@ -73,6 +73,7 @@ STEPS: tuple[tuple[str, ...], ...] = (
             at INTEGER NOT NULL                 -- seconds
         ) STRICT""",
     ),
+    ("ALTER TABLE attachments ADD COLUMN hybrid TEXT NOT NULL DEFAULT ''",),  # the monitor's vsock path; then the others are empty
 )
 
 

@@ -22,7 +22,9 @@ from hsmvisor.host.config import Config
 from hsmvisor.host.device import Device
 from hsmvisor.host.events import Events
 from hsmvisor.host.happenings import Happenings
+from hsmvisor.host.hybrid import Hybrid
 from hsmvisor.host.identity import HostIdentity
+from hsmvisor.host.intake import Passing
 from hsmvisor.host.launcher import Launcher
 from hsmvisor.host.link import LinkClosed, PeerError
 from hsmvisor.host.measures import Measure
@@ -103,6 +105,8 @@ class Module:
         self.device = Device(surroundings.places, surroundings.config, row.name, row.number, self._happened_to_device)
         self._device_throttle = Throttle(_DEVICE_BURST, _DEVICE_RATE)
         self.attachment: AttachmentRow | None = None  #: into which guest it was plugged by us
+        self.passing = Passing(row.name, self._give)
+        self.hybrid = Hybrid(surroundings.config, self.passing)
         self._happenings = Happenings(row.name, surroundings.audit, surroundings.events)
 
     @property
@@ -229,6 +233,7 @@ class Module:
         if self._guest is None:
             self._guest = places.listen_for_guests(self._s.places, self.name, self._s.config)
         self.device.listen()
+        self._listen_for_hybrid()
         version, records = await self._s.state.sealed(self.module_id) if self._version else (0, [])
         try:
             worker = await self._spawn(within)
@@ -244,6 +249,14 @@ class Module:
             raise WorkerFault(f"it did not answer within {within:.0f} s") from None
         self._serves(booted.recipient, booted.root, booted.report)
         self.device.serve(worker, within)
+
+    def _listen_for_hybrid(self) -> None:
+        """Where its guest's monitor connects; what is in the way is said, and keeps nobody else from the module."""
+        if self.attachment is not None and self.attachment.hybrid:
+            try:
+                self.hybrid.listen(self.attachment.hybrid)
+            except errors.HostError as error:
+                _log.warning("module %s: its guest cannot reach it: %s (%s)", self.name, error.detail, error.hint)
 
     def _happened_to_device(self, kind: str, detail: dict[str, object]) -> None:
         if self._device_throttle.admit():
@@ -320,6 +333,7 @@ class Module:
             self.device.listen()
         except (OSError, errors.HostError) as error:
             _log.error("module %s: it is no device for others: %s", self.name, error)
+        self._listen_for_hybrid()
         self._s.events.emit("worker-adopted", self.name, {"pid": worker.pid})
         self._serves(attached.recipient, attached.root, attached.report)
         return True
@@ -433,6 +447,15 @@ class Module:
         worker = await self._serving_worker()
         return await worker.ask(request, expected, self._s.config.workers.command_timeout_seconds)
 
+    async def _give(self, taken: m.TakeConnection, descriptor: int) -> None:
+        worker = await self._serving_worker()
+        try:
+            await worker.take(taken, descriptor, self._s.config.workers.command_timeout_seconds)
+        except LinkClosed:
+            if self._worker is worker:
+                self._is_serving.clear()  # who asks again waits for the next one
+            raise
+
     async def status(self) -> reports.Status:
         return reports.status((await self.ask(m.QueryStatus(), m.Report)).report)
 
@@ -515,6 +538,7 @@ class Module:
 
     def _let_go(self) -> socket.socket | None:
         self.device.close()
+        self.hybrid.close()
         guest, self._guest = self._guest, None
         return guest
 

@@ -34,7 +34,9 @@ class ModuleRow:
 
 @dataclass(frozen=True)
 class AttachmentRow:
-    """Into which guest a module was plugged, and how; what a later supervisor needs to do it again."""
+    """Into which guest a module was plugged, and how; what a later supervisor needs to do it again.
+
+    Of a guest whose monitor has a path `hybrid`, that is all."""
 
     module_id: bytes
     qmp: str
@@ -43,6 +45,7 @@ class AttachmentRow:
     device: str
     chardev: str
     at: int
+    hybrid: str = ""
 
 
 @dataclass(frozen=True)
@@ -122,11 +125,11 @@ class State:
         row = (new.module_id, new.name, new.number, new.created_at, new.root, new.settings, PRESENT, 0, b"")
 
         def work(connection: sqlite3.Connection) -> None:
-            sql = "SELECT ?, qmp, asked_bus, bus, device, chardev, at FROM attachments WHERE module_id = ?"
+            sql = "SELECT ?, qmp, asked_bus, bus, device, chardev, at, hybrid FROM attachments WHERE module_id = ?"
             attached = connection.execute(sql, (new.module_id, old_id)).fetchall()  # it stays in its guest
             connection.execute("DELETE FROM modules WHERE module_id = ?", (old_id,))
             connection.execute("INSERT INTO modules VALUES (?,?,?,?,?,?,?,?,?)", row)
-            connection.executemany("INSERT INTO attachments VALUES (?,?,?,?,?,?,?)", attached)
+            connection.executemany("INSERT INTO attachments VALUES (?,?,?,?,?,?,?,?)", attached)
             _answer(connection, request, result)
 
         await self._database.run(work)
@@ -142,15 +145,15 @@ class State:
     # ---- attachments --------------------------------------------------------------------------------------------
 
     async def attachments(self) -> list[AttachmentRow]:
-        sql = "SELECT module_id, qmp, asked_bus, bus, device, chardev, at FROM attachments"
+        sql = "SELECT module_id, qmp, asked_bus, bus, device, chardev, at, hybrid FROM attachments"
         return await self._database.run(lambda c: [AttachmentRow(*row) for row in c.execute(sql)])
 
     async def attach(self, row: AttachmentRow, request: Request, result: bytes) -> None:
         """Notes where a module is plugged in, in the place of where it was, with the answer to the call."""
-        values = (row.module_id, row.qmp, row.asked_bus, row.bus, row.device, row.chardev, row.at)
+        values = (row.module_id, row.qmp, row.asked_bus, row.bus, row.device, row.chardev, row.at, row.hybrid)
 
         def work(connection: sqlite3.Connection) -> None:
-            connection.execute("INSERT OR REPLACE INTO attachments VALUES (?,?,?,?,?,?,?)", values)
+            connection.execute("INSERT OR REPLACE INTO attachments VALUES (?,?,?,?,?,?,?,?)", values)
             _answer(connection, request, result)
 
         await self._database.run(work)

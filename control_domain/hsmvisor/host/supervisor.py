@@ -33,6 +33,7 @@ from hsmvisor.host.services.modules import ModuleService
 from hsmvisor.host.services.records import AuditService, EventService
 from hsmvisor.host.signatures import Signatures
 from hsmvisor.host.state import State
+from hsmvisor.host.vhost_vsock import VhostVsock
 from hsmvisor_rpc.v1 import hsmvisor_pb2_grpc as rpc
 
 _log = logging.getLogger(__name__)
@@ -71,6 +72,7 @@ class Supervisor:
         self.requests = Requests(self.state, self.audit)
         self.metrics = Metrics(self.modules.all, self._counts, config.metrics.timeout_seconds)
         self._scrape = ScrapeServer(self.metrics)
+        self._vsock = VhostVsock(self.modules.all)
         self._gate = Gate(self._authenticator(config), self.audit)
         self._server = Server(self._gate, foundation.places)
         self._measures = measures
@@ -118,6 +120,7 @@ class Supervisor:
         await self.audit.record("host.start", who="host", version=VERSION, schema=schema, result="ok")
         self.events.emit("host-started", detail={"version": VERSION})
         await self.modules.start()
+        self._vsock.start(self.config)
         await self._server.start(self.config)
         if self.config.metrics.address:
             await self._scrape.start(self.config.metrics.address)
@@ -145,6 +148,7 @@ class Supervisor:
         for task in self._tasks:
             task.cancel()
         await self._scrape.stop()
+        self._vsock.stop()
         await self.events.close()
         self.modules.end_watching()
         await self._server.stop()

@@ -124,6 +124,9 @@ class WorkerProcess:
         """Has it be the device of the front-end at the other end of the first descriptor."""
         await self._ask(plug, m.Done, within, give=descriptors)
 
+    async def take(self, taken: m.TakeConnection, descriptor: int, within: float) -> None:
+        await self._ask(taken, m.Done, within, give=[descriptor])
+
     async def plugged(self, within: float) -> tuple[m.DeviceState, list[int]]:
         """Returns the device that it is, with the descriptors of PlugDevice; without descriptors it is none."""
         return await self._ask(m.QueryDevice(), m.DeviceState, within, take=MAX_DESCRIPTORS)

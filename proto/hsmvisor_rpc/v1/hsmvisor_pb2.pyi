@@ -185,6 +185,8 @@ class Attachment(_message.Message):
     DEVICE_ID_FIELD_NUMBER: _builtins.int
     CHARDEV_ID_FIELD_NUMBER: _builtins.int
     ATTACHED_AT_FIELD_NUMBER: _builtins.int
+    HYBRID_PATH_FIELD_NUMBER: _builtins.int
+    LISTENING_FIELD_NUMBER: _builtins.int
     qmp_path: _builtins.str
     """of the QMP socket of the guest's QEMU"""
     bus: _builtins.str
@@ -192,6 +194,10 @@ class Attachment(_message.Message):
     device_id: _builtins.str
     """in QEMU"""
     chardev_id: _builtins.str
+    hybrid_path: _builtins.str
+    """of the vsock of the guest's monitor; then there is no QMP"""
+    listening: _builtins.bool
+    """at hybrid_path"""
     @_builtins.property
     def attached_at(self) -> _timestamp_pb2.Timestamp: ...
     def __init__(
@@ -202,10 +208,12 @@ class Attachment(_message.Message):
         device_id: _builtins.str = ...,
         chardev_id: _builtins.str = ...,
         attached_at: _timestamp_pb2.Timestamp | None = ...,
+        hybrid_path: _builtins.str = ...,
+        listening: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["attached_at", b"attached_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attached_at", b"attached_at", "bus", b"bus", "chardev_id", b"chardev_id", "device_id", b"device_id", "qmp_path", b"qmp_path"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attached_at", b"attached_at", "bus", b"bus", "chardev_id", b"chardev_id", "device_id", b"device_id", "hybrid_path", b"hybrid_path", "listening", b"listening", "qmp_path", b"qmp_path"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -564,12 +572,15 @@ class AttachModuleRequest(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     QMP_PATH_FIELD_NUMBER: _builtins.int
     BUS_FIELD_NUMBER: _builtins.int
+    HYBRID_PATH_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     name: _builtins.str
     qmp_path: _builtins.str
     """absolute, at most 107 bytes; QEMU's -qmp unix:PATH,server=on,wait=off"""
     bus: _builtins.str
     """id of a free root port of the guest; empty = the first one"""
+    hybrid_path: _builtins.str
+    """in the place of both: the monitor's vsock path (uds_path) as the host sees it, at most 102 bytes"""
     def __init__(
         self,
         *,
@@ -577,10 +588,11 @@ class AttachModuleRequest(_message.Message):
         name: _builtins.str = ...,
         qmp_path: _builtins.str = ...,
         bus: _builtins.str = ...,
+        hybrid_path: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bus", b"bus", "name", b"name", "qmp_path", b"qmp_path", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bus", b"bus", "hybrid_path", b"hybrid_path", "name", b"name", "qmp_path", b"qmp_path", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -195,6 +195,8 @@ class ModuleServiceServicer:
         """Plug the module into a running QEMU guest, as a vhost-user-vsock device: what would fail in silence is checked first
         (FAILED_PRECONDITION: GUEST_MEMORY, PCI_PORT, VSOCK_TAKEN, CHARDEV, ID_TAKEN, QEMU_DEVICE; the hint says what to change).
         A module that is plugged in there already is left as it is.  QEMU stays on this host: the path is the host's.
+        Or, by hybrid_path: listen where the monitor of a Firecracker or Cloud Hypervisor guest connects to (FAILED_PRECONDITION:
+        HYBRID_PATH, HYBRID_TAKEN), now and whenever the service runs.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

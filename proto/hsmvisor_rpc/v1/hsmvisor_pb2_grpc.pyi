@@ -63,6 +63,8 @@ class ModuleServiceStub:
     """Plug the module into a running QEMU guest, as a vhost-user-vsock device: what would fail in silence is checked first
     (FAILED_PRECONDITION: GUEST_MEMORY, PCI_PORT, VSOCK_TAKEN, CHARDEV, ID_TAKEN, QEMU_DEVICE; the hint says what to change).
     A module that is plugged in there already is left as it is.  QEMU stays on this host: the path is the host's.
+    Or, by hybrid_path: listen where the monitor of a Firecracker or Cloud Hypervisor guest connects to (FAILED_PRECONDITION:
+    HYBRID_PATH, HYBRID_TAKEN), now and whenever the service runs.
     """
     DetachModule: _grpc.UnaryUnaryMultiCallable[_hsmvisor_pb2.DetachModuleRequest, _hsmvisor_pb2.Module]
     """Take the module out of its guest.  One that is in none is left as it is; of a guest that has ended only the note is forgotten."""
@@ -101,6 +103,8 @@ class ModuleServiceAsyncStub(ModuleServiceStub):
     """Plug the module into a running QEMU guest, as a vhost-user-vsock device: what would fail in silence is checked first
     (FAILED_PRECONDITION: GUEST_MEMORY, PCI_PORT, VSOCK_TAKEN, CHARDEV, ID_TAKEN, QEMU_DEVICE; the hint says what to change).
     A module that is plugged in there already is left as it is.  QEMU stays on this host: the path is the host's.
+    Or, by hybrid_path: listen where the monitor of a Firecracker or Cloud Hypervisor guest connects to (FAILED_PRECONDITION:
+    HYBRID_PATH, HYBRID_TAKEN), now and whenever the service runs.
     """
     DetachModule: _aio.UnaryUnaryMultiCallable[_hsmvisor_pb2.DetachModuleRequest, _hsmvisor_pb2.Module]  # type: ignore[assignment]
     """Take the module out of its guest.  One that is in none is left as it is; of a guest that has ended only the note is forgotten."""
@@ -208,6 +212,8 @@ class ModuleServiceServicer(metaclass=_abc_1.ABCMeta):
         """Plug the module into a running QEMU guest, as a vhost-user-vsock device: what would fail in silence is checked first
         (FAILED_PRECONDITION: GUEST_MEMORY, PCI_PORT, VSOCK_TAKEN, CHARDEV, ID_TAKEN, QEMU_DEVICE; the hint says what to change).
         A module that is plugged in there already is left as it is.  QEMU stays on this host: the path is the host's.
+        Or, by hybrid_path: listen where the monitor of a Firecracker or Cloud Hypervisor guest connects to (FAILED_PRECONDITION:
+        HYBRID_PATH, HYBRID_TAKEN), now and whenever the service runs.
         """
 
     @_abc_1.abstractmethod

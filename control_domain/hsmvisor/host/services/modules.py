@@ -161,6 +161,8 @@ class ModuleService(rpc.ModuleServiceServicer):
         return await _shown(self._modules.get(name))
 
     async def AttachModule(self, untrusted: pb.AttachModuleRequest, context: Any) -> pb.Module:
+        if untrusted.hybrid_path:
+            return await self._attach_hybrid(untrusted)
         name, path, bus = limits.module_name(untrusted.name), limits.qmp_path(untrusted.qmp_path), limits.bus(untrusted.bus)
         asked = request(untrusted.request_id, "AttachModule", name.encode(), path.encode(), bus.encode())
         fields: dict[str, Any] = {"module": name, "qmp": path, "bus": bus}
@@ -173,6 +175,19 @@ class ModuleService(rpc.ModuleServiceServicer):
         await self._requests.once(origin(), "module.attach", asked, fields, work)
         return await _shown(self._modules.get(name))
 
+    async def _attach_hybrid(self, untrusted: pb.AttachModuleRequest) -> pb.Module:
+        name, path = limits.module_name(untrusted.name), limits.hybrid_path(untrusted.hybrid_path)
+        if untrusted.qmp_path or untrusted.bus:
+            raise Invalid("HYBRID_PATH", "a module is attached by one of qmp_path and hybrid_path", "leave the other one empty")
+        asked = request(untrusted.request_id, "AttachModule", name.encode(), b"hybrid", path.encode())
+
+        async def work() -> bytes:
+            await self._attachments.attach_hybrid(name, path, asked)
+            return b""
+
+        await self._requests.once(origin(), "module.attach", asked, {"module": name, "hybrid": path}, work)
+        return await _shown(self._modules.get(name))
+
     async def DetachModule(self, untrusted: pb.DetachModuleRequest, context: Any) -> pb.Module:
         name = limits.module_name(untrusted.name)
         path = limits.qmp_path(untrusted.qmp_path) if untrusted.qmp_path else ""
@@ -182,6 +197,8 @@ class ModuleService(rpc.ModuleServiceServicer):
         async def work() -> bytes:
             attached = self._modules.get(name).attachment
             fields.update(qmp=path or (attached.qmp if attached else ""))
+            if attached and attached.hybrid:
+                fields.update(hybrid=attached.hybrid)
             fields.update(was_plugged=await self._attachments.detach(name, path, asked))
             return b""
 
