@@ -6,7 +6,6 @@ import argparse
 import json
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from support.host import Host
 from benchlib import allocator, control, hostile, plot, raw, report, signing
 from benchlib.setups import KEYS, all_setups, build_p11bench
 
+PARTS = ["signing", "allocator", "control", "hostile"]
 SETUPS = ["softhsm", "p11kit-softhsm", "hsmvisor", "hsmvisor-p11kit"]
 
 
@@ -27,7 +27,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", nargs="+", type=int, help="threads of the application (default 1 2 4 8)")
     parser.add_argument("--setups", nargs="+", choices=SETUPS, default=SETUPS)
     parser.add_argument("--modules", type=int, help="modules for the measure of memory (default 200; 20 with --quick)")
-    parser.add_argument("--only", choices=["signing", "control", "hostile", "allocator"], help="one part alone")
+    parser.add_argument(
+        "--only", nargs="+", choices=PARTS, default=PARTS, help="these parts; of the others stays what the output directory has"
+    )
     parser.add_argument("--output", type=Path, help="directory for bench.json, bench.md and bench.svg")
     return parser.parse_args()
 
@@ -48,6 +50,35 @@ def run_control(quick: bool, modules: int) -> dict[str, Any]:
         host.clean()
 
 
+def begins(results: dict[str, Any], part: str, plan: signing.Plan) -> None:
+    """Notes when, and how it is measured."""
+    results["times"][part] = f"{report.now()}, {plan.rounds} rounds of {plan.seconds:g} s"
+
+
+def written(results: dict[str, Any]) -> tuple[list[str], bool]:
+    """All of it as Markdown, and whether every goal that was measured is met."""
+    text, met = ["# Bench", "", "Measured by `scripts/bench`; medians of interleaved rounds.", ""], True
+
+    def section(title: str, part: str, *bodies: str) -> None:
+        text.extend([f"## {title}", "", f"Begun {results['times'][part]}.", ""])
+        for body in bodies:
+            text.extend([body, ""])
+
+    if "signing" in results:
+        goals, met = report.goals(results["signing"], results["signatures_alone"])
+        table = report.signing_table(results["signing"])
+        section("Signing", "signing", "![signatures a second](bench.svg)", table, "### Goals", goals)
+    if "allocator" in results:
+        section("Freed memory is overwritten", "allocator", allocator.text(results["allocator"]))
+    if "control" in results:
+        section("Modules", "control", report.facts_table(results["control"]))
+    if "hostile" in results:
+        met &= hostile.verdict(results["hostile"])
+        section("Beside a hostile guest", "hostile", report.hostile_table(results["hostile"], hostile.GOAL))
+    text.extend(["## Machine", "", report.facts_table(results["machine"]), ""])
+    return text, met
+
+
 def main() -> int:
     given = arguments()
     plan = signing.Plan(
@@ -56,30 +87,26 @@ def main() -> int:
         rounds=given.rounds or (3 if given.quick else 7),
         seconds=given.seconds or (1 if given.quick else 2),
     )
-    results: dict[str, Any] = {"at": time.strftime("%Y-%m-%d %H:%M:%S %z"), "machine": report.machine()}
-    text = ["# Bench", "", f"Measured by `scripts/bench` on {results['at']}; medians of {plan.rounds} interleaved rounds.", ""]
-    met = True
+    results = report.before(given.output, "bench.json") if given.only != PARTS else {"times": {}}
+    results["machine"] = report.machine()
     with tempfile.TemporaryDirectory(prefix="hsmb.") as name:
         directory = Path(name)
-        if given.only in (None, "signing"):
+        if "signing" in given.only:
+            begins(results, "signing", plan)
             before = raw.limits(plan.keys)
             with all_setups(directory, given.setups) as (setups, _):
                 results["signing"] = signing.measure(build_p11bench(directory), setups, plan)
             results["signatures_alone"] = {key: max(before[key], after) for key, after in raw.limits(plan.keys).items()}
-            goals, met = report.goals(results["signing"], results["signatures_alone"])
-            text += ["## Signing", "", "![signatures a second](bench.svg)", "", report.signing_table(results["signing"]), ""]
-            text += ["### Goals", "", goals, ""]
-        if given.only in (None, "allocator"):
+        if "allocator" in given.only:
+            begins(results, "allocator", plan)
             results["allocator"] = allocator.measure(build_p11bench(directory), plan.rounds, plan.seconds)
-            text += ["## Freed memory is overwritten", "", allocator.text(results["allocator"]), ""]
-        if given.only in (None, "control"):
+        if "control" in given.only:
+            begins(results, "control", plan)
             results["control"] = run_control(given.quick, given.modules or (20 if given.quick else 200))
-            text += ["## Modules", "", report.facts_table(results["control"]), ""]
-        if given.only in (None, "hostile"):
+        if "hostile" in given.only:
+            begins(results, "hostile", plan)
             results["hostile"] = hostile.measure(plan.rounds, plan.seconds)
-            met &= hostile.verdict(results["hostile"])
-            text += ["## Beside a hostile guest", "", report.hostile_table(results["hostile"], hostile.GOAL), ""]
-    text += ["## Machine", "", report.facts_table(results["machine"]), ""]
+    text, met = written(results)
     print("\n".join(text))
     if given.output:
         given.output.mkdir(parents=True, exist_ok=True)

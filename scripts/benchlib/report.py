@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
+import time
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,16 @@ def machine() -> dict[str, Any]:
         "?",
     )
     return {"processor": model, "cores": os.cpu_count(), "kernel": platform.release(), "python": platform.python_version()}
+
+
+def now() -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S %z")
+
+
+def before(directory: Path | None, name: str) -> dict[str, Any]:
+    """What an earlier run left in its directory, for the parts that are not run again."""
+    path = directory / name if directory else None
+    return json.loads(path.read_text()) if path and path.exists() else {"times": {}}
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:

@@ -29,6 +29,7 @@ from support.vm import VirtualMachine
 from benchlib import report
 
 KEPT = 12
+PARTS = ["storm", "kills", "power", "leaks", "hostile"]
 
 #: Workers of another host service on this machine would count against the same limits of a user (RLIMIT_NPROC).
 USERS = "[workers]\nuid_base = 480000\n"
@@ -44,6 +45,9 @@ def arguments() -> argparse.Namespace:
         "--hostile", type=float, default=15, help="seconds of each behaviour of a hostile guest (default 15; 0: none)"
     )
     parser.add_argument("--seed", type=int, default=int(time.time()), help="of the order of kills")
+    parser.add_argument(
+        "--only", nargs="+", choices=PARTS, default=PARTS, help="these parts; of the others stays what the output directory has"
+    )
     parser.add_argument("--output", type=Path, help="directory for soak.json and soak.md")
     return parser.parse_args()
 
@@ -128,6 +132,10 @@ def leaks(host: Host, deliveries: int) -> dict[str, Any]:
     return result
 
 
+def began(name: str) -> None:
+    print(f"soak: {name}", file=sys.stderr, flush=True)
+
+
 def judge(results: dict[str, Any]) -> list[str]:
     """What must be nothing and is not."""
     wrong = []
@@ -150,7 +158,8 @@ def judge(results: dict[str, Any]) -> list[str]:
 
 def main() -> int:
     given = arguments()
-    results: dict[str, Any] = {"at": time.strftime("%Y-%m-%d %H:%M:%S %z"), "machine": report.machine()}
+    results = report.before(given.output, "soak.json") if given.only != PARTS else {"times": {}}
+    results["machine"] = report.machine()
     parts = {
         "storm": (given.rotations, lambda host: storm(host, given.rotations)),
         "kills": (given.kills, lambda host: kills(host, given.kills, given.seed)),
@@ -158,27 +167,23 @@ def main() -> int:
     }
     parts["hostile"] = (int(given.hostile), lambda host: misbehave_all(host, list(BEHAVIOURS), given.hostile))
     for name, (count, run) in parts.items():
-        if not count:
+        if not count or name not in given.only:
             continue
-        print(f"soak: {name}", file=sys.stderr, flush=True)
+        began(name)
         host = Host(SETTINGS + USERS)
         try:
-            results[name] = run(host.start())
+            results["times"][name], results[name] = report.now(), run(host.start())
         finally:
             host.clean()
-    if given.power_losses:
-        print("soak: power", file=sys.stderr, flush=True)
-        results["power"] = power(given.power_losses, given.seed)
+    if given.power_losses and "power" in given.only:
+        began("power")
+        results["times"]["power"], results["power"] = report.now(), power(given.power_losses, given.seed)
     wrong = judge(results)
-    text = [
-        "# Soak",
-        "",
-        f"Run by `scripts/soak` on {results['at']}: {'all is well' if not wrong else 'WRONG: ' + ', '.join(wrong)}.",
-        "",
-    ]
-    for name in ("storm", "kills", "power", "leaks", "hostile", "machine"):
+    text = ["# Soak", "", f"Run by `scripts/soak`: {'all is well' if not wrong else 'WRONG: ' + ', '.join(wrong)}.", ""]
+    for name in (*PARTS, "machine"):
         if name in results:
-            text += [f"## {name.capitalize()}", "", report.facts_table(results[name]), ""]
+            begun = [f"Begun {results['times'][name]}.", ""] if name in results["times"] else []
+            text += [f"## {name.capitalize()}", "", *begun, report.facts_table(results[name]), ""]
     print("\n".join(text))
     if given.output:
         given.output.mkdir(parents=True, exist_ok=True)
