@@ -212,7 +212,7 @@ REACHING = {
     "a socket that it has, made anew": "syscall(42, owned('Link')._sock.fileno(), bytes(16), 16)",  # connect(AF_UNSPEC)
     "a socket that it has, bound": "owned('Link')._sock.bind('\\0hsmvisor-escaped')",
     "the control API by TCP": "socket.create_connection(('127.0.0.1', {port}))",
-    "a pair of sockets": "socket.socketpair()",
+    "datagrams to anybody": "socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)[0].sendto(b'x', '/dev/log')",
     "the hypervisor": "socket.socket(40, socket.SOCK_STREAM)",
     "the kernel": "socket.socket(16, socket.SOCK_RAW, 0)",
 }

@@ -79,8 +79,11 @@ def _allowing(otherwise: Any) -> tuple[Any, int]:
     names = [name for group in ALLOWED.values() for name in group]
     for name in names:
         rules.add_rule(pyseccomp.ALLOW, name)
-    only_ours = pyseccomp.Arg(0, pyseccomp.EQ, socket.AF_UNIX)  # a stream of a device: both ends are the worker's
-    rules.add_rule(pyseccomp.ALLOW, "socketpair", only_ours)
+    # A stream of a device: both ends are the worker's, and unlike a datagram socket it sends to nobody else (sendto).
+    stream = socket.SOCK_STREAM | socket.SOCK_CLOEXEC
+    rules.add_rule(
+        pyseccomp.ALLOW, "socketpair", pyseccomp.Arg(0, pyseccomp.EQ, socket.AF_UNIX), pyseccomp.Arg(1, pyseccomp.EQ, stream)
+    )
     # clone3 keeps its flags in memory, where a filter cannot look; libc then takes clone.
     rules.add_rule(pyseccomp.ERRNO(errno.ENOSYS), "clone3")
     return rules, len(names)
