@@ -35,7 +35,9 @@ def now() -> str:
 def before(directory: Path | None, name: str) -> dict[str, Any]:
     """What an earlier run left in its directory, for the parts that are not run again."""
     path = directory / name if directory else None
-    return json.loads(path.read_text()) if path and path.exists() else {"times": {}}
+    found: dict[str, Any] = json.loads(path.read_text()) if path and path.exists() else {}
+    found.setdefault("times", {})
+    return found
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
