@@ -114,12 +114,13 @@ def main() -> None:
     lanes.preload()
     rings.preload()
     Rehearsal().run()
-    memory.make_room(ROOM)
     measures = sandbox.enter_launcher()
     # Everything that lives now lives in every worker: keep the collector from touching (and so copying) those pages.
     gc.collect()
     gc.freeze()
     gc.disable()
+    memory.fill_holes()
+    memory.make_room(ROOM)
     Launcher(socket.socket(fileno=arguments.control_fd), measures).run()
 
 
