@@ -14,6 +14,7 @@ import pytest
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from hsmvisor_rpc.v1 import hsmvisor_pb2 as pb
+from hsmvisord.limits import VSOCK_PORT
 from support.certificates import Authority, PrivateKey, chain_pem, key_id, new_key
 from support.command import Command
 from support.guest import Guest
@@ -264,13 +265,13 @@ def test_two_guests_reach_their_own_modules_alone(host: Host, machine: GuestMach
         for one, mine, foreign in ((machine, b"web-1", b"db-2"), (second, b"db-2", b"web-1")):
             said = tool(one, OURS, "--list-slots")
             assert mine in said and foreign not in said
-        status = {name: host.process.get(name) for name in ("web-1", "db-2")}
-        for port in (9110, 9112):
-            for cid in (2, 1024 + 1, 1024 + 2, 3):
-                address = {OURS.variable: f"vsock:cid={cid};port={port}"}
-                command = ["pkcs11-tool", "--module", OURS.path, "--list-slots"]
-                assert b"db-2" not in machine.run(command, more=address, check=False, timeout=60).stdout
-        assert status["web-1"].pid != status["db-2"].pid
+        cids = sorted({host.process.get(name).device.guest_cid for name in ("web-1", "db-2")})
+        assert len(cids) == 2
+        for cid, port in [(2, VSOCK_PORT - 1), (2, VSOCK_PORT + 1), *((cid, VSOCK_PORT) for cid in (1, 3, *cids))]:
+            address = {OURS.variable: f"vsock:cid={cid};port={port}"}
+            command = ["pkcs11-tool", "--module", OURS.path, "--list-slots"]
+            said = machine.run(command, more=address, check=False, timeout=60)
+            assert b"No slots" in said.stdout + said.stderr, (cid, port)
     waited(lambda: found(machine, OURS), "the first one, still")
 
 

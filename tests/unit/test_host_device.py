@@ -183,11 +183,10 @@ def test_one_that_goes_before_it_is_given_is_not_given(tmp_path: Path) -> None:
     async def run() -> None:
         host = Host(tmp_path)
         worker = FakeWorker(m.DeviceState(0, b"", 0), [])
-        host.device.listen()
         host.device.serve(cast(WorkerProcess, worker), 1)
-        with socket.socket(socket.AF_UNIX) as front:
-            front.connect(str(host.device.path))
-            host.device._accept()
+        ours, front = socket.socketpair()
+        with front:
+            host.device._arrived(ours)
             assert host.device.plugged
             host.device.told(m.DeviceGone(1, "gone"), [])
             await asyncio.sleep(0.01)

@@ -18,6 +18,7 @@ from collections.abc import Callable
 
 from hsmvisor.host import errors, limits, places
 from hsmvisor.host.config import Config
+from hsmvisor.host.intake import Intake
 from hsmvisor.host.link import LinkClosed, PeerError
 from hsmvisor.host.places import Places
 from hsmvisor.host.worker import WorkerFault, WorkerProcess
@@ -39,7 +40,7 @@ class Device:
     def __init__(self, where: Places, config: Config, name: str, number: int, happened: Happened) -> None:
         self.name, self.path, self.cid = name, where.device(name), limits.FIRST_CID + number
         self._where, self._config, self._happened = where, config, happened
-        self._listener: socket.socket | None = None
+        self._intake: Intake | None = None
         self._connection: socket.socket | None = None
         self._keys = -1  #: memfd: the keys of live streams, which the worker writes
         self._plug = 0  #: counts connections
@@ -72,17 +73,11 @@ class Device:
 
     def listen(self) -> None:
         """Takes front-ends from now on.  Raises OSError, HostError."""
-        if self._listener is None:
-            self._listener = places.listen_for_device(self._where, self.name, self._config)
-            self._listener.setblocking(False)
-            asyncio.get_running_loop().add_reader(self._listener, self._accept)
+        if self._intake is None:
+            listener = places.listen_for_device(self._where, self.name, self._config)
+            self._intake = Intake(listener, lambda connection, _: self._arrived(connection))
 
-    def _accept(self) -> None:
-        assert self._listener is not None
-        try:
-            connection, _ = self._listener.accept()
-        except OSError:
-            return
+    def _arrived(self, connection: socket.socket) -> None:
         pid, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
         peer: dict[str, object] = {"peer": f"unix uid={uid} pid={pid}"}
         if self._connection is not None:
@@ -172,15 +167,11 @@ class Device:
     def close(self) -> None:
         """Lets go of everything; the front-end is not told by that as long as a worker has the connection."""
         self._worker = None
-        self._stop_listening()
+        if self._intake is not None:
+            self._intake.close()
+            self._intake = None
         self._drop()
         self._told_change()
-
-    def _stop_listening(self) -> None:
-        if self._listener is not None:
-            asyncio.get_running_loop().remove_reader(self._listener)
-            self._listener.close()
-            self._listener = None
 
     def _drop(self) -> None:
         if self._connection is not None:
