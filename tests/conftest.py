@@ -40,11 +40,8 @@ def shared_host() -> Iterator[Host]:
     """A host service whose modules tests make for themselves; a test that stops or kills it starts its own instead."""
     from support.host import Host
 
-    host = Host()
-    try:
-        yield host.start()
-    finally:
-        host.clean()
+    with Host() as host:
+        yield host
 
 
 @pytest.fixture(scope="session")

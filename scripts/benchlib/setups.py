@@ -60,11 +60,8 @@ def all_setups(directory: Path, names: list[str]) -> Iterator[tuple[list[Setup],
 
 @contextmanager
 def _host() -> Iterator[Host]:
-    host = Host()
-    try:
-        yield host.start()
-    finally:
-        host.clean()
+    with Host() as host:
+        yield host
 
 
 def _softhsm_environment(directory: Path) -> dict[str, str]:

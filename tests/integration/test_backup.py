@@ -26,11 +26,8 @@ REFUSED = 4
 
 @pytest.fixture
 def host() -> Iterator[Host]:
-    host = Host()
-    try:
-        yield host.start()
-    finally:
-        host.clean()
+    with Host() as host:
+        yield host
 
 
 def command_for(process: HostProcess) -> Command:

@@ -27,11 +27,8 @@ WHY = (("hsmvisor-why", "the laptop with the root was stolen"),)
 
 @pytest.fixture
 def host() -> Iterator[Host]:
-    host = Host()
-    try:
-        yield host.start()
-    finally:
-        host.clean()
+    with Host() as host:
+        yield host
 
 
 def breaking(name: str, root: bytes, request_id: str = "", empty_it: bool = True) -> pb.BreakGlassRequest:

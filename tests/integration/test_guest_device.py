@@ -37,11 +37,8 @@ authority = Authority()
 
 @pytest.fixture(scope="module")
 def host() -> Iterator[Host]:
-    host = Host()
-    try:
-        yield host.start()
-    finally:
-        host.clean()
+    with Host() as host:
+        yield host
 
 
 @pytest.fixture(scope="module")

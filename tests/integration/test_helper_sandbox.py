@@ -20,11 +20,8 @@ ROOT = os.geteuid() == 0
 
 @pytest.fixture(scope="module")
 def host() -> Iterator[Host]:
-    host = Host()
-    try:
-        yield host.start()
-    finally:
-        host.clean()
+    with Host() as host:
+        yield host
 
 
 def inside(confinement: str, attempt: str) -> subprocess.CompletedProcess[str]:

@@ -30,11 +30,8 @@ GROWTH_MB = 64  #: that may stay when it is over: the allocator keeps pages
 
 @pytest.fixture(scope="module")
 def host() -> Iterator[Host]:
-    host = Host()
-    try:
-        yield host.start()
-    finally:
-        host.clean()
+    with Host() as host:
+        yield host
 
 
 @pytest.fixture(scope="module")

@@ -15,11 +15,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.real]
 
 @pytest.fixture
 def host() -> Iterator[Host]:
-    host = Host()
-    try:
-        yield host.start()
-    finally:
-        host.clean()
+    with Host() as host:
+        yield host
 
 
 @pytest.mark.timeout(300)

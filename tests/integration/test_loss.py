@@ -23,11 +23,8 @@ FAILURE, REFUSED = 1, 4
 
 @pytest.fixture
 def host() -> Iterator[Host]:
-    host = Host()
-    try:
-        yield host.start()
-    finally:
-        host.clean()
+    with Host() as host:
+        yield host
 
 
 @pytest.fixture

@@ -26,11 +26,8 @@ KINDS = {"ec": "p256", "ec384": "p384", "rsa": "rsa2048", "ed": "ed25519", "ml":
 @pytest.fixture
 def host() -> Iterator[Host]:
     """Of its own: another test's authority would hold keys in this process alone, but its host would be searched too."""
-    host = Host()
-    try:
-        yield host.start()
-    finally:
-        host.clean()
+    with Host() as host:
+        yield host
 
 
 def others(host: Host) -> dict[str, int]:

@@ -41,11 +41,8 @@ Connect = Callable[[Module], WireClient]
 
 @pytest.fixture(scope="module")
 def host() -> Iterator[Host]:
-    host = Host()
-    try:
-        yield host.start()
-    finally:
-        host.clean()
+    with Host() as host:
+        yield host
 
 
 @pytest.fixture

@@ -26,11 +26,8 @@ KINDS = {"ec": "p256", "rsa": "rsa2048"}
 
 @pytest.fixture
 def host() -> Iterator[Host]:
-    host = Host()
-    try:
-        yield host.start()
-    finally:
-        host.clean()
+    with Host() as host:
+        yield host
 
 
 def unlocked(pid: int, needles: Needles) -> dict[str, set[str]]:

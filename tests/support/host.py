@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import TracebackType
+from typing import Self
+
 from cryptography import x509
 from hsmvisor.authority import Authority, Bundle, Pusher, Staging
 from hsmvisor_rpc.v1 import hsmvisor_pb2 as pb
@@ -25,6 +28,17 @@ class Host:
         self.key = self.process.host.GetHost(pb.GetHostRequest(), timeout=10).host_key
         self.pusher = Pusher(self.process.connect(), self.authority, self.key)
         return self
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.clean()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.clean()
 
     def stop(self, number: int) -> None:
         """Ends the host service by a signal; its workers go on."""
