@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from hsmvisor.host import module as host_module
+from hsmvisor.host import happenings
 from hsmvisor_rpc.v1 import hsmvisor_pb2 as pb
 from hsmvisord import limits
-from support import fake_frontend
-from support.fake_frontend import FakeFrontEnd, Guest, GuestStream
+from support.fake_frontend import FakeFrontEnd
+from support.fake_guest import Guest, GuestStream
 from support.host_process import HostProcess, new_id, wait_for
 
 
@@ -25,14 +25,13 @@ def host() -> Iterator[HostProcess]:
         yield host
 
 
-def connected(host: HostProcess, monkeypatch: pytest.MonkeyPatch) -> FakeFrontEnd:
+def connected(host: HostProcess) -> FakeFrontEnd:
     front = FakeFrontEnd()
     front.sock.close()
     front.sock = socket.socket(socket.AF_UNIX)
     front.sock.settimeout(10)
     front.sock.connect(str(host.run / "modules" / "web-1" / "vhost.sock"))
-    (cid,) = wait_for(lambda: [note["detail"]["cid"] for note in notes(host, "device-plugged")], what="the note")
-    monkeypatch.setattr(fake_frontend, "CID", cid)
+    (front.cid,) = wait_for(lambda: [note["detail"]["cid"] for note in notes(host, "device-plugged")], what="the note")
     return front
 
 
@@ -53,8 +52,8 @@ def notes(host: HostProcess, kind: str) -> list[dict[str, Any]]:
     return [note for note in told if note["kind"] == f"module.{kind}"]
 
 
-def test_workers_and_services_come_and_go(host: HostProcess, monkeypatch: pytest.MonkeyPatch) -> None:
-    front = connected(host, monkeypatch)
+def test_workers_and_services_come_and_go(host: HostProcess) -> None:
+    front = connected(host)
     guest = booted(front)
     stream = guest.connect(limits.VSOCK_PORT)
     assert stream.state == "open"
@@ -79,13 +78,13 @@ def test_workers_and_services_come_and_go(host: HostProcess, monkeypatch: pytest
     wait_for(lambda: notes(host, "device-unplugged"), what="the note")
 
 
-def test_who_connects_again_and_again_does_not_fill_the_disk(host: HostProcess, monkeypatch: pytest.MonkeyPatch) -> None:
-    front = connected(host, monkeypatch)
-    for _ in range(3 * int(host_module._DEVICE_BURST)):
+def test_who_connects_again_and_again_does_not_fill_the_disk(host: HostProcess) -> None:
+    front = connected(host)
+    for _ in range(3 * int(happenings._DEVICE_BURST)):
         with socket.socket(socket.AF_UNIX) as other:
             other.connect(str(host.run / "modules" / "web-1" / "vhost.sock"))
             other.settimeout(5)
             assert other.recv(1) == b""
     count = len(notes(host, "device-refused"))
-    assert 0.5 * host_module._DEVICE_BURST < count < 1.2 * host_module._DEVICE_BURST
+    assert 0.5 * happenings._DEVICE_BURST < count < 1.2 * happenings._DEVICE_BURST
     front.close()

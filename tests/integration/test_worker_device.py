@@ -12,7 +12,8 @@ from hsmvisor_rpc.internal import handover as h
 from hsmvisor_rpc.internal import messages as m
 from hsmvisord import limits
 from support.bare_worker import BareWorker
-from support.fake_frontend import CID, FakeFrontEnd, Guest, key_memory
+from support.fake_frontend import CID, FakeFrontEnd, key_memory
+from support.fake_guest import Guest
 
 
 @pytest.fixture

@@ -9,19 +9,13 @@ import os
 import select
 import socket
 import struct
-import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 
-from hsmvisord import limits
 from hsmvisord.rings.rings import Words
 from hsmvisord.transport.vsock import keys as stream_keys
-from hsmvisord.transport.vsock.device import Device
-from hsmvisord.transport.vsock.keys import StreamKeys
-from hsmvisord.transport.vsock.saved import Saved
 from hsmvisord.wire.vhost_user import FEATURES, HEADER, PROTOCOL_FEATURES, Request
-from hsmvisord.wire.virtio_vsock import BOTH, HOST_CID, MASK, PACKET, STREAM, Op, Packet
+from hsmvisord.wire.virtio_vsock import PACKET, Packet
 
 CID = 1027
 PORT = 9111
@@ -98,6 +92,7 @@ class FakeFrontEnd:
 
     def __init__(self, num: int = 128, rx_size: int = 4096, tx_size: int = 4096, size: int = 0) -> None:
         """`size`: bytes of memory, if more than is used."""
+        self.cid = CID  #: that the device must have
         self.num, self.rx_size, self.tx_size = num, rx_size, tx_size
         used = _DATA_AREA + num * rx_size + num * (PACKET.size + tx_size)
         self.size = max(size, -(-used // 4096) * 4096)
@@ -155,7 +150,7 @@ class FakeFrontEnd:
             with self.temporary() as fd:
                 self.send(Request.SET_VRING_ERR, struct.pack("<Q", index), [fd])
         config = self.ask(Request.GET_CONFIG, struct.pack("<III8x", 0, 8, 0))
-        assert struct.unpack("<12xQ", config) == (CID,)
+        assert struct.unpack("<12xQ", config) == (self.cid,)
 
     @staticmethod
     @contextlib.contextmanager
@@ -295,258 +290,3 @@ class FakeFrontEnd:
         self.release_memory()
         for fd in (self.fd, *self.kicks, *self.calls):
             os.close(fd)
-
-
-# ---- vsock ----------------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class GuestStream:
-    """A stream as a guest's kernel has it; `took` is what its program has read."""
-
-    guest: Guest
-    port: int
-    peer_port: int
-    buffer: int
-    start: int = 0  #: of both counters, as far as the guest decides them
-    state: str = "requested"
-    received: int = 0
-    forwarded: int = 0
-    told: int = 0
-    sent: int = 0
-    peer_buffer: int = 0
-    peer_forwarded: int = 0
-    shutdown: int = 0  #: flags that the device told
-    reads: bool = True  #: as soon as data comes
-    took: bytearray = field(default_factory=bytearray)
-    waiting: bytearray = field(default_factory=bytearray)
-
-    def packet(self, op: int, length: int = 0, flags: int = 0, **other: int) -> Packet:
-        self.told = self.forwarded
-        packet = Packet(
-            CID, HOST_CID, self.port, self.peer_port, length, STREAM, op, flags, self.buffer, self.forwarded & MASK
-        )  # fmt: skip
-        return packet._replace(**other)
-
-    def say(self, op: int, data: bytes = b"", flags: int = 0, **other: int) -> None:
-        self.guest.front.transmit(self.packet(op, len(data), flags, **other), data)
-
-    @property
-    def room(self) -> int:
-        return self.peer_buffer - ((self.sent - self.peer_forwarded) & MASK)
-
-    def write(self, data: bytes) -> None:
-        """All of it, as credit comes."""
-        view, done = memoryview(data), 0
-        while done < len(data):
-            while not self.room and self.state == "open":
-                self.guest.wait()
-            assert self.state == "open", self.state
-            part = bytes(view[done : done + min(self.room, self.guest.front.tx_size)])
-            self.say(Op.RW, part)
-            self.sent += len(part)
-            done += len(part)
-            while self.guest.step(0):
-                pass
-
-    def read(self, count: int) -> None:
-        """A program of the guest reads so much of what waits."""
-        part = self.waiting[:count]
-        del self.waiting[:count]
-        self.took += part
-        self.forwarded += len(part)
-        if self.forwarded - self.told >= self.buffer // 4 or not self.waiting:
-            self.say(Op.CREDIT_UPDATE)
-
-    def until(self, condition: Callable[[], bool]) -> None:
-        while not condition():
-            self.guest.wait()
-
-    def close(self) -> None:
-        self.say(Op.SHUTDOWN, flags=BOTH)
-        self.until(lambda: self.state == "gone")
-
-
-class Guest:
-    """Programs of a guest, in the test's own thread; packets that the device sends are taken by `step`."""
-
-    def __init__(self, front: FakeFrontEnd, buffer: int = 65536) -> None:
-        self.front, self.buffer = front, buffer
-        self.streams: dict[tuple[int, int], GuestStream] = {}
-        self.stray: list[Packet] = []
-        self._port = 1023
-
-    def request(self, port: int = PORT, buffer: int = 0) -> GuestStream:
-        self._port += 1
-        stream = GuestStream(self, self._port, port, buffer or self.buffer)
-        self.streams[stream.port, port] = stream
-        stream.say(Op.REQUEST)
-        return stream
-
-    def connect(self, port: int = PORT, buffer: int = 0) -> GuestStream:
-        stream = self.request(port, buffer)
-        stream.until(lambda: stream.state != "requested")
-        return stream
-
-    def wait(self) -> None:
-        assert self.step(WITHIN), "the device does not go on"
-
-    def step(self, within: float) -> bool:
-        came = self.front.receive(within)
-        if came is None:
-            return False
-        packet, data = came
-        assert (packet.src_cid, packet.dst_cid) == (HOST_CID, CID)
-        stream = self.streams.get((packet.dst_port, packet.src_port))
-        if stream is None or stream.state == "gone" or packet.type != STREAM:
-            self.stray.append(packet)
-            return True
-        if packet.op != Op.RST:
-            stream.peer_buffer = packet.buf_alloc
-            assert (packet.fwd_cnt - stream.peer_forwarded) & MASK <= (stream.sent - stream.peer_forwarded) & MASK
-            stream.peer_forwarded = packet.fwd_cnt
-        match packet.op:
-            case Op.RESPONSE:
-                assert stream.state == "requested"
-                stream.state = "open"
-            case Op.RST:
-                stream.state = "refused" if stream.state == "requested" else "gone"
-            case Op.RW:
-                stream.received += len(data)
-                assert stream.received - stream.forwarded <= stream.buffer, "more than there is credit for"
-                assert not stream.shutdown & 2, "data after SHUTDOWN"
-                stream.waiting += data
-                if stream.reads:
-                    stream.read(len(data))
-            case Op.SHUTDOWN:
-                stream.shutdown |= packet.flags
-                if stream.shutdown == BOTH:
-                    stream.say(Op.RST)
-                    stream.state = "gone"
-            case Op.CREDIT_REQUEST:
-                stream.say(Op.CREDIT_UPDATE)
-            case Op.CREDIT_UPDATE:
-                pass
-            case _:
-                raise AssertionError(packet)
-        return True
-
-
-class Service:
-    """What listens here: sockets of accepted streams, in the order in which they came."""
-
-    def __init__(self, ports: Sequence[int] = (PORT,)) -> None:
-        self.ports, self.peers = ports, [""][:0]
-        self._socks: list[socket.socket] = []
-        self._all: list[socket.socket] = []
-        self._came = threading.Condition()
-
-    def accept(self, port: int, peer: str) -> socket.socket | None:
-        if port not in self.ports:
-            return None
-        ours, theirs = socket.socketpair()
-        ours.settimeout(WITHIN)
-        with self._came:
-            self.peers.append(peer)
-            self._socks.append(ours)
-            self._all.append(ours)
-            self._came.notify()
-        return theirs
-
-    def next(self) -> socket.socket:
-        with self._came:
-            assert self._came.wait_for(lambda: self._socks, WITHIN), "nobody came"
-            return self._socks.pop(0)
-
-    def close(self) -> None:
-        for sock in self._all:
-            sock.close()
-
-
-def echo(sock: socket.socket) -> None:
-    """In a thread of its own, until the other end is done."""
-
-    def run() -> None:
-        with sock:
-            sock.settimeout(None)
-            with contextlib.suppress(OSError):
-                while data := sock.recv(65536):
-                    sock.sendall(data)
-
-    threading.Thread(target=run, daemon=True).start()
-
-
-class Rig:
-    """A device and all around it, and what is kept for its successor."""
-
-    def __init__(self, ports: Sequence[int] = (PORT,), **front: int) -> None:
-        self.front, self.service = FakeFrontEnd(**front), Service(ports)
-        self.guest = Guest(self.front)
-        self.key_fd = key_memory()
-        self.kept: tuple[Saved, list[int]] | None = None
-        self.changes = 0
-        self.why: str | None = None
-        self._ended = threading.Event()
-        self.device = self.make(self.front.device_sock, None)
-        self.kept_sock = self.front.device_sock.dup()
-
-    def make(self, sock: socket.socket, saved: Saved | None) -> Device:
-        device = Device(sock, CID, self.service.accept, StreamKeys(self.key_fd), saved, self._keep, self._end)
-        device.start()
-        return device
-
-    def _keep(self, saved: Saved) -> None:
-        self.changes += 1
-        self.drop_kept()
-        self.kept = Saved.decode(saved.encode(), [os.dup(fd) for fd in saved.descriptors()]), []
-
-    def _end(self, why: str) -> None:
-        self.why = why
-        self._ended.set()
-
-    def drop_kept(self) -> None:
-        if self.kept is not None:
-            for fd in self.kept[0].descriptors():
-                os.close(fd)
-            self.kept = None
-
-    def boot(self, at: int = 0) -> Rig:
-        """QEMU starts, and the driver."""
-        self.front.begin()
-        self.front.load_driver(at)
-        self.front.start((at, at))
-        self.front.settled()
-        return self
-
-    def ended(self) -> str:
-        """Waits for the device's end; returns its reason."""
-        assert self._ended.wait(WITHIN), "the device lives"
-        assert self.why is not None
-        return self.why
-
-    def keys(self) -> set[tuple[int, int]]:
-        keys = StreamKeys(self.key_fd)
-        try:
-            return {key[1:] for key in keys.found()}
-        finally:
-            keys.close()
-
-    def no_keys(self) -> None:
-        """Waits until there are none."""
-        until = time.monotonic() + WITHIN
-        while self.keys():
-            assert time.monotonic() < until, self.keys()
-            time.sleep(0.005)
-
-    def close(self) -> None:
-        self.device.close()
-        self.front.close()
-        self.service.close()
-        self.drop_kept()
-        self.kept_sock.close()
-        os.close(self.key_fd)
-
-
-def limits_of(stream_number: int) -> int:
-    """Returns the buffer of the stream that is opened when so many are open."""
-    return limits.STREAM_BUFFER if stream_number < limits.LARGE_STREAMS else limits.SMALL_STREAM_BUFFER

@@ -18,7 +18,8 @@ from hsmvisord.wire.virtio_vsock import Op
 from hsmvisord.worker import succession
 from hsmvisord.worker.plug import NoDevice, Plug
 from hsmvisord.worker.succession import Arrival, Departure, Stream, SuccessionFailed
-from support.fake_frontend import CID, PORT, FakeFrontEnd, Guest, key_memory
+from support.fake_frontend import CID, PORT, FakeFrontEnd, key_memory
+from support.fake_guest import Guest
 
 
 class Told:

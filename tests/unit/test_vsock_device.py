@@ -12,7 +12,9 @@ import pytest
 from hsmvisord import limits
 from hsmvisord.wire.vhost_user import Request
 from hsmvisord.wire.virtio_vsock import BOTH, HOST_CID, Op, Packet
-from support.fake_frontend import CID, GUEST_BASE, NEED_REPLY, PORT, USER_BASE, FakeFrontEnd, GuestStream, Rig, echo, limits_of
+from support.fake_frontend import CID, GUEST_BASE, NEED_REPLY, PORT, USER_BASE, FakeFrontEnd
+from support.fake_guest import GuestStream
+from support.vsock_rig import Rig, echo, limits_of
 
 
 @pytest.fixture

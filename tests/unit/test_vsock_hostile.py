@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator
 import pytest
 from hsmvisord.wire.vhost_user import FEATURES, HEADER, Request
 from hsmvisord.wire.virtio_vsock import HOST_CID, Op, Packet
-from support.fake_frontend import CID, GUEST_BASE, NEXT, PORT, USER_BASE, WRITE, FakeFrontEnd, Refused, Rig, sealed_memory
+from support.fake_frontend import CID, GUEST_BASE, NEXT, PORT, USER_BASE, WRITE, FakeFrontEnd, Refused, sealed_memory
+from support.vsock_rig import Rig
 
 
 @pytest.fixture

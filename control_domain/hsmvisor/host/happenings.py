@@ -1,4 +1,4 @@
-"""What a worker tells of its own accord, on its way into the audit log and the event stream: cleaned and throttled."""
+"""What workers tell of their own accord, and what front-ends do, on its way into the audit log and the event stream: throttled."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from hsmvisor_rpc.internal.messages import Event
 _BURST = 2000.0  #: events of one module that may come at once
 _RATE = 20.0  #: and a second after that
 _PAUSE = 10.0  #: seconds between two notes of how many did not pass
+_DEVICE_BURST, _DEVICE_RATE = 100.0, 0.2  #: as the two above, of front-ends: they connect as they like
 _UNTHROTTLED = "signature"  #: an operator asked for each of them
 _MAX_OPEN = 4096  #: connections whose end is told when their worker cannot tell it any more
 
@@ -46,3 +47,21 @@ class Happenings:
     def _note(self, kind: str, detail: dict[str, Any], at_ms: int) -> None:
         self._audit.note(f"module.{kind}", who="module", module=self._module, result="told", detail=detail)
         self._events.emit(kind, self._module, detail, at_ms)
+
+
+class DeviceHappenings:
+    """Of one module's device."""
+
+    def __init__(self, module: str, audit: Audit, events: Events) -> None:
+        self._module, self._audit, self._events = module, audit, events
+        self._throttle = Throttle(_DEVICE_BURST, _DEVICE_RATE)
+
+    def told(self, kind: str, detail: dict[str, object]) -> None:
+        if self._throttle.admit():
+            if suppressed := self._throttle.take_suppressed():
+                self._note("events-suppressed", {"count": suppressed})
+            self._note(kind, detail)
+
+    def _note(self, kind: str, detail: dict[str, object]) -> None:
+        self._audit.note(f"module.{kind}", who="guest", module=self._module, result="told", detail=detail)
+        self._events.emit(kind, self._module, detail)

@@ -11,28 +11,21 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypeVar
 
 from hsmvisor.host import errors, places, reports
 from hsmvisor.host.adoption import end_stranger, returned_listener
-from hsmvisor.host.audit import Audit
 from hsmvisor.host.child import HelperLost
-from hsmvisor.host.config import Config
 from hsmvisor.host.device import Device
-from hsmvisor.host.events import Events
-from hsmvisor.host.happenings import Happenings
+from hsmvisor.host.happenings import DeviceHappenings, Happenings
 from hsmvisor.host.hybrid import Hybrid
-from hsmvisor.host.identity import HostIdentity
 from hsmvisor.host.intake import Passing
-from hsmvisor.host.launcher import Launcher
 from hsmvisor.host.link import LinkClosed, PeerError
 from hsmvisor.host.measures import Measure
-from hsmvisor.host.places import Places
-from hsmvisor.host.provider import Provider
 from hsmvisor.host.settings import Settings
-from hsmvisor.host.state import AttachmentRow, ModuleRow, Request, State
-from hsmvisor.host.throttle import Throttle
+from hsmvisor.host.state import AttachmentRow, ModuleRow, Request
+from hsmvisor.host.surroundings import Surroundings
 from hsmvisor.host.worker import WorkerFault, WorkerProcess
 from hsmvisor_rpc.internal import messages as m
 from hsmvisor_rpc.internal.phases import Phase
@@ -64,23 +57,7 @@ _FAILED_PAUSE, _LONGEST_PAUSE = 10.0, 300.0  #: and when it counts as failed
 LINGER = 10.0  #: seconds that a replaced worker serves applications which are in a long operation
 _LEAVING_WITHIN = 5.0  #: seconds that it may take to end after that
 _MOST_LACKING = 32
-_DEVICE_BURST, _DEVICE_RATE = 100.0, 0.2  #: front-ends that are told of at once, and a second after that: they come as they like
 _SERVING_WAIT = 5.0  #: seconds that a request waits for a worker that is being started
-
-
-@dataclass(frozen=True)
-class Surroundings:
-    """What a module needs of its host."""
-
-    config: Config
-    places: Places
-    state: State
-    launcher: Launcher
-    provider: Provider
-    identity: HostIdentity
-    audit: Audit
-    events: Events
-    lacking: set[Measure] = field(default_factory=set)  #: what workers could not apply, and is said
 
 
 class Module:
@@ -103,11 +80,11 @@ class Module:
         self.ending = asyncio.Lock()  #: held by who destroys it
         self._keeper: asyncio.Task[None] | None = None
         self.device = Device(surroundings.places, surroundings.config, row.name, row.number, self._happened_to_device)
-        self._device_throttle = Throttle(_DEVICE_BURST, _DEVICE_RATE)
         self.attachment: AttachmentRow | None = None  #: into which guest it was plugged by us
         self.passing = Passing(row.name, self._give)
         self.hybrid = Hybrid(surroundings.config, self.passing)
         self._happenings = Happenings(row.name, surroundings.audit, surroundings.events)
+        self._device_happenings = DeviceHappenings(row.name, surroundings.audit, surroundings.events)
 
     @property
     def name(self) -> str:
@@ -259,15 +236,8 @@ class Module:
                 _log.warning("module %s: its guest cannot reach it: %s (%s)", self.name, error.detail, error.hint)
 
     def _happened_to_device(self, kind: str, detail: dict[str, object]) -> None:
-        if self._device_throttle.admit():
-            if suppressed := self._device_throttle.take_suppressed():
-                self._note_device("events-suppressed", {"count": suppressed})
-            self._note_device(kind, detail)
+        self._device_happenings.told(kind, detail)
         self._changed(self)
-
-    def _note_device(self, kind: str, detail: dict[str, object]) -> None:
-        self._s.audit.note(f"module.{kind}", who="guest", module=self.name, result="told", detail=detail)
-        self._s.events.emit(kind, self.name, detail)
 
     async def _spawn(self, within: float, successor: bool = False) -> WorkerProcess:
         """Forks a worker and has its storage key written into its pipe, at the same time."""

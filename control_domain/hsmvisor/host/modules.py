@@ -14,9 +14,10 @@ from dataclasses import dataclass, replace
 from hsmvisor.host import places
 from hsmvisor.host.adoption import end_orphans, end_stranger
 from hsmvisor.host.errors import Exhausted, Exists, HostError, NotFound, Unavailable
-from hsmvisor.host.module import DESTROYED, Module, Surroundings, Upgraded
+from hsmvisor.host.module import DESTROYED, Module, Upgraded
 from hsmvisor.host.settings import Settings
 from hsmvisor.host.state import CREATING, DESTROYING, PRESENT, ModuleRow, Request
+from hsmvisor.host.surroundings import Surroundings
 
 _log = logging.getLogger(__name__)
 

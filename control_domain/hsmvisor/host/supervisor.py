@@ -21,7 +21,6 @@ from hsmvisor.host.foundation import Foundation
 from hsmvisor.host.interceptor import Gate
 from hsmvisor.host.measures import Measure
 from hsmvisor.host.metrics import HostCounts, Metrics
-from hsmvisor.host.module import Surroundings
 from hsmvisor.host.modules import Modules
 from hsmvisor.host.requests import Requests
 from hsmvisor.host.restored import Note
@@ -33,6 +32,7 @@ from hsmvisor.host.services.modules import ModuleService
 from hsmvisor.host.services.records import AuditService, EventService
 from hsmvisor.host.signatures import Signatures
 from hsmvisor.host.state import State
+from hsmvisor.host.surroundings import Surroundings
 from hsmvisor.host.vhost_vsock import VhostVsock
 from hsmvisor_rpc.v1 import hsmvisor_pb2_grpc as rpc
 

@@ -1,0 +1,28 @@
+"""What a module needs of its host."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from hsmvisor.host.audit import Audit
+from hsmvisor.host.config import Config
+from hsmvisor.host.events import Events
+from hsmvisor.host.identity import HostIdentity
+from hsmvisor.host.launcher import Launcher
+from hsmvisor.host.measures import Measure
+from hsmvisor.host.places import Places
+from hsmvisor.host.provider import Provider
+from hsmvisor.host.state import State
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    config: Config
+    places: Places
+    state: State
+    launcher: Launcher
+    provider: Provider
+    identity: HostIdentity
+    audit: Audit
+    events: Events
+    lacking: set[Measure] = field(default_factory=set)  #: what workers could not apply, and is said
