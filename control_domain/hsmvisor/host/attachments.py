@@ -12,7 +12,7 @@ from hsmvisor.host import qemu, qmp
 from hsmvisor.host.errors import HostError, NotFound, WrongState
 from hsmvisor.host.events import Events
 from hsmvisor.host.hybrid import peer_of
-from hsmvisor.host.module import Module
+from hsmvisor.host.module import SERVING, Module
 from hsmvisor.host.modules import Modules
 from hsmvisor.host.state import AttachmentRow, Request, State
 from hsmvisor_rpc.internal import messages as m
@@ -21,6 +21,7 @@ _log = logging.getLogger(__name__)
 
 _PLUGGED_WITHIN = 5.0  #: seconds after QEMU has the device
 _UNPLUGGED_WITHIN = 5.0  #: seconds after QEMU has it no more
+_CLEARED_WITHIN = 3.0  #: seconds that a guest has to let go of a destroyed module
 
 
 class Attachments:
@@ -39,18 +40,53 @@ class Attachments:
                     hint = f"a module is in one guest: hsmvisor module detach {name}, or shut that guest down"
                     raise WrongState("ATTACHED", f"module {name} is plugged into {where}", hint)
                 plugged = await qemu.plug(connection, plug_of(module), bus)
-            row = AttachmentRow(module.module_id, path, bus, plugged.bus, plugged.device, plugged.chardev, int(time.time()))
-            try:
-                await module.device.wait_plugged(_PLUGGED_WITHIN)
-            except TimeoutError:
-                hint = "hsmvisor module detach, then attach it again; see the host's log"
-                raise WrongState("DEVICE", f"QEMU has the device of module {name}, but the module has no QEMU", hint) from None
-            await self._state.attach(row, request, b"")
-            module.attachment = row
+            row = await self._is_in(module, path, bus, plugged, request)
         _log.info("module %s: plugged into the guest at %s, bus %s", name, path, row.bus)
         self._events.emit("module-attached", name, {"qmp": path, "bus": row.bus, "device": row.device})
         module.touched()
         return row
+
+    async def _is_in(self, module: Module, path: str, bus: str, plugged: qemu.Plugged, request: Request | None) -> AttachmentRow:
+        """Notes where QEMU has plugged it in.  Raises HostError."""
+        row = AttachmentRow(module.module_id, path, bus, plugged.bus, plugged.device, plugged.chardev, int(time.time()))
+        try:
+            await module.device.wait_plugged(_PLUGGED_WITHIN)
+        except TimeoutError:
+            hint = "hsmvisor module detach, then attach it again; see the host's log"
+            raise WrongState("DEVICE", f"QEMU has the device of module {module.name}, but the module has no QEMU", hint) from None
+        await self._state.attach(row, request, b"")
+        module.attachment = row
+        return row
+
+    async def bring_back(self, name: str) -> AttachmentRow | None:
+        """Plugs a module anew into the guest that it was attached to, if that has its device still, or what is left of it.
+
+        None: there is nothing to bring back, or nowhere.  Raises HostError.
+        """
+        async with self._held(name) as module:
+            row = module.attachment
+            if row is None or not lost(module):
+                return None
+            try:
+                async with qmp.connect(row.qmp) as connection:
+                    if not await qemu.remains(connection, plug_of(module)):
+                        return None  # it was taken out by hand, or another guest was started
+                    plugged = await qemu.plug(connection, plug_of(module), row.asked_bus)
+            except qmp.QemuGone:
+                return None
+            row = await self._is_in(module, row.qmp, row.asked_bus, plugged, None)
+        module.touched()
+        return row
+
+    async def clear(self, left: qemu.Plug, path: str) -> None:
+        """Takes what a destroyed module has left out of the guest that it was in, if that guest lets go of it soon."""
+        try:
+            async with qmp.connect(path) as connection:
+                await qemu.unplug(connection, left, _CLEARED_WITHIN)
+        except qmp.QemuGone:
+            return
+        except HostError as error:
+            _log.warning("module %s: destroyed, but its device is still in the guest at %s: %s", left.name, path, error.detail)
 
     async def attach_hybrid(self, name: str, path: str, request: Request) -> None:
         """Has a module serve the guest whose monitor's vsock has `path` (hybrid.py), also after a restart.  Raises HostError."""
@@ -141,6 +177,12 @@ class Attachments:
             if self._modules.get(name) is not module:
                 raise NotFound("MODULE", f"there is no module {name} any more", "hsmvisor module list shows those there are")
             yield module
+
+
+def lost(module: Module) -> bool:
+    """Says whether a module that serves should be in a guest by QMP and is in none."""
+    wanted = module.attachment is not None and bool(module.attachment.qmp)
+    return wanted and module.state == SERVING and not module.device.plugged
 
 
 def _attached(module: Module) -> WrongState:

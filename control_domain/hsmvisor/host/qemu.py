@@ -49,6 +49,12 @@ async def has(qmp: Qmp, ours: Plug) -> bool:
     return (await survey(qmp)).of_socket(ours.socket) is not None
 
 
+async def remains(qmp: Qmp, ours: Plug) -> bool:
+    """Says whether the module's device is in the guest, or the chardev of one that the guest has let go of."""
+    found = await survey(qmp)
+    return found.of_socket(ours.socket) is not None or any(chardev.path == ours.socket for chardev in found.chardevs)
+
+
 async def plug(qmp: Qmp, ours: Plug, bus: str = "") -> Plugged:
     """Plugs the module in; one that is plugged in already is left as it is, one whose connection is lost is plugged anew.
 
@@ -234,4 +240,4 @@ async def _remove_chardev(qmp: Qmp, ident: str) -> None:
             await asyncio.sleep(0.05)
 
 
-__all__ = ["MEMORY", "PORT", "UNPLUG_WITHIN", "Plug", "Plugged", "check", "has", "plug", "unplug"]
+__all__ = ["MEMORY", "PORT", "UNPLUG_WITHIN", "Plug", "Plugged", "check", "has", "plug", "remains", "unplug"]

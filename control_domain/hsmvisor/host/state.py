@@ -148,13 +148,14 @@ class State:
         sql = "SELECT module_id, qmp, asked_bus, bus, device, chardev, at, hybrid FROM attachments"
         return await self._database.run(lambda c: [AttachmentRow(*row) for row in c.execute(sql)])
 
-    async def attach(self, row: AttachmentRow, request: Request, result: bytes) -> None:
-        """Notes where a module is plugged in, in the place of where it was, with the answer to the call."""
+    async def attach(self, row: AttachmentRow, request: Request | None, result: bytes) -> None:
+        """Notes where a module is plugged in, in the place of where it was, with the answer to the call, if there was one."""
         values = (row.module_id, row.qmp, row.asked_bus, row.bus, row.device, row.chardev, row.at, row.hybrid)
 
         def work(connection: sqlite3.Connection) -> None:
             connection.execute("INSERT OR REPLACE INTO attachments VALUES (?,?,?,?,?,?,?,?)", values)
-            _answer(connection, request, result)
+            if request is not None:
+                _answer(connection, request, result)
 
         await self._database.run(work)
 

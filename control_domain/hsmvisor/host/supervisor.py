@@ -22,6 +22,7 @@ from hsmvisor.host.interceptor import Gate
 from hsmvisor.host.measures import Measure
 from hsmvisor.host.metrics import HostCounts, Metrics
 from hsmvisor.host.modules import Modules
+from hsmvisor.host.replugs import Replugs
 from hsmvisor.host.requests import Requests
 from hsmvisor.host.restored import Note
 from hsmvisor.host.scrape import ScrapeServer
@@ -73,6 +74,8 @@ class Supervisor:
         self.metrics = Metrics(self.modules.all, self._counts, config.metrics.timeout_seconds)
         self._scrape = ScrapeServer(self.metrics)
         self._vsock = VhostVsock(self.modules.all)
+        self._attachments = Attachments(self.modules, self.state, self.events)
+        self._replugs = Replugs(self.modules, self._attachments, self.audit, self.events)
         self._gate = Gate(self._authenticator(config), self.audit)
         self._server = Server(self._gate, foundation.places)
         self._measures = measures
@@ -88,8 +91,7 @@ class Supervisor:
         enrolments = Enrolments(self.state, identity)
         backups = Backups(self.config, identity, self._f.provider, lambda: self.audit.place, VERSION)
         host = HostService(about, self._f, self.modules, enrolments, self.requests, self.metrics, self.audit, backups)
-        attachments = Attachments(self.modules, self.state, self.events)
-        modules = ModuleService(self.modules, attachments, self.requests, self.state, identity)
+        modules = ModuleService(self.modules, self._attachments, self.requests, self.state, identity)
         rpc.add_ModuleServiceServicer_to_server(modules, registry)
         rpc.add_MaterialServiceServicer_to_server(MaterialService(self.modules, self.requests, self.state, self.events), registry)
         rpc.add_HostServiceServicer_to_server(host, registry)
@@ -124,7 +126,7 @@ class Supervisor:
         await self._server.start(self.config)
         if self.config.metrics.address:
             await self._scrape.start(self.config.metrics.address)
-        self._tasks = [asyncio.create_task(self._prune()), asyncio.create_task(self._complain())]
+        self._tasks = [asyncio.create_task(work) for work in (self._prune(), self._complain(), self._replugs.run())]
         _log.info("ready: %d modules, control API at %s", len(self.modules.all()), self.config.control_socket)
 
     async def _complain(self) -> None:

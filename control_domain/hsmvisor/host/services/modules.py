@@ -79,7 +79,10 @@ class ModuleService(rpc.ModuleServiceServicer):
         asked = request(untrusted.request_id, "DestroyModule", name.encode())
 
         async def work() -> bytes:
-            await self._modules.destroy(name, asked)
+            module = self._modules.get(name)
+            await self._modules.destroy(name, asked)  # first: keys end at once, whatever the guest does
+            if module.attachment is not None and module.attachment.qmp:
+                await self._attachments.clear(plug_of(module), module.attachment.qmp)
             return b""
 
         await self._requests.once(origin(), "module.destroy", asked, {"module": name}, work)
