@@ -1,5 +1,5 @@
-"""scripts/soak: the large counts. Rotations under a storm of load, kills at random, losses of power, and a search for
-keys after many deliveries."""
+"""scripts/soak: the large counts. Rotations under a storm of load, kills at random, losses of power, a search for keys
+after many deliveries, hostile guests, and a virtual machine that has a module as its device."""
 
 from __future__ import annotations
 
@@ -15,10 +15,14 @@ from typing import Any
 
 from support.certificates import PrivateKey, new_key
 from support.guest import Guest, library
+from support.guest_machine import GuestMachine
 from support.host import SETTINGS, Host
 from support.hostile import BEHAVIOURS
 from support.killing import kill_under_load
 from support.leaks import Needles
+from support.machine_disturbances import NOTICED, disturb
+from support.machine_guest import OURS, STOCK, device_socket
+from support.machine_rotation import rotate_in_machine
 from support.misbehaviour import misbehave_all
 from support.power import lose_power
 from support.processes import descendants
@@ -29,7 +33,7 @@ from support.vm import VirtualMachine
 from benchlib import report
 
 KEPT = 12
-PARTS = ["storm", "kills", "power", "leaks", "hostile"]
+PARTS = ["storm", "kills", "power", "leaks", "hostile", "guest"]
 
 #: Workers of another host service on this machine would count against the same limits of a user (RLIMIT_NPROC).
 USERS = "[workers]\nuid_base = 480000\n"
@@ -43,6 +47,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--power-losses", type=int, default=20, help="times that a virtual machine loses its power (default 20)")
     parser.add_argument(
         "--hostile", type=float, default=15, help="seconds of each behaviour of a hostile guest (default 15; 0: none)"
+    )
+    parser.add_argument(
+        "--guest-rotations",
+        type=int,
+        default=100,
+        help="rotations with client and server in a virtual machine (default 100; 0: none)",
     )
     parser.add_argument("--seed", type=int, default=int(time.time()), help="of the order of kills")
     parser.add_argument(
@@ -82,6 +92,20 @@ def power(times: int, seed: int) -> dict[str, Any]:
         "audit_log_not_whole": sum(1 for report in reports if report["audit"]),
         "generations_acknowledged": max(map(int, reports[-1]["states"])),
     }
+
+
+def guest(host: Host, rotations: int) -> dict[str, Any]:
+    """A virtual machine whose device is the module: rotations with client and server in it, and disturbances of both sides."""
+    module, key = host.create("guest"), new_key("p256")
+    module.push("steady", key)
+    with GuestMachine() as machine:
+        machine.plug(device_socket(module))
+        results: dict[str, Any] = {"boot_s": round(machine.boot_seconds, 1)}
+        results["disturbances"] = disturb(machine, module, "steady", key, max(1, rotations // 20))
+        results["rotations"] = {
+            library.name: rotate_in_machine(library, machine, module, rotations, 1.0).summary() for library in (OURS, STOCK)
+        }
+    return results
 
 
 def others(owner: int) -> dict[int, str]:
@@ -150,6 +174,12 @@ def judge(results: dict[str, Any]) -> list[str]:
         names = ("keys_found_outside_the_worker", "files_with_keys", "destroyed_keys_found_in_the_worker")
         wrong += [name for name in names if leaked[name]]
         wrong += [] if leaked["live_keys_found_in_the_worker"] else ["the search finds nothing at all"]
+    if guest := results.get("guest"):
+        for part in guest["rotations"].values():
+            names = ("failed_handshakes", "failed_signatures", "wrong_signatures", "foreign_certificates")
+            wrong += [f"guest: {name}" for name in names if part[name]]
+        for name, told in guest["disturbances"].items():
+            wrong += [f"guest, {name}"] if told.get("wrong") or (told.get("failed") and name not in NOTICED) else []
     for behaviour, cost in results.get("hostile", {}).items():
         if cost["neighbour_failures"] or not cost["same_worker"] or not cost["answers_after"]:
             wrong.append(f"hostile guest: {behaviour}")
@@ -165,6 +195,7 @@ def main() -> int:
         "kills": (given.kills, lambda host: kills(host, given.kills, given.seed)),
         "leaks": (given.deliveries, lambda host: leaks(host, given.deliveries)),
     }
+    parts["guest"] = (given.guest_rotations, lambda host: guest(host, given.guest_rotations))
     parts["hostile"] = (int(given.hostile), lambda host: misbehave_all(host, list(BEHAVIOURS), given.hostile))
     for name, (count, run) in parts.items():
         if not count or name not in given.only:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hsmvisord import limits
 from support.guest import REPOSITORY
@@ -58,25 +60,41 @@ def engine(machine: GuestMachine, library: GuestLibrary) -> dict[str, str]:
     return {"OPENSSL_CONF": path, **library.environment}
 
 
-class MachineSigner:
+class MachineLoad:
+    """A Python program of the machine that writes JSON lines on and on, until its input ends."""
+
+    def __init__(self, machine: GuestMachine, name: str, program: Path, *arguments: object, library: GuestLibrary = OURS) -> None:
+        self._machine, self._output, self._errors = machine, f"/root/{name}.json", f"/root/{name}.err"
+        machine.copy_in(program, f"/root/{program.name}")
+        alive = f"/root/{name}.alive"
+        machine.run(["mkfifo", alive], check=False)
+        words = shlex.join(map(str, ["python3", f"/root/{program.name}", *arguments]))
+        self._holder = machine.start(f"exec sleep 7200 >{alive}")
+        command = f"exec {words} <{alive} 2>{self._errors}"
+        self._process: GuestProcess = machine.start(command, output=self._output, more=library.environment)
+
+    def lines(self) -> list[list[Any]]:
+        """What it has written until now."""
+        text = self._machine.read(self._output).decode()
+        return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+    def end(self) -> None:
+        """Fails when it ended badly."""
+        self._holder.kill()
+        code = self._process.wait(30)
+        assert code == 0, self._machine.read(self._errors).decode()
+
+
+class MachineSigner(MachineLoad):
     """A process of the machine that signs on and on with one key."""
 
     def __init__(self, machine: GuestMachine, library: GuestLibrary, label: str, name: str = "signer", threads: int = 2) -> None:
-        self._machine, self._file = machine, f"/root/{name}.json"
-        machine.copy_in(SIGNER, "/root/sign_on.py")
-        self._alive = f"/root/{name}.alive"
-        machine.run(["mkfifo", self._alive], check=False)
-        command = f"python3 /root/sign_on.py {library.path} {label} ec {threads} 0.001 <{self._alive} 2>/root/{name}.err"
-        self._holder = machine.start(f"exec sleep 3600 >{self._alive}")
-        self._process: GuestProcess = machine.start(command, output=self._file, more=library.environment)
+        super().__init__(machine, name, SIGNER, library.path, label, "ec", threads, 0.001, library=library)
 
     def made(self) -> list[Made]:
-        """What it has written until now."""
-        lines = self._machine.read(self._file).decode().splitlines()
-        return [Made(b, e, bytes.fromhex(m), bytes.fromhex(s), *more) for b, e, m, s, *more in map(json.loads, lines)]
+        """What it has written until now; times are the machine's."""
+        return [Made(b, e, bytes.fromhex(m), bytes.fromhex(s), *more) for b, e, m, s, *more in self.lines()]
 
     def stop(self) -> list[Made]:
-        self._holder.kill()
-        code = self._process.wait(30)
-        assert code == 0, self._machine.read(self._file.replace(".json", ".err")).decode()
+        self.end()
         return self.made()

@@ -157,21 +157,30 @@ def rotate_under_load(
         time.sleep(4.5)  # hsmvisor-guest lets 3 s pass before it writes
         load.stop()
         made = [signer.stop() for signer in signers]
-    report = _report(rotations, load, [one for part in made for one in part], rotator.activations, directory)
+    report = report_of(rotations, load.done, load.failures, [one for part in made for one in part], rotator.activations)
+    reloads = directory / "reloads"
+    report.reloads = len(reloads.read_text().splitlines()) if reloads.exists() else 0
     report.connections = connections
     if ssh is not None:
         report.logins, report.failed_logins = ssh.done, ssh.failures
     return report
 
 
-def _report(rotations: int, load: TlsLoad, made: list[Made], activations: dict[str, list[Activation]], directory: Path) -> Report:
+def report_of(
+    rotations: int,
+    done: list[tuple[float, bytes]],
+    failed: list[str],
+    made: list[Made],
+    activations: dict[str, list[Activation]],
+    widened: float = 0.0,
+) -> Report:
+    """`done`: handshakes, with the leaf certificate (DER) of each.  `widened`: seconds by which each of `made` is longer, at both
+    ends, than it was, because its times come from another clock."""
     known = {a.leaf for a in activations["web"]}
-    seen = {leaf for _, leaf in load.done}
+    seen = {leaf for _, leaf in done}
     followed = activations["requests"]
     swaps = sorted((a.asked, a.acknowledged) for part in activations.values() for a in part)  # one after the other
-    report = Report(rotations, len(load.done), load.failures, len(seen & known), len(seen - known), len(made))
-    reloads = directory / "reloads"
-    report.reloads = len(reloads.read_text().splitlines()) if reloads.exists() else 0
+    report = Report(rotations, len(done), failed, len(seen & known), len(seen - known), len(made))
     first: dict[int, float] = {}
     for one in made:
         if one.error:
@@ -182,7 +191,7 @@ def _report(rotations: int, load: TlsLoad, made: list[Made], activations: dict[s
             report.wrong_signatures += 1
             continue
         first.setdefault(owner, one.ended)
-        took = (one.ended - one.began) * 1000
+        took = (one.ended - one.began - 2 * widened) * 1000
         last = bisect.bisect_right(swaps, (one.ended, math.inf)) - 1
         in_swap = last >= 0 and one.began <= swaps[last][1]
         (report.latency_in_swap_ms if in_swap else report.latency_ms).append(took)
