@@ -10,6 +10,7 @@ import random
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -156,10 +157,6 @@ def leaks(host: Host, deliveries: int) -> dict[str, Any]:
     return result
 
 
-def began(name: str) -> None:
-    print(f"soak: {name}", file=sys.stderr, flush=True)
-
-
 def judge(results: dict[str, Any]) -> list[str]:
     """What must be nothing and is not."""
     wrong = []
@@ -186,40 +183,49 @@ def judge(results: dict[str, Any]) -> list[str]:
     return wrong
 
 
-def main() -> int:
-    given = arguments()
-    results = report.before(given.output, "soak.json") if given.only != PARTS else {"times": {}}
-    results["machine"] = report.machine()
-    parts = {
-        "storm": (given.rotations, lambda host: storm(host, given.rotations)),
-        "kills": (given.kills, lambda host: kills(host, given.kills, given.seed)),
-        "leaks": (given.deliveries, lambda host: leaks(host, given.deliveries)),
-    }
-    parts["guest"] = (given.guest_rotations, lambda host: guest(host, given.guest_rotations))
-    parts["hostile"] = (int(given.hostile), lambda host: misbehave_all(host, list(BEHAVIOURS), given.hostile))
-    for name, (count, run) in parts.items():
-        if not count or name not in given.only:
-            continue
-        began(name)
-        host = Host(SETTINGS + USERS)
-        try:
-            results["times"][name], results[name] = report.now(), run(host.start())
-        finally:
-            host.clean()
-    if given.power_losses and "power" in given.only:
-        began("power")
-        results["times"]["power"], results["power"] = report.now(), power(given.power_losses, given.seed)
+def written(results: dict[str, Any], output: Path | None) -> tuple[str, list[str]]:
+    """Returns all of it as Markdown, and what is wrong; `output` has both, as far as it has come."""
     wrong = judge(results)
     text = ["# Soak", "", f"Run by `scripts/soak`: {'all is well' if not wrong else 'WRONG: ' + ', '.join(wrong)}.", ""]
-    for name in (*PARTS, "machine"):
+    for name in PARTS:
         if name in results:
-            begun = [f"Begun {results['times'][name]}.", ""] if name in results["times"] else []
-            text += [f"## {name.capitalize()}", "", *begun, report.facts_table(results[name]), ""]
-    print("\n".join(text))
-    if given.output:
-        given.output.mkdir(parents=True, exist_ok=True)
-        (given.output / "soak.json").write_text(json.dumps(results, indent=1) + "\n")
-        (given.output / "soak.md").write_text("\n".join(text))
+            text += [f"## {name.capitalize()}", "", f"Begun {results['times'][name]}.", "", report.facts_table(results[name]), ""]
+    text += ["## Machine", "", report.facts_table(results["machine"]), ""]
+    if output:
+        output.mkdir(parents=True, exist_ok=True)
+        (output / "soak.json").write_text(json.dumps(results, indent=1) + "\n")
+        (output / "soak.md").write_text("\n".join(text))
+    return "\n".join(text), wrong
+
+
+def on_a_host(run: Callable[[Host], dict[str, Any]]) -> dict[str, Any]:
+    host = Host(SETTINGS + USERS)
+    try:
+        return run(host.start())
+    finally:
+        host.clean()
+
+
+def main() -> int:
+    given = arguments()
+    results = report.before(given.output, "soak.json") if given.output else {"times": {}}
+    results["machine"] = report.machine()
+    parts: dict[str, tuple[float, Callable[[], dict[str, Any]]]] = {
+        "storm": (given.rotations, lambda: on_a_host(lambda host: storm(host, given.rotations))),
+        "kills": (given.kills, lambda: on_a_host(lambda host: kills(host, given.kills, given.seed))),
+        "leaks": (given.deliveries, lambda: on_a_host(lambda host: leaks(host, given.deliveries))),
+        "guest": (given.guest_rotations, lambda: on_a_host(lambda host: guest(host, given.guest_rotations))),
+        "hostile": (given.hostile, lambda: on_a_host(lambda host: misbehave_all(host, list(BEHAVIOURS), given.hostile))),
+        "power": (given.power_losses, lambda: power(given.power_losses, given.seed)),
+    }
+    for name, (count, run) in parts.items():
+        if count and name in given.only:
+            print(f"soak: {name}", file=sys.stderr, flush=True)
+            began = report.now()
+            results[name], results["times"][name] = run(), began
+            written(results, given.output)
+    text, wrong = written(results, given.output)
+    print(text)
     return 1 if wrong else 0
 
 
