@@ -36,6 +36,17 @@ def test_the_kernel_says_so_of_a_living_one(host: HostProcess) -> None:
     assert "Max core file size        0                    0" in Path(f"/proc/{host.process.pid}/limits").read_text()
 
 
+@pytest.mark.skipif(not ROOT, reason="only root goes before others")
+def test_the_service_goes_before_its_modules(host: HostProcess) -> None:
+    worker = host.create("ordinary").pid
+    assert host.process is not None
+    service = os.getpriority(os.PRIO_PROCESS, 0) - 5  # as the test started it
+    assert (os.getpriority(os.PRIO_PROCESS, host.process.pid), os.getpriority(os.PRIO_PROCESS, worker)) == (
+        service,
+        max(service, 0),
+    )
+
+
 def test_all_are_listed_and_what_is_missing_is_said_at_start(host: HostProcess) -> None:
     listed = {m.name: m for m in host.host.GetHost(pb.GetHostRequest()).measures}
     assert {"capabilities", "seccomp", "landlock", "no-swap", "launcher: seccomp", "key provider: memory"} <= set(listed)

@@ -82,7 +82,8 @@ class HostProcess:
         self.config.write_text(head + settings)
 
     def launch(self, arguments: Sequence[str] = ()) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", self.module, "--config", str(self.config), *arguments]
+        first = ["nice", "-n", "-5"] if os.geteuid() == 0 else []  # as the unit does
+        command = [*first, sys.executable, "-m", self.module, "--config", str(self.config), *arguments]
         environment = {**os.environ, "PYTHONPATH": SOURCES, **self.environment}
         with open(self.log, "ab") as log:
             return subprocess.Popen(command, env=environment, stderr=log, stdout=log, stdin=subprocess.DEVNULL)

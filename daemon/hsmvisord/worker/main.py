@@ -21,6 +21,7 @@ def run(spawn: m.Spawn, control: int, guest: int, key_pipe: int) -> None:
     """Never returns.  The descriptors are the control listener, the guest listener and the key pipe."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C at a terminal is the supervisor's to handle
+    process.not_before_others()
     process.close_all_but({0, 1, 2, control, guest, key_pipe})
     process.set_title(f"hsmvisord: {spawn.name}")
     gc.enable()

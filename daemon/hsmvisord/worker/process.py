@@ -27,3 +27,9 @@ def set_title(title: str) -> None:
     room = end - start
     if start and room > 1:
         ctypes.memmove(start, title.encode()[: room - 1].ljust(room, b"\0"), room)
+
+
+def not_before_others() -> None:
+    """The service and its helpers may go before everybody else (the unit's Nice=), a guest's module does not."""
+    if os.getpriority(os.PRIO_PROCESS, 0) < 0:
+        os.setpriority(os.PRIO_PROCESS, 0, 0)

@@ -42,7 +42,7 @@ LAUNCHING = (
     "openat", "getdents64", "close_range", "wait4", "waitid", "pidfd_open", "getppid", "setgroups", "setresgid", "setresuid",
     "capset", "capget", "prctl", "prlimit64", "setrlimit", "getrlimit", "seccomp", "mmap", "mprotect", "tgkill",
     "landlock_create_ruleset", "landlock_add_rule", "landlock_restrict_self",
-    "sched_setattr", "sched_getattr",
+    "sched_setattr", "sched_getattr", "setpriority", "getpriority",
 )  # fmt: skip
 
 #: Asked for by libraries that bear a refusal: answered EPERM instead of the process's end.
