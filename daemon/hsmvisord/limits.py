@@ -80,6 +80,7 @@ LANE_MOST = 4096  #: of them at most: a lane that served less than a connection 
 
 # ---- sessions, objects, results -----------------------------------------------------------------------------------------
 
+MOST_IN_POLICY = 1_000_000  #: bits, operations a second, operations at once
 MAX_SESSIONS = 4096  #: sessions of a module, unless the operator sets another number
 MOST_SESSIONS = 65536  #: that the operator may set
 MAX_FOUND = 4096  #: object handles that one search keeps

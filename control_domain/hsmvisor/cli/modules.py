@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import uuid
 from collections.abc import Callable
-from typing import BinaryIO, TextIO
+from typing import Any, BinaryIO, TextIO
 
 import click
 import grpc
 from hsmvisor.cli.context import REFUSED, USAGE, CommandError, Context, Group, pass_context, plain, table, when
-from hsmvisor.cli.parameters import HexBytes
+from hsmvisor.cli.parameters import HexBytes, MechanismName
 from hsmvisor_rpc.v1 import hsmvisor_pb2 as pb
 
 
@@ -23,14 +23,33 @@ def request_id() -> str:
     return str(uuid.uuid4())
 
 
-def _settings(log_signatures: bool, max_sessions: int, max_connections: int) -> pb.ModuleSettings:
-    return pb.ModuleSettings(log_signatures=log_signatures, max_sessions=max_sessions, max_connections=max_connections)
+def _settings(
+    log_signatures: bool, max_sessions: int, max_connections: int, mechanisms: tuple[str, ...], **policy: int
+) -> pb.ModuleSettings:
+    allowed = pb.Policy(mechanisms=sorted(set(mechanisms)), **policy)
+    return pb.ModuleSettings(
+        log_signatures=log_signatures,
+        max_sessions=max_sessions,
+        max_connections=max_connections,
+        policy=allowed if allowed.ByteSize() else None,
+    )
 
 
 def _settings_options(command: Callable[..., None]) -> Callable[..., None]:
     for option in (
         click.option("--max-connections", default=0, help="Connections of the guest at the same time; 0 = 256."),
         click.option("--max-sessions", default=0, help="PKCS#11 sessions; 0 = 4096."),
+        click.option("--burst", default=0, help="Operations at once; 0 = as many as --rate."),
+        click.option("--rate", default=0, help="Operations with keys a second; 0 = no limit."),
+        click.option("--min-ec-bits", default=0, help="The smallest curve (Ed25519 counts as 256); 0 = no limit."),
+        click.option("--min-rsa-bits", default=0, help="The smallest RSA key; 0 = no limit."),
+        click.option(
+            "--mechanism",
+            "mechanisms",
+            multiple=True,
+            type=MechanismName(),
+            help="What keys may be used for; may be repeated. None = all.",
+        ),
         click.option("--log-signatures", is_flag=True, help="An audit line for each signature."),
     ):
         command = option(command)
@@ -50,6 +69,7 @@ def show_module(m: pb.Module) -> None:
         ("token", "attached" if m.token_present else "detached"),
         ("in use", f"{m.connections} connections, {m.sessions} sessions, {m.materials} materials"),
     ]
+    rows.append(("policy", _policy(m.settings.policy)))
     rows.append(("guest", _guest(m.device)))
     if m.failure:
         rows.append(("failure", m.failure))
@@ -57,6 +77,14 @@ def show_module(m: pb.Module) -> None:
     if m.measures:
         click.echo("sandbox:")
         table(("measure", "", "detail"), [(x.name, "yes" if x.applied else "NO", x.detail) for x in m.measures])
+
+
+def _policy(policy: pb.Policy) -> str:
+    told = [f"mechanisms {', '.join(policy.mechanisms)}"] if policy.mechanisms else []
+    told += [f"RSA from {policy.min_rsa_bits} bits"] if policy.min_rsa_bits else []
+    told += [f"curves from {policy.min_ec_bits} bits"] if policy.min_ec_bits else []
+    told += [f"{policy.rate} operations/s, {policy.burst or policy.rate} at once"] if policy.rate else []
+    return "; ".join(told) or "-"
 
 
 def _guest(device: pb.Device) -> str:
@@ -77,7 +105,7 @@ def _guest(device: pb.Device) -> str:
 @click.option("--root", type=HexBytes(32), help="Hexadecimal root key that the module obeys; default: this authority's.")
 @click.option("--request-id", "ident", help="Makes a repeated call the same call.")
 @pass_context
-def create(ctx: Context, /, name: str, root: bytes | None, ident: str | None, **settings: int) -> None:
+def create(ctx: Context, /, name: str, root: bytes | None, ident: str | None, **settings: Any) -> None:
     """Make a module for guest NAME; a module that is there with the same root and settings is left as it is.
 
     Example: hsmvisor module create web-1
@@ -89,7 +117,7 @@ def create(ctx: Context, /, name: str, root: bytes | None, ident: str | None, **
         except grpc.RpcError as error:
             if error.code() is not grpc.StatusCode.NOT_FOUND:
                 raise
-    key, wanted = root or ctx.authority(create=True).root_public, _settings(**settings)  # type: ignore[arg-type]
+    key, wanted = root or ctx.authority(create=True).root_public, _settings(**settings)
     if found is None:
         request = pb.CreateModuleRequest(request_id=ident or request_id(), name=name, root=key, settings=wanted)
         found = ctx.modules.CreateModule(request, timeout=ctx.timeout)
@@ -191,9 +219,9 @@ def token(ctx: Context, name: str, action: str) -> None:
 @click.argument("name")
 @_settings_options
 @pass_context
-def settings(ctx: Context, /, name: str, **values: int) -> None:
+def settings(ctx: Context, /, name: str, **values: Any) -> None:
     """Replace a module's settings, in service."""
-    request = pb.UpdateModuleRequest(request_id=request_id(), name=name, settings=_settings(**values))  # type: ignore[arg-type]
+    request = pb.UpdateModuleRequest(request_id=request_id(), name=name, settings=_settings(**values))
     found = ctx.modules.UpdateModule(request, timeout=ctx.timeout)
     ctx.result(found, lambda: show_module(found))
 

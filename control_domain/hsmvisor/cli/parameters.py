@@ -6,6 +6,8 @@ import re
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
+from hsmvisor_rpc.internal import mechanisms
 
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -40,3 +42,18 @@ class HexBytes(click.ParamType[bytes]):
         if self._size and len(found) != self._size:
             self.fail(f"{self._size} bytes in hexadecimal are wanted, these are {len(found)}", param, ctx)
         return found
+
+
+class MechanismName(click.ParamType[str]):
+    """A mechanism of PKCS#11, with CKM_ or without, as pkcs11-tool writes it or as the standard does."""
+
+    name = "mechanism"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            return mechanisms.named(str(value))
+        except ValueError as error:
+            self.fail(f"{error}; known are {', '.join(mechanisms.NAMES)}", param, ctx)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        return [CompletionItem(name) for name in mechanisms.NAMES if name.startswith(incomplete.upper())]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from google.protobuf.timestamp_pb2 import Timestamp
 from hsmvisor.host import limits, reports
 from hsmvisor.host.enrolment import OneTimeSecret
@@ -9,7 +11,7 @@ from hsmvisor.host.measures import Measure
 from hsmvisor.host.module import Module, Upgraded
 from hsmvisor.host.modules import Change
 from hsmvisor.host.qemu_survey import Finding
-from hsmvisor.host.settings import Settings
+from hsmvisor.host.settings import EVERYTHING, Policy, Settings
 from hsmvisor.host.state import EventRow
 from hsmvisor_rpc.internal import messages as m
 from hsmvisor_rpc.sealed.commands import fingerprint
@@ -28,7 +30,19 @@ def timestamp(seconds: float) -> Timestamp | None:
 
 def settings(message: pb.ModuleSettings) -> Settings:
     """Raises Invalid."""
-    return Settings(message.log_signatures, message.max_sessions, message.max_connections).check()
+    p = message.policy
+    policy = Policy(tuple(p.mechanisms), p.min_rsa_bits, p.min_ec_bits, p.rate, p.burst)
+    return Settings(message.log_signatures, message.max_sessions, message.max_connections, policy).check()
+
+
+def settings_message(settings: Settings) -> pb.ModuleSettings:
+    policy = None if settings.policy == EVERYTHING else pb.Policy(**dataclasses.asdict(settings.policy))
+    return pb.ModuleSettings(
+        log_signatures=settings.log_signatures,
+        max_sessions=settings.max_sessions,
+        max_connections=settings.max_connections,
+        policy=policy,
+    )
 
 
 def measure(row: Measure) -> pb.Measure:
@@ -47,11 +61,7 @@ def module(module: Module, status: reports.Status | None) -> pb.Module:
         pid=module.pid,
         restarts=module.restarts,
         root=fingerprint(module.root),
-        settings=pb.ModuleSettings(
-            log_signatures=module.settings.log_signatures,
-            max_sessions=module.settings.max_sessions,
-            max_connections=module.settings.max_connections,
-        ),
+        settings=settings_message(module.settings),
         pin_set=told.pin_set,
         token_present=told.token_present,
         materials=len(told.materials),

@@ -16,6 +16,7 @@ ROOT_SIZE = 32  #: bytes of a raw Ed25519 public key
 
 MAX_SESSIONS = 65536  #: of one module
 MAX_CONNECTIONS = 1024  #: of one module
+MOST_IN_POLICY = 1_000_000  #: bits, operations a second, operations at once
 
 DEFAULT_PAGE = 100
 MAX_PAGE = 1000

@@ -8,6 +8,34 @@ from dataclasses import dataclass
 
 from hsmvisor.host import limits
 from hsmvisor.host.errors import Invalid
+from hsmvisor_rpc.internal import mechanisms
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What the guest may do with keys; 0 and () are no limit."""
+
+    mechanisms: tuple[str, ...] = ()
+    min_rsa_bits: int = 0
+    min_ec_bits: int = 0
+    rate: int = 0  #: operations a second
+    burst: int = 0  #: 0 = as many as `rate`
+
+    def check(self) -> Policy:
+        """Returns it with the mechanisms' names as they are written, sorted.  Raises Invalid."""
+        for name in ("min_rsa_bits", "min_ec_bits", "rate", "burst"):
+            if not 0 <= getattr(self, name) <= limits.MOST_IN_POLICY:
+                raise Invalid("SETTINGS", f"{name} is at most {limits.MOST_IN_POLICY}; 0 is no limit")
+        if self.burst and not self.rate:
+            raise Invalid("SETTINGS", "a burst needs a rate", "set rate, or leave burst out")
+        try:
+            names = sorted({mechanisms.named(name) for name in self.mechanisms[: limits.MOST_IN_POLICY]})
+        except ValueError as error:
+            raise Invalid("SETTINGS", str(error), f"known are {', '.join(mechanisms.NAMES)}") from None
+        return dataclasses.replace(self, mechanisms=tuple(names))
+
+
+EVERYTHING = Policy()
 
 
 @dataclass(frozen=True)
@@ -15,17 +43,20 @@ class Settings:
     log_signatures: bool = False  #: an audit line for each signature
     max_sessions: int = 0  #: 0 = the worker's default
     max_connections: int = 0
+    policy: Policy = EVERYTHING
 
     def encode(self) -> str:
         return json.dumps(dataclasses.asdict(self))
 
     @classmethod
     def decode(cls, text: str) -> Settings:
-        return cls(**json.loads(text))
+        values = json.loads(text)
+        policy = values.pop("policy", {})
+        return cls(**values, policy=Policy(**policy | {"mechanisms": tuple(policy.get("mechanisms", ()))}))
 
     def check(self) -> Settings:
         """Raises Invalid."""
         for name, most in (("max_sessions", limits.MAX_SESSIONS), ("max_connections", limits.MAX_CONNECTIONS)):
             if not 0 <= getattr(self, name) <= most:
                 raise Invalid("SETTINGS", f"{name} is at most {most}; 0 is the default")
-        return self
+        return dataclasses.replace(self, policy=self.policy.check())

@@ -3,12 +3,15 @@ unsymmetric)."""
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass
 
 from hsmvisord import ck
 from hsmvisord.ck import CkError
 from hsmvisord.crypto import ec, rsa
 from hsmvisord.crypto.digests import DIGESTS
+from hsmvisord.crypto.interface import KeyKind
+from hsmvisord.wire.calls import Mechanism
 
 _SIGN = ck.CKF_SIGN | ck.CKF_VERIFY
 _CRYPT = ck.CKF_ENCRYPT | ck.CKF_DECRYPT
@@ -62,3 +65,16 @@ def mechanism_info(mechanism: int) -> tuple[int, int, int]:
     if row is None:
         raise CkError(ck.CKR_MECHANISM_INVALID)
     return row.smallest, row.largest, row.flags
+
+
+def check_mechanism(mechanism: Mechanism, allowed: Container[int], kind: KeyKind, function: int) -> None:
+    """Raises unless a key of this kind may use the mechanism for `function`, a CKF_ of CK_MECHANISM_INFO."""
+    row = TABLE.get(mechanism.type)
+    if row is not None and row.flags & function and mechanism.type in allowed:
+        return
+    name = ck.mechanism_name(mechanism.type)
+    if row is None or not row.flags & function:
+        raise CkError(ck.CKR_MECHANISM_INVALID, f"{name} is not a mechanism of this function")
+    if kind.key_type not in row.key_types:
+        raise CkError(ck.CKR_KEY_TYPE_INCONSISTENT, f"{name} and a key of type {kind.name}")
+    raise CkError(ck.CKR_MECHANISM_INVALID, f"{name} is not among the key's allowed mechanisms")

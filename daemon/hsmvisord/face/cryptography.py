@@ -8,7 +8,7 @@ from hsmvisord import ck, limits
 from hsmvisord.ck import CkError
 from hsmvisord.crypto.interface import PublicKey
 from hsmvisord.face.caller import Args, Caller, Handler
-from hsmvisord.token.application import Application, check_mechanism
+from hsmvisord.token.application import Application
 from hsmvisord.token.operations import DecryptOperation, DigestOperation, EncryptOperation, VerifyOperation
 from hsmvisord.token.secrets import secret_attributes
 from hsmvisord.token.session import Session
@@ -85,7 +85,7 @@ def _usable(application: Application, handle: int, mechanism: Mechanism, attribu
     if not attributes[attribute]:
         raise CkError(ck.CKR_KEY_FUNCTION_NOT_PERMITTED)
     function = ck.CKF_VERIFY if attribute == ck.CKA_VERIFY else ck.CKF_ENCRYPT
-    check_mechanism(mechanism, attributes[ck.CKA_ALLOWED_MECHANISMS], public.kind, function)
+    application.token.begin(mechanism, attributes[ck.CKA_ALLOWED_MECHANISMS], public.kind, function)
     return public
 
 
@@ -167,7 +167,7 @@ def _decrypt_init(application: Application, session: Session, mechanism: Mechani
     use = application.key(key)
     if not use.may_decrypt:
         raise CkError(ck.CKR_KEY_FUNCTION_NOT_PERMITTED)
-    check_mechanism(mechanism, use.allowed, use.private.kind, ck.CKF_DECRYPT)
+    application.token.begin(mechanism, use.allowed, use.private.kind, ck.CKF_DECRYPT)
     session.begin(DecryptOperation(mechanism.type, use, use.private.decrypter(mechanism)))
 
 
@@ -283,7 +283,7 @@ def _derive(caller: Caller, args: Args) -> int:
     use = application.key(key)
     if not use.may_derive:
         raise CkError(ck.CKR_KEY_FUNCTION_NOT_PERMITTED)
-    check_mechanism(mechanism, use.allowed, use.private.kind, ck.CKF_DERIVE)
+    application.token.begin(mechanism, use.allowed, use.private.kind, ck.CKF_DERIVE)
     began = perf_counter()
     secret = use.private.derive(mechanism)
     handle = application.add_object(session, secret_attributes(dict(template), secret, mechanism.type))

@@ -69,13 +69,17 @@ def get_token_info(caller: Caller, args: Args) -> Args:
 def get_mechanism_list(caller: Caller, args: Args) -> Args:
     slot, room = args
     caller.application.check_present(slot)
-    return (fitted(mechanisms.mechanism_list(), room),)
+    offered = tuple(filter(caller.token.policing.offers, mechanisms.mechanism_list()))
+    return (fitted(offered, room),)
 
 
 def get_mechanism_info(caller: Caller, args: Args) -> Args:
     slot, mechanism = args
     caller.application.check_present(slot)
-    return mechanisms.mechanism_info(mechanism)
+    told = mechanisms.mechanism_info(mechanism)
+    if not caller.token.policing.offers(mechanism):
+        raise CkError(ck.CKR_MECHANISM_INVALID, "the module's policy does not allow it")
+    return told
 
 
 def write_protected(caller: Caller, args: Args) -> Args:

@@ -8,7 +8,6 @@ from hsmvisord import ck
 from hsmvisord.ck import CkError
 from hsmvisord.face.caller import Caller
 from hsmvisord.lanes.lanes import Plan
-from hsmvisord.token.application import check_mechanism
 from hsmvisord.token.statistics import Cell
 from hsmvisord.wire.calls import Call, Request
 from hsmvisord.wire.frames import HEADER
@@ -28,7 +27,7 @@ def prepare(caller: Caller, request: Request, message: bytes) -> Prepared | None
     """Returns None when a lane cannot do it.  The gates are taken before what they stand for is looked at."""
     application, token = caller.application_or_none, caller.token
     gate = token.gate
-    if application is None or request.call is not Call.SIGN_ONCE or token.on_signature is not None:
+    if application is None or request.call is not Call.SIGN_ONCE or token.on_signature is not None or token.settings.policy.rate:
         return None
     if caller.parked:  # their replies would come between those of the lane
         return None
@@ -42,7 +41,7 @@ def prepare(caller: Caller, request: Request, message: bytes) -> Prepared | None
             return None
         try:
             use = application.key(key)
-            check_mechanism(mechanism, use.allowed, use.private.kind, ck.CKF_SIGN)
+            token.check(mechanism, use.allowed, use.private.kind, ck.CKF_SIGN)
         except CkError:
             return None
     try:

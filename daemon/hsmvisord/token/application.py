@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Container, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from time import perf_counter
@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from hsmvisord import ck, limits
 from hsmvisord.ck import CkError
-from hsmvisord.crypto import mechanisms
-from hsmvisord.crypto.interface import KeyKind
 from hsmvisord.token.catalogue import Template, View, matches
 from hsmvisord.token.info import MANAGED_SLOT
 from hsmvisord.token.objects import KeyUse, TokenObject
@@ -345,7 +343,7 @@ class Application:
         use = self.key(handle)
         if not use.may_sign:
             raise CkError(ck.CKR_KEY_FUNCTION_NOT_PERMITTED)
-        check_mechanism(mechanism, use.allowed, use.private.kind, ck.CKF_SIGN)
+        self.token.begin(mechanism, use.allowed, use.private.kind, ck.CKF_SIGN)
         session.operations["sign"] = SignOperation(mechanism.type, use, use.private.signer(mechanism))
 
     def sign(self, session: Session, data: bytes, room: int | None, counters: Counters) -> Output:
@@ -381,16 +379,3 @@ def _check_handles(handles: list[int], first: int, following: int) -> None:
     """Raises CkError unless each is there once, from `first` on and before the one that is given next."""
     if len(set(handles)) != len(handles) or not all(first <= h < following for h in handles) or following > limits.LAST_HANDLE + 1:
         raise CkError(ck.CKR_OBJECT_HANDLE_INVALID, "handles that were never given")
-
-
-def check_mechanism(mechanism: Mechanism, allowed: Container[int], kind: KeyKind, function: int) -> None:
-    """Raises unless a key of this kind may use the mechanism for `function`, a CKF_ of CK_MECHANISM_INFO."""
-    row = mechanisms.TABLE.get(mechanism.type)
-    if row is not None and row.flags & function and mechanism.type in allowed:
-        return
-    name = ck.mechanism_name(mechanism.type)
-    if row is None or not row.flags & function:
-        raise CkError(ck.CKR_MECHANISM_INVALID, f"{name} is not a mechanism of this function")
-    if kind.key_type not in row.key_types:
-        raise CkError(ck.CKR_KEY_TYPE_INCONSISTENT, f"{name} and a key of type {kind.name}")
-    raise CkError(ck.CKR_MECHANISM_INVALID, f"{name} is not among the key's allowed mechanisms")

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 
 from hsmvisord import ck, limits
 from hsmvisord.budget import Budget
 from hsmvisord.ck import CkError
-from hsmvisord.crypto.interface import CryptoProvider
+from hsmvisord.crypto.interface import CryptoProvider, KeyKind
+from hsmvisord.crypto.mechanisms import check_mechanism
 from hsmvisord.keystore import pin
 from hsmvisord.keystore.keystore import Keystore, StorageError
 from hsmvisord.keystore.persistence import Usage
@@ -22,7 +23,9 @@ from hsmvisord.lanes.lanes import Gate
 from hsmvisord.token.application import Application, Saved
 from hsmvisord.token.catalogue import Index
 from hsmvisord.token.journal import Journals
+from hsmvisord.token.policy import EVERYTHING, Policing, Policy
 from hsmvisord.token.statistics import Cell, CellKey, Counters, total
+from hsmvisord.wire.calls import Mechanism
 
 TICKET_SIZE = 16
 
@@ -34,6 +37,7 @@ class Settings:
     log_signatures: bool = False
     max_sessions: int = limits.MAX_SESSIONS
     max_connections: int = limits.MAX_CONNECTIONS
+    policy: Policy = EVERYTHING
 
 
 class Token:
@@ -42,7 +46,8 @@ class Token:
     ) -> None:
         self.module, self.keystore, self.provider = module, keystore, provider
         self.wall, self.monotonic = wall, monotonic
-        self.settings = Settings()
+        self.policing = Policing(EVERYTHING, monotonic)
+        self._settings = Settings()
         self.epoch = int.from_bytes(os.urandom(4), "big")  #: changes when the module's process is another
         self.on_fault: Callable[[str, Exception], None] = lambda call, error: None
         self.index = Index(keystore.state)
@@ -61,6 +66,27 @@ class Token:
         self._closed = Counters()  #: of connections that ended
         self._present = keystore.state.token_present
         keystore.changed = self._changed
+
+    @property
+    def settings(self) -> Settings:
+        return self._settings
+
+    @settings.setter
+    def settings(self, settings: Settings) -> None:
+        self._settings = settings
+        if settings.policy != self.policing.policy:  # else what was used of the rate stays used
+            self.policing = Policing(settings.policy, self.monotonic, self.policing.told)
+        self._shut()
+
+    def begin(self, mechanism: Mechanism, allowed: Container[int], kind: KeyKind, function: int) -> None:
+        """Raises unless the operation may begin now: by the key, by the module's policy, and by its rate."""
+        self.check(mechanism, allowed, kind, function)
+        self.policing.admit(mechanism.type, kind)
+
+    def check(self, mechanism: Mechanism, allowed: Container[int], kind: KeyKind, function: int) -> None:
+        """As `begin`, of an operation that is not begun."""
+        check_mechanism(mechanism, allowed, kind, function)
+        self.policing.check(mechanism.type, kind)
 
     @property
     def on_signature(self) -> Callable[[Application, str, int, tuple[str, int] | None], None] | None:

@@ -44,6 +44,7 @@ from hsmvisord.worker.link import Incoming, Link, Refused
 from hsmvisord.worker.plug import NoDevice, Plug
 from hsmvisord.worker.settings import parse_settings
 from hsmvisord.worker.succession import Arrival, Departure, Stream, SuccessionFailed, looks
+from hsmvisord.worker.violations import Violations
 from hsmvisord.worker.visits import Visits
 
 TICK = 1.0  #: seconds between looks at drains
@@ -57,11 +58,12 @@ class Module:
         self._provider = SoftwareProvider()
         self._parking = Parking(time.monotonic)
         self._visits = Visits(self._tell, time.monotonic)
+        self._wake = threading.Event()
+        self._violations = Violations(self._tell, time.monotonic, self._wake.set)
         self._loaded: dict[str, bytes] = {}
         self._token: Token | None = None
         self._listener: Listener | None = None
         self._began = time.monotonic()
-        self._wake = threading.Event()
         self._destroyed = False
         self._departure: Departure | None = None
         self._plug = Plug(self._take_connection, link.announce)
@@ -261,6 +263,7 @@ class Module:
     def _make_token(self, keystore: Keystore, settings: Settings) -> tuple[Token, Listener]:
         self._loaded.clear()
         token = Token(self._spawn.name, keystore, self._provider, time.time, time.monotonic)
+        token.policing.told = self._violations.refused
         token.settings = settings
         token.on_change = self._wake.set
         token.on_fault = self._fault
@@ -381,6 +384,7 @@ class Module:
             self._wake.clear()
             self._parking.serve()
             self._visits.count()
+            self._violations.count()
             self._link.flush()
 
     def _tell(self, kind: str, **report: Any) -> None:

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from typing import Any
 
-from hsmvisord import limits
+from hsmvisor_rpc.internal.mechanisms import named as mechanism_named
+
+from hsmvisord import ck, limits
+from hsmvisord.crypto.mechanisms import TABLE
+from hsmvisord.token.policy import Policy
 from hsmvisord.token.token import Settings
 
 
@@ -21,9 +26,24 @@ def parse_settings(text: str) -> Settings:
         log_signatures=bool(values.get("log_signatures", False)),
         max_sessions=int(values.get("max_sessions") or limits.MAX_SESSIONS),
         max_connections=int(values.get("max_connections") or limits.MAX_CONNECTIONS),
+        policy=_policy(values.get("policy") or {}),
     )
     if not 1 <= settings.max_sessions <= limits.MOST_SESSIONS:
         raise ValueError(f"max_sessions is 1 to {limits.MOST_SESSIONS}")
     if not 1 <= settings.max_connections <= limits.MOST_CONNECTIONS:
         raise ValueError(f"max_connections is 1 to {limits.MOST_CONNECTIONS}")
     return settings
+
+
+def _policy(values: Any) -> Policy:
+    known = {f.name for f in dataclasses.fields(Policy)}
+    if not isinstance(values, dict) or set(values) - known:
+        raise ValueError(f"a policy is of {', '.join(sorted(known))}")
+    numbers = {name: int(values.get(name) or 0) for name in known - {"mechanisms"}}
+    if bad := [name for name, value in numbers.items() if not 0 <= value <= limits.MOST_IN_POLICY]:
+        raise ValueError(f"{min(bad)} is 0 to {limits.MOST_IN_POLICY}")
+    if numbers["burst"] and not numbers["rate"]:
+        raise ValueError("a burst needs a rate")
+    by_name = {ck.mechanism_name(mechanism).removeprefix("CKM_"): mechanism for mechanism, row in TABLE.items() if row.key_types}
+    mechanisms = frozenset(by_name[mechanism_named(name)] for name in values.get("mechanisms") or ())
+    return Policy(mechanisms=mechanisms, **numbers)

@@ -349,6 +349,7 @@ EVENT_KINDS = frozenset(
         "connection-opened",  # a guest's application began: peer, dialect, program
         "connection-closed",  # one of these ended: the same, and why
         "connection-refused",  # one ended without an application: peer, greeting and dialect as far as they came, and why
+        "policy-refused",  # what the policy forbids was asked for: what, and how often since it was told last
         "connections-suppressed",  # more began, ended and were refused than are told one by one: how many since the worker began
         "events-suppressed",  # more happened than was kept while no supervisor was attached
         "generation-activated",

@@ -34,26 +34,70 @@ class ModuleSettings(_message.Message):
     LOG_SIGNATURES_FIELD_NUMBER: _builtins.int
     MAX_SESSIONS_FIELD_NUMBER: _builtins.int
     MAX_CONNECTIONS_FIELD_NUMBER: _builtins.int
+    POLICY_FIELD_NUMBER: _builtins.int
     log_signatures: _builtins.bool
     """an audit line for each signature"""
     max_sessions: _builtins.int
     """0 = default (4096)"""
     max_connections: _builtins.int
     """0 = default (256)"""
+    @_builtins.property
+    def policy(self) -> Global___Policy: ...
     def __init__(
         self,
         *,
         log_signatures: _builtins.bool = ...,
         max_sessions: _builtins.int = ...,
         max_connections: _builtins.int = ...,
+        policy: Global___Policy | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["log_signatures", b"log_signatures", "max_connections", b"max_connections", "max_sessions", b"max_sessions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["log_signatures", b"log_signatures", "max_connections", b"max_connections", "max_sessions", b"max_sessions", "policy", b"policy"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ModuleSettings: _TypeAlias = ModuleSettings  # noqa: Y015
+
+@_typing.final
+class Policy(_message.Message):
+    """What the guest may do with keys.  What it is refused is counted in the event and audit line policy-refused."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MECHANISMS_FIELD_NUMBER: _builtins.int
+    MIN_RSA_BITS_FIELD_NUMBER: _builtins.int
+    MIN_EC_BITS_FIELD_NUMBER: _builtins.int
+    RATE_FIELD_NUMBER: _builtins.int
+    BURST_FIELD_NUMBER: _builtins.int
+    min_rsa_bits: _builtins.int
+    """CKR_KEY_SIZE_RANGE"""
+    min_ec_bits: _builtins.int
+    """of curves; Ed25519 counts as 256"""
+    rate: _builtins.int
+    """operations with keys a second; 0 = no limit: CKR_FUNCTION_REJECTED"""
+    burst: _builtins.int
+    """of them at once; 0 = as many as rate"""
+    @_builtins.property
+    def mechanisms(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """as PKCS#11 names them, without CKM_; none = all that there are: CKR_MECHANISM_INVALID"""
+
+    def __init__(
+        self,
+        *,
+        mechanisms: _abc.Iterable[_builtins.str] | None = ...,
+        min_rsa_bits: _builtins.int = ...,
+        min_ec_bits: _builtins.int = ...,
+        rate: _builtins.int = ...,
+        burst: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["burst", b"burst", "mechanisms", b"mechanisms", "min_ec_bits", b"min_ec_bits", "min_rsa_bits", b"min_rsa_bits", "rate", b"rate"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Policy: _TypeAlias = Policy  # noqa: Y015
 
 @_typing.final
 class Module(_message.Message):
