@@ -133,6 +133,18 @@ def test_damaged_text_in_the_state_file_is_damage() -> None:
     database_target.run(bytes.fromhex("eff87f000165081302ce1bec7b5d28"))
 
 
+@pytest.mark.parametrize("at", [18, 19])
+def test_a_damaged_format_is_not_the_directorys_fault(at: int, tmp_path: Path) -> None:
+    """SQLite takes a file of a format to come for one that may be read alone."""
+    content = bytearray(database_target.good())
+    content[at] = 3
+    (tmp_path / "state.db").write_bytes(content)
+    with pytest.raises(Broken) as broken:
+        Database(tmp_path / "state.db")
+    assert broken.value.reason == "STATE_CORRUPT"
+    assert (tmp_path / "state.db").read_bytes() == content
+
+
 # ---- a worker that was taken over -------------------------------------------------------------------------------------
 
 
@@ -192,13 +204,14 @@ def test_what_a_successor_takes() -> None:
         (with_changes(CONNECTION, application=b"", used='[["sign", 1, {"a": 1}]]'),),
         (with_changes(CONNECTION, application=b"", ulong_size=1 << 60),),
         (with_changes(CONNECTION, application=b"", greeting=999),),
+        (APPLICATION, with_changes(CONNECTION, greeting=h.NOT_GREETED)),
         (APPLICATION, APPLICATION),
         (with_changes(APPLICATION, sessions=(1, 0, 4, 1, 0, 4)),),
         (with_changes(APPLICATION, sessions=(1 << 40, 0, 4)),),
         (with_changes(APPLICATION, next_object=1 << 40),),
         (with_changes(APPLICATION, objects=(h.SavedObject(1, limits.FIRST_SESSION_OBJECT, (0x40000211,), (b"ytext",)).encode(),)),),
     ],
-    ids=["deep", "infinite", "no-pair", "ulong", "greeting", "twice", "handle-twice", "handle", "next", "object"],
+    ids=["deep", "infinite", "no-pair", "ulong", "greeting", "not-greeted", "twice", "handle-twice", "handle", "next", "object"],
 )
 def test_a_successor_refuses_what_cannot_be(records: tuple[Record, ...]) -> None:
     """These raised other errors, lost count of sessions, or were believed."""

@@ -24,6 +24,7 @@ T = TypeVar("T")
 
 COMMITS = ".commits"  #: suffix of the file with the number of the newest commit
 _SMALLEST = 512  #: bytes of the smallest database
+_FORMATS, _NEWEST_FORMAT = slice(18, 20), 2  #: of the header: who may write and read it (SQLite's file format, 1.3.4)
 _RESTORE = "restore a backup (hsmvisor restore), or move the file away to begin with no modules"
 
 
@@ -142,6 +143,10 @@ def inspect(path: Path) -> None:
     """Looks at an existing file without writing to it; raises sqlite3.Error or Broken when it is not a sound state file."""
     if (size := path.stat().st_size) < _SMALLEST:  # SQLite would take it for a new one
         raise Broken("STATE_CORRUPT", f"{path} has {size} bytes: it was truncated; nothing was written", _RESTORE)
+    with path.open("rb") as file:
+        head = file.read(_FORMATS.stop)
+    if max(head[_FORMATS]) > _NEWEST_FORMAT:  # SQLite would read it, and take it for one that may not be written
+        raise Broken("STATE_CORRUPT", f"{path}: the header is damaged; nothing was written", _RESTORE)
     with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=5)) as connection:
         if connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
             raise Broken("STATE_FOREIGN", f"{path} is not a state file of hsmvisor; nothing was written", _RESTORE)

@@ -378,7 +378,8 @@ def _connection(record: h.SavedConnection) -> SavedConnection:
         used = [(str(o), int(m), (str(g[0]), int(g[1])) if g else None) for o, m, g in json.loads(record.used)]
     except (ValueError, TypeError, LookupError, OverflowError, RecursionError):
         raise SuccessionFailed("a connection that was used for what cannot be") from None
-    if record.greeting > h.NOT_GREETED or (record.greeting != h.NOT_GREETED and record.ulong_size not in (4, 8)):
+    greeted = record.greeting != h.NOT_GREETED
+    if record.greeting > h.NOT_GREETED or (greeted and record.ulong_size not in (4, 8)) or (record.application and not greeted):
         raise SuccessionFailed("a connection that began as none can")
     return SavedConnection(
         record.number,
