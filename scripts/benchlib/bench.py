@@ -9,10 +9,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from support.c_programs import build_p11bench
 from support.host import Host
 
 from benchlib import allocator, control, hostile, plot, raw, report, signing
-from benchlib.setups import KEYS, all_setups, build_p11bench
+from benchlib.setups import KEYS, all_setups
 
 PARTS = ["signing", "allocator", "control", "hostile"]
 SETUPS = ["softhsm", "p11kit-softhsm", "hsmvisor", "hsmvisor-p11kit"]

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from hsmvisor_rpc.v1 import hsmvisor_pb2 as pb
+from support.c_programs import build_p11bench
 from support.certificates import new_key
 from support.guest import library
 from support.host import Host, Module
@@ -28,7 +29,7 @@ from support.host_process import new_id
 from support.hostile import BEHAVIOURS, socket_of
 from support.processes import pss
 
-from benchlib.setups import Setup, build_p11bench
+from benchlib.setups import Setup
 from benchlib.signing import run_once
 
 ALONE, HONEST = "nobody", "honest, busy"

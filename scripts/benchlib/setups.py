@@ -30,14 +30,6 @@ class Setup:
     lacks: frozenset[str] = field(default_factory=frozenset)
 
 
-def build_p11bench(directory: Path) -> Path:
-    program = directory / "p11bench"
-    source = Path(__file__).parent / "p11bench.c"
-    flags = subprocess.run(["pkg-config", "--cflags", "p11-kit-1"], check=True, capture_output=True, text=True).stdout.split()
-    subprocess.run(["cc", "-O2", "-Wall", "-Wextra", *flags, "-o", str(program), str(source), "-ldl", "-lpthread"], check=True)
-    return program
-
-
 @contextmanager
 def all_setups(directory: Path, names: list[str]) -> Iterator[tuple[list[Setup], dict[str, PrivateKey]]]:
     """Everything is running while the context lasts; the keys are the same everywhere."""
