@@ -11,8 +11,8 @@ from collections.abc import Iterator
 import pytest
 from hsmvisord import limits
 from hsmvisord.wire.vhost_user import Request
-from hsmvisord.wire.virtio_vsock import BOTH, HOST_CID, Op, Packet
-from support.fake_frontend import CID, GUEST_BASE, NEED_REPLY, PORT, USER_BASE, FakeFrontEnd
+from hsmvisord.wire.virtio_vsock import BOTH, HOST_CID, PACKET, Op, Packet
+from support.fake_frontend import CID, GUEST_BASE, NEED_REPLY, PORT, USER_BASE, WITHIN, FakeFrontEnd
 from support.fake_guest import GuestStream
 from support.vsock_rig import Rig, echo, limits_of
 
@@ -421,6 +421,35 @@ def test_a_driver_that_wants_no_interrupts_gets_none(rig: Rig) -> None:
     time.sleep(0.05)
     with pytest.raises(BlockingIOError):
         os.eventfd_read(rig.front.calls[0])
+
+
+@pytest.mark.parametrize(
+    ("front", "size", "turn"),
+    [({}, 400_000, limits.MAX_PACKET), ({"num": 256, "rx_size": PACKET.size + 20}, 4000, limits.PACKETS_AT_ONCE * 20)],
+    ids=["bytes", "packets"],
+)
+def test_several_buffers_are_told_of_at_once(front: dict[str, int], size: int, turn: int) -> None:
+    """Not each by an interrupt of its own; but no more of them than one stream may have before others."""
+    rig = Rig(**front).boot()
+    try:
+        stream = rig.guest.connect(buffer=2 * size)
+        sock, used = rig.service.next(), rig.front.rings[0].words_used
+        rig.front.refill = False
+        before, data = used.load(1), os.urandom(size)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * size)
+        sock.sendall(data)
+        packets = -(-size // (front.get("rx_size", 4096) - PACKET.size))
+        until = time.monotonic() + WITHIN
+        while used.load(1) - before < packets and time.monotonic() < until:
+            time.sleep(0.01)
+        time.sleep(0.05)
+        signals = os.eventfd_read(rig.front.calls[0])
+        while rig.guest.step(0):
+            pass
+        assert stream.took == data
+        assert size // turn <= signals < packets // 4
+    finally:
+        rig.close()
 
 
 def test_answers_to_need_reply_without_reply_ack() -> None:

@@ -28,12 +28,13 @@ _UNWATCHED = -1
 
 
 class Bridge:
-    __slots__ = ("deadline", "fd", "shut", "sock", "starved", "stream", "watched")
+    __slots__ = ("deadline", "drained", "fd", "shut", "sock", "starved", "stream", "watched")
 
     def __init__(self, stream: Stream, sock: socket.socket) -> None:
         self.stream, self.sock, self.fd = stream, sock, sock.fileno()
         self.watched = _UNWATCHED  #: events in the poll
         self.starved = False  #: there was no buffer of the guest for its data
+        self.drained = False  #: the socket had less than there was room for
         self.shut = State.OPEN  #: for which the socket has been shut down: ONLY_IN, ONLY_OUT
         self.deadline = 0.0
         sock.setblocking(False)
@@ -115,24 +116,30 @@ class Bridges:
         self._bridges[bridge.stream.key] = self._by_fd[bridge.fd] = bridge
 
     def _read(self, bridge: Bridge, hung_up: bool) -> None:
-        """Local data goes to the guest, or the end of it."""
-        stream = bridge.stream
-        if not stream.room:
-            return
-        most = min(stream.room, limits.MAX_PACKET)
-        try:
-            count = self._send_data(partial(_receive, bridge.sock), most, partial(self._streams.data_packet, stream))
-        except BlockingIOError:
-            return
-        except OSError:
-            count, hung_up = 0, True
-        if count is None:
-            bridge.starved = True
-            self._starved[bridge] = None
-        elif count == 0:
-            self._streams.happened(stream, Event.LOCAL_GONE if hung_up else Event.LOCAL_QUIET)
-        elif not stream.room:
-            self._streams.wants_credit(stream)
+        """Local data goes to the guest, or the end of it: what fills several of its buffers at once, so that it is told once."""
+        stream, left = bridge.stream, limits.MAX_PACKET
+        for _ in range(limits.PACKETS_AT_ONCE):
+            most = min(stream.room, left)
+            if not most:
+                return
+            try:
+                count = self._send_data(partial(_receive, bridge), most, partial(self._streams.data_packet, stream))
+            except BlockingIOError:
+                return
+            except OSError:
+                count, hung_up = 0, True
+            if count is None:
+                bridge.starved = True
+                self._starved[bridge] = None
+                return
+            if count == 0:
+                self._streams.happened(stream, Event.LOCAL_GONE if hung_up else Event.LOCAL_QUIET)
+                return
+            if not stream.room:
+                self._streams.wants_credit(stream)
+            if bridge.drained:
+                return
+            left -= count
 
     def _settle(self, bridge: Bridge) -> None:
         """Does what its stream's state asks for now."""
@@ -254,8 +261,10 @@ def _saved(stream: Stream, fd: int) -> SavedStream:
     )  # fmt: skip
 
 
-def _receive(sock: socket.socket, room: list[memoryview]) -> int:
-    return sock.recvmsg_into(room)[0]
+def _receive(bridge: Bridge, room: list[memoryview]) -> int:
+    count = bridge.sock.recvmsg_into(room)[0]
+    bridge.drained = count < sum(map(len, room))
+    return count
 
 
 def _stream(one: SavedStream) -> Stream:
