@@ -12,10 +12,10 @@ from typing import Any
 from support.c_programs import build_p11bench
 from support.host import Host
 
-from benchlib import allocator, control, hostile, plot, raw, report, signing
+from benchlib import allocator, control, hostile, plot, raw, report, signing, vsock
 from benchlib.setups import KEYS, all_setups
 
-PARTS = ["signing", "allocator", "control", "hostile"]
+PARTS = ["signing", "allocator", "control", "hostile", "vsock"]
 SETUPS = ["softhsm", "p11kit-softhsm", "hsmvisor", "hsmvisor-p11kit"]
 
 
@@ -76,6 +76,8 @@ def written(results: dict[str, Any]) -> tuple[list[str], bool]:
     if "hostile" in results:
         met &= hostile.verdict(results["hostile"])
         section("Beside a hostile guest", "hostile", report.hostile_table(results["hostile"], hostile.GOAL))
+    if "vsock" in results:
+        section("A guest's vsock", "vsock", *vsock.text(results["vsock"]))
     text.extend(["## Machine", "", report.facts_table(results["machine"]), ""])
     return text, met
 
@@ -107,6 +109,9 @@ def main() -> int:
         if "hostile" in given.only:
             begins(results, "hostile", plan)
             results["hostile"] = hostile.measure(plan.rounds, plan.seconds)
+        if "vsock" in given.only:
+            begins(results, "vsock", plan)
+            results["vsock"] = vsock.measure(plan.rounds, plan.seconds)
     text, met = written(results)
     print("\n".join(text))
     if given.output:

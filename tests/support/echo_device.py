@@ -70,7 +70,8 @@ def _serve(listener: socket.socket, cid: int, program: str) -> None:
         ended = threading.Event()
 
         def end(why: str, ended: threading.Event = ended) -> None:
-            print(f"the device has ended: {why}", file=sys.stderr)
+            if "has closed the connection" not in why:  # as when it was unplugged
+                print(f"the device has ended: {why}", file=sys.stderr)
             ended.set()
 
         keys = key_memory()
