@@ -6,8 +6,8 @@ import random
 from pathlib import Path
 
 import pytest
-from support.power import command, found, lose_power, lost
-from support.vm import VirtualMachine
+from support.power import PROGRAM, found, lose_power, lost
+from support.vm import VirtualMachine, command
 
 pytestmark = [pytest.mark.slow, pytest.mark.real, pytest.mark.timeout(600)]
 
@@ -25,10 +25,10 @@ def test_what_was_acknowledged_survives_a_loss_of_power(tmp_path: Path) -> None:
 def test_a_host_that_does_not_sync_is_found_out(tmp_path: Path) -> None:
     machine = VirtualMachine(tmp_path)
     try:
-        machine.boot(command("support.unsynced_host"))
+        machine.boot(command(PROGRAM, "support.unsynced_host"))
         machine.wait_for("activated", count=2)
         lines = machine.cut_off()
-        machine.boot(command("hsmvisor.host.main"))
+        machine.boot(command(PROGRAM, "hsmvisor.host.main"))
         try:
             wrong = lost(lines, found(machine))
         except AssertionError as error:  # the host may refuse to start with what is left, and says so

@@ -4,19 +4,12 @@ from __future__ import annotations
 
 import json
 import random
-import sys
 import time
 from typing import Any
 
-from support.guest import REPOSITORY
-from support.vm import VirtualMachine
+from support.vm import VirtualMachine, command
 
-PROGRAM = REPOSITORY / "tests/integration/programs/power_loss.py"
-PATHS = ":".join(str(REPOSITORY / name) for name in ("daemon", "control_domain", "proto", "tests", "tests/integration/programs"))
-
-
-def command(program: str) -> str:
-    return f"env PYTHONPATH={PATHS} {sys.executable} {PROGRAM} {program}"
+PROGRAM = "power_loss.py"
 
 
 def found(machine: VirtualMachine) -> dict[str, Any]:
@@ -52,12 +45,12 @@ def lose_power(machine: VirtualMachine, times: int, program: str, choose: random
     """Returns what was lost in all, and what was found after each loss of power."""
     wrong: list[str] = []
     reports: list[dict[str, Any]] = []
-    machine.boot(command(program))
+    machine.boot(command(PROGRAM, program))
     for _ in range(times):
         machine.wait_for("activated", count=choose.randrange(1, 8))
         time.sleep(choose.random() * 0.2)
         lines = machine.cut_off()
-        machine.boot(command(program))
+        machine.boot(command(PROGRAM, program))
         reports.append(found(machine))
         wrong += lost(lines, reports[-1])
     return wrong, reports

@@ -10,7 +10,9 @@ import gzip
 import shutil
 import signal
 import subprocess
+import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from support.guest import REPOSITORY
@@ -42,7 +44,16 @@ sync; echo o >/proc/sysrq-trigger; sleep 60
 """
 
 
-def _needed(names: tuple[str, ...]) -> list[Path]:
+def command(program: str, *arguments: str | Path) -> str:
+    """What a machine carries out to run one of tests/integration/programs."""
+    paths = ":".join(
+        str(REPOSITORY / name) for name in ("daemon", "control_domain", "proto", "tests", "tests/integration/programs")
+    )
+    where = REPOSITORY / "tests/integration/programs" / program
+    return " ".join(["env", f"PYTHONPATH={paths}", sys.executable, str(where), *map(str, arguments)])
+
+
+def _needed(names: Sequence[str]) -> list[Path]:
     """The modules' files in an order in which they can be loaded."""
     (tree,) = (KERNEL / "lib/modules").iterdir()
     if not (tree / "modules.dep").exists():
@@ -59,13 +70,13 @@ def _needed(names: tuple[str, ...]) -> list[Path]:
     return found
 
 
-def _initramfs(directory: Path) -> Path:
+def _initramfs(directory: Path, more: Sequence[str]) -> Path:
     """A small one: busybox, the drivers and what mounts the rest."""
     root = directory / "initramfs"
     for name in ("bin", "proc", "sys", "dev", "new", "drivers"):
         (root / name).mkdir(parents=True)
     shutil.copy(shutil.which("busybox") or "/bin/busybox", root / "bin/busybox")
-    drivers = _needed(DRIVERS)
+    drivers = _needed((*DRIVERS, *more))
     for driver in drivers:
         shutil.copy(driver, root / "drivers")
     (root / "modules").write_text("".join(f"/drivers/{driver.name}\n" for driver in drivers))
@@ -82,12 +93,12 @@ def _initramfs(directory: Path) -> Path:
 
 
 class VirtualMachine:
-    """`directory` holds its disk and is shared with it, read-only, as SHARED."""
+    """`directory` holds its disk and is shared with it, read-only, as SHARED.  `drivers` are loaded beside those that it needs."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, drivers: Sequence[str] = ()) -> None:
         self.directory = directory
         self.disk, self.console, self._output = directory / "disk", directory / "console", directory / "output"
-        self._initramfs = _initramfs(directory)
+        self._initramfs = _initramfs(directory, drivers)
         with self.disk.open("wb") as file:
             file.truncate(256 << 20)
         subprocess.run(["/usr/sbin/mke2fs", "-q", "-t", "ext4", str(self.disk)], check=True, capture_output=True)
