@@ -52,8 +52,8 @@ def run_control(quick: bool, modules: int) -> dict[str, Any]:
 
 
 def begins(results: dict[str, Any], part: str, plan: signing.Plan) -> None:
-    """Notes when, and how it is measured."""
-    results["times"][part] = f"{report.now()}, {plan.rounds} rounds of {plan.seconds:g} s"
+    """Notes when, how and where it is measured."""
+    results["times"][part] = f"{report.now()}, {plan.rounds} rounds of {plan.seconds:g} s, on {report.place()}"
 
 
 def written(results: dict[str, Any]) -> tuple[list[str], bool]:
@@ -78,7 +78,6 @@ def written(results: dict[str, Any]) -> tuple[list[str], bool]:
         section("Beside a hostile guest", "hostile", report.hostile_table(results["hostile"], hostile.GOAL))
     if "vsock" in results:
         section("A guest's vsock", "vsock", *vsock.text(results["vsock"]))
-    text.extend(["## Machine", "", report.facts_table(results["machine"]), ""])
     return text, met
 
 
@@ -91,7 +90,6 @@ def main() -> int:
         seconds=given.seconds or (1 if given.quick else 2),
     )
     results = report.before(given.output, "bench.json") if given.only != PARTS else {"times": {}}
-    results["machine"] = report.machine()
     with tempfile.TemporaryDirectory(prefix="hsmb.") as name:
         directory = Path(name)
         if "signing" in given.only:

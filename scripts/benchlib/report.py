@@ -28,6 +28,12 @@ def machine() -> dict[str, Any]:
     return {"processor": model, "cores": os.cpu_count(), "kernel": platform.release(), "python": platform.python_version()}
 
 
+def place() -> str:
+    """The machine in words, for parts that were not measured on the same one."""
+    told = machine()
+    return f"{told['processor']}, {told['cores']} cores, Linux {told['kernel'].split('-')[0]}, Python {told['python']}"
+
+
 def now() -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S %z")
 
