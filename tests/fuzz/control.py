@@ -60,22 +60,28 @@ class ControlFuzzer:
         return made
 
     def _fill(self, made: Message, field: FieldDescriptor) -> None:
-        rng = self.rng
         if field.message_type is not None:
             getattr(made, field.name).CopyFrom(self.message(field.message_type))
-        elif field.type == field.TYPE_STRING:
-            likely = {"name": self.names, "module": self.names, "request_id": [f"{rng.getrandbits(64):x}", "again"]}
-            texts = likely.get(field.name, TEXTS) if rng.random() < 0.7 else TEXTS
-            setattr(made, field.name, rng.choice(texts))
-        elif field.type == field.TYPE_BYTES:
-            setattr(made, field.name, _bytes(rng))
-        elif field.type == field.TYPE_BOOL:
-            setattr(made, field.name, rng.random() < 0.5)
+        elif field.is_repeated:
+            getattr(made, field.name).extend(self._value(field) for _ in range(self.rng.choice((0, 1, 2, 40, 400))))
         else:
-            signed = field.type in (field.TYPE_INT32, field.TYPE_INT64)
-            width = 32 if field.type in (field.TYPE_INT32, field.TYPE_UINT32) else 64
-            numbers = (0, 1, 2, 1000, 2**31 - 1, -(2**31) if signed else 2**width - 1, rng.getrandbits(width - signed))
-            setattr(made, field.name, rng.choice(numbers))
+            setattr(made, field.name, self._value(field))
+
+    def _value(self, field: FieldDescriptor) -> Any:
+        rng = self.rng
+        if field.type == field.TYPE_STRING:
+            likely = {"name": self.names, "module": self.names, "request_id": [f"{rng.getrandbits(64):x}", "again"]}
+            likely["mechanisms"] = ["ECDSA", "CKM_EDDSA", "sha256-rsa-pkcs"]
+            texts = likely.get(field.name, TEXTS) if rng.random() < 0.7 else TEXTS
+            return rng.choice(texts)
+        if field.type == field.TYPE_BYTES:
+            return _bytes(rng)
+        if field.type == field.TYPE_BOOL:
+            return rng.random() < 0.5
+        signed = field.type in (field.TYPE_INT32, field.TYPE_INT64)
+        width = 32 if field.type in (field.TYPE_INT32, field.TYPE_UINT32) else 64
+        numbers = (0, 1, 2, 1000, 2**31 - 1, -(2**31) if signed else 2**width - 1, rng.getrandbits(width - signed))
+        return rng.choice(numbers)
 
     def body(self, method: MethodDescriptor) -> bytes:
         """A message, or a damaged one, or what was meant for another method."""

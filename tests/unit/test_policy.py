@@ -196,5 +196,9 @@ def test_policies_that_cannot_be(policy: Any) -> None:
 def test_what_the_host_says_of_them() -> None:
     with pytest.raises(Invalid, match="a burst needs a rate"):
         host_settings.Settings(policy=host_settings.Policy(burst=1)).check()
+    every = shared.NAMES
+    host_settings.Settings(policy=host_settings.Policy(every)).check()
+    with pytest.raises(Invalid, match=f"there are {len(every)} mechanisms"):
+        host_settings.Settings(policy=host_settings.Policy((*every, "ECDSA"))).check()
     with pytest.raises(Invalid, match="'NO_SUCH' is not a mechanism"):
         host_settings.Settings(policy=host_settings.Policy(("NO_SUCH",))).check()

@@ -28,8 +28,10 @@ class Policy:
                 raise Invalid("SETTINGS", f"{name} is at most {limits.MOST_IN_POLICY}; 0 is no limit")
         if self.burst and not self.rate:
             raise Invalid("SETTINGS", "a burst needs a rate", "set rate, or leave burst out")
+        if len(self.mechanisms) > len(mechanisms.NAMES):
+            raise Invalid("SETTINGS", f"there are {len(mechanisms.NAMES)} mechanisms", "name each once")
         try:
-            names = sorted({mechanisms.named(name) for name in self.mechanisms[: limits.MOST_IN_POLICY]})
+            names = sorted({mechanisms.named(name) for name in self.mechanisms})
         except ValueError as error:
             raise Invalid("SETTINGS", str(error), f"known are {', '.join(mechanisms.NAMES)}") from None
         return dataclasses.replace(self, mechanisms=tuple(names))
