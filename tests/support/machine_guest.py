@@ -78,6 +78,10 @@ class MachineLoad:
         text = self._machine.read(self._output).decode()
         return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
+    def tail(self) -> str:
+        """Its last lines."""
+        return self._machine.run(["tail", "-n", "4", self._output]).stdout.decode()
+
     def end(self) -> None:
         """Fails when it ended badly."""
         self._holder.kill()

@@ -12,7 +12,7 @@ from support.guest_machine import GuestMachine
 from support.host import Module
 from support.load import Made
 from support.machine_guest import OURS, GuestLibrary, MachineLoad, MachineSigner, engine
-from support.rotation import Report, Rotator, report_of
+from support.rotation import WITHIN, Report, Rotator, report_of
 
 PORT = 8443
 CLIENT = REPOSITORY / "tests/integration/programs/handshake_on.py"
@@ -76,7 +76,8 @@ def rotate_in_machine(library: GuestLibrary, machine: GuestMachine, module: Modu
             rotator.rotate()
             connections = max(connections, module.status().connections)
             time.sleep(interval)
-        time.sleep(4.5)  # hsmvisor-guest lets 3 s pass before it writes
+        last = base64.b64encode(rotator.activations["web"][-1].leaf).decode()
+        wait_for(lambda: last in client.tail(), "nginx to serve the last certificate", WITHIN)
         client.end()
         made = [clock.here(one) for one in signer.stop()]
     lines = client.lines()

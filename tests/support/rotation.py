@@ -18,6 +18,7 @@ from support.host import Module
 from support.load import Made, Signer, SshLoad, TlsLoad, fits
 from support.nginx import Nginx, client_context
 
+WITHIN = 60.0  #: seconds for the last certificate to come to clients: hsmvisor-guest lets 3 s pass before it writes
 KEPT = 14  #: generations that stay: a material has at most 16
 HSMVISOR_GUEST = OURS.parent / "hsmvisor-guest"
 
@@ -154,7 +155,8 @@ def rotate_under_load(
             rotator.rotate()
             connections = max(connections, module.status().connections)
             time.sleep(interval)
-        time.sleep(4.5)  # hsmvisor-guest lets 3 s pass before it writes
+        last = rotator.activations["web"][-1].leaf
+        wait_for(lambda: any(leaf == last for _, leaf in load.done[-4:]), "nginx to serve the last certificate", WITHIN)
         load.stop()
         made = [signer.stop() for signer in signers]
     report = report_of(rotations, load.done, load.failures, [one for part in made for one in part], rotator.activations)
