@@ -23,7 +23,9 @@ from hsmvisord.ck import CkError
 from hsmvisord.face import face
 from hsmvisord.face.caller import Caller
 from hsmvisord.keystore import persistence
+from hsmvisord.keystore.records import CertificateRecord
 from hsmvisord.keystore.vault import UnsealError
+from hsmvisord.token.catalogue import Index
 from hsmvisord.token.secrets import secret_attributes
 from hsmvisord.token.token import Token
 from hsmvisord.transport.connection import Connection
@@ -113,6 +115,28 @@ def test_a_sealed_record_that_this_release_cannot_serve_is_named_so(field: str) 
     stored = world().stored | {"material/tls": bench.vault.seal("material/tls", version, record.encode())}
     with pytest.raises(UnsealError, match="another"):
         persistence.load(stored, bench.vault, bench.provider, world().version)
+
+
+def test_an_issuer_whose_key_nobody_here_knows_is_still_found() -> None:
+    """A certificate that another release had taken, with a key of an unknown algorithm, ended the start."""
+    bench = world().bench
+    known = bytes.fromhex("06072a8648ce3d0201")  # id-ecPublicKey
+    stored = dict(world().stored)
+    for name in [name for name in stored if name.startswith("certificate/")]:
+        record = CertificateRecord.decode(bench.vault.open(name, stored[name]))
+        if record.authority:
+            at = record.der.rindex(known)
+            der = record.der[:at] + known[:-1] + b"\x7f" + record.der[at + len(known) :]
+            version = int.from_bytes(stored[name][:8], "big")
+            stored[name] = bench.vault.seal(name, version, state.replace(record, der=der).encode())
+    assert stored != world().stored
+    opened = persistence.load(stored, bench.vault, bench.provider, world().version)[0]
+    issuers = [
+        o
+        for o in Index(opened).by_handle.values()
+        if o.attributes.get(ck.CKA_CERTIFICATE_CATEGORY) == ck.CK_CERTIFICATE_CATEGORY_AUTHORITY
+    ]
+    assert len(issuers) == 1 and len(issuers[0].attributes[ck.CKA_ID]) == 20
 
 
 @pytest.mark.parametrize("version", [b"\0\0\0\0", b"\xff\xff\xff\xff"])

@@ -34,11 +34,16 @@ def _bit_string(spki: bytes) -> bytes:
     return spki[start + 1 : end]
 
 
+def key_identifier(spki: bytes) -> bytes:
+    """Returns the SHA-1 of the BIT STRING subjectPublicKey (RFC 5280 4.2.1.2, method 1), whatever its algorithm."""
+    return hashlib.sha1(_bit_string(spki)).digest()
+
+
 class BasePublicKey:
     def __init__(self, key: Any, kind: KeyKind) -> None:
         self.kind = kind
         self.spki: bytes = key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
-        self.key_id = hashlib.sha1(_bit_string(self.spki)).digest()
+        self.key_id = key_identifier(self.spki)
         self._verifiers = Cache()
 
     def attributes(self) -> dict[int, Any]:

@@ -15,6 +15,7 @@ from cryptography.x509.oid import NameOID
 
 from hsmvisord import ck
 from hsmvisord.crypto import profiles
+from hsmvisord.crypto.base import key_identifier
 from hsmvisord.crypto.interface import PrivateKey, PublicKey
 from hsmvisord.keystore.state import FOLLOW, REFUSE, Certificate, Generation, Key, Material
 from hsmvisord.token.der import CertificateFields, certificate_fields
@@ -193,4 +194,4 @@ def authority_object(certificate: Certificate) -> TokenObject:
     parsed = x509.load_der_x509_certificate(certificate.der)
     names = parsed.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
     label = str(names[0].value) if names else parsed.subject.rfc4514_string()
-    return certificate_object(certificate, label, x509.SubjectKeyIdentifier.from_public_key(parsed.public_key()).digest)
+    return certificate_object(certificate, label, key_identifier(certificate_fields(certificate.der).spki))
