@@ -25,6 +25,10 @@ class Host:
     def start(self) -> Host:
         """Returns when the control API answers; after stop() or kill() as well."""
         self.process.start()
+        return self.meet()
+
+    def meet(self) -> Host:
+        """Learns the started host's key, for deliveries; returns when its helpers are there as well, or after 2 s."""
         self.key = self.process.host.GetHost(pb.GetHostRequest(), timeout=10).host_key
         self.pusher = Pusher(self.process.connect(), self.authority, self.key)
         return self

@@ -106,7 +106,7 @@ class HostProcess:
             return False
         with connect(f"unix:{self.socket}") as channel:
             try:
-                rpc.HostServiceStub(channel).GetHost(pb.GetHostRequest(), timeout=2)
+                rpc.ModuleServiceStub(channel).ListModules(pb.ListModulesRequest(page_size=1), timeout=2)
             except grpc.RpcError:
                 return False
         return True

@@ -22,6 +22,7 @@ from support.processes import descendants, titled, unreaped
 from support.rotation import Activation, owner_of
 
 ROLES = ("worker", "launcher", "supervisor", "key provider")
+ALL_OF_IT = "supervisor, with new helpers"  #: it serves without; what needs them (a new module) waits for them
 KEPT = 12
 
 
@@ -36,7 +37,7 @@ class Report:
     lost: list[str] = field(default_factory=list)  #: what was acknowledged and is not there
     left_behind: list[str] = field(default_factory=list)  #: workers of no module, and the dead that nobody reaped
     #: for a worker: how long no signature came; for the others: until the killed one serves again
-    recovery_s: dict[str, list[float]] = field(default_factory=lambda: {role: [] for role in ROLES})
+    recovery_s: dict[str, list[float]] = field(default_factory=lambda: {role: [] for role in (*ROLES, ALL_OF_IT)})
 
     def summary(self) -> dict[str, object]:
         spread = {
@@ -146,6 +147,9 @@ def _kill_part(
                 killed.append(began)
             else:
                 report.recovery_s[role].append(time.monotonic() - began)
+            if role == "supervisor":
+                host.meet()
+                report.recovery_s[ALL_OF_IT].append(time.monotonic() - began)
             deliverer.check()
     finally:
         deliverer.stop()
@@ -175,7 +179,7 @@ def _kill(host: Host, module: Module, role: str) -> None:
         wait_for(lambda: titled(host.pid(), f"hsmvisord: {role}") not in (0, pid), what=f"a new {role}")
     else:
         host.stop(signal.SIGKILL)
-        host.start()
+        host.process.start()
         module.serving()
 
 

@@ -64,15 +64,19 @@ class Child:
     def __init__(self, name: str, module: str, arguments: Sequence[str]) -> None:
         self.name, self._module, self._arguments = name, module, list(arguments)
         self.restarts = 0
-        self._spawned: Spawned | None = Spawned(module, arguments)  # at once: it starts up while we do
+        self._spawned: Spawned | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._link: Link | None = None
         self._up = asyncio.Event()
         self._keeper: asyncio.Task[None] | None = None
         self.on_death: Callable[[], None] = lambda: None
 
+    def spawn(self) -> None:
+        """Starts the process before an event loop is there: it comes up while we go on."""
+        self._spawned = Spawned(self._module, self._arguments)
+
     def start(self) -> None:
-        """Takes the helper over into the running event loop."""
+        """Takes the helper over into the running event loop, or starts it there."""
         self._keeper = asyncio.get_running_loop().create_task(self._keep())
 
     async def link(self) -> Link:

@@ -37,6 +37,7 @@ class Foundation:
     database: Database
     launcher: Launcher
     provider: Provider
+    adopting: bool  #: workers of an earlier service serve, so the helpers can wait until the control API answers
     restored: Note | None = None  #: what was restored and is not audited yet
 
     async def helpers(self) -> tuple[str, tuple[Measure, ...]]:
@@ -47,7 +48,11 @@ class Foundation:
 
 
 def lay(config: Config) -> Foundation:
-    """Raises Broken.  The helpers are started last: they come up while we go on."""
+    """Raises Broken.
+
+    The helpers are started last and come up while we go on.  Where workers of an earlier service serve, only the control API is
+    missing, and the helpers are not started yet: they would compete with it for processors.
+    """
     os.umask(0o077)
     make_state_directory(config.state)
     lock = lock_state(config.state)
@@ -62,7 +67,11 @@ def lay(config: Config) -> Foundation:
     database = Database(state_file)
     _demand_master_key(config, state_file)
     provider = Provider(config.provider.kind, config.master_key, config.workers.provider_uid if os.geteuid() == 0 else 0)
-    return Foundation(config, places, lock, host, database, Launcher(), provider, note)
+    launcher, adopting = Launcher(), places.some_worker_serves()
+    if not adopting:
+        launcher.child.spawn()
+        provider.child.spawn()
+    return Foundation(config, places, lock, host, database, launcher, provider, adopting, note)
 
 
 def make_state_directory(path: Path) -> None:

@@ -46,6 +46,14 @@ class Places:
         """Where the guest's QEMU plugs the module in."""
         return self.modules / name / "vhost.sock"
 
+    def some_worker_serves(self) -> bool:
+        """Says whether an earlier service has left one that lives."""
+        for path in self.workers.glob("*.json"):
+            if (noted := noted_process(path)) is not None:
+                os.close(noted[1])
+                return True
+        return False
+
     def make(self) -> None:
         """Makes the directories; raises Broken."""
         try:

@@ -112,8 +112,8 @@ class Supervisor:
 
     async def start(self) -> None:
         """Returns when the control API answers; workers are adopted and started in the background."""
-        self._f.launcher.child.start()
-        self._f.provider.child.start()
+        if not self._f.adopting:
+            self._start_helpers()
         self.audit.start()
         await self.events.start()
         if self._f.restored is not None:
@@ -124,10 +124,16 @@ class Supervisor:
         await self.modules.start()
         self._vsock.start(self.config)
         await self._server.start(self.config)
+        if self._f.adopting:
+            self._start_helpers()
         if self.config.metrics.address:
             await self._scrape.start(self.config.metrics.address)
         self._tasks = [asyncio.create_task(work) for work in (self._prune(), self._complain(), self._replugs.run())]
         _log.info("ready: %d modules, control API at %s", len(self.modules.all()), self.config.control_socket)
+
+    def _start_helpers(self) -> None:
+        self._f.launcher.child.start()
+        self._f.provider.child.start()
 
     async def _complain(self) -> None:
         """What this kernel or installation lacks is said at start; of workers, when the first one serves (module.py)."""
