@@ -8,6 +8,7 @@ import signal
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 from hsmvisor_rpc.v1 import hsmvisor_pb2 as pb
@@ -71,38 +72,47 @@ def _signed(made: list[Made]) -> int:
     return sum(1 for one in made if one.signature)
 
 
+@dataclass
+class _Outcome:
+    failed: int = 0
+    wrong: int = 0
+    pauses: list[float] = field(default_factory=list)
+
+    def summary(self) -> dict[str, Any]:
+        median, most = _seconds(self.pauses), round(max(self.pauses), 3)
+        return {"failed": self.failed, "wrong": self.wrong, "pause_s_median": median, "pause_s_max": most}
+
+
 def disturb(machine: GuestMachine, module: Module, label: str, key: PrivateKey, times: int) -> dict[str, Any]:
     """Each disturbance `times` times while a program of the machine signs with `label`: failed and wrong results, and the longest
-    pause between two signatures of each in seconds."""
-    signers, result = 0, {}
-    for name, act in DISTURBANCES.items():
-        failed = wrong = 0
-        pauses = []
-        for _ in range(times):
-            signers += 1
-            signer = MachineSigner(machine, OURS, label, f"disturbed-{signers}")
-            _wait(lambda signer=signer: _signed(signer.made()) > _GOES_ON, "signatures")  # type: ignore[misc]
-            act(machine, module)
-            before = _signed(signer.made())
-            _wait(lambda signer=signer, before=before: _signed(signer.made()) > before + _GOES_ON, f"signatures: {name}")  # type: ignore[misc]
-            made = signer.stop()
-            failed += len(made) - _signed(made)
-            wrong += sum(1 for one in made if one.signature and not fits(key, one))
-            ends = sorted(one.ended for one in made if one.signature)
-            pauses.append(max(after - before for before, after in itertools.pairwise(ends)))
-        result[name] = {"failed": failed, "wrong": wrong, "pause_s_median": _seconds(pauses), "pause_s_max": round(max(pauses), 3)}
-    result["reset"] = _reset(machine, times)
-    return result
+    pause between two signatures of each in seconds.
 
-
-def _reset(machine: GuestMachine, times: int) -> dict[str, Any]:
+    In turns, with a reset of the machine at the end of each: a worker that dies too often within a minute is not started again.
+    """
+    outcomes = {name: _Outcome() for name in DISTURBANCES}
     boots, found = [], []
-    for _ in range(times):
+    for turn in range(times):
+        for number, (name, act) in enumerate(DISTURBANCES.items()):
+            signer = MachineSigner(machine, OURS, label, f"disturbed-{turn}-{number}")
+            _disturb_once(lambda act=act: act(machine, module), signer, key, outcomes[name])  # type: ignore[misc]
         boots.append(machine.reset())
         began = time.monotonic()
         _wait(lambda: b"hsmvisor" in tool(machine, STOCK, "--list-slots", check=False), "the module after a reset")
         found.append(time.monotonic() - began)
-    return {"boot_s_median": _seconds(boots), "found_s_median": _seconds(found), "found_s_max": round(max(found), 3)}
+    reset = {"boot_s_median": _seconds(boots), "found_s_median": _seconds(found), "found_s_max": round(max(found), 3)}
+    return {name: outcome.summary() for name, outcome in outcomes.items()} | {"reset": reset}
+
+
+def _disturb_once(act: Callable[[], None], signer: MachineSigner, key: PrivateKey, outcome: _Outcome) -> None:
+    _wait(lambda: _signed(signer.made()) > _GOES_ON, "signatures")
+    act()
+    before = _signed(signer.made())
+    _wait(lambda: _signed(signer.made()) > before + _GOES_ON, "signatures after it")
+    made = signer.stop()
+    outcome.failed += len(made) - _signed(made)
+    outcome.wrong += sum(1 for one in made if one.signature and not fits(key, one))
+    ends = sorted(one.ended for one in made if one.signature)
+    outcome.pauses.append(max(after - before for before, after in itertools.pairwise(ends)))
 
 
 def _seconds(values: list[float]) -> float:
