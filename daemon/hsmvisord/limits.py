@@ -101,8 +101,9 @@ MAX_CACHED_TEMPLATE = 4096  #: bytes of values in a search that is remembered
 
 # ---- operations ---------------------------------------------------------------------------------------------------------
 
-MAX_MULTIPART = 1 << 20  #: bytes of a message in parts that is kept whole (EdDSA, ML-DSA)
+MAX_MULTIPART = 1 << 20  #: bytes of a message in parts that is kept whole (EdDSA, ML-DSA, CCM, GCM decryption)
 MAX_MULTIPART_ALL = 16 * 1024 * 1024  #: bytes of all of them in a module
+MAX_IV = 1024  #: bytes of a GCM IV
 MAX_CONTEXT = 255  #: bytes (FIPS 204, 5.2)
 MAX_LABEL = 1024  #: bytes of an OAEP label
 MAX_CACHED = 64  #: ready operations of one key: parameters come from the guest

@@ -134,8 +134,8 @@ def test_raw_rsa_is_the_private_power() -> None:
     refused(ck.CKR_DATA_INVALID, signer.sign, n.to_bytes(256, "big"))
     refused(ck.CKR_DATA_LEN_RANGE, signer.sign, b"\x00" * 257)
     decrypter = LOADED_RSA.decrypter(Mechanism(ck.CKM_RSA_X_509))
-    refused(ck.CKR_ENCRYPTED_DATA_INVALID, decrypter.decrypt, b"\xff" * 256)
-    refused(ck.CKR_ENCRYPTED_DATA_LEN_RANGE, decrypter.decrypt, b"\x01" * 255)
+    refused(ck.CKR_ENCRYPTED_DATA_INVALID, decrypter.run, b"\xff" * 256)
+    refused(ck.CKR_ENCRYPTED_DATA_LEN_RANGE, decrypter.run, b"\x01" * 255)
 
 
 def oaep_by_openssl(name: str, mask: str, label: bytes, plain: bytes, tmp_path: Path) -> bytes:
@@ -156,25 +156,25 @@ def test_rsa_oaep_with_each_hash(name: str, label: bytes, tmp_path: Path) -> Non
         parameter = (HASH_IDS[name], MASK_IDS[mask], 1, label)
         sealed = oaep_by_openssl(name, mask, label, b"for the key alone", tmp_path)
         decrypter = LOADED_RSA.decrypter(Mechanism(ck.CKM_RSA_PKCS_OAEP, parameter))
-        assert decrypter.decrypt(sealed) == b"for the key alone"
-        assert len(b"for the key alone") <= decrypter.output_bound
+        assert decrypter.run(sealed) == b"for the key alone"
+        assert len(b"for the key alone") <= decrypter.bound(256)
         other = LOADED_RSA.decrypter(Mechanism(ck.CKM_RSA_PKCS_OAEP, (*parameter[:3], b"other")))
-        refused(ck.CKR_ENCRYPTED_DATA_INVALID, other.decrypt, sealed)
-        refused(ck.CKR_ENCRYPTED_DATA_LEN_RANGE, decrypter.decrypt, sealed[1:])
+        refused(ck.CKR_ENCRYPTED_DATA_INVALID, other.run, sealed)
+        refused(ck.CKR_ENCRYPTED_DATA_LEN_RANGE, decrypter.run, sealed[1:])
 
 
 def test_rsa_oaep_encryption() -> None:
     parameter = (ck.CKM_SHA256, ck.CKG_MGF1_SHA1, 1, b"label")
-    sealed = LOADED_RSA.public.encrypter(Mechanism(ck.CKM_RSA_PKCS_OAEP, parameter)).encrypt(b"there and back")
-    assert LOADED_RSA.decrypter(Mechanism(ck.CKM_RSA_PKCS_OAEP, parameter)).decrypt(sealed) == b"there and back"
+    sealed = LOADED_RSA.public.encrypter(Mechanism(ck.CKM_RSA_PKCS_OAEP, parameter)).run(b"there and back")
+    assert LOADED_RSA.decrypter(Mechanism(ck.CKM_RSA_PKCS_OAEP, parameter)).run(sealed) == b"there and back"
     sha3 = (ck.CKM_SHA3_256, ck.CKG_MGF1_SHA3_256, 1, b"")
     refused(ck.CKR_MECHANISM_PARAM_INVALID, LOADED_RSA.public.encrypter, Mechanism(ck.CKM_RSA_PKCS_OAEP, sha3))
 
 
 def test_rsa_pkcs1_decryption() -> None:
     decrypter = LOADED_RSA.decrypter(Mechanism(ck.CKM_RSA_PKCS))
-    assert decrypter.decrypt(RSA.public_key().encrypt(b"hello", padding.PKCS1v15())) == b"hello"
-    refused(ck.CKR_ENCRYPTED_DATA_LEN_RANGE, decrypter.decrypt, b"x" * 255)
+    assert decrypter.run(RSA.public_key().encrypt(b"hello", padding.PKCS1v15())) == b"hello"
+    refused(ck.CKR_ENCRYPTED_DATA_LEN_RANGE, decrypter.run, b"x" * 255)
 
 
 # ---- EC ---------------------------------------------------------------------------------------------------------------

@@ -203,12 +203,13 @@ def test_a_plaintext_that_waits_for_room_ends_with_its_key(bench: Bench) -> None
     (handle,) = g.find(PRIVATE)
     bench.push(2)
     mechanism = Mechanism(ck.CKM_RSA_PKCS)
-    operation = DecryptOperation(mechanism.type, g.application.key(handle), g.application.key(handle).private.decrypter(mechanism))
+    use = g.application.key(handle)
+    operation = DecryptOperation(mechanism.type, use.generation, use.private.decrypter(mechanism))
     g.application.session(g.handle).begin(operation)
-    sealed = bench.provider.load_public_key(spki(key)).encrypter(mechanism).encrypt(b"hello")
-    assert operation.decrypt(sealed, 1) == Needed(5)
+    sealed = bench.provider.load_public_key(spki(key)).encrypter(mechanism).run(b"hello")
+    assert operation.run(sealed, 1) == Needed(5)
     bench.execute("destroy", "tls", 1)
-    refused(ck.CKR_KEY_HANDLE_INVALID, operation.decrypt, sealed, 5)
+    refused(ck.CKR_KEY_HANDLE_INVALID, operation.run, sealed, 5)
 
 
 def test_a_following_handle_signs_with_the_newest(bench: Bench) -> None:

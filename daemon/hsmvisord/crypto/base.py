@@ -12,7 +12,7 @@ from cryptography.x509.oid import NameOID
 
 from hsmvisord import ck
 from hsmvisord.ck import CkError
-from hsmvisord.crypto.interface import Decrypter, Encrypter, KeyKind, Signer, Verifier
+from hsmvisord.crypto.interface import Cipher, KeyKind, Signer, Verifier
 from hsmvisord.crypto.operations import Cache
 from hsmvisord.lanes import lanes
 from hsmvisord.wire.calls import Mechanism
@@ -53,13 +53,13 @@ class BasePublicKey:
         ready: Verifier | None = self._verifiers.get(mechanism)
         return ready or self._verifiers.keep(mechanism, self.make_verifier(mechanism))
 
-    def encrypter(self, mechanism: Mechanism) -> Encrypter:
+    def encrypter(self, mechanism: Mechanism) -> Cipher:
         return self.make_encrypter(mechanism)
 
     def make_verifier(self, mechanism: Mechanism) -> Verifier:
         raise CkError(ck.CKR_KEY_TYPE_INCONSISTENT, f"{ck.mechanism_name(mechanism.type)} and a key of type {self.kind.name}")
 
-    def make_encrypter(self, mechanism: Mechanism) -> Encrypter:
+    def make_encrypter(self, mechanism: Mechanism) -> Cipher:
         raise CkError(ck.CKR_KEY_TYPE_INCONSISTENT, f"{ck.mechanism_name(mechanism.type)} and a key of type {self.kind.name}")
 
 
@@ -84,14 +84,14 @@ class BasePrivateKey:
         ready: Signer | None = self._signers.get(mechanism)
         return ready or self._signers.keep(mechanism, self.make_signer(mechanism))
 
-    def decrypter(self, mechanism: Mechanism) -> Decrypter:
-        ready: Decrypter | None = self._decrypters.get(mechanism)
+    def decrypter(self, mechanism: Mechanism) -> Cipher:
+        ready: Cipher | None = self._decrypters.get(mechanism)
         return ready or self._decrypters.keep(mechanism, self.make_decrypter(mechanism))
 
     def make_signer(self, mechanism: Mechanism) -> Signer:
         raise CkError(ck.CKR_KEY_TYPE_INCONSISTENT, f"{ck.mechanism_name(mechanism.type)} and a key of type {self.kind.name}")
 
-    def make_decrypter(self, mechanism: Mechanism) -> Decrypter:
+    def make_decrypter(self, mechanism: Mechanism) -> Cipher:
         raise CkError(ck.CKR_KEY_TYPE_INCONSISTENT, f"{ck.mechanism_name(mechanism.type)} and a key of type {self.kind.name}")
 
     #: What lanes can do with this key: mechanism, kind.  None where Debian's libcrypto is slower than `cryptography`: measured,

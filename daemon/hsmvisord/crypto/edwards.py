@@ -13,39 +13,14 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ed448, ed25519, mldsa
 
 from hsmvisord import ck, limits
-from hsmvisord.budget import Budget
 from hsmvisord.ck import CkError
 from hsmvisord.crypto.base import BasePrivateKey, BasePublicKey
 from hsmvisord.crypto.ec import octet_string
 from hsmvisord.crypto.interface import KeyKind, Signer, Verifier
 from hsmvisord.crypto.operations import ReadySigner, ReadyVerifier
+from hsmvisord.crypto.streams import Kept
 from hsmvisord.lanes import lanes
 from hsmvisord.wire.calls import Mechanism
-
-#: For the parts of all messages.
-_parts = Budget(limits.MAX_MULTIPART_ALL)
-
-
-class Kept:
-    """The parts of a message."""
-
-    __slots__ = ("_message",)
-
-    def __init__(self) -> None:
-        self._message = bytearray()
-
-    def update(self, data: bytes) -> None:
-        if len(self._message) + len(data) > limits.MAX_MULTIPART:
-            raise CkError(ck.CKR_DATA_LEN_RANGE, f"this mechanism takes at most {limits.MAX_MULTIPART} bytes in parts")
-        if not _parts.take(len(data)):
-            raise CkError(ck.CKR_DEVICE_MEMORY, "the module's messages in parts have used up their room")
-        self._message += data
-
-    def whole(self) -> bytes:
-        return bytes(self._message)
-
-    def __del__(self) -> None:
-        _parts.give(len(self._message))
 
 
 class KeptSign(Kept):

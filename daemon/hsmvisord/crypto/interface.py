@@ -63,22 +63,32 @@ class Verifier(Protocol):
     def begin(self) -> Callable[[], MultiPartVerify] | None: ...
 
 
-class Decrypter(Protocol):
-    """`output_bound` is the most that can come out (for size queries); the exact size is known after the operation."""
+class Stream(Protocol):
+    """One encryption or decryption in parts; used by one thread at a time.  What it gives is exactly what it said before."""
+
+    def room(self, size: int) -> int: ...  #: bytes that `update` with so many gives
+
+    def update(self, data: bytes) -> bytes: ...
+
+    def last(self) -> int: ...  #: bytes that `finish` gives, at most
+
+    def finish(self) -> bytes: ...
+
+
+class Cipher(Protocol):
+    """An encryption or a decryption, ready.
+
+    `bound`: from the length of the input to the most that comes out; of an encryption it is exact.
+    """
 
     @property
-    def output_bound(self) -> int: ...
+    def bound(self) -> Callable[[int], int]: ...
 
     @property
-    def decrypt(self) -> Callable[[bytes], bytes]: ...
-
-
-class Encrypter(Protocol):
-    @property
-    def output_size(self) -> int: ...
+    def run(self) -> Callable[[bytes], bytes]: ...  #: one shot
 
     @property
-    def encrypt(self) -> Callable[[bytes], bytes]: ...
+    def begin(self) -> Callable[[], Stream] | None: ...  #: None: this mechanism is one-shot only
 
 
 class PublicKey(Protocol):
@@ -99,7 +109,7 @@ class PublicKey(Protocol):
 
     def verifier(self, mechanism: Mechanism) -> Verifier: ...
 
-    def encrypter(self, mechanism: Mechanism) -> Encrypter: ...
+    def encrypter(self, mechanism: Mechanism) -> Cipher: ...
 
 
 class PrivateKey(Protocol):
@@ -118,7 +128,7 @@ class PrivateKey(Protocol):
 
     def signer(self, mechanism: Mechanism) -> Signer: ...
 
-    def decrypter(self, mechanism: Mechanism) -> Decrypter: ...
+    def decrypter(self, mechanism: Mechanism) -> Cipher: ...
 
     def lane_key(self, mechanism: Mechanism) -> lanes.Key | None:
         """Returns the key for lanes, where they can do what `signer` does with that mechanism; the same one each time."""

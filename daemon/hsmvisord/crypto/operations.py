@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives import hashes
 
 from hsmvisord import ck, limits
 from hsmvisord.ck import CkError
-from hsmvisord.crypto.interface import MultiPart, MultiPartVerify
+from hsmvisord.crypto.interface import MultiPart, MultiPartVerify, Stream
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,15 +28,17 @@ class ReadyVerifier:
 
 
 @dataclass(frozen=True, slots=True)
-class ReadyDecrypter:
-    output_bound: int
-    decrypt: Callable[[bytes], bytes]
+class ReadyCipher:
+    """An encryption or a decryption."""
+
+    bound: Callable[[int], int]
+    run: Callable[[bytes], bytes]
+    begin: Callable[[], Stream] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class ReadyEncrypter:
-    output_size: int
-    encrypt: Callable[[bytes], bytes]
+def at_most(size: int) -> Callable[[int], int]:
+    """Returns the bound of an operation whose output does not depend on the length of its input."""
+    return lambda length: size
 
 
 class HashedSign:

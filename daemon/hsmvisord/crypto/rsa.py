@@ -19,10 +19,10 @@ from hsmvisord.crypto.operations import (
     MASKS,
     HashedSign,
     HashedVerify,
-    ReadyDecrypter,
-    ReadyEncrypter,
+    ReadyCipher,
     ReadySigner,
     ReadyVerifier,
+    at_most,
     no_parameter,
 )
 from hsmvisord.lanes import lanes
@@ -153,20 +153,20 @@ class RsaPublicKey(BasePublicKey):
         numbers = self._key.public_numbers()
         return pow(int.from_bytes(data, "big"), numbers.e, numbers.n)
 
-    def make_encrypter(self, mechanism: Mechanism) -> ReadyEncrypter:
+    def make_encrypter(self, mechanism: Mechanism) -> ReadyCipher:
         kind = mechanism.type
         if kind == ck.CKM_RSA_PKCS:
             no_parameter(mechanism.parameter)
-            return ReadyEncrypter(self.size, self._encrypt(PKCS1))
+            return ReadyCipher(at_most(self.size), self._encrypt(PKCS1))
         if kind == ck.CKM_RSA_PKCS_OAEP:
             name, mask, label = _oaep(mechanism)
             if name.startswith("sha3") or mask.startswith("sha3"):
                 raise CkError(ck.CKR_MECHANISM_PARAM_INVALID, "the module encrypts with SHA-1 and SHA-2; it decrypts SHA-3 too")
             pad = padding.OAEP(padding.MGF1(HASHES[mask]), HASHES[name], label or None)
-            return ReadyEncrypter(self.size, self._encrypt(pad))
+            return ReadyCipher(at_most(self.size), self._encrypt(pad))
         if kind == ck.CKM_RSA_X_509:
             no_parameter(mechanism.parameter)
-            return ReadyEncrypter(self.size, self._encrypt_raw)
+            return ReadyCipher(at_most(self.size), self._encrypt_raw)
         raise CkError(ck.CKR_KEY_TYPE_INCONSISTENT, f"{ck.mechanism_name(kind)} and an RSA key")
 
     def _encrypt(self, pad: padding.AsymmetricPadding) -> Any:
@@ -266,21 +266,21 @@ class RsaPrivateKey(BasePrivateKey):
             raise CkError(invalid, "the number is not below the modulus")
         return result
 
-    def make_decrypter(self, mechanism: Mechanism) -> ReadyDecrypter:
+    def make_decrypter(self, mechanism: Mechanism) -> ReadyCipher:
         kind = mechanism.type
         if kind == ck.CKM_RSA_PKCS:
             no_parameter(mechanism.parameter)
-            return ReadyDecrypter(self.size - 11, self._decrypt(PKCS1))
+            return ReadyCipher(at_most(self.size - 11), self._decrypt(PKCS1))
         if kind == ck.CKM_RSA_PKCS_OAEP:
             name, mask, label = _oaep(mechanism)
             bound = max(0, self.size - 2 - 2 * HASHES[name].digest_size)
             if name.startswith("sha3") or mask.startswith("sha3"):  # `cryptography` has no OAEP with SHA-3
-                return ReadyDecrypter(bound, self._decrypt_oaep(name, mask, label))
+                return ReadyCipher(at_most(bound), self._decrypt_oaep(name, mask, label))
             pad = padding.OAEP(padding.MGF1(HASHES[mask]), HASHES[name], label or None)
-            return ReadyDecrypter(bound, self._decrypt(pad))
+            return ReadyCipher(at_most(bound), self._decrypt(pad))
         if kind == ck.CKM_RSA_X_509:
             no_parameter(mechanism.parameter)
-            return ReadyDecrypter(self.size, self._decrypt_raw)
+            return ReadyCipher(at_most(self.size), self._decrypt_raw)
         raise CkError(ck.CKR_KEY_TYPE_INCONSISTENT, f"{ck.mechanism_name(kind)} and an RSA key")
 
     def _decrypt(self, pad: padding.AsymmetricPadding) -> Any:

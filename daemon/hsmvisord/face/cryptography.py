@@ -149,14 +149,36 @@ def encrypt_init(caller: Caller, args: Args) -> Args:
             return ()
         session.check_free("encrypt")
         public = _usable(caller.application, key, mechanism, ck.CKA_ENCRYPT)
-        session.begin(EncryptOperation(mechanism.type, public.encrypter(mechanism)))
+        session.begin(EncryptOperation(mechanism.type, None, public.encrypter(mechanism)))
     return ()
+
+
+def update(kind: type[EncryptOperation | DecryptOperation]) -> Handler:
+    """C_EncryptUpdate, C_DecryptUpdate."""
+
+    def handler(caller: Caller, args: Args) -> Args:
+        session = caller.application.session(args[0])
+        with session.lock, session.running(kind, caller.counters, caller.token.wall()) as operation:
+            return (operation.update(args[1] or b"", args[2]),)
+
+    return handler
+
+
+def final(kind: type[EncryptOperation | DecryptOperation]) -> Handler:
+    """C_EncryptFinal, C_DecryptFinal."""
+
+    def handler(caller: Caller, args: Args) -> Args:
+        session = caller.application.session(args[0])
+        with session.lock, session.running(kind, caller.counters, caller.token.wall()) as operation:
+            return (operation.final(args[1]),)
+
+    return handler
 
 
 def encrypt(caller: Caller, args: Args) -> Args:
     session = caller.application.session(args[0])
     with session.lock, session.running(EncryptOperation, caller.counters, caller.token.wall()) as operation:
-        return (operation.encrypt(args[1] or b"", args[2]),)
+        return (operation.run(args[1] or b"", args[2]),)
 
 
 # ---- decrypt ------------------------------------------------------------------------------------------------------------
@@ -168,7 +190,7 @@ def _decrypt_init(application: Application, session: Session, mechanism: Mechani
     if not use.may_decrypt:
         raise CkError(ck.CKR_KEY_FUNCTION_NOT_PERMITTED)
     application.token.begin(mechanism, use.allowed, use.private.kind, ck.CKF_DECRYPT)
-    session.begin(DecryptOperation(mechanism.type, use, use.private.decrypter(mechanism)))
+    session.begin(DecryptOperation(mechanism.type, use.generation, use.private.decrypter(mechanism)))
 
 
 def decrypt_init(caller: Caller, args: Args) -> Args:
@@ -184,7 +206,7 @@ def decrypt_init(caller: Caller, args: Args) -> Args:
 
 def _decrypt(caller: Caller, session: Session, data: bytes | None, room: int | None) -> Args:
     with session.running(DecryptOperation, caller.counters, caller.token.wall()) as operation:
-        return (operation.decrypt(data or b"", room),)
+        return (operation.run(data or b"", room),)
 
 
 def decrypt(caller: Caller, args: Args) -> Args:
@@ -199,20 +221,6 @@ def decrypt_once(caller: Caller, args: Args) -> Args:
     with session.lock:
         _decrypt_init(caller.application, session, mechanism, key)
         return _decrypt(caller, session, data, room)
-
-
-def single_part_only(kind: str) -> Handler:
-    """C_EncryptUpdate and the like: no mechanism here works on a stream; the operation ends."""
-
-    def handler(caller: Caller, args: Args) -> Args:
-        session = caller.application.session(args[0])
-        with session.lock:
-            if kind not in session.operations:
-                raise CkError(ck.CKR_OPERATION_NOT_INITIALIZED, f"no {kind} operation is open")
-            session.cancel(kind)
-        raise CkError(ck.CKR_FUNCTION_NOT_SUPPORTED, f"this mechanism can {kind} in one part only")
-
-    return handler
 
 
 # ---- digest, derive, random ---------------------------------------------------------------------------------------------
@@ -327,13 +335,13 @@ TABLE: dict[Call, Handler] = {
     Call.VERIFY_FINAL: verify_final,
     Call.ENCRYPT_INIT: encrypt_init,
     Call.ENCRYPT: encrypt,
-    Call.ENCRYPT_UPDATE: single_part_only("encrypt"),
-    Call.ENCRYPT_FINAL: single_part_only("encrypt"),
+    Call.ENCRYPT_UPDATE: update(EncryptOperation),
+    Call.ENCRYPT_FINAL: final(EncryptOperation),
     Call.DECRYPT_INIT: decrypt_init,
     Call.DECRYPT: decrypt,
     Call.DECRYPT_ONCE: decrypt_once,
-    Call.DECRYPT_UPDATE: single_part_only("decrypt"),
-    Call.DECRYPT_FINAL: single_part_only("decrypt"),
+    Call.DECRYPT_UPDATE: update(DecryptOperation),
+    Call.DECRYPT_FINAL: final(DecryptOperation),
     Call.DIGEST_INIT: digest_init,
     Call.DIGEST: digest,
     Call.DIGEST_ONCE: digest_once,

@@ -12,7 +12,7 @@ from typing import Any
 from hsmvisord import ck
 from hsmvisord.budget import Budget
 from hsmvisord.ck import CkError
-from hsmvisord.crypto.interface import Decrypter, Encrypter, MultiPart, MultiPartVerify, Signer, Verifier
+from hsmvisord.crypto.interface import Cipher, MultiPart, MultiPartVerify, Signer, Stream, Verifier
 from hsmvisord.token.journal import Journal
 from hsmvisord.token.objects import KeyUse
 from hsmvisord.wire.calls import Needed
@@ -48,8 +48,8 @@ class _Gone:
     def refuse(self, *_: Any) -> Any:
         raise CkError(ck.CKR_KEY_HANDLE_INVALID, "the key was destroyed")
 
-    sign = decrypt = update = finish = refuse
-    output_size = output_bound = begin = property(refuse)
+    sign = run = update = finish = room = last = bound = refuse
+    output_size = begin = property(refuse)
 
 
 _GONE: Any = _Gone()
@@ -129,45 +129,72 @@ class VerifyOperation(Operation):
         self._parts.finish(signature)
 
 
-class DecryptOperation(Operation):
-    """The plaintext is kept until the caller's buffer has room for it: its length is known only then."""
+class _CipherOperation(Operation):
+    """Encryption or decryption, in one part or in several.
 
-    name = "decrypt"
-    __slots__ = ("_decrypter", "_input", "_output")
+    What came out last is kept until the caller's buffer has room for it: of some mechanisms its length is known only then.
+    """
 
-    def __init__(self, mechanism: int, use: KeyUse, decrypter: Decrypter) -> None:
-        super().__init__(mechanism, use.generation)
-        self._decrypter = decrypter
+    __slots__ = ("_cipher", "_input", "_output", "_stream")
+
+    def __init__(self, mechanism: int, generation: tuple[str, int] | None, cipher: Cipher) -> None:
+        super().__init__(mechanism, generation)
+        self._cipher = cipher
+        self._stream: Stream | None = None
         self._input = b""
         self._output: bytes | None = None
 
-    def decrypt(self, data: bytes, room: int | None) -> Output:
+    def run(self, data: bytes, room: int | None) -> Output:
+        if self._stream is not None:
+            self.done = True
+            raise CkError(ck.CKR_OPERATION_ACTIVE, "one part after a part of several")
         if room is None:
-            return Needed(self._decrypter.output_bound)
+            return Needed(self._cipher.bound(len(data)))
         if self._output is None or data != self._input:
-            self._output, self._input = self._decrypter.decrypt(data), data
-        if len(self._output) > room:
-            return Needed(len(self._output))
+            self._output, self._input = self._cipher.run(data), data
+        return self._given(self._output, room)
+
+    def update(self, data: bytes, room: int | None) -> Output:
+        stream = self._parts()
+        needed = stream.room(len(data))
+        return stream.update(data) if _fits(needed, room) or not needed else Needed(needed)
+
+    def final(self, room: int | None) -> Output:
+        stream = self._parts()
+        if room is None and stream.last():
+            return Needed(stream.last())
+        if self._output is None:
+            self._output = stream.finish()
+        return self._given(self._output, room or 0)
+
+    def _parts(self) -> Stream:
+        if self._stream is None:
+            if self._cipher.begin is None:
+                self.done = True
+                raise CkError(ck.CKR_FUNCTION_NOT_SUPPORTED, f"this mechanism can {self.name} in one part only")
+            self._stream = self._cipher.begin()
+        return self._stream
+
+    def _given(self, output: bytes, room: int) -> Output:
+        if len(output) > room:
+            return Needed(len(output))
         self.done = True
-        return self._output
+        return output
 
     def revoke(self) -> None:
-        self._decrypter, self._output = _GONE, None
+        self._cipher, self._output = _GONE, None
+        if self._stream is not None:
+            self._stream = _GONE
 
 
-class EncryptOperation(Operation):
+class DecryptOperation(_CipherOperation):
+    name = "decrypt"
+    __slots__ = ()
+
+
+class EncryptOperation(_CipherOperation):
     name = "encrypt"
-    __slots__ = ("_encrypter",)
-
-    def __init__(self, mechanism: int, encrypter: Encrypter) -> None:
-        super().__init__(mechanism, None)
-        self._encrypter = encrypter
-
-    def encrypt(self, data: bytes, room: int | None) -> Output:
-        if not _fits(self._encrypter.output_size, room):
-            return Needed(self._encrypter.output_size)
-        self.done = True
-        return self._encrypter.encrypt(data)
+    __slots__ = ()
 
 
 class DigestOperation(Operation):

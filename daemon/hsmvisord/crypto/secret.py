@@ -1,0 +1,82 @@
+"""Secret keys in software: AES, ChaCha20 and generic secrets (PKCS#11 3.1, 6.8, 6.13, 6.30)."""
+
+from __future__ import annotations
+
+import hashlib
+
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+
+from hsmvisord import ck, limits
+from hsmvisord.ck import CkError
+from hsmvisord.crypto import ciphers, macs
+from hsmvisord.crypto.interface import KeyKind, Signer, Verifier
+from hsmvisord.crypto.operations import Cache, ReadyCipher
+from hsmvisord.wire.calls import Mechanism
+
+AES_SIZES = (16, 24, 32)
+_SIZES = {ck.CKK_AES: AES_SIZES, ck.CKK_CHACHA20: (32,)}
+_NAMES = {ck.CKK_AES: "AES", ck.CKK_CHACHA20: "ChaCha20", ck.CKK_GENERIC_SECRET: "secret"} | {
+    key_type: f"HMAC {name}" for key_type, name in ck.HMAC_KEY_TYPES.items()
+}
+
+
+class SecretKey:
+    """Its repr shows its kind alone."""
+
+    def __init__(self, key_type: int, value: bytes) -> None:
+        """Raises CkError: KEY_TYPE_INCONSISTENT for a type, KEY_SIZE_RANGE for a size that is not supported."""
+        if key_type not in _NAMES:
+            raise CkError(ck.CKR_KEY_TYPE_INCONSISTENT, "supported are AES, ChaCha20, generic secrets and those of HMAC")
+        if len(value) not in _SIZES.get(key_type, range(1, limits.MAX_SECRET + 1)):
+            raise CkError(ck.CKR_KEY_SIZE_RANGE, f"{_NAMES[key_type]}: {len(value)} bytes")
+        self.kind = KeyKind(f"{_NAMES[key_type]} {8 * len(value)}", key_type, 8 * len(value), b"")
+        self.value = value
+        self._aes = algorithms.AES(value) if key_type == ck.CKK_AES else None
+        self._macs: Cache = Cache()
+
+    def __repr__(self) -> str:
+        return f"<secret key, {self.kind.name}>"
+
+    @property
+    def check_value(self) -> bytes:
+        """CKA_CHECK_VALUE (PKCS#11 3.1, 4.10.2): of a block cipher the first bytes of a block of zeros, else of the SHA-1."""
+        if self._aes is not None:
+            return Cipher(self._aes, modes.ECB()).encryptor().update(bytes(16))[:3]
+        return hashlib.sha1(self.value).digest()[:3]
+
+    def signer(self, mechanism: Mechanism) -> Signer:
+        return self._mac(mechanism).signer()
+
+    def verifier(self, mechanism: Mechanism) -> Verifier:
+        return self._mac(mechanism).verifier()
+
+    def encrypter(self, mechanism: Mechanism) -> ReadyCipher:
+        return self._cipher(mechanism, encrypting=True)
+
+    def decrypter(self, mechanism: Mechanism) -> ReadyCipher:
+        return self._cipher(mechanism, encrypting=False)
+
+    def _mac(self, mechanism: Mechanism) -> macs.Mac:
+        ready: macs.Mac | None = self._macs.get(mechanism)
+        return ready or self._macs.keep(mechanism, self._make_mac(mechanism))
+
+    def _make_mac(self, mechanism: Mechanism) -> macs.Mac:
+        if mechanism.type in macs.HMACS and self._hashes(macs.HMACS[mechanism.type][0]):
+            return macs.hash_mac(self.value, mechanism)
+        if mechanism.type in macs.AES_MACS and self._aes is not None:
+            return macs.aes_mac(self._aes, mechanism)
+        raise self._inconsistent(mechanism)
+
+    def _hashes(self, name: str) -> bool:
+        """A generic secret serves every hash, a key of one hash that one."""
+        return self.kind.key_type == ck.CKK_GENERIC_SECRET or ck.HMAC_KEY_TYPES.get(self.kind.key_type) == name
+
+    def _cipher(self, mechanism: Mechanism, encrypting: bool) -> ReadyCipher:
+        if mechanism.type == ck.CKM_CHACHA20_POLY1305 and self.kind.key_type == ck.CKK_CHACHA20:
+            return ciphers.chacha20_poly1305(self.value, mechanism, encrypting)
+        if mechanism.type in ciphers.AES and self._aes is not None:
+            return ciphers.AES[mechanism.type](self._aes, mechanism, encrypting)
+        raise self._inconsistent(mechanism)
+
+    def _inconsistent(self, mechanism: Mechanism) -> CkError:
+        return CkError(ck.CKR_KEY_TYPE_INCONSISTENT, f"{ck.mechanism_name(mechanism.type)} and a key of type {self.kind.name}")
