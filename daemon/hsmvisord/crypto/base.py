@@ -59,6 +59,9 @@ class BasePublicKey:
     def make_verifier(self, mechanism: Mechanism) -> Verifier:
         raise CkError(ck.CKR_KEY_TYPE_INCONSISTENT, f"{ck.mechanism_name(mechanism.type)} and a key of type {self.kind.name}")
 
+    def encapsulate(self, mechanism: Mechanism) -> tuple[bytes, bytes]:
+        raise CkError(ck.CKR_KEY_TYPE_INCONSISTENT, f"{ck.mechanism_name(mechanism.type)} and a key of type {self.kind.name}")
+
     def make_encrypter(self, mechanism: Mechanism) -> Cipher:
         raise CkError(ck.CKR_KEY_TYPE_INCONSISTENT, f"{ck.mechanism_name(mechanism.type)} and a key of type {self.kind.name}")
 
@@ -110,7 +113,10 @@ class BasePrivateKey:
         """Returns the lengths of data that a lane signs."""
         return range(1, lanes.MAX_DATA + 1)
 
-    def derive(self, mechanism: Mechanism) -> bytes:
+    def derive(self, mechanism: Mechanism, length: int = 0) -> bytes:
+        raise CkError(ck.CKR_KEY_TYPE_INCONSISTENT, f"{ck.mechanism_name(mechanism.type)} and a key of type {self.kind.name}")
+
+    def decapsulate(self, mechanism: Mechanism, ciphertext: bytes) -> bytes:
         raise CkError(ck.CKR_KEY_TYPE_INCONSISTENT, f"{ck.mechanism_name(mechanism.type)} and a key of type {self.kind.name}")
 
     def pkcs8(self) -> bytes:

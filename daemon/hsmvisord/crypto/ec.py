@@ -1,4 +1,4 @@
-"""EC keys on the NIST curves (PKCS#11 3.1, 6.3): ECDSA as r ‖ s, ECDH."""
+"""EC keys on the NIST curves and secp256k1 (PKCS#11 3.1, 6.3): ECDSA as r ‖ s, ECDH."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import Prehashed, encode_ds
 
 from hsmvisord import ck
 from hsmvisord.ck import CkError
+from hsmvisord.crypto import derivation
 from hsmvisord.crypto.base import BasePrivateKey, BasePublicKey
 from hsmvisord.crypto.interface import KeyKind, Signer, Verifier
 from hsmvisord.crypto.operations import HASHES, HashedSign, HashedVerify, ReadySigner, ReadyVerifier, no_parameter
@@ -22,6 +23,7 @@ CURVES = {
     "secp256r1": ("EC P-256", 256, bytes.fromhex("06082a8648ce3d030107")),
     "secp384r1": ("EC P-384", 384, bytes.fromhex("06052b81040022")),
     "secp521r1": ("EC P-521", 521, bytes.fromhex("06052b81040023")),
+    "secp256k1": ("EC secp256k1", 256, bytes.fromhex("06052b8104000a")),
 }
 
 HASHED = {
@@ -112,7 +114,7 @@ class EcPublicKey(BasePublicKey):
 class EcPrivateKey(BasePrivateKey):
     def __init__(self, key: ec.EllipticCurvePrivateKey) -> None:
         if key.curve.name not in CURVES:
-            raise CkError(ck.CKR_CURVE_NOT_SUPPORTED, f"curve {key.curve.name}: use P-256, P-384 or P-521")
+            raise CkError(ck.CKR_CURVE_NOT_SUPPORTED, f"curve {key.curve.name}: use P-256, P-384, P-521 or secp256k1")
         super().__init__(key, EcPublicKey(key.public_key()))
         self._key = key
         self.size = (CURVES[key.curve.name][1] + 7) // 8
@@ -144,15 +146,14 @@ class EcPrivateKey(BasePrivateKey):
     def lane_sizes(self) -> range:
         return range(1, MAX_DATA + 1)
 
-    def derive(self, mechanism: Mechanism) -> bytes:
-        """CKM_ECDH1_DERIVE with CKD_NULL (6.3.18): (kdf, shared data, public data); the peer's point raw or as OCTET STRING."""
+    def derive(self, mechanism: Mechanism, length: int = 0) -> bytes:
+        """CKM_ECDH1_DERIVE (6.3.17); all curves here have the cofactor 1."""
         if mechanism.type not in (ck.CKM_ECDH1_DERIVE, ck.CKM_ECDH1_COFACTOR_DERIVE):
-            return super().derive(mechanism)
-        match mechanism.parameter:
-            case (ck.CKD_NULL, b"", bytes(point)):
-                pass
-            case _:
-                raise CkError(ck.CKR_MECHANISM_PARAM_INVALID, "CK_ECDH1_DERIVE_PARAMS: kdf is CKD_NULL, without shared data")
+            return super().derive(mechanism, length)
+        return derivation.of_agreement(mechanism, length, self._agree)
+
+    def _agree(self, point: bytes) -> bytes:
+        """The peer's point raw or as OCTET STRING."""
         width = 1 + 2 * self.size
         if len(point) == len(octet_string(bytes(width))) and point[0] == 4 and point == octet_string(point[-width:]):
             point = point[-width:]

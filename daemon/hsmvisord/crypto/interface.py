@@ -111,6 +111,10 @@ class PublicKey(Protocol):
 
     def encrypter(self, mechanism: Mechanism) -> Cipher: ...
 
+    def encapsulate(self, mechanism: Mechanism) -> tuple[bytes, bytes]:
+        """Returns a ciphertext and the secret in it (ML-KEM)."""
+        ...
+
 
 class PrivateKey(Protocol):
     """A private key whose repr and exceptions show nothing."""
@@ -134,8 +138,12 @@ class PrivateKey(Protocol):
         """Returns the key for lanes, where they can do what `signer` does with that mechanism; the same one each time."""
         ...
 
-    def derive(self, mechanism: Mechanism) -> bytes:
-        """Returns the shared secret (ECDH1 with CKD_NULL)."""
+    def derive(self, mechanism: Mechanism, length: int = 0) -> bytes:
+        """Returns the shared secret of ECDH whole (CKD_NULL), or `length` bytes of the KDF."""
+        ...
+
+    def decapsulate(self, mechanism: Mechanism, ciphertext: bytes) -> bytes:
+        """Returns the secret in a ciphertext of ML-KEM."""
         ...
 
     def self_signed(self, common_name: str, not_before: int, not_after: int) -> bytes:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from hsmvisord import ck, limits
 from hsmvisord.ck import CkError
-from hsmvisord.crypto import ciphers, macs
+from hsmvisord.crypto import ciphers, derivation, macs
 from hsmvisord.crypto.interface import KeyKind, Signer, Verifier
 from hsmvisord.crypto.operations import Cache, ReadyCipher
 from hsmvisord.wire.calls import Mechanism
@@ -25,14 +26,19 @@ class SecretKey:
 
     def __init__(self, key_type: int, value: bytes) -> None:
         """Raises CkError: KEY_TYPE_INCONSISTENT for a type, KEY_SIZE_RANGE for a size that is not supported."""
-        if key_type not in _NAMES:
-            raise CkError(ck.CKR_KEY_TYPE_INCONSISTENT, "supported are AES, ChaCha20, generic secrets and those of HMAC")
-        if len(value) not in _SIZES.get(key_type, range(1, limits.MAX_SECRET + 1)):
-            raise CkError(ck.CKR_KEY_SIZE_RANGE, f"{_NAMES[key_type]}: {len(value)} bytes")
+        self.check_size(key_type, len(value))
         self.kind = KeyKind(f"{_NAMES[key_type]} {8 * len(value)}", key_type, 8 * len(value), b"")
         self.value = value
         self._aes = algorithms.AES(value) if key_type == ck.CKK_AES else None
         self._macs: Cache = Cache()
+
+    @staticmethod
+    def check_size(key_type: int, size: int) -> None:
+        """Raises as the constructor does."""
+        if key_type not in _NAMES:
+            raise CkError(ck.CKR_KEY_TYPE_INCONSISTENT, "supported are AES, ChaCha20, generic secrets and those of HMAC")
+        if size not in _SIZES.get(key_type, range(1, limits.MAX_SECRET + 1)):
+            raise CkError(ck.CKR_KEY_SIZE_RANGE, f"{_NAMES[key_type]}: {size} bytes")
 
     def __repr__(self) -> str:
         return f"<secret key, {self.kind.name}>"
@@ -55,6 +61,14 @@ class SecretKey:
 
     def decrypter(self, mechanism: Mechanism) -> ReadyCipher:
         return self._cipher(mechanism, encrypting=False)
+
+    def derive(self, mechanism: Mechanism, length: int, salt_key: Callable[[int], bytes]) -> bytes:
+        """Returns `length` bytes (0: what the mechanism gives); `salt_key`: from the handle of a key to its value."""
+        if mechanism.type in (ck.CKM_HKDF_DERIVE, ck.CKM_HKDF_DATA):
+            return derivation.hkdf(mechanism, self.value, length, salt_key)
+        if mechanism.type == ck.CKM_SP800_108_COUNTER_KDF:
+            return derivation.sp800_108_counter(mechanism, self, length)
+        raise self._inconsistent(mechanism)
 
     def _mac(self, mechanism: Mechanism) -> macs.Mac:
         ready: macs.Mac | None = self._macs.get(mechanism)

@@ -8,7 +8,7 @@ from typing import Any
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, mldsa, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, mldsa, mlkem, rsa, x448, x25519
 
 from hsmvisord import ck
 from hsmvisord.ck import CkError
@@ -16,12 +16,16 @@ from hsmvisord.crypto import digests, libcrypto
 from hsmvisord.crypto.ec import CURVES, EcPrivateKey, EcPublicKey
 from hsmvisord.crypto.edwards import EdwardsPrivateKey, EdwardsPublicKey, MlDsaPrivateKey, MlDsaPublicKey
 from hsmvisord.crypto.interface import PrivateKey, PublicKey
+from hsmvisord.crypto.mlkem import MlKemPrivateKey, MlKemPublicKey
+from hsmvisord.crypto.montgomery import MontgomeryPrivateKey, MontgomeryPublicKey
 from hsmvisord.crypto.rsa import RsaPrivateKey, RsaPublicKey
 from hsmvisord.wire.calls import Mechanism
 
 _ML_DSA_PRIVATE = (mldsa.MLDSA44PrivateKey, mldsa.MLDSA65PrivateKey, mldsa.MLDSA87PrivateKey)
 _ML_DSA_PUBLIC = (mldsa.MLDSA44PublicKey, mldsa.MLDSA65PublicKey, mldsa.MLDSA87PublicKey)
-SUPPORTED = "RSA, EC P-256/384/521, Ed25519, Ed448, ML-DSA-44/65/87"
+_ML_KEM_PRIVATE = (mlkem.MLKEM768PrivateKey, mlkem.MLKEM1024PrivateKey)
+_ML_KEM_PUBLIC = (mlkem.MLKEM768PublicKey, mlkem.MLKEM1024PublicKey)
+SUPPORTED = "RSA, EC P-256/384/521 and secp256k1, Ed25519, Ed448, X25519, X448, ML-DSA-44/65/87, ML-KEM-768/1024"
 
 
 class SoftwareProvider:
@@ -43,6 +47,10 @@ class SoftwareProvider:
             return EdwardsPrivateKey(key)
         if isinstance(key, _ML_DSA_PRIVATE):
             return MlDsaPrivateKey(key)
+        if isinstance(key, x25519.X25519PrivateKey | x448.X448PrivateKey):
+            return MontgomeryPrivateKey(key)
+        if isinstance(key, _ML_KEM_PRIVATE):
+            return MlKemPrivateKey(key)
         raise CkError(ck.CKR_KEY_TYPE_INCONSISTENT, f"supported are {SUPPORTED}")
 
     def load_public_key(self, spki: bytes) -> PublicKey:
@@ -58,6 +66,10 @@ class SoftwareProvider:
             return EdwardsPublicKey(key)
         if isinstance(key, _ML_DSA_PUBLIC):
             return MlDsaPublicKey(key)
+        if isinstance(key, x25519.X25519PublicKey | x448.X448PublicKey):
+            return MontgomeryPublicKey(key)
+        if isinstance(key, _ML_KEM_PUBLIC):
+            return MlKemPublicKey(key)
         raise CkError(ck.CKR_KEY_TYPE_INCONSISTENT, f"supported are {SUPPORTED}")
 
     def digest(self, mechanism: Mechanism) -> tuple[int, Callable[[], Any]]:

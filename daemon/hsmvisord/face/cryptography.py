@@ -293,8 +293,10 @@ def _derive(caller: Caller, args: Args) -> int:
         raise CkError(ck.CKR_KEY_FUNCTION_NOT_PERMITTED)
     application.token.begin(mechanism, use.allowed, use.private.kind, ck.CKF_DERIVE)
     began = perf_counter()
-    secret = use.private.derive(mechanism)
-    handle = application.add_object(session, secret_attributes(dict(template), secret, mechanism.type))
+    wanted = dict(template)
+    length = wanted.get(ck.CKA_VALUE_LEN)
+    secret = use.private.derive(mechanism, length if isinstance(length, int) else 0)
+    handle = application.add_object(session, secret_attributes(wanted, secret, mechanism.type))
     caller.counters.cell("derive", mechanism.type, use.generation).observe(perf_counter() - began, caller.token.wall())
     return handle
 

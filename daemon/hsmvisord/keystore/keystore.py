@@ -16,6 +16,7 @@ from hsmvisor_rpc.sealed.commands import Action, Command
 from hsmvisor_rpc.sealed.envelope import EnvelopeContext, RecipientKey
 from hsmvisor_rpc.sealed.refusal import Reason, Refusal
 
+from hsmvisord import ck
 from hsmvisord import limits as daemon_limits
 from hsmvisord.ck import CkError
 from hsmvisord.crypto.interface import CryptoProvider, PrivateKey
@@ -27,6 +28,9 @@ from hsmvisord.keystore.vault import Vault
 
 LEAP = 60.0  #: seconds by which the clock may run ahead between two looks at drains
 HOLD = 3600.0  #: seconds after a leap in which no drain ends: to set the clock right, and to see which keys are in use
+
+DELIVERED = (ck.CKK_RSA, ck.CKK_EC, ck.CKK_EC_EDWARDS, ck.CKK_ML_DSA)
+NOT_DELIVERED = ("EC secp256k1",)
 
 #: Stores one sealed change durably, with the id of the request that caused it and the reply to that request (both empty for
 #: a change of the module's own); raises StorageError and then nothing has changed.
@@ -177,6 +181,8 @@ class Keystore:
             private = self._provider.load_private_key(material.pkcs8)
         except CkError as error:
             raise Refusal(Reason.UNSUPPORTED_KEY, f"the delivered key cannot be used: {error}") from None
+        if private.kind.key_type not in DELIVERED or private.kind.name in NOT_DELIVERED:
+            raise Refusal(Reason.UNSUPPORTED_KEY, f"{private.kind.name} keys are not delivered: none of the profiles is for them")
         if private.public.spki != body.public_key:
             raise Refusal(Reason.KEY_MISMATCH, "the delivered private key is not that of the command's public key and certificate")
         return private

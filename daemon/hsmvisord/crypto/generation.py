@@ -1,0 +1,138 @@
+"""New keys in software (PKCS#11 3.1, 6.1.4, 6.3.3-6.3.5, 6.8.3, 6.13.2; 3.2, 6.67 and 6.68)."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, mldsa, mlkem, rsa, x448, x25519
+
+from hsmvisord import ck
+from hsmvisord.ck import CkError
+from hsmvisord.crypto import mlkem as kem
+from hsmvisord.crypto.ec import CURVES, EcPrivateKey
+from hsmvisord.crypto.edwards import EDWARDS, ML_DSA, EdwardsPrivateKey, MlDsaPrivateKey
+from hsmvisord.crypto.interface import PrivateKey
+from hsmvisord.crypto.montgomery import MONTGOMERY, MontgomeryPrivateKey
+from hsmvisord.crypto.rsa import MAX_BITS, MIN_BITS, RsaPrivateKey
+from hsmvisord.crypto.secret import SecretKey
+
+EXPONENT = 65537
+_EC_CURVES: dict[str, ec.EllipticCurve] = {c.name: c for c in (ec.SECP256R1(), ec.SECP384R1(), ec.SECP521R1(), ec.SECP256K1())}
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a template says of the key pair that is to be made; 0 and empty where it says nothing."""
+
+    bits: int = 0  #: CKA_MODULUS_BITS
+    exponent: int = 0  #: CKA_PUBLIC_EXPONENT
+    parameters: bytes = b""  #: CKA_EC_PARAMS
+    parameter_set: int = 0  #: CKA_PARAMETER_SET
+
+
+Make = Callable[[], PrivateKey]
+_one_rsa = threading.Lock()
+
+
+@contextmanager
+def making_rsa() -> Iterator[None]:
+    """It takes seconds of a processor: one at a time, of a module.  Raises CkError(FUNCTION_REJECTED)."""
+    if not _one_rsa.acquire(blocking=False):
+        raise CkError(ck.CKR_FUNCTION_REJECTED, "the module is making another RSA key: one at a time")
+    try:
+        yield
+    finally:
+        _one_rsa.release()
+
+
+def _rsa(wanted: Wanted) -> Make:
+    if not MIN_BITS <= wanted.bits <= MAX_BITS or wanted.bits % 8:
+        raise CkError(ck.CKR_KEY_SIZE_RANGE, f"a new RSA key has {MIN_BITS} to {MAX_BITS} bits, a multiple of 8")
+    if wanted.exponent not in (0, EXPONENT):
+        raise CkError(ck.CKR_ATTRIBUTE_VALUE_INVALID, f"a new RSA key has the public exponent {EXPONENT}")
+
+    def make() -> PrivateKey:
+        with making_rsa():
+            return RsaPrivateKey(rsa.generate_private_key(EXPONENT, wanted.bits))
+
+    return make
+
+
+def _curve(wanted: Wanted, makers: dict[bytes, Make]) -> Make:
+    if not wanted.parameters:
+        raise CkError(ck.CKR_TEMPLATE_INCOMPLETE, "CKA_EC_PARAMS")
+    make = makers.get(wanted.parameters)
+    if make is None:
+        raise CkError(ck.CKR_CURVE_NOT_SUPPORTED)
+    return make
+
+
+def _parameter_set(wanted: Wanted, makers: dict[int, Make]) -> Make:
+    if not wanted.parameter_set:
+        raise CkError(ck.CKR_TEMPLATE_INCOMPLETE, "CKA_PARAMETER_SET")
+    make = makers.get(wanted.parameter_set)
+    if make is None:
+        raise CkError(ck.CKR_ATTRIBUTE_VALUE_INVALID, "CKA_PARAMETER_SET")
+    return make
+
+
+_EC: dict[bytes, Make] = {
+    parameters: lambda name=name: EcPrivateKey(ec.generate_private_key(_EC_CURVES[name]))  # type: ignore[misc]
+    for name, (_, _, parameters) in CURVES.items()
+}
+_EDWARDS: dict[bytes, Make] = {
+    EDWARDS[ed25519.Ed25519PublicKey][0].parameters: lambda: EdwardsPrivateKey(ed25519.Ed25519PrivateKey.generate()),
+    EDWARDS[ed448.Ed448PublicKey][0].parameters: lambda: EdwardsPrivateKey(ed448.Ed448PrivateKey.generate()),
+}
+_MONTGOMERY: dict[bytes, Make] = {
+    MONTGOMERY[x25519.X25519PublicKey][0].parameters: lambda: MontgomeryPrivateKey(x25519.X25519PrivateKey.generate()),
+    MONTGOMERY[x448.X448PublicKey][0].parameters: lambda: MontgomeryPrivateKey(x448.X448PrivateKey.generate()),
+}
+
+
+def _makers(table: dict[Any, Any], wrapper: Callable[[Any], PrivateKey], *classes: Any) -> dict[int, Make]:
+    """By parameter set; `classes` in the order of the table's rows."""
+    sets = [row[1] for row in table.values()]
+    return {number: lambda cls=cls: wrapper(cls.generate()) for number, cls in zip(sets, classes, strict=True)}  # type: ignore[misc]
+
+
+_DSA = _makers(ML_DSA, MlDsaPrivateKey, mldsa.MLDSA44PrivateKey, mldsa.MLDSA65PrivateKey, mldsa.MLDSA87PrivateKey)
+_KEM = _makers(kem.ML_KEM, kem.MlKemPrivateKey, mlkem.MLKEM768PrivateKey, mlkem.MLKEM1024PrivateKey)
+
+#: Mechanism -> type of the key, and from what is wanted to what makes it.
+PAIRS: dict[int, tuple[int, Callable[[Wanted], Make]]] = {
+    ck.CKM_RSA_PKCS_KEY_PAIR_GEN: (ck.CKK_RSA, _rsa),
+    ck.CKM_EC_KEY_PAIR_GEN: (ck.CKK_EC, lambda wanted: _curve(wanted, _EC)),
+    ck.CKM_EC_EDWARDS_KEY_PAIR_GEN: (ck.CKK_EC_EDWARDS, lambda wanted: _curve(wanted, _EDWARDS)),
+    ck.CKM_EC_MONTGOMERY_KEY_PAIR_GEN: (ck.CKK_EC_MONTGOMERY, lambda wanted: _curve(wanted, _MONTGOMERY)),
+    ck.CKM_ML_DSA_KEY_PAIR_GEN: (ck.CKK_ML_DSA, lambda wanted: _parameter_set(wanted, _DSA)),
+    ck.CKM_ML_KEM_KEY_PAIR_GEN: (ck.CKK_ML_KEM, lambda wanted: _parameter_set(wanted, _KEM)),
+}
+
+#: Mechanism -> type of the key, its length in bytes where it has one alone.
+SECRETS: dict[int, tuple[int, int]] = {
+    ck.CKM_AES_KEY_GEN: (ck.CKK_AES, 0),
+    ck.CKM_CHACHA20_KEY_GEN: (ck.CKK_CHACHA20, 32),
+    ck.CKM_GENERIC_SECRET_KEY_GEN: (ck.CKK_GENERIC_SECRET, 0),
+}
+
+
+def key_pair(mechanism: int, wanted: Wanted) -> PrivateKey:
+    """Raises CkError(FUNCTION_REJECTED) while another RSA key is being made."""
+    return PAIRS[mechanism][1](wanted)()
+
+
+def secret(mechanism: int, length: int) -> SecretKey:
+    """`length` in bytes; 0 where the template says nothing."""
+    key_type, fixed = SECRETS[mechanism]
+    if not length and not fixed:
+        raise CkError(ck.CKR_TEMPLATE_INCOMPLETE, "CKA_VALUE_LEN")
+    if fixed and length not in (0, fixed):
+        raise CkError(ck.CKR_KEY_SIZE_RANGE, f"such a key has {fixed} bytes")
+    SecretKey.check_size(key_type, length or fixed)
+    return SecretKey(key_type, os.urandom(length or fixed))
