@@ -14,7 +14,9 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, mldsa, padding
 from cryptography.hazmat.primitives.asymmetric.utils import Prehashed, encode_dss_signature
+from cryptography.hazmat.primitives.kdf.x963kdf import X963KDF
 from hsmvisord import ck
+from hsmvisord.crypto.derivation import KDFS
 from hsmvisord.crypto.digests import DIGESTS
 from hsmvisord.crypto.ec import HASHED as ECDSA_HASHED
 from hsmvisord.crypto.operations import HASH_MECHANISMS, HASHES, MASKS
@@ -222,6 +224,24 @@ def test_derives(p11: Cryptoki, session: int, curve: str, kind: int) -> None:
     rv, (value,) = p11.attributes(session, secret.value, [(ck.CKA_VALUE, 128)])
     assert (rv, value) == (ck.CKR_OK, KEYS[curve].exchange(ec.ECDH(), peer.public_key()))
     p11.good("C_DestroyObject", session, secret.value)
+
+
+@pytest.mark.parametrize("kdf", KDFS)
+def test_derives_with_a_kdf(p11: Cryptoki, session: int, kdf: int) -> None:
+    peer = ec.generate_private_key(ec.SECP256R1())
+    point = peer.public_key().public_bytes(serialization.Encoding.X962, serialization.PublicFormat.UncompressedPoint)
+    shared = b"known to both"
+    parameter = Ecdh1Params(kdf, len(shared), cast(c_char_p(shared), c_void_p), len(point), cast(c_char_p(point), c_void_p))
+    size, true, false = (48).to_bytes(8, "little"), b"\1", b"\0"
+    rows = [(ck.CKA_SENSITIVE, false), (ck.CKA_EXTRACTABLE, true), (ck.CKA_VALUE_LEN, size)]
+    template = (CkAttribute * len(rows))(*(CkAttribute(k, cast(c_char_p(v), c_void_p), len(v)) for k, v in rows))
+    secret, key, how = c_ulong(), handle(p11, session, "p256"), byref(structured(ck.CKM_ECDH1_DERIVE, parameter))
+    p11.good("C_DeriveKey", session, how, key, template, len(rows), byref(secret))
+    rv, (value,) = p11.attributes(session, secret.value, [(ck.CKA_VALUE, 128)])
+    expected = X963KDF(HASHES[KDFS[kdf]], 48, shared).derive(KEYS["p256"].exchange(ec.ECDH(), peer.public_key()))
+    assert (rv, value) == (ck.CKR_OK, expected)
+    p11.good("C_DestroyObject", session, secret.value)
+    assert p11.call("C_DeriveKey", session, how, key, template, 2, byref(secret)) == ck.CKR_TEMPLATE_INCOMPLETE
 
 
 @pytest.mark.parametrize("kind", DIGESTS)

@@ -9,22 +9,27 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from cryptography.hazmat.primitives import cmac, padding
+from cryptography.hazmat.primitives import cmac, hashes, padding
+from cryptography.hazmat.primitives.asymmetric import padding as asymmetric_padding
+from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESCCM, AESGCM, ChaCha20Poly1305
-from cryptography.hazmat.primitives.keywrap import aes_key_wrap, aes_key_wrap_with_padding
+from cryptography.hazmat.primitives.keywrap import aes_key_unwrap_with_padding, aes_key_wrap, aes_key_wrap_with_padding
 from hsmvisord import ck, limits
 from hsmvisord.ck import CkError
 from hsmvisord.crypto import macs
 from hsmvisord.crypto.secret import SecretKey
+from hsmvisord.crypto.software import SoftwareProvider
 from hsmvisord.wire.calls import Mechanism
 from hypothesis import given
 from hypothesis import strategies as st
+from support.certificates import pkcs8
 
 KEY, IV, NONCE, MORE = bytes(range(32)), bytes(range(16)), bytes(range(12)), b"additional"
 AES = SecretKey(ck.CKK_AES, KEY)
 CHACHA = SecretKey(ck.CKK_CHACHA20, KEY)
 GENERIC = SecretKey(ck.CKK_GENERIC_SECRET, KEY)
+RSA = rsa.generate_private_key(65537, 2048)
 #: A counter of 8 bits that has 3 blocks to go.
 SHORT_COUNTER = bytes(15) + b"\xfd"
 
@@ -306,3 +311,28 @@ def test_check_values() -> None:
 
 def test_a_key_shows_nothing() -> None:
     assert repr(AES) == "<secret key, AES 256>"
+
+
+# ---- RSA AES key wrap -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bits", [128, 192, 256])
+def test_rsa_aes_key_wrap(bits: int) -> None:
+    """Unwrapped by `cryptography` used plainly."""
+    oaep = (ck.CKM_SHA256, ck.CKG_MGF1_SHA256, ck.CKZ_DATA_SPECIFIED, b"")
+    private = SoftwareProvider().load_private_key(pkcs8(RSA))
+    mechanism = Mechanism(ck.CKM_RSA_AES_KEY_WRAP, (bits, *oaep))
+    wrapper, unwrapper = private.public.encrypter(mechanism), private.decrypter(mechanism)
+    for data in (b"k", os.urandom(32), os.urandom(1219)):
+        wrapped = wrapper.run(data)
+        assert len(wrapped) == wrapper.bound(len(data)) and len(data) <= unwrapper.bound(len(wrapped))
+        aes = RSA.decrypt(wrapped[:256], asymmetric_padding.OAEP(asymmetric_padding.MGF1(hashes.SHA256()), hashes.SHA256(), None))
+        assert len(aes) == bits // 8 and aes_key_unwrap_with_padding(aes, wrapped[256:]) == data == unwrapper.run(wrapped)
+    altered = wrapped[:-1] + bytes([wrapped[-1] ^ 1])
+    refused(ck.CKR_ENCRYPTED_DATA_INVALID, unwrapper.run, altered)
+    refused(ck.CKR_ENCRYPTED_DATA_INVALID, unwrapper.run, bytes([wrapped[0] ^ 1]) + wrapped[1:])
+    refused(ck.CKR_ENCRYPTED_DATA_LEN_RANGE, unwrapper.run, wrapped[: 256 + 15])
+    other = private.decrypter(Mechanism(ck.CKM_RSA_AES_KEY_WRAP, (128 if bits != 128 else 256, *oaep)))
+    refused(ck.CKR_ENCRYPTED_DATA_INVALID, other.run, wrapped)
+    for parameter in ((bits + 1, *oaep), (bits, *oaep[:3]), (bits,), None, (b"x", *oaep)):
+        refused(ck.CKR_MECHANISM_PARAM_INVALID, private.decrypter, Mechanism(ck.CKM_RSA_AES_KEY_WRAP, parameter))

@@ -13,7 +13,7 @@ from hsmvisor_rpc.internal.frames import FrameReader
 from hsmvisord import ck, limits
 from hsmvisord.budget import Budget
 from hsmvisord.ck import CkError
-from hsmvisord.crypto import edwards
+from hsmvisord.crypto import streams
 from hsmvisord.face.caller import Caller
 from hsmvisord.keystore.keystore import Cause
 from hsmvisord.token.operations import SHORT, FindOperation
@@ -99,12 +99,12 @@ def test_open_searches_share_their_room_and_short_ones_are_free() -> None:
 
 
 def test_messages_in_parts_share_their_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(edwards, "_parts", Budget(limits.MAX_MULTIPART_ALL))
-    kept = [edwards.Kept() for _ in range(limits.MAX_MULTIPART_ALL // limits.MAX_MULTIPART)]
+    monkeypatch.setattr(streams, "_parts", Budget(limits.MAX_MULTIPART_ALL))
+    kept = [streams.Kept() for _ in range(limits.MAX_MULTIPART_ALL // limits.MAX_MULTIPART)]
     for one in kept:
         one.update(bytes(limits.MAX_MULTIPART))
         refused(ck.CKR_DATA_LEN_RANGE, one.update, b"x")
-    more = edwards.Kept()
+    more = streams.Kept()
     more.update(b"")
     refused(ck.CKR_DEVICE_MEMORY, more.update, b"x")
     kept.pop()

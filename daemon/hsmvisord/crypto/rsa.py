@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import NoDigestInfo, Prehas
 
 from hsmvisord import ck, limits
 from hsmvisord.ck import CkError
-from hsmvisord.crypto import libcrypto
+from hsmvisord.crypto import libcrypto, wrapping
 from hsmvisord.crypto.base import BasePrivateKey, BasePublicKey
 from hsmvisord.crypto.interface import KeyKind, Signer, Verifier
 from hsmvisord.crypto.operations import (
@@ -167,6 +167,8 @@ class RsaPublicKey(BasePublicKey):
         if kind == ck.CKM_RSA_X_509:
             no_parameter(mechanism.parameter)
             return ReadyCipher(at_most(self.size), self._encrypt_raw)
+        if kind == ck.CKM_RSA_AES_KEY_WRAP:
+            return wrapping.wrapper(mechanism, self.size, self.make_encrypter)
         raise CkError(ck.CKR_KEY_TYPE_INCONSISTENT, f"{ck.mechanism_name(kind)} and an RSA key")
 
     def _encrypt(self, pad: padding.AsymmetricPadding) -> Any:
@@ -281,6 +283,8 @@ class RsaPrivateKey(BasePrivateKey):
         if kind == ck.CKM_RSA_X_509:
             no_parameter(mechanism.parameter)
             return ReadyCipher(at_most(self.size), self._decrypt_raw)
+        if kind == ck.CKM_RSA_AES_KEY_WRAP:
+            return wrapping.unwrapper(mechanism, self.size, self.make_decrypter)
         raise CkError(ck.CKR_KEY_TYPE_INCONSISTENT, f"{ck.mechanism_name(kind)} and an RSA key")
 
     def _decrypt(self, pad: padding.AsymmetricPadding) -> Any:
