@@ -89,6 +89,7 @@ MAX_SESSION_OBJECTS = 1024  #: session objects of one application
 MAX_SESSION_OBJECTS_ALL = 8192  #: session objects of a module
 MAX_TEMPLATE = 64  #: attributes of one search or one new object
 MAX_VALUE = 1024  #: bytes of one attribute that a guest gives a new object
+MAX_OBJECT_VALUE = 32 * 1024  #: of a key's part, a certificate and data
 MAX_RANDOM = 64 * 1024  #: bytes of one C_GenerateRandom
 MAX_SECRET = 4096  #: bytes of a derived secret
 FIRST_SESSION_OBJECT = 0x40000000  #: handles of session objects begin here; those of token objects stay below
