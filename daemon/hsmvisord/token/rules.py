@@ -261,7 +261,8 @@ def _hashable(cls: Any, key_type: Any) -> bool:
 
 
 def _check_value(kind: int, value: Any, rule: Rule) -> None:
-    if type(value) is not rule.like:
+    like: object = type(value)  # a bool is an int, and not wanted as one
+    if like is not rule.like:
         raise CkError(ck.CKR_ATTRIBUTE_VALUE_INVALID, f"attribute 0x{kind:x}: another type")
     if isinstance(value, bytes) and len(value) > (limits.MAX_OBJECT_VALUE if kind in _LONG else limits.MAX_VALUE):
         raise CkError(ck.CKR_ATTRIBUTE_VALUE_INVALID, f"attribute 0x{kind:x}: {len(value)} bytes are too long")
