@@ -155,6 +155,34 @@ class PrivateKey(Protocol):
         ...
 
 
+class SecretKey(Protocol):
+    """A secret key whose repr and exceptions show nothing."""
+
+    @property
+    def kind(self) -> KeyKind: ...
+
+    @property
+    def value(self) -> bytes: ...
+
+    @property
+    def check_value(self) -> bytes: ...  #: CKA_CHECK_VALUE
+
+    def signer(self, mechanism: Mechanism) -> Signer: ...
+
+    def verifier(self, mechanism: Mechanism) -> Verifier: ...
+
+    def encrypter(self, mechanism: Mechanism) -> Cipher: ...
+
+    def decrypter(self, mechanism: Mechanism) -> Cipher: ...
+
+    def derive(self, mechanism: Mechanism, length: int, salt_key: Callable[[int], bytes]) -> bytes:
+        """Returns `length` bytes (0: what the mechanism gives); `salt_key`: from the handle of a key to its value."""
+        ...
+
+
+AnyKey = PublicKey | PrivateKey | SecretKey
+
+
 class CryptoProvider(Protocol):
     """One cryptoprocessor: software now, an HSM through PKCS#11 later."""
 
@@ -164,6 +192,10 @@ class CryptoProvider(Protocol):
         ...
 
     def load_public_key(self, spki: bytes) -> PublicKey: ...
+
+    def load_secret_key(self, key_type: int, value: bytes) -> SecretKey:
+        """Raises CkError(KEY_TYPE_INCONSISTENT), CkError(KEY_SIZE_RANGE)."""
+        ...
 
     def digest(self, mechanism: Mechanism) -> tuple[int, Callable[[], Any]]:
         """Returns the digest's size and a factory of hashlib-like objects (update, digest); raises CkError(MECHANISM_INVALID)."""

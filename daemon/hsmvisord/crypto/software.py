@@ -19,6 +19,7 @@ from hsmvisord.crypto.interface import PrivateKey, PublicKey
 from hsmvisord.crypto.mlkem import MlKemPrivateKey, MlKemPublicKey
 from hsmvisord.crypto.montgomery import MontgomeryPrivateKey, MontgomeryPublicKey
 from hsmvisord.crypto.rsa import RsaPrivateKey, RsaPublicKey
+from hsmvisord.crypto.secret import SecretKey
 from hsmvisord.wire.calls import Mechanism
 
 _ML_DSA_PRIVATE = (mldsa.MLDSA44PrivateKey, mldsa.MLDSA65PrivateKey, mldsa.MLDSA87PrivateKey)
@@ -71,6 +72,9 @@ class SoftwareProvider:
         if isinstance(key, _ML_KEM_PUBLIC):
             return MlKemPublicKey(key)
         raise CkError(ck.CKR_KEY_TYPE_INCONSISTENT, f"supported are {SUPPORTED}")
+
+    def load_secret_key(self, key_type: int, value: bytes) -> SecretKey:
+        return SecretKey(key_type, value)
 
     def digest(self, mechanism: Mechanism) -> tuple[int, Callable[[], Any]]:
         return digests.digest(mechanism)

@@ -7,8 +7,9 @@ value, without a lock.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from hsmvisor_rpc.sealed import commands, envelope, limits
 from hsmvisor_rpc.sealed.canonical import MalformedRecord
@@ -18,12 +19,13 @@ from hsmvisor_rpc.sealed.refusal import Reason, Refusal
 
 from hsmvisord import ck
 from hsmvisord import limits as daemon_limits
+from hsmvisord.budget import Pace
 from hsmvisord.ck import CkError
 from hsmvisord.crypto.interface import CryptoProvider, PrivateKey
-from hsmvisord.keystore import changes, persistence, pin
+from hsmvisord.keystore import changes, guests, persistence, pin
 from hsmvisord.keystore.chain import parse_chain
 from hsmvisord.keystore.persistence import SealedChange, Usage
-from hsmvisord.keystore.state import EXTEND, GenerationState, Pin, State, Step
+from hsmvisord.keystore.state import EXTEND, GenerationState, GuestObject, Pin, State, Step
 from hsmvisord.keystore.vault import Vault
 
 LEAP = 60.0  #: seconds by which the clock may run ahead between two looks at drains
@@ -83,7 +85,9 @@ class Keystore:
         self._lock = threading.RLock()
         self._began = int(clock())
         self.frozen = False  #: a successor has taken the state over, or is about to
-        self._tries, self._tried_at = float(daemon_limits.PIN_BURST), clock()
+        #: A guest that knows its PIN could have the host store without end, by a wrong one before each right one.
+        self._tries = Pace(daemon_limits.PIN_BURST, daemon_limits.PIN_RATE, clock)
+        self._stores = Pace(daemon_limits.STORE_BURST, daemon_limits.STORE_RATE, clock)
         self._steady: Callable[[], float] | None = None
         self._looked, self._held_until = (0.0, 0.0), 0.0
         self._alerted: dict[tuple[str, int], int] = {}
@@ -242,37 +246,85 @@ class Keystore:
     def try_pin(self, attempt: bytes) -> bool | None:
         """Returns whether it is the PIN, or None while the token is locked.  A wrong one is stored before this returns."""
         with self._lock:
-            now = int(self._clock())
-            current = self.state.pin
-            until = pin.locked_until(current)
-            # A clock that was set back must not lock for longer than the longest delay.
-            if now < until and until - now <= pin.MAX_DELAY:
-                return None
-            if not self._may_try():
-                return None
-            if pin.matches(current, attempt):
-                if current.failures:
-                    self._tries -= 1
-                    self._commit(replace(self.state, pin=pin.succeeded(current)), Cause())
-                return True
-            self._tries -= 1
-            failed = pin.failed(current, now)
-            self._commit(replace(self.state, pin=failed), Cause())
-            locked = pin.locked_until(failed) > now
-            self.happened(Happening("pin-locked" if locked else "pin-wrong", {"failures": failed.failures}))
-            return False
+            return self._try(self.state.pin, attempt, lambda tried: replace(self.state, pin=tried))
 
-    def _may_try(self) -> bool:
-        """A guest that knows its PIN could have the host store without end, by a wrong one before each right one."""
-        now = self._clock()
-        self._tries = min(daemon_limits.PIN_BURST, self._tries + max(0.0, now - self._tried_at) * daemon_limits.PIN_RATE)
-        self._tried_at = now
-        return self._tries >= 1
+    def _try(self, current: Pin, attempt: bytes, with_pin: Callable[[Pin], State]) -> bool | None:
+        """`with_pin`: from what a try leaves of the PIN to the state that has it."""
+        now = int(self._clock())
+        until = pin.locked_until(current)
+        # A clock that was set back must not lock for longer than the longest delay.
+        if now < until and until - now <= pin.MAX_DELAY:
+            return None
+        if not self._tries.may():
+            return None
+        if pin.matches(current, attempt):
+            if current.failures:
+                self._tries.take()
+                self._commit(with_pin(pin.succeeded(current)), Cause())
+            return True
+        self._tries.take()
+        failed = pin.failed(current, now)
+        self._commit(with_pin(failed), Cause())
+        locked = pin.locked_until(failed) > now
+        self.happened(Happening("pin-locked" if locked else "pin-wrong", {"failures": failed.failures}))
+        return False
 
     def set_token_present(self, present: bool) -> None:
         with self._lock:
             if present != self.state.token_present:
                 self._commit(replace(self.state, token_present=present), Cause())
+
+    # ---- slot 1 -------------------------------------------------------------------------------------------------
+
+    def add_objects(self, made: Sequence[guests.Made]) -> list[GuestObject]:
+        """Stores new token objects, all or none; returns them with their handles.  Raises CkError, StorageError."""
+        with self._lock:
+            state, objects = guests.added(self.state, made)
+            self._store(state)
+            return objects
+
+    def change_object(self, handle: int, attributes: Mapping[int, Any]) -> None:
+        """Raises CkError, StorageError."""
+        with self._lock:
+            self._store(guests.changed(self.state, handle, attributes))
+
+    def remove_object(self, handle: int) -> None:
+        """Raises CkError, StorageError."""
+        with self._lock:
+            self._store(guests.removed(self.state, handle))
+
+    def initialize_guest(self, label: bytes, so_pin: bytes) -> bool | None:
+        """C_InitToken: the first time the PIN becomes the security officer's, later it must be it.  As `try_pin` otherwise."""
+        with self._lock:
+            if self.state.guest:
+                right = self.try_guest_pin(so_pin, officer=True)
+                if not right:
+                    return right
+            so = pin.make(so_pin) if not self.state.guest else self.state.guest.so
+            self._store(guests.initialized(self.state, label, so))
+            return True
+
+    def try_guest_pin(self, attempt: bytes, officer: bool) -> bool | None:
+        """As `try_pin`, for a role of slot 1."""
+        with self._lock:
+            guest = self.state.guest
+            if officer:
+                return self._try(guest.so, attempt, lambda tried: replace(self.state, guest=replace(guest, so=tried)))
+            return self._try(guest.user, attempt, lambda tried: replace(self.state, guest=replace(guest, user=tried)))
+
+    def set_guest_pin(self, value: bytes, officer: bool) -> None:
+        """Raises CkError, StorageError."""
+        made = pin.make(value)
+        with self._lock:
+            guest = self.state.guest
+            self._store(replace(self.state, guest=replace(guest, so=made) if officer else replace(guest, user=made)))
+
+    def _store(self, state: State) -> None:
+        """A change that a guest asks for: not without end."""
+        if not self._stores.may():
+            raise CkError(ck.CKR_FUNCTION_REJECTED, f"more than {daemon_limits.STORE_RATE:.0f} changes of the token a second")
+        self._stores.take()
+        self._commit(state, Cause())
 
     # ---- a successor of the worker ------------------------------------------------------------------------------
 

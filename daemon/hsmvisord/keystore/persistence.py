@@ -8,8 +8,18 @@ from dataclasses import dataclass, fields
 from cryptography import x509
 from hsmvisor_rpc.sealed.envelope import RecipientKey
 
-from hsmvisord.crypto.interface import CryptoProvider
-from hsmvisord.keystore.records import CertificateRecord, GenerationRecord, KeyRecord, MaterialRecord, MetaRecord
+from hsmvisord import ck
+from hsmvisord.crypto.interface import AnyKey, CryptoProvider
+from hsmvisord.keystore import guests, values
+from hsmvisord.keystore.records import (
+    CertificateRecord,
+    GenerationRecord,
+    GuestRecord,
+    KeyRecord,
+    MaterialRecord,
+    MetaRecord,
+    ObjectRecord,
+)
 from hsmvisord.keystore.state import (
     AFTER_DRAIN,
     MODES,
@@ -19,6 +29,8 @@ from hsmvisord.keystore.state import (
     Certificate,
     Generation,
     GenerationState,
+    GuestObject,
+    GuestToken,
     Key,
     Material,
     Pin,
@@ -62,6 +74,7 @@ def _load(
     keys: dict[int, Key] = {}
     certificates: dict[int, Certificate] = {}
     materials: dict[str, Material] = {}
+    guest, objects = GuestToken(), dict[int, GuestObject]()
     for name, blob_version in manifest.items():
         plain = vault.open(name, blobs[name], blob_version)
         match name.split("/", 1)[0]:
@@ -74,6 +87,11 @@ def _load(
             case "material":
                 material = _material(MaterialRecord.decode(plain))
                 materials[material.name] = material
+            case "guest":
+                guest = _guest(GuestRecord.decode(plain))
+            case "object":
+                item = _object(ObjectRecord.decode(plain), provider)
+                objects[item.handle] = item
             case kind:
                 raise UnsealError(f"the stored state has records of kind {kind!r}: it was written by a newer release")
     state = State(
@@ -90,6 +108,8 @@ def _load(
         keys=keys,
         certificates=certificates,
         materials=materials,
+        guest=guest,
+        objects=objects,
     )
     _check(state)
     return state, RecipientKey(meta.recipient), manifest
@@ -117,8 +137,8 @@ def _material(record: MaterialRecord) -> Material:
     generations = []
     for encoded in record.generations:
         stored = GenerationRecord.decode(encoded)
-        values = {name: getattr(stored, name) for name in names}
-        generations.append(Generation(**{**values, "state": GenerationState(stored.state)}))
+        told = {name: getattr(stored, name) for name in names}
+        generations.append(Generation(**{**told, "state": GenerationState(stored.state)}))
     pairs = zip(record.activations[::2], record.activations[1::2], strict=True)
     return Material(
         record.name,
@@ -130,6 +150,56 @@ def _material(record: MaterialRecord) -> Material:
         tuple(generations),
         tuple(Activation(number, generation) for number, generation in pairs),
     )
+
+
+def _guest(record: GuestRecord) -> GuestToken:
+    so = Pin(record.so_salt, record.so_verifier, record.so_failures, record.so_failed_at)
+    user = Pin(record.user_salt, record.user_verifier, record.user_failures, record.user_failed_at)
+    return GuestToken(record.label, so, user)
+
+
+def _guest_record(guest: GuestToken) -> GuestRecord:
+    so, user = guest.so, guest.user
+    return GuestRecord(
+        label=guest.label,
+        so_salt=so.salt,
+        so_verifier=so.verifier,
+        so_failures=so.failures,
+        so_failed_at=so.failed_at,
+        user_salt=user.salt,
+        user_verifier=user.verifier,
+        user_failures=user.failures,
+        user_failed_at=user.failed_at,
+    )
+
+
+def _object(record: ObjectRecord, provider: CryptoProvider) -> GuestObject:
+    attributes = values.decode(record.kinds, record.values)
+    key: AnyKey | None = None
+    match attributes.get(ck.CKA_CLASS):
+        case ck.CKO_PRIVATE_KEY:
+            key = provider.load_private_key(record.key)
+        case ck.CKO_PUBLIC_KEY:
+            key = provider.load_public_key(record.key)
+        case ck.CKO_SECRET_KEY:
+            key = provider.load_secret_key(attributes.get(ck.CKA_KEY_TYPE, -1), record.key)
+        case ck.CKO_DATA | ck.CKO_CERTIFICATE if not record.key:
+            pass
+        case _:
+            raise ValueError("an object of a class that is not kept")
+    return GuestObject(record.handle, attributes, key, guests.size(attributes))
+
+
+def _object_record(item: GuestObject) -> ObjectRecord:
+    key = b""
+    match item.attributes[ck.CKA_CLASS], item.key:
+        case ck.CKO_PRIVATE_KEY, private if private is not None:
+            key = private.pkcs8()  # type: ignore[union-attr]
+        case ck.CKO_PUBLIC_KEY, public if public is not None:
+            key = public.spki  # type: ignore[union-attr]
+        case ck.CKO_SECRET_KEY, secret if secret is not None:
+            key = secret.value  # type: ignore[union-attr]
+    return ObjectRecord(item.handle, *values.encode(item.attributes), key)
 
 
 def seal_change(
@@ -163,15 +233,24 @@ def seal_change(
     return SealedChange(new.version, put, deleted), manifest
 
 
-def _parts(state: State | None) -> dict[str, Key | Certificate | Material]:
+Part = Key | Certificate | Material | GuestToken | GuestObject
+
+
+def _parts(state: State | None) -> dict[str, Part]:
     if state is None:
         return {}
-    parts: dict[str, Key | Certificate | Material] = {f"key/{h}": k for h, k in state.keys.items()}
+    parts: dict[str, Part] = {f"key/{h}": k for h, k in state.keys.items()}
     parts |= {f"certificate/{h}": c for h, c in state.certificates.items()}
-    return parts | {f"material/{name}": m for name, m in state.materials.items()}
+    parts |= {f"material/{name}": m for name, m in state.materials.items()}
+    parts |= {f"object/{h}": o for h, o in state.objects.items()}
+    return parts | ({"guest": state.guest} if state.guest else {})
 
 
-def _encode(part: Key | Certificate | Material, usage: Usage) -> bytes:
+def _encode(part: Part, usage: Usage) -> bytes:
+    if isinstance(part, GuestToken):
+        return _guest_record(part).encode()
+    if isinstance(part, GuestObject):
+        return _object_record(part).encode()
     if isinstance(part, Key):
         return KeyRecord(part.handle, part.public_handle, part.material, part.private.pkcs8()).encode()
     if isinstance(part, Certificate):
@@ -185,7 +264,7 @@ def _encode(part: Key | Certificate | Material, usage: Usage) -> bytes:
 
 def _generation(material: str, generation: Generation, usage: Usage) -> GenerationRecord:
     operations, last_used = usage.get((material, generation.number), (0, 0))
-    values = {f.name: getattr(generation, f.name) for f in fields(Generation)}
-    values["operations"] += operations
-    values["last_used_at"] = max(values["last_used_at"], last_used)
-    return GenerationRecord(**values)
+    told = {f.name: getattr(generation, f.name) for f in fields(Generation)}
+    told["operations"] += operations
+    told["last_used_at"] = max(told["last_used_at"], last_used)
+    return GenerationRecord(**told)

@@ -4,6 +4,8 @@
     key/<handle>             a private key
     certificate/<handle>     a certificate
     material/<name>          a material with its generations
+    guest                    slot 1, once its guest has initialized it
+    object/<handle>          a token object of slot 1
 
 Times are seconds since 1970, 0 = never.
 """
@@ -86,3 +88,30 @@ class MaterialRecord(Record):
     since: int
     generations: tuple[bytes, ...]  #: encoded GenerationRecords, oldest first
     activations: tuple[int, ...]  #: pairs: activation number, generation (0 = none)
+
+
+@dataclass(frozen=True)
+class GuestRecord(Record):
+    """Slot 1: label, and of each role its PIN as that of slot 0 in `MetaRecord`."""
+
+    TYPE: ClassVar[str] = "state-guest"
+    label: bytes
+    so_salt: bytes = field(repr=False)
+    so_verifier: bytes = field(repr=False)
+    so_failures: int
+    so_failed_at: int
+    user_salt: bytes = field(repr=False)  #: empty: no PIN yet
+    user_verifier: bytes = field(repr=False)
+    user_failures: int
+    user_failed_at: int
+
+
+@dataclass(frozen=True)
+class ObjectRecord(Record):
+    """`key`: PKCS #8, SubjectPublicKeyInfo or the value, by the class; empty for other objects.  Attributes as in values.py."""
+
+    TYPE: ClassVar[str] = "state-object"
+    handle: int
+    kinds: tuple[int, ...]
+    values: tuple[bytes, ...] = field(repr=False)
+    key: bytes = field(repr=False)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from hsmvisor_rpc.sealed.commands import Action
 
-from hsmvisord.crypto.interface import PrivateKey
+from hsmvisord.crypto.interface import AnyKey, PrivateKey
 
 PIN = "pin"
 FOLLOW = "follow"
@@ -151,6 +152,29 @@ class Pin:
 
 
 @dataclass(frozen=True)
+class GuestToken:
+    """Slot 1 as its guest has initialized it: who may log in to it."""
+
+    label: bytes = b""
+    so: Pin = Pin()
+    user: Pin = Pin()
+
+    def __bool__(self) -> bool:
+        """Whether it is initialized."""
+        return bool(self.so)
+
+
+@dataclass(frozen=True)
+class GuestObject:
+    """A token object of slot 1.  `key` stands for the parts of a key, which `attributes` do not hold."""
+
+    handle: int
+    attributes: Mapping[int, Any] = field(repr=False)
+    key: AnyKey | None = field(repr=False)
+    size: int  #: bytes that it counts
+
+
+@dataclass(frozen=True)
 class State:
     version: int
     module_id: bytes
@@ -165,6 +189,8 @@ class State:
     keys: Mapping[int, Key]
     certificates: Mapping[int, Certificate]
     materials: Mapping[str, Material]
+    guest: GuestToken = GuestToken()
+    objects: Mapping[int, GuestObject] = field(default_factory=dict)  #: by handle
 
     @property
     def watermark(self) -> int:

@@ -1,0 +1,66 @@
+"""Changes of slot 1: pure functions from a State to the next one.  What is refused raises CkError and changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from hsmvisord import ck, limits
+from hsmvisord.ck import CkError
+from hsmvisord.crypto.interface import AnyKey
+from hsmvisord.keystore import values
+from hsmvisord.keystore.state import GuestObject, GuestToken, Pin, State
+
+#: What a new object is made of.
+Made = tuple[Mapping[int, Any], AnyKey | None]
+
+
+def size(attributes: Mapping[int, Any]) -> int:
+    """Returns how many bytes an object counts: those of its attributes, and what it costs beside them."""
+    return limits.OBJECT_COST + sum(len(values.encode_value(value)) for value in attributes.values())
+
+
+def used(state: State) -> int:
+    return sum(item.size for item in state.objects.values())
+
+
+def added(state: State, made: Sequence[Made]) -> tuple[State, list[GuestObject]]:
+    """All of them or none; a key pair is two."""
+    objects = [GuestObject(state.next_handle + n, attributes, key, size(attributes)) for n, (attributes, key) in enumerate(made)]
+    after = state.next_handle + len(objects)
+    if after > limits.FIRST_SESSION_OBJECT:
+        raise CkError(ck.CKR_DEVICE_MEMORY, "the module has used up its handles")
+    if len(state.objects) + len(objects) > limits.MAX_GUEST_OBJECTS:
+        raise CkError(ck.CKR_DEVICE_MEMORY, f"the token keeps at most {limits.MAX_GUEST_OBJECTS} objects")
+    whole = dict(state.objects) | {item.handle: item for item in objects}
+    return _within(replace(state, objects=whole, next_handle=after)), objects
+
+
+def changed(state: State, handle: int, attributes: Mapping[int, Any]) -> State:
+    item = _there(state, handle)
+    item = replace(item, attributes=attributes, size=size(attributes))
+    return _within(replace(state, objects={**state.objects, handle: item}))
+
+
+def removed(state: State, handle: int) -> State:
+    _there(state, handle)
+    return replace(state, objects={h: item for h, item in state.objects.items() if h != handle})
+
+
+def initialized(state: State, label: bytes, so: Pin) -> State:
+    """C_InitToken: all objects go, and so does the user's PIN (5.5.3)."""
+    return replace(state, guest=GuestToken(label, so), objects={})
+
+
+def _there(state: State, handle: int) -> GuestObject:
+    try:
+        return state.objects[handle]
+    except KeyError:
+        raise CkError(ck.CKR_OBJECT_HANDLE_INVALID) from None
+
+
+def _within(state: State) -> State:
+    if used(state) > limits.MAX_GUEST_BYTES:
+        raise CkError(ck.CKR_DEVICE_MEMORY, f"the token keeps at most {limits.MAX_GUEST_BYTES} bytes of objects")
+    return state
