@@ -36,9 +36,15 @@ def _parse(der: bytes, position: int) -> x509.Certificate:
     try:
         certificate = x509.load_der_x509_certificate(der)
         certificate.public_key()
+        read_all(certificate)
     except Exception:  # the parser of hostile bytes raises more kinds than its documentation names
         raise Refusal(Reason.MALFORMED, f"certificate {position} is not an X.509 certificate that can be used") from None
     return certificate
+
+
+def read_all(certificate: x509.Certificate) -> None:
+    """Raises ValueError for a certificate whose fields cannot be read: the parser looks at them only when they are asked for."""
+    _ = certificate.subject, certificate.issuer, certificate.not_valid_before_utc, certificate.not_valid_after_utc
 
 
 def _check_issued(subject: x509.Certificate, issuer: x509.Certificate, position: int) -> None:
