@@ -29,7 +29,7 @@ MAX_NATIVE_OPTIONS = 256  #: of them in the native dialect
 MAX_ATTRIBUTES = 256  #: attributes of one message, with those of nested arrays
 MAX_NESTING = 4  #: depth of templates in templates
 MAX_ARRAY = 4096 * 3  #: elements of one array of CK_ULONG
-MAX_MECHANISM_ITEMS = 8
+MAX_MECHANISM_ITEMS = 33  #: of a mechanism's parameter: of SP 800-108 with eight data parameters
 MAX_PARAMETER = 4096  #: bytes of one mechanism's parameter: an open operation keeps it
 
 # ---- what waits ---------------------------------------------------------------------------------------------------------

@@ -125,9 +125,9 @@ def test_mechanism_items() -> None:
     head = "0000002a" + SESSION + "0000000000004021 02"
     assert decoded(head + "00" + KEY).args[1] == Mechanism(0x4021, ())
     assert decoded(head + "02 62 00000001 aa 75" + KEY + KEY).args[1] == Mechanism(0x4021, (b"\xaa", 5))
-    most = "75 0000000000000001" * limits.MAX_MECHANISM_ITEMS
-    assert decoded(head + "08" + most + KEY).args[1] == Mechanism(0x4021, (1,) * limits.MAX_MECHANISM_ITEMS)
-    assert refused(head + "09" + most + "75 0000000000000001" + KEY) == ck.CKR_DEVICE_ERROR
+    most, count = "75 0000000000000001" * limits.MAX_MECHANISM_ITEMS, limits.MAX_MECHANISM_ITEMS
+    assert decoded(head + f"{count:02x}" + most + KEY).args[1] == Mechanism(0x4021, (1,) * count)
+    assert refused(head + f"{count + 1:02x}" + most + "75 0000000000000001" + KEY) == ck.CKR_DEVICE_ERROR
     assert refused(head + "01 78 0000000000000001" + KEY) == ck.CKR_DEVICE_ERROR
     assert refused("0000002a" + SESSION + "0000000000001041 03" + KEY) == ck.CKR_DEVICE_ERROR
 

@@ -6,6 +6,7 @@ import socket
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding
 from fuzz.samples import encoding
 from fuzz.targets import database as database_target
 from fuzz.targets import dispatcher, handover, state
@@ -18,11 +19,13 @@ from hsmvisor_rpc.internal import handover as h
 from hsmvisor_rpc.internal import messages as m
 from hsmvisor_rpc.internal.frames import Frame, FrameReader, Kind, encode_frame
 from hsmvisor_rpc.sealed.canonical import MalformedRecord, Record
+from hsmvisor_rpc.sealed.refusal import Reason, Refusal
 from hsmvisord import ck, limits
 from hsmvisord.ck import CkError
 from hsmvisord.face import face
 from hsmvisord.face.caller import Caller
 from hsmvisord.keystore import persistence
+from hsmvisord.keystore.chain import parse_chain
 from hsmvisord.keystore.records import CertificateRecord
 from hsmvisord.keystore.vault import UnsealError
 from hsmvisord.token.catalogue import Index
@@ -32,6 +35,8 @@ from hsmvisord.transport.connection import Connection
 from hsmvisord.wire.calls import Attribute, Call
 from hsmvisord.worker.plug import Plug
 from hsmvisord.worker.succession import Arrival, Stream, SuccessionFailed
+from support.certificates import Authority, new_key, spki
+from support.keystores import Bench
 from support.wire_client import Refused
 
 
@@ -115,6 +120,25 @@ def test_a_sealed_record_that_this_release_cannot_serve_is_named_so(field: str) 
     stored = world().stored | {"material/tls": bench.vault.seal("material/tls", version, record.encode())}
     with pytest.raises(UnsealError, match="another"):
         persistence.load(stored, bench.vault, bench.provider, world().version)
+
+
+def test_an_issuer_whose_name_cannot_be_read_is_not_taken() -> None:
+    """The parser looks at a name only when it is asked for: such a certificate was taken, and ended the worker when it came into
+    service."""
+    bench, key = Bench(), new_key("p256")
+    leaf, issuer = Authority().chain(key)
+    der = issuer.public_bytes(Encoding.DER)
+    at = der.rindex(b"hsmvisor test intermediate")
+    broken = der[:at] + b"\xff" + der[at + 1 :]
+    with pytest.raises(Refusal) as refused:
+        parse_chain((leaf.public_bytes(Encoding.DER), broken), spki(key), bench.now)
+    assert refused.value.reason is Reason.MALFORMED
+    record = CertificateRecord(9, True, broken)
+    stored = dict(world().stored)
+    name = next(name for name in stored if name.startswith("certificate/"))
+    stored[name] = world().bench.vault.seal(name, int.from_bytes(stored[name][:8]), record.encode())
+    with pytest.raises(UnsealError, match="another"):
+        persistence.load(stored, world().bench.vault, world().bench.provider, world().version)
 
 
 def test_an_issuer_whose_key_nobody_here_knows_is_still_found() -> None:
@@ -217,7 +241,7 @@ def with_changes(record: Record, **changes: object) -> Record:
 
 
 def test_what_a_successor_takes() -> None:
-    assert succeeded(APPLICATION, CONNECTION).sessions == 1
+    assert succeeded(APPLICATION, CONNECTION).sessions == 2
 
 
 @pytest.mark.parametrize(
@@ -233,9 +257,25 @@ def test_what_a_successor_takes() -> None:
         (with_changes(APPLICATION, sessions=(1, 0, 4, 1, 0, 4)),),
         (with_changes(APPLICATION, sessions=(1 << 40, 0, 4)),),
         (with_changes(APPLICATION, next_object=1 << 40),),
+        (with_changes(APPLICATION, guest_role=9),),
+        (with_changes(APPLICATION, guest_objects=(h.SavedGuestObject(2, b"no record").encode(),)),),
         (with_changes(APPLICATION, objects=(h.SavedObject(1, limits.FIRST_SESSION_OBJECT, (0x40000211,), (b"ytext",)).encode(),)),),
     ],
-    ids=["deep", "infinite", "no-pair", "ulong", "greeting", "not-greeted", "twice", "handle-twice", "handle", "next", "object"],
+    ids=[
+        "deep",
+        "infinite",
+        "no-pair",
+        "ulong",
+        "greeting",
+        "not-greeted",
+        "twice",
+        "handle-twice",
+        "handle",
+        "next",
+        "role",
+        "own-object",
+        "object",
+    ],
 )
 def test_a_successor_refuses_what_cannot_be(records: tuple[Record, ...]) -> None:
     """These raised other errors, lost count of sessions, or were believed."""

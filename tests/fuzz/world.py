@@ -13,16 +13,18 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_der_private_key
 from cryptography.x509.oid import NameOID
 from hsmvisor_rpc.sealed.envelope import RecipientKey
+from hsmvisord import ck
 from hsmvisord.crypto.software import SoftwareProvider
 from hsmvisord.keystore import pin
-from hsmvisord.keystore.keystore import Keystore
+from hsmvisord.keystore.keystore import Cause, Keystore
 from hsmvisord.keystore.persistence import SealedChange
-from hsmvisord.keystore.state import State
+from hsmvisord.keystore.state import GuestToken, Pin, State
+from hsmvisord.token import making
 from hsmvisord.token.catalogue import Index
-from hsmvisord.token.token import Token
+from hsmvisord.token.token import Settings, Token
 from support.certificates import PrivateKey, new_key
 from support.keystores import NOW, Bench, signed_by
 
@@ -61,10 +63,28 @@ class World:
         self.bench.execute("stage", "large", 1, self.bench.body(large, (large_certificate(large),), "large", 1))
         self.bench.execute("activate", "large", 1)
         self.keys.append(large)
+        self.own = self._own_token()
         self._state, self._manifest = self.bench.keystore.state, self.bench.keystore._manifest
         self._pin = pin.make(PIN)
         self._index = Index(self._state)
         self.version, self.stored = self._state.version, self._everything()
+
+    def _own_token(self) -> list[int]:
+        """A token of the guest's own, initialized: handles of an AES key, a wrapping key, a private and a public EC key."""
+        keystore, of_token = self.bench.keystore, (ck.CKA_TOKEN, True)
+        cheap = Pin(b"salt" * 4, b"v" * 32)  # of no PIN that there is
+        keystore._commit(replace(keystore.state, guest=GuestToken(b"own".ljust(32), cheap, cheap)), Cause())
+        uses = [(kind, True) for kind in (ck.CKA_ENCRYPT, ck.CKA_DECRYPT, ck.CKA_SIGN, ck.CKA_EXTRACTABLE)]
+        size, wraps = (ck.CKA_VALUE_LEN, 32), [(ck.CKA_WRAP, True), (ck.CKA_UNWRAP, True)]
+        curve = [(ck.CKA_EC_PARAMS, bytes.fromhex("06082a8648ce3d030107")), (ck.CKA_VERIFY, True), of_token]
+        aes = making.generated(ck.CKM_AES_KEY_GEN, [size, of_token, *uses], officer=False)
+        wrapper = making.generated(ck.CKM_AES_KEY_GEN, [size, of_token, *wraps], officer=False)
+        private = [(ck.CKA_SIGN, True), (ck.CKA_EXTRACTABLE, True), of_token]
+        public, pair = making.generated_pair(ck.CKM_EC_KEY_PAIR_GEN, curve, private, officer=False)
+        made = [aes, wrapper, pair, public]
+        self.values = [one.key.value for one in (aes, wrapper)]  # type: ignore[union-attr]
+        self.keys.append(load_der_private_key(pair.key.pkcs8(), None))  # type: ignore[union-attr, arg-type]
+        return [item.handle for item in keystore.add_objects([(one.attributes, one.key) for one in made])]
 
     def _open(self, state: State, manifest: dict[str, int]) -> None:
         bench = self.bench
@@ -98,6 +118,7 @@ class World:
         state = keystore.state
         keystore.state = replace(state, materials={})
         token = self.bench.token()
+        token.settings = Settings(guest_token=True)
         keystore.state, token.index = state, Index(state, self._index)
         return token
 
@@ -120,8 +141,8 @@ def world() -> World:
 def secrets() -> frozenset[bytes]:
     """Every window of every private component: big-endian, and as it stands in PKCS#8."""
     found: set[bytes] = set()
-    for key in world().keys:
-        for component in components(key):
+    for components_of in [*map(components, world().keys), world().values]:
+        for component in components_of:
             found |= {component[i : i + WINDOW] for i in range(len(component) - WINDOW + 1)}
     return frozenset(found)
 

@@ -238,7 +238,7 @@ def test_new_key_pairs(mechanism: int, wanted: Wanted, name: str) -> None:
     ("mechanism", "wanted", "rv"),
     [
         (ck.CKM_RSA_PKCS_KEY_PAIR_GEN, Wanted(), ck.CKR_KEY_SIZE_RANGE),
-        (ck.CKM_RSA_PKCS_KEY_PAIR_GEN, Wanted(bits=2040), ck.CKR_KEY_SIZE_RANGE),
+        (ck.CKM_RSA_PKCS_KEY_PAIR_GEN, Wanted(bits=1016), ck.CKR_KEY_SIZE_RANGE),
         (ck.CKM_RSA_PKCS_KEY_PAIR_GEN, Wanted(bits=8200), ck.CKR_KEY_SIZE_RANGE),
         (ck.CKM_RSA_PKCS_KEY_PAIR_GEN, Wanted(bits=2049), ck.CKR_KEY_SIZE_RANGE),
         (ck.CKM_RSA_PKCS_KEY_PAIR_GEN, Wanted(bits=2048, exponent=3), ck.CKR_ATTRIBUTE_VALUE_INVALID),

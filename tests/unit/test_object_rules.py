@@ -10,6 +10,7 @@ from hsmvisord import ck, limits
 from hsmvisord.ck import CkError
 from hsmvisord.token import rules
 from hsmvisord.token.rules import By
+from hsmvisord.wire.attributes import Kind, kind_of
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -106,6 +107,12 @@ def test_every_table_is_whole(pair: tuple[int, int | None]) -> None:
         assert not rule.required & rule.forbidden
         assert rule.default is None or type(rule.default) is rule.like, hex(kind)
         assert not (rule.read_only and (rule.changes or rule.required)), hex(kind)
+
+
+def test_every_attribute_goes_over_the_wire_as_it_is() -> None:
+    likes = {Kind.BOOL: bool, Kind.ULONG: int, Kind.ULONGS: tuple, Kind.TEMPLATE: tuple, Kind.BYTES: bytes}
+    wrong = {hex(k) for table in rules.TABLES.values() for k, rule in table.items() if likes[kind_of(k)] is not rule.like}
+    assert not wrong
 
 
 # ---- changes ------------------------------------------------------------------------------------------------------------

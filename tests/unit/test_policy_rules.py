@@ -15,7 +15,7 @@ from hsmvisor_rpc.internal import mechanisms as shared
 from hsmvisord import ck, limits
 from hsmvisord.ck import CkError
 from hsmvisord.crypto.interface import KeyKind
-from hsmvisord.crypto.mechanisms import TABLE, mechanism_list
+from hsmvisord.crypto.mechanisms import GUEST_TABLE, mechanism_list
 from hsmvisord.crypto.software import SoftwareProvider
 from hsmvisord.token.policy import EVERYTHING, Policing, Policy
 from hsmvisord.worker.settings import parse_settings
@@ -52,7 +52,7 @@ def refused(rv: int, act: Any, *arguments: Any) -> None:
 
 
 def test_the_shared_names_are_the_tokens() -> None:
-    with_keys = {ck.mechanism_name(mechanism).removeprefix("CKM_") for mechanism, row in TABLE.items() if row.key_types}
+    with_keys = {ck.mechanism_name(mechanism).removeprefix("CKM_") for mechanism, row in GUEST_TABLE.items() if row.key_types}
     assert set(shared.NAMES) == with_keys
     assert len(shared.NAMES) == len(with_keys)
 
@@ -64,7 +64,7 @@ def test_names_as_people_write_them(text: str) -> None:
 
 def test_without_a_policy_all_is_allowed() -> None:
     free, told, _ = policing()
-    for mechanism in mechanism_list():
+    for mechanism in mechanism_list(1):
         assert free.offers(mechanism)
     for _ in range(1000):
         free.check(ck.CKM_ECDSA, P256)

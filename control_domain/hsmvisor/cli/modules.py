@@ -11,6 +11,7 @@ import click
 import grpc
 from hsmvisor.cli.context import REFUSED, USAGE, CommandError, Context, Group, pass_context, plain, table, when
 from hsmvisor.cli.parameters import HexBytes, MechanismName
+from hsmvisor_rpc.internal.mechanisms import FORBIDDABLE
 from hsmvisor_rpc.v1 import hsmvisor_pb2 as pb
 
 
@@ -24,14 +25,21 @@ def request_id() -> str:
 
 
 def _settings(
-    log_signatures: bool, max_sessions: int, max_connections: int, mechanisms: tuple[str, ...], **policy: int
+    log_signatures: bool,
+    max_sessions: int,
+    max_connections: int,
+    guest_token: bool,
+    mechanisms: tuple[str, ...],
+    forbidden: tuple[str, ...],
+    **policy: int,
 ) -> pb.ModuleSettings:
-    allowed = pb.Policy(mechanisms=sorted(set(mechanisms)), **policy)
+    allowed = pb.Policy(mechanisms=sorted(set(mechanisms)), forbidden=sorted(set(forbidden)), **policy)
     return pb.ModuleSettings(
         log_signatures=log_signatures,
         max_sessions=max_sessions,
         max_connections=max_connections,
         policy=allowed if allowed.ByteSize() else None,
+        guest_token=guest_token,
     )
 
 
@@ -50,6 +58,15 @@ def _settings_options(command: Callable[..., None]) -> Callable[..., None]:
             type=MechanismName(),
             help="What keys may be used for; may be repeated. None = all.",
         ),
+        click.option("--min-pin", default=0, help="Bytes of a new PIN in slot 1, 4 to 64; 0 = 4."),
+        click.option(
+            "--forbid",
+            "forbidden",
+            multiple=True,
+            type=click.Choice(FORBIDDABLE),
+            help="What the guest may not do in slot 1; may be repeated.",
+        ),
+        click.option("--guest-token", is_flag=True, help="Slot 1: a token where the guest makes and keeps keys of its own."),
         click.option("--log-signatures", is_flag=True, help="An audit line for each signature."),
     ):
         command = option(command)
@@ -69,6 +86,7 @@ def show_module(m: pb.Module) -> None:
         ("token", "attached" if m.token_present else "detached"),
         ("in use", f"{m.connections} connections, {m.sessions} sessions, {m.materials} materials"),
     ]
+    rows.append(("guest's own keys", "slot 1" if m.settings.guest_token else "-"))
     rows.append(("policy", _policy(m.settings.policy)))
     rows.append(("guest", _guest(m.device)))
     if m.failure:
@@ -84,6 +102,8 @@ def _policy(policy: pb.Policy) -> str:
     told += [f"RSA from {policy.min_rsa_bits} bits"] if policy.min_rsa_bits else []
     told += [f"curves from {policy.min_ec_bits} bits"] if policy.min_ec_bits else []
     told += [f"{policy.rate} operations/s, {policy.burst or policy.rate} at once"] if policy.rate else []
+    told += [f"forbidden: {', '.join(policy.forbidden)}"] if policy.forbidden else []
+    told += [f"PINs from {policy.min_pin} bytes"] if policy.min_pin else []
     return "; ".join(told) or "-"
 
 

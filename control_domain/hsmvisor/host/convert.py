@@ -31,8 +31,8 @@ def timestamp(seconds: float) -> Timestamp | None:
 def settings(message: pb.ModuleSettings) -> Settings:
     """Raises Invalid."""
     p = message.policy
-    policy = Policy(tuple(p.mechanisms), p.min_rsa_bits, p.min_ec_bits, p.rate, p.burst)
-    return Settings(message.log_signatures, message.max_sessions, message.max_connections, policy).check()
+    policy = Policy(tuple(p.mechanisms), p.min_rsa_bits, p.min_ec_bits, p.rate, p.burst, tuple(p.forbidden), p.min_pin)
+    return Settings(message.log_signatures, message.max_sessions, message.max_connections, policy, message.guest_token).check()
 
 
 def settings_message(settings: Settings) -> pb.ModuleSettings:
@@ -42,6 +42,7 @@ def settings_message(settings: Settings) -> pb.ModuleSettings:
         max_sessions=settings.max_sessions,
         max_connections=settings.max_connections,
         policy=policy,
+        guest_token=settings.guest_token,
     )
 
 

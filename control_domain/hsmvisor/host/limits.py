@@ -12,6 +12,7 @@ MAX_MATERIAL_NAME = 64  #: characters
 MAX_REQUEST_ID = 64  #: characters
 MAX_WHY = 256  #: characters of a caller's reason
 MAX_PIN = 255  #: bytes
+OWN_PINS = range(4, 65)  #: bytes of a PIN that a guest sets (hsmvisord/keystore/pin.py)
 ROOT_SIZE = 32  #: bytes of a raw Ed25519 public key
 
 MAX_SESSIONS = 65536  #: of one module

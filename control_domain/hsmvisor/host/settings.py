@@ -20,6 +20,8 @@ class Policy:
     min_ec_bits: int = 0
     rate: int = 0  #: operations a second
     burst: int = 0  #: 0 = as many as `rate`
+    forbidden: tuple[str, ...] = ()  #: of slot 1
+    min_pin: int = 0  #: bytes; 0 = the default
 
     def check(self) -> Policy:
         """Returns it with the mechanisms' names as they are written, sorted.  Raises Invalid."""
@@ -28,13 +30,18 @@ class Policy:
                 raise Invalid("SETTINGS", f"{name} is at most {limits.MOST_IN_POLICY}; 0 is no limit")
         if self.burst and not self.rate:
             raise Invalid("SETTINGS", "a burst needs a rate", "set rate, or leave burst out")
+        if self.min_pin and self.min_pin not in limits.OWN_PINS:
+            raise Invalid("SETTINGS", f"min_pin is {limits.OWN_PINS.start} to {limits.OWN_PINS.stop - 1} bytes; 0 is the default")
+        if wrong := set(self.forbidden) - set(mechanisms.FORBIDDABLE):
+            known = ", ".join(mechanisms.FORBIDDABLE)
+            raise Invalid("SETTINGS", f"{min(wrong)!r:.40} is nothing that a policy forbids", f"it forbids {known}")
         if len(self.mechanisms) > len(mechanisms.NAMES):
             raise Invalid("SETTINGS", f"there are {len(mechanisms.NAMES)} mechanisms", "name each once")
         try:
             names = sorted({mechanisms.named(name) for name in self.mechanisms})
         except ValueError as error:
             raise Invalid("SETTINGS", str(error), f"known are {', '.join(mechanisms.NAMES)}") from None
-        return dataclasses.replace(self, mechanisms=tuple(names))
+        return dataclasses.replace(self, mechanisms=tuple(names), forbidden=tuple(sorted(set(self.forbidden))))
 
 
 EVERYTHING = Policy()
@@ -46,6 +53,7 @@ class Settings:
     max_sessions: int = 0  #: 0 = the worker's default
     max_connections: int = 0
     policy: Policy = EVERYTHING
+    guest_token: bool = False  #: slot 1
 
     def encode(self) -> str:
         return json.dumps(dataclasses.asdict(self))
@@ -54,7 +62,8 @@ class Settings:
     def decode(cls, text: str) -> Settings:
         values = json.loads(text)
         policy = values.pop("policy", {})
-        return cls(**values, policy=Policy(**policy | {"mechanisms": tuple(policy.get("mechanisms", ()))}))
+        lists = {name: tuple(policy.get(name, ())) for name in ("mechanisms", "forbidden")}
+        return cls(**values, policy=Policy(**policy | lists))
 
     def check(self) -> Settings:
         """Raises Invalid."""

@@ -12,7 +12,7 @@ from cryptography.x509.oid import NameOID
 
 from hsmvisord import ck
 from hsmvisord.ck import CkError
-from hsmvisord.crypto.interface import Cipher, KeyKind, Signer, Verifier
+from hsmvisord.crypto.interface import Cipher, KeyKind, SaltKey, Signer, Verifier, no_salt_key
 from hsmvisord.crypto.operations import Cache
 from hsmvisord.lanes import lanes
 from hsmvisord.wire.calls import Mechanism
@@ -113,7 +113,7 @@ class BasePrivateKey:
         """Returns the lengths of data that a lane signs."""
         return range(1, lanes.MAX_DATA + 1)
 
-    def derive(self, mechanism: Mechanism, length: int = 0) -> bytes:
+    def derive(self, mechanism: Mechanism, length: int = 0, salt_key: SaltKey = no_salt_key) -> bytes:
         raise CkError(ck.CKR_KEY_TYPE_INCONSISTENT, f"{ck.mechanism_name(mechanism.type)} and a key of type {self.kind.name}")
 
     def decapsulate(self, mechanism: Mechanism, ciphertext: bytes) -> bytes:

@@ -13,7 +13,7 @@ from hsmvisord import ck
 from hsmvisord.ck import CkError
 from hsmvisord.crypto import derivation
 from hsmvisord.crypto.base import BasePrivateKey, BasePublicKey
-from hsmvisord.crypto.interface import KeyKind, Signer, Verifier
+from hsmvisord.crypto.interface import KeyKind, SaltKey, Signer, Verifier, no_salt_key
 from hsmvisord.crypto.operations import HASHES, HashedSign, HashedVerify, ReadySigner, ReadyVerifier, no_parameter
 from hsmvisord.lanes import lanes
 from hsmvisord.wire.calls import Mechanism
@@ -146,7 +146,7 @@ class EcPrivateKey(BasePrivateKey):
     def lane_sizes(self) -> range:
         return range(1, MAX_DATA + 1)
 
-    def derive(self, mechanism: Mechanism, length: int = 0) -> bytes:
+    def derive(self, mechanism: Mechanism, length: int = 0, salt_key: SaltKey = no_salt_key) -> bytes:
         """CKM_ECDH1_DERIVE (6.3.17); all curves here have the cofactor 1."""
         if mechanism.type not in (ck.CKM_ECDH1_DERIVE, ck.CKM_ECDH1_COFACTOR_DERIVE):
             return super().derive(mechanism, length)

@@ -18,7 +18,7 @@ from hsmvisord.crypto.ec import CURVES, EcPrivateKey
 from hsmvisord.crypto.edwards import EDWARDS, ML_DSA, EdwardsPrivateKey, MlDsaPrivateKey
 from hsmvisord.crypto.interface import PrivateKey
 from hsmvisord.crypto.montgomery import MONTGOMERY, MontgomeryPrivateKey
-from hsmvisord.crypto.rsa import MAX_BITS, MIN_BITS, RsaPrivateKey
+from hsmvisord.crypto.rsa import MAX_BITS, OWN_MIN_BITS, RsaPrivateKey
 from hsmvisord.crypto.secret import SecretKey
 
 EXPONENT = 65537
@@ -51,8 +51,8 @@ def making_rsa() -> Iterator[None]:
 
 
 def _rsa(wanted: Wanted) -> Make:
-    if not MIN_BITS <= wanted.bits <= MAX_BITS or wanted.bits % 8:
-        raise CkError(ck.CKR_KEY_SIZE_RANGE, f"a new RSA key has {MIN_BITS} to {MAX_BITS} bits, a multiple of 8")
+    if not OWN_MIN_BITS <= wanted.bits <= MAX_BITS or wanted.bits % 8:
+        raise CkError(ck.CKR_KEY_SIZE_RANGE, f"a new RSA key has {OWN_MIN_BITS} to {MAX_BITS} bits, a multiple of 8")
     if wanted.exponent not in (0, EXPONENT):
         raise CkError(ck.CKR_ATTRIBUTE_VALUE_INVALID, f"a new RSA key has the public exponent {EXPONENT}")
 

@@ -14,6 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from hsmvisord import ck
+from hsmvisord.ck import CkError
 from hsmvisord.lanes import lanes
 from hsmvisord.wire.calls import Mechanism
 
@@ -26,6 +28,14 @@ class KeyKind:
     key_type: int  #: CKK_...
     bits: int  #: modulus bits, curve bits; for ML-DSA 44, 65, 87
     parameters: bytes  #: DER of CKA_EC_PARAMS; empty for RSA and ML-DSA
+
+
+#: From the handle of a key that is HKDF's salt to its value.
+SaltKey = Callable[[int], bytes]
+
+
+def no_salt_key(handle: int) -> bytes:
+    raise CkError(ck.CKR_MECHANISM_PARAM_INVALID, "no key can be the salt here")
 
 
 class MultiPart(Protocol):
@@ -138,7 +148,7 @@ class PrivateKey(Protocol):
         """Returns the key for lanes, where they can do what `signer` does with that mechanism; the same one each time."""
         ...
 
-    def derive(self, mechanism: Mechanism, length: int = 0) -> bytes:
+    def derive(self, mechanism: Mechanism, length: int = 0, salt_key: SaltKey = no_salt_key) -> bytes:
         """Returns the shared secret of ECDH whole (CKD_NULL), or `length` bytes of the KDF."""
         ...
 
@@ -175,8 +185,8 @@ class SecretKey(Protocol):
 
     def decrypter(self, mechanism: Mechanism) -> Cipher: ...
 
-    def derive(self, mechanism: Mechanism, length: int, salt_key: Callable[[int], bytes]) -> bytes:
-        """Returns `length` bytes (0: what the mechanism gives); `salt_key`: from the handle of a key to its value."""
+    def derive(self, mechanism: Mechanism, length: int = 0, salt_key: SaltKey = no_salt_key) -> bytes:
+        """Returns `length` bytes; 0: what the mechanism gives."""
         ...
 
 

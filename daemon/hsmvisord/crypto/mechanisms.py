@@ -1,14 +1,15 @@
-"""The mechanisms of the token: one table.  What signs also verifies, what decrypts also encrypts (Java disables the
+"""The mechanisms of each slot's token: two tables.  What signs also verifies, what decrypts also encrypts (Java disables the
 unsymmetric)."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Container
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from hsmvisord import ck
+from hsmvisord import ck, limits
 from hsmvisord.ck import CkError
-from hsmvisord.crypto import ec, rsa
+from hsmvisord.crypto import ec, macs, rsa
 from hsmvisord.crypto.digests import DIGESTS
 from hsmvisord.crypto.interface import KeyKind
 from hsmvisord.wire.calls import Mechanism
@@ -52,16 +53,78 @@ TABLE: dict[int, Row] = {
     **dict.fromkeys(DIGESTS, Row((), 0, 0, ck.CKF_DIGEST)),
 }
 
-_LIST = tuple(sorted(TABLE))
+_WRAP = ck.CKF_WRAP | ck.CKF_UNWRAP
 
 
-def mechanism_list() -> tuple[int, ...]:
-    return _LIST
+def _aes(flags: int) -> Row:
+    return Row((ck.CKK_AES,), 16, 32, flags)
 
 
-def mechanism_info(mechanism: int) -> tuple[int, int, int]:
+def _more(mechanism: int, key_types: tuple[int, ...], flags: int) -> Row:
+    """A row of slot 0 with more key types and flags."""
+    row = TABLE[mechanism]
+    return replace(row, key_types=row.key_types + key_types, flags=row.flags | flags)
+
+
+_SECRETS = (ck.CKK_GENERIC_SECRET, *ck.HMAC_KEY_TYPES, ck.CKK_AES)
+
+#: The mechanisms of slot 1: those of slot 0, and what guests do with keys of their own.  Sizes of secret keys are bytes.
+GUEST_TABLE: dict[int, Row] = TABLE | {
+    ck.CKM_RSA_PKCS: _more(ck.CKM_RSA_PKCS, (), _WRAP),
+    ck.CKM_RSA_PKCS_OAEP: _more(ck.CKM_RSA_PKCS_OAEP, (), _WRAP),
+    ck.CKM_RSA_AES_KEY_WRAP: _rsa(_WRAP),
+    ck.CKM_ECDH1_DERIVE: _more(ck.CKM_ECDH1_DERIVE, (ck.CKK_EC_MONTGOMERY,), 0),
+    ck.CKM_ML_KEM: Row((ck.CKK_ML_KEM,), 1184, 1568, ck.CKF_ENCAPSULATE | ck.CKF_DECAPSULATE),
+    ck.CKM_AES_ECB: _aes(_CRYPT),
+    ck.CKM_AES_CBC: _aes(_CRYPT | _WRAP),
+    ck.CKM_AES_CBC_PAD: _aes(_CRYPT | _WRAP),
+    ck.CKM_AES_CTR: _aes(_CRYPT),
+    ck.CKM_AES_GCM: _aes(_CRYPT | _WRAP),
+    ck.CKM_AES_CCM: _aes(_CRYPT | _WRAP),
+    ck.CKM_AES_KEY_WRAP: _aes(_CRYPT | _WRAP),
+    ck.CKM_AES_KEY_WRAP_KWP: _aes(_CRYPT | _WRAP),
+    **dict.fromkeys(macs.AES_MACS, _aes(_SIGN)),
+    ck.CKM_CHACHA20_POLY1305: Row((ck.CKK_CHACHA20,), 32, 32, _CRYPT),
+    **{
+        mechanism: Row(
+            (ck.CKK_GENERIC_SECRET, *(kind for kind, of in ck.HMAC_KEY_TYPES.items() if of == name)), 1, limits.MAX_SECRET, _SIGN
+        )
+        for mechanism, (name, _) in macs.HMACS.items()
+    },
+    **dict.fromkeys((ck.CKM_HKDF_DERIVE, ck.CKM_HKDF_DATA), Row(_SECRETS, 1, limits.MAX_SECRET, ck.CKF_DERIVE)),
+    ck.CKM_SP800_108_COUNTER_KDF: Row(_SECRETS, 1, limits.MAX_SECRET, ck.CKF_DERIVE),
+    ck.CKM_RSA_PKCS_KEY_PAIR_GEN: _rsa(ck.CKF_GENERATE_KEY_PAIR),
+    ck.CKM_EC_KEY_PAIR_GEN: _ec(ck.CKF_GENERATE_KEY_PAIR),
+    ck.CKM_EC_EDWARDS_KEY_PAIR_GEN: Row((ck.CKK_EC_EDWARDS,), 255, 448, ck.CKF_GENERATE_KEY_PAIR | _EC),
+    ck.CKM_EC_MONTGOMERY_KEY_PAIR_GEN: Row((ck.CKK_EC_MONTGOMERY,), 255, 448, ck.CKF_GENERATE_KEY_PAIR | _EC),
+    ck.CKM_ML_DSA_KEY_PAIR_GEN: Row((ck.CKK_ML_DSA,), 1312, 2592, ck.CKF_GENERATE_KEY_PAIR),
+    ck.CKM_ML_KEM_KEY_PAIR_GEN: Row((ck.CKK_ML_KEM,), 1184, 1568, ck.CKF_GENERATE_KEY_PAIR),
+    ck.CKM_AES_KEY_GEN: _aes(ck.CKF_GENERATE),
+    ck.CKM_CHACHA20_KEY_GEN: Row((ck.CKK_CHACHA20,), 32, 32, ck.CKF_GENERATE),
+    ck.CKM_GENERIC_SECRET_KEY_GEN: Row((ck.CKK_GENERIC_SECRET,), 1, limits.MAX_SECRET, ck.CKF_GENERATE),
+}
+
+GUEST_TABLE |= {
+    mechanism: replace(row, smallest=rsa.OWN_MIN_BITS) for mechanism, row in GUEST_TABLE.items() if ck.CKK_RSA in row.key_types
+}
+
+_TABLES = (TABLE, GUEST_TABLE)  #: by slot
+_LISTS = tuple(tuple(sorted(table)) for table in _TABLES)
+
+
+def mechanism_list(slot: int) -> tuple[int, ...]:
+    return _LISTS[slot]
+
+
+@functools.cache
+def of_key_type(key_type: int) -> frozenset[int]:
+    """Returns the mechanisms of slot 1 for keys of a type."""
+    return frozenset(mechanism for mechanism, row in GUEST_TABLE.items() if key_type in row.key_types)
+
+
+def mechanism_info(mechanism: int, slot: int) -> tuple[int, int, int]:
     """Returns the smallest and largest key and the flags; raises CKR_MECHANISM_INVALID."""
-    row = TABLE.get(mechanism)
+    row = _TABLES[slot].get(mechanism)
     if row is None:
         raise CkError(ck.CKR_MECHANISM_INVALID)
     return row.smallest, row.largest, row.flags
@@ -69,7 +132,7 @@ def mechanism_info(mechanism: int) -> tuple[int, int, int]:
 
 def check_mechanism(mechanism: Mechanism, allowed: Container[int], kind: KeyKind, function: int) -> None:
     """Raises unless a key of this kind may use the mechanism for `function`, a CKF_ of CK_MECHANISM_INFO."""
-    row = TABLE.get(mechanism.type)
+    row = GUEST_TABLE.get(mechanism.type)
     if row is not None and row.flags & function and mechanism.type in allowed:
         return
     name = ck.mechanism_name(mechanism.type)

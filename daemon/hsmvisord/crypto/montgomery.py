@@ -12,7 +12,7 @@ from hsmvisord.ck import CkError
 from hsmvisord.crypto import derivation
 from hsmvisord.crypto.base import BasePrivateKey, BasePublicKey
 from hsmvisord.crypto.ec import octet_string
-from hsmvisord.crypto.interface import KeyKind
+from hsmvisord.crypto.interface import KeyKind, SaltKey, no_salt_key
 from hsmvisord.wire.calls import Mechanism
 
 #: class of cryptography -> kind, bytes of a public key.
@@ -39,7 +39,7 @@ class MontgomeryPrivateKey(BasePrivateKey):
         super().__init__(key, public)
         self._key, self.size = key, public.size
 
-    def derive(self, mechanism: Mechanism, length: int = 0) -> bytes:
+    def derive(self, mechanism: Mechanism, length: int = 0, salt_key: SaltKey = no_salt_key) -> bytes:
         if mechanism.type != ck.CKM_ECDH1_DERIVE:
             return super().derive(mechanism, length)
         return derivation.of_agreement(mechanism, length, self._agree)

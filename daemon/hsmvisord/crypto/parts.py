@@ -20,7 +20,7 @@ from hsmvisord.crypto.edwards import EDWARDS, ML_DSA, EdwardsPrivateKey, Edwards
 from hsmvisord.crypto.interface import PrivateKey, PublicKey
 from hsmvisord.crypto.mlkem import ML_KEM, MlKemPrivateKey, MlKemPublicKey
 from hsmvisord.crypto.montgomery import MONTGOMERY, MontgomeryPrivateKey, MontgomeryPublicKey
-from hsmvisord.crypto.rsa import MAX_BITS, MAX_EXPONENT_BITS, MIN_BITS, RsaPrivateKey, RsaPublicKey, big_endian
+from hsmvisord.crypto.rsa import MAX_BITS, MAX_EXPONENT_BITS, OWN_MIN_BITS, RsaPrivateKey, RsaPublicKey, big_endian
 
 Parts = Mapping[int, Any]
 
@@ -51,24 +51,21 @@ def _raw(point: bytes) -> bytes:
 # ---- RSA ----------------------------------------------------------------------------------------------------------------
 
 
-OLD_BITS = 1024  #: of a public key, to verify what is old
-
-
-def _check_sizes(n: int, e: int, least: int) -> None:
-    if not least <= n.bit_length() <= MAX_BITS or e.bit_length() > MAX_EXPONENT_BITS:
-        raise CkError(ck.CKR_KEY_SIZE_RANGE, f"{least} to {MAX_BITS} bits, exponents at most {MAX_EXPONENT_BITS}")
+def _check_sizes(n: int, e: int) -> None:
+    if not OWN_MIN_BITS <= n.bit_length() <= MAX_BITS or e.bit_length() > MAX_EXPONENT_BITS:
+        raise CkError(ck.CKR_KEY_SIZE_RANGE, f"{OWN_MIN_BITS} to {MAX_BITS} bits, exponents at most {MAX_EXPONENT_BITS}")
 
 
 def _rsa_public(parts: Parts) -> PublicKey:
     n, e = _number(parts, ck.CKA_MODULUS), _number(parts, ck.CKA_PUBLIC_EXPONENT)
-    _check_sizes(n, e, OLD_BITS)
+    _check_sizes(n, e)
     return RsaPublicKey(rsa.RSAPublicNumbers(e, n).public_key())
 
 
 def _rsa_private(parts: Parts) -> PrivateKey:
     """The primes are found where they are not given; exponents and coefficient are computed, and must be those that are given."""
     n, e, d = (_number(parts, kind) for kind in (ck.CKA_MODULUS, ck.CKA_PUBLIC_EXPONENT, ck.CKA_PRIVATE_EXPONENT))
-    _check_sizes(n, e, MIN_BITS)
+    _check_sizes(n, e)
     if not 1 < d < n or not e & 1 or e < 3:
         raise _no_key()
     if ck.CKA_PRIME_1 in parts and ck.CKA_PRIME_2 in parts:

@@ -28,7 +28,8 @@ from hsmvisord.crypto.operations import (
 from hsmvisord.lanes import lanes
 from hsmvisord.wire.calls import Mechanism
 
-MIN_BITS = 2048
+MIN_BITS = 2048  #: of a delivered key
+OWN_MIN_BITS = 1024  #: of a guest's own: what else it accepts is its matter, and its operator's (Policy.min_rsa_bits)
 MAX_BITS = 8192
 MAX_EXPONENT_BITS = 64
 
@@ -191,8 +192,8 @@ class RsaPublicKey(BasePublicKey):
 class RsaPrivateKey(BasePrivateKey):
     def __init__(self, key: rsa.RSAPrivateKey) -> None:
         public = key.public_key()
-        if not MIN_BITS <= key.key_size <= MAX_BITS:
-            raise CkError(ck.CKR_KEY_SIZE_RANGE, f"an RSA key has {MIN_BITS} to {MAX_BITS} bits, this has {key.key_size}")
+        if not OWN_MIN_BITS <= key.key_size <= MAX_BITS:
+            raise CkError(ck.CKR_KEY_SIZE_RANGE, f"an RSA key has {OWN_MIN_BITS} to {MAX_BITS} bits, this has {key.key_size}")
         if public.public_numbers().e.bit_length() > MAX_EXPONENT_BITS:
             raise CkError(ck.CKR_KEY_TYPE_INCONSISTENT, f"an RSA key's public exponent has at most {MAX_EXPONENT_BITS} bits")
         super().__init__(key, RsaPublicKey(public))

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from hsmvisord import ck, limits
 from hsmvisord.ck import CkError
 from hsmvisord.crypto import ciphers, derivation, macs
-from hsmvisord.crypto.interface import KeyKind, Signer, Verifier
+from hsmvisord.crypto.interface import KeyKind, SaltKey, Signer, Verifier, no_salt_key
 from hsmvisord.crypto.operations import Cache, ReadyCipher
 from hsmvisord.wire.calls import Mechanism
 
@@ -62,8 +61,7 @@ class SecretKey:
     def decrypter(self, mechanism: Mechanism) -> ReadyCipher:
         return self._cipher(mechanism, encrypting=False)
 
-    def derive(self, mechanism: Mechanism, length: int, salt_key: Callable[[int], bytes]) -> bytes:
-        """Returns `length` bytes (0: what the mechanism gives); `salt_key`: from the handle of a key to its value."""
+    def derive(self, mechanism: Mechanism, length: int = 0, salt_key: SaltKey = no_salt_key) -> bytes:
         if mechanism.type in (ck.CKM_HKDF_DERIVE, ck.CKM_HKDF_DATA):
             return derivation.hkdf(mechanism, self.value, length, salt_key)
         if mechanism.type == ck.CKM_SP800_108_COUNTER_KDF:

@@ -6,7 +6,8 @@ from time import perf_counter
 
 from hsmvisord import ck, limits
 from hsmvisord.ck import CkError
-from hsmvisord.crypto.interface import PublicKey
+from hsmvisord.crypto.interface import PublicKey, SecretKey
+from hsmvisord.face import guest
 from hsmvisord.face.caller import Args, Caller, Handler
 from hsmvisord.token.application import Application
 from hsmvisord.token.operations import DecryptOperation, DigestOperation, EncryptOperation, VerifyOperation
@@ -78,8 +79,13 @@ def _public_key(application: Application, handle: int) -> PublicKey:
     return found.public
 
 
-def _usable(application: Application, handle: int, mechanism: Mechanism, attribute: int) -> PublicKey:
-    """Returns the public key; `attribute` is CKA_VERIFY or CKA_ENCRYPT."""
+def _usable(application: Application, session: Session, handle: int, mechanism: Mechanism, attribute: int) -> PublicKey | SecretKey:
+    """Returns the key that verifies or encrypts; `attribute` is CKA_VERIFY or CKA_ENCRYPT."""
+    if session.slot:
+        key, allowed = application.guest.other(handle, attribute)
+        function = ck.CKF_VERIFY if attribute == ck.CKA_VERIFY else ck.CKF_ENCRYPT
+        application.token.begin(mechanism, allowed, key.kind, function)
+        return key
     public = _public_key(application, handle)
     attributes = application.token.index.by_handle[handle].attributes
     if not attributes[attribute]:
@@ -91,8 +97,8 @@ def _usable(application: Application, handle: int, mechanism: Mechanism, attribu
 
 def _verify_init(application: Application, session: Session, mechanism: Mechanism, key: int) -> None:
     session.check_free("verify")
-    public = _usable(application, key, mechanism, ck.CKA_VERIFY)
-    session.begin(VerifyOperation(mechanism.type, public.verifier(mechanism)))
+    public = _usable(application, session, key, mechanism, ck.CKA_VERIFY)
+    application.begin(session, VerifyOperation(mechanism.type, public.verifier(mechanism)), key, False)
 
 
 def verify_init(caller: Caller, args: Args) -> Args:
@@ -148,8 +154,9 @@ def encrypt_init(caller: Caller, args: Args) -> Args:
             session.cancel("encrypt")
             return ()
         session.check_free("encrypt")
-        public = _usable(caller.application, key, mechanism, ck.CKA_ENCRYPT)
-        session.begin(EncryptOperation(mechanism.type, None, public.encrypter(mechanism)))
+        public = _usable(caller.application, session, key, mechanism, ck.CKA_ENCRYPT)
+        operation = EncryptOperation(mechanism.type, None, public.encrypter(mechanism))
+        caller.application.begin(session, operation, key, False)
     return ()
 
 
@@ -186,11 +193,12 @@ def encrypt(caller: Caller, args: Args) -> Args:
 
 def _decrypt_init(application: Application, session: Session, mechanism: Mechanism, key: int) -> None:
     session.check_free("decrypt")
-    use = application.key(key)
+    use = application.use(session, key)
     if not use.may_decrypt:
         raise CkError(ck.CKR_KEY_FUNCTION_NOT_PERMITTED)
     application.token.begin(mechanism, use.allowed, use.private.kind, ck.CKF_DECRYPT)
-    session.begin(DecryptOperation(mechanism.type, use.generation, use.private.decrypter(mechanism)))
+    operation = DecryptOperation(mechanism.type, use.generation, use.private.decrypter(mechanism))
+    application.begin(session, operation, key, use.asks_again)
 
 
 def decrypt_init(caller: Caller, args: Args) -> Args:
@@ -275,7 +283,10 @@ def digest_final(caller: Caller, args: Args) -> Args:
 
 def digest_key(caller: Caller, args: Args) -> Args:
     session = caller.application.session(args[0])
-    with session.lock, session.running(DigestOperation, caller.counters, caller.token.wall()):
+    with session.lock, session.running(DigestOperation, caller.counters, caller.token.wall()) as operation:
+        if session.slot:
+            operation.update(guest.digestible(caller.application, args[1]))
+            return ()
         known = caller.application.object(args[1]) is not None
         raise CkError(ck.CKR_KEY_INDIGESTIBLE if known else ck.CKR_KEY_HANDLE_INVALID)
 
@@ -288,6 +299,8 @@ def _derive(caller: Caller, args: Args) -> int:
         raise CkError(ck.CKR_ARGUMENTS_BAD)
     if len(template) > limits.MAX_TEMPLATE:
         raise CkError(ck.CKR_TEMPLATE_INCONSISTENT, f"a template has at most {limits.MAX_TEMPLATE} attributes")
+    if session.slot:
+        return guest.derive_key(caller, session, mechanism, key, template)
     use = application.key(key)
     if not use.may_derive:
         raise CkError(ck.CKR_KEY_FUNCTION_NOT_PERMITTED)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from hsmvisord import ck
 from hsmvisord.ck import CkError
 from hsmvisord.crypto import mechanisms
+from hsmvisord.face import guest
 from hsmvisord.face.caller import Args, Caller, Handler, Parked
 from hsmvisord.keystore import pin
 from hsmvisord.token import info
-from hsmvisord.token.info import MANAGED_SLOT
+from hsmvisord.token.info import GUEST_SLOT, MANAGED_SLOT
 from hsmvisord.token.session import CANCEL_FLAGS
 from hsmvisord.wire.calls import Call, Needed
 
@@ -38,20 +39,25 @@ def fitted(values: tuple[int, ...], room: int | None) -> tuple[int, ...] | Neede
 
 def get_slot_list(caller: Caller, args: Args) -> Args:
     token_present, room = args
-    slots = () if token_present and not caller.token.present else (MANAGED_SLOT,)
-    return (fitted(slots, room),)
+    gone = token_present and not caller.token.present
+    return (fitted(tuple(slot for slot in caller.token.slots if slot != MANAGED_SLOT or not gone), room),)
 
 
 def get_slot_info(caller: Caller, args: Args) -> Args:
     caller.application.check_slot(args[0])
+    if args[0] == GUEST_SLOT:
+        return info.guest_slot_info(caller.token.module)
     return info.slot_info(caller.token.module, caller.token.present)
 
 
 def get_token_info(caller: Caller, args: Args) -> Args:
     application, token = caller.application, caller.token
-    application.check_present(args[0])
-    state = token.index.state
+    (slot,) = args
+    application.check_present(slot)
+    state = token.keystore.state
     unknown = ck.CK_UNAVAILABLE_INFORMATION
+    if slot == GUEST_SLOT:
+        return guest.token_info(application)
     texts = (
         info.padded(token.module.encode(), 32),
         info.padded(info.MANUFACTURER, 32),
@@ -60,23 +66,23 @@ def get_token_info(caller: Caller, args: Args) -> Args:
     )
     flags = info.token_flags(token.pin_set, state.pin.failures, token.pin_locked)
     limit = token.settings.max_sessions
-    sessions = application.session_count
+    sessions = application.session_count(slot)
     least = pin.MIN_PIN if token.pin_set else 0
-    counts = (limit, sessions, limit, application.rw_session_count, pin.MAX_PIN, least, unknown, unknown, unknown, unknown)
+    counts = (limit, sessions, limit, application.rw_session_count(slot), pin.MAX_PIN, least, unknown, unknown, unknown, unknown)
     return (*texts, flags, *counts, info.VERSION, info.VERSION, b" " * 16)
 
 
 def get_mechanism_list(caller: Caller, args: Args) -> Args:
     slot, room = args
     caller.application.check_present(slot)
-    offered = tuple(filter(caller.token.policing.offers, mechanisms.mechanism_list()))
+    offered = tuple(filter(caller.token.policing.offers, mechanisms.mechanism_list(slot)))
     return (fitted(offered, room),)
 
 
 def get_mechanism_info(caller: Caller, args: Args) -> Args:
     slot, mechanism = args
     caller.application.check_present(slot)
-    told = mechanisms.mechanism_info(mechanism)
+    told = mechanisms.mechanism_info(mechanism, slot)
     if not caller.token.policing.offers(mechanism):
         raise CkError(ck.CKR_MECHANISM_INVALID, "the module's policy does not allow it")
     return told
@@ -88,8 +94,25 @@ def write_protected(caller: Caller, args: Args) -> Args:
 
 
 def init_token(caller: Caller, args: Args) -> Args:
-    caller.application.check_present(args[0])
+    slot, so_pin, label = args
+    caller.application.check_present(slot)
+    if slot == GUEST_SLOT:
+        return guest.unfrozen(caller, lambda: caller.application.guest.init_token(so_pin or b"", label))
     return write_protected(caller, args)
+
+
+def init_pin(caller: Caller, args: Args) -> Args:
+    session = caller.application.session(args[0])
+    if session.slot == GUEST_SLOT:
+        return guest.unfrozen(caller, lambda: caller.application.guest.init_pin(args[1] or b""))
+    return session_write_protected(caller, args)
+
+
+def set_pin(caller: Caller, args: Args) -> Args:
+    session = caller.application.session(args[0])
+    if session.slot == GUEST_SLOT:
+        return guest.unfrozen(caller, lambda: caller.application.guest.set_pin(session, args[1] or b"", args[2] or b""))
+    return session_write_protected(caller, args)
 
 
 def session_write_protected(caller: Caller, args: Args) -> Args:
@@ -110,7 +133,7 @@ def close_session(caller: Caller, args: Args) -> Args:
 
 def close_all_sessions(caller: Caller, args: Args) -> Args:
     caller.application.check_present(args[0])
-    caller.application.close_all_sessions()
+    caller.application.close_all_sessions(args[0])
     return ()
 
 
@@ -132,18 +155,7 @@ def set_operation_state(caller: Caller, args: Args) -> Args:
 
 def _login(caller: Caller, handle: int, user: int, attempt: bytes | None) -> Args:
     """A PIN is not tried while the state is handed to a successor: the request waits and goes along."""
-    application, keystore = caller.application, caller.token.keystore
-
-    def ready() -> Args | None:
-        if keystore.frozen:
-            return None
-        application.login(handle, user, attempt)
-        return ()
-
-    if keystore.frozen:
-        raise Parked(ready)
-    application.login(handle, user, attempt)
-    return ()
+    return guest.unfrozen(caller, lambda: caller.application.login(handle, user, attempt))
 
 
 def login(caller: Caller, args: Args) -> Args:
@@ -209,8 +221,8 @@ TABLE: dict[Call, Handler] = {
     Call.CLOSE_SESSION: close_session,
     Call.CLOSE_ALL_SESSIONS: close_all_sessions,
     Call.GET_SESSION_INFO: get_session_info,
-    Call.INIT_PIN: session_write_protected,
-    Call.SET_PIN: session_write_protected,
+    Call.INIT_PIN: init_pin,
+    Call.SET_PIN: set_pin,
     Call.GET_OPERATION_STATE: get_operation_state,
     Call.SET_OPERATION_STATE: set_operation_state,
     Call.LOGIN: login,

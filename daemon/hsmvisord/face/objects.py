@@ -1,4 +1,4 @@
-"""Object functions (PKCS#11 3.1, 5.7): searches and attributes; delivered objects are never changed from inside the guest."""
+"""Object functions (PKCS#11 3.1, 5.7) of both slots: delivered objects (slot 0) are never changed from inside the guest."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from typing import Any
 
 from hsmvisord import ck
 from hsmvisord.ck import CkError
+from hsmvisord.face import guest
 from hsmvisord.face.caller import Args, Caller, Handler
 from hsmvisord.token.application import AnyObject
+from hsmvisord.token.info import GUEST_SLOT
 from hsmvisord.token.objects import SENSITIVE_ATTRIBUTES, TokenObject
 from hsmvisord.token.operations import FindOperation
 from hsmvisord.wire.calls import INVALID, SENSITIVE, Call
@@ -33,14 +35,17 @@ def _value(caller: Caller, item: AnyObject, kind: int) -> Any:
 
 def get_attribute_value(caller: Caller, args: Args) -> Args:
     session_handle, handle, wanted = args
-    caller.application.session(session_handle)
+    if caller.application.session(session_handle).slot == GUEST_SLOT:
+        own = caller.application.guest.known(handle)
+        return ([(kind, guest.value(own, kind)) for kind, _room in wanted],)
     item = known_object(caller, handle)
     return ([(kind, _value(caller, item, kind)) for kind, _room in wanted],)
 
 
 def get_object_size(caller: Caller, args: Args) -> Args:
     session_handle, handle = args
-    caller.application.session(session_handle)
+    if caller.application.session(session_handle).slot == GUEST_SLOT:
+        return (guest.size(caller.application.guest.known(handle)),)
     item = known_object(caller, handle)
     return (sum(len(v) if isinstance(v, bytes) else 8 for v in item.attributes.values()),)
 
@@ -87,46 +92,61 @@ def find_once(caller: Caller, args: Args) -> Args:
 
 def create_object(caller: Caller, args: Args) -> Args:
     session_handle, template = args
-    caller.application.session(session_handle)
+    session = caller.application.session(session_handle)
+    if session.slot == GUEST_SLOT:
+        return guest.create_object(caller, session, template)
     if any(kind == ck.CKA_TOKEN and value is True for kind, value in template):
         raise CkError(ck.CKR_TOKEN_WRITE_PROTECTED, "slot 0 is the operator's: it takes no objects of the guest")
-    raise CkError(ck.CKR_FUNCTION_NOT_SUPPORTED, "objects of the guest's own are not there yet")
+    raise CkError(ck.CKR_FUNCTION_NOT_SUPPORTED, "objects of the guest's own are in slot 1")
 
 
 def copy_object(caller: Caller, args: Args) -> Args:
-    session_handle, handle, _template = args
-    caller.application.session(session_handle)
+    session_handle, handle, template = args
+    session = caller.application.session(session_handle)
+    if session.slot == GUEST_SLOT:
+        return guest.copy_object(caller, session, handle, template)
     item = known_object(caller, handle)
     if isinstance(item, TokenObject):
         raise CkError(ck.CKR_ACTION_PROHIBITED, "delivered objects cannot be copied")
-    raise CkError(ck.CKR_FUNCTION_NOT_SUPPORTED, "objects of the guest's own are not there yet")
+    raise CkError(ck.CKR_FUNCTION_NOT_SUPPORTED, "objects of the guest's own are in slot 1")
 
 
 def set_attribute_value(caller: Caller, args: Args) -> Args:
-    session_handle, handle, _template = args
-    caller.application.session(session_handle)
+    session_handle, handle, template = args
+    session = caller.application.session(session_handle)
+    if session.slot == GUEST_SLOT:
+        return guest.set_attribute_value(caller, session, handle, template)
     item = known_object(caller, handle)
     if isinstance(item, TokenObject):
         raise CkError(ck.CKR_ACTION_PROHIBITED, "delivered objects are the operator's")
-    raise CkError(ck.CKR_FUNCTION_NOT_SUPPORTED, "objects of the guest's own are not there yet")
+    raise CkError(ck.CKR_FUNCTION_NOT_SUPPORTED, "objects of the guest's own are in slot 1")
 
 
 def destroy_object(caller: Caller, args: Args) -> Args:
     session_handle, handle = args
-    caller.application.session(session_handle)
+    session = caller.application.session(session_handle)
+    if session.slot == GUEST_SLOT:
+        return guest.destroy_object(caller, session, handle)
     caller.application.remove_object(handle)
     return ()
 
 
-def no_generation(caller: Caller, args: Args) -> Args:
-    """C_GenerateKey, C_GenerateKeyPair: no mechanism of the list generates (they come with slot 1)."""
-    caller.application.session(args[0])
+def generate_key(caller: Caller, args: Args) -> Args:
+    if caller.application.session(args[0]).slot == GUEST_SLOT:
+        return guest.generate_key(caller, args)
+    raise CkError(ck.CKR_MECHANISM_INVALID, "slot 0 generates no keys")
+
+
+def generate_key_pair(caller: Caller, args: Args) -> Args:
+    if caller.application.session(args[0]).slot == GUEST_SLOT:
+        return guest.generate_key_pair(caller, args)
     raise CkError(ck.CKR_MECHANISM_INVALID, "slot 0 generates no keys")
 
 
 def wrap_key(caller: Caller, args: Args) -> Args:
     session_handle, _mechanism, wrapping, key, _room = args
-    caller.application.session(session_handle)
+    if caller.application.session(session_handle).slot == GUEST_SLOT:
+        return guest.wrap_key(caller, args)
     if caller.application.object(wrapping) is None:
         raise CkError(ck.CKR_WRAPPING_KEY_HANDLE_INVALID)
     item = caller.application.object(key)
@@ -138,7 +158,8 @@ def wrap_key(caller: Caller, args: Args) -> Args:
 
 
 def unwrap_key(caller: Caller, args: Args) -> Args:
-    caller.application.session(args[0])
+    if caller.application.session(args[0]).slot == GUEST_SLOT:
+        return guest.unwrap_key(caller, args)
     if caller.application.object(args[2]) is None:
         raise CkError(ck.CKR_UNWRAPPING_KEY_HANDLE_INVALID)
     raise CkError(ck.CKR_MECHANISM_INVALID, "slot 0 unwraps no keys")
@@ -155,8 +176,8 @@ TABLE: dict[Call, Handler] = {
     Call.FIND_OBJECTS: find_objects,
     Call.FIND_OBJECTS_FINAL: find_objects_final,
     Call.FIND_ONCE: find_once,
-    Call.GENERATE_KEY: no_generation,
-    Call.GENERATE_KEY_PAIR: no_generation,
+    Call.GENERATE_KEY: generate_key,
+    Call.GENERATE_KEY_PAIR: generate_key_pair,
     Call.WRAP_KEY: wrap_key,
     Call.UNWRAP_KEY: unwrap_key,
 }

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 from hsmvisord import ck
 from hsmvisord.ck import CkError
+from hsmvisord.crypto.interface import PrivateKey
 from hsmvisord.face.caller import Caller
 from hsmvisord.lanes.lanes import Plan
+from hsmvisord.token.info import MANAGED_SLOT
 from hsmvisord.token.statistics import Cell
 from hsmvisord.wire.calls import Call, Request
 from hsmvisord.wire.frames import HEADER
@@ -37,7 +40,7 @@ def prepare(caller: Caller, request: Request, message: bytes) -> Prepared | None
         return None
     with session.lock:
         session_gate = session.gate()
-        if application.sessions.get(handle) is not session or "sign" in session.operations:
+        if application.sessions.get(handle) is not session or "sign" in session.operations or session.slot != MANAGED_SLOT:
             return None
         try:
             use = application.key(key)
@@ -45,7 +48,7 @@ def prepare(caller: Caller, request: Request, message: bytes) -> Prepared | None
         except CkError:
             return None
     try:
-        lane_key = use.private.lane_key(mechanism) if use.may_sign else None
+        lane_key = cast(PrivateKey, use.private).lane_key(mechanism) if use.may_sign else None
     except MemoryError:
         return None
     if lane_key is None or len(data) not in lane_key.sizes or room is None or room < lane_key.size:

@@ -22,6 +22,7 @@ from hsmvisord import limits as daemon_limits
 from hsmvisord.budget import Pace
 from hsmvisord.ck import CkError
 from hsmvisord.crypto.interface import CryptoProvider, PrivateKey
+from hsmvisord.crypto.rsa import MIN_BITS
 from hsmvisord.keystore import changes, guests, persistence, pin
 from hsmvisord.keystore.chain import parse_chain
 from hsmvisord.keystore.persistence import SealedChange, Usage
@@ -187,6 +188,8 @@ class Keystore:
             raise Refusal(Reason.UNSUPPORTED_KEY, f"the delivered key cannot be used: {error}") from None
         if private.kind.key_type not in DELIVERED or private.kind.name in NOT_DELIVERED:
             raise Refusal(Reason.UNSUPPORTED_KEY, f"{private.kind.name} keys are not delivered: none of the profiles is for them")
+        if private.kind.key_type == ck.CKK_RSA and private.kind.bits < MIN_BITS:
+            raise Refusal(Reason.UNSUPPORTED_KEY, f"an RSA key that is delivered has at least {MIN_BITS} bits")
         if private.public.spki != body.public_key:
             raise Refusal(Reason.KEY_MISMATCH, "the delivered private key is not that of the command's public key and certificate")
         return private

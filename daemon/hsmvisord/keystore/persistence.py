@@ -11,6 +11,7 @@ from hsmvisor_rpc.sealed.envelope import RecipientKey
 from hsmvisord import ck
 from hsmvisord.crypto.interface import AnyKey, CryptoProvider
 from hsmvisord.keystore import guests, values
+from hsmvisord.keystore.chain import read_all
 from hsmvisord.keystore.records import (
     CertificateRecord,
     GenerationRecord,
@@ -90,7 +91,7 @@ def _load(
             case "guest":
                 guest = _guest(GuestRecord.decode(plain))
             case "object":
-                item = _object(ObjectRecord.decode(plain), provider)
+                item = object_of(ObjectRecord.decode(plain), provider)
                 objects[item.handle] = item
             case kind:
                 raise UnsealError(f"the stored state has records of kind {kind!r}: it was written by a newer release")
@@ -129,7 +130,7 @@ def _check(state: State) -> None:
             if g.after_drain not in AFTER_DRAIN or g.on_expiry not in ON_EXPIRY:
                 raise ValueError("a generation's rule")
     for certificate in state.certificates.values():
-        x509.load_der_x509_certificate(certificate.der)
+        read_all(x509.load_der_x509_certificate(certificate.der))
 
 
 def _material(record: MaterialRecord) -> Material:
@@ -173,7 +174,7 @@ def _guest_record(guest: GuestToken) -> GuestRecord:
     )
 
 
-def _object(record: ObjectRecord, provider: CryptoProvider) -> GuestObject:
+def object_of(record: ObjectRecord, provider: CryptoProvider) -> GuestObject:
     attributes = values.decode(record.kinds, record.values)
     key: AnyKey | None = None
     match attributes.get(ck.CKA_CLASS):
@@ -190,7 +191,7 @@ def _object(record: ObjectRecord, provider: CryptoProvider) -> GuestObject:
     return GuestObject(record.handle, attributes, key, guests.size(attributes))
 
 
-def _object_record(item: GuestObject) -> ObjectRecord:
+def object_record(item: GuestObject) -> ObjectRecord:
     key = b""
     match item.attributes[ck.CKA_CLASS], item.key:
         case ck.CKO_PRIVATE_KEY, private if private is not None:
@@ -250,7 +251,7 @@ def _encode(part: Part, usage: Usage) -> bytes:
     if isinstance(part, GuestToken):
         return _guest_record(part).encode()
     if isinstance(part, GuestObject):
-        return _object_record(part).encode()
+        return object_record(part).encode()
     if isinstance(part, Key):
         return KeyRecord(part.handle, part.public_handle, part.material, part.private.pkcs8()).encode()
     if isinstance(part, Certificate):

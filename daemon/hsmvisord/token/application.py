@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Iterator
@@ -13,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from hsmvisord import ck, limits
 from hsmvisord.ck import CkError
 from hsmvisord.token.catalogue import Template, View, matches
-from hsmvisord.token.info import MANAGED_SLOT
+from hsmvisord.token.guest import GuestItem, GuestUser
+from hsmvisord.token.info import GUEST_SLOT, MANAGED_SLOT
 from hsmvisord.token.objects import KeyUse, TokenObject
 from hsmvisord.token.operations import FindOperation, Operation, Output, SignOperation
 from hsmvisord.token.secrets import SecretObject, sound
@@ -40,6 +42,8 @@ class Saved:
     next_object: int
     sessions: list[tuple[int, int, int]]  #: handle, slot, flags
     objects: list[tuple[int, SecretObject]]  #: session, object
+    guest_role: int | None  #: who is logged in to slot 1
+    guest_objects: list[tuple[int, GuestItem]]  #: session, object of slot 1
 
 
 _SESSION_FLAGS = ck.CKF_SERIAL_SESSION | ck.CKF_RW_SESSION
@@ -59,6 +63,8 @@ class Application:
         self.sessions: dict[int, Session] = {}  #: by handle
         self._next_session = 1
         self._objects: dict[int, SecretObject] = {}
+        self._open = [0, 0]  #: sessions of each slot
+        self.guest = GuestUser(token, self)
         self._ended = False
         # Not those of an application before a reconnect: a handle that it left behind must not name another secret.
         self._next_object = limits.FIRST_SESSION_OBJECT + int.from_bytes(os.urandom(limits.RANDOM_START))
@@ -75,18 +81,20 @@ class Application:
     # ---- sessions -----------------------------------------------------------------------------------------------
 
     def check_slot(self, slot: int) -> None:
-        if slot != MANAGED_SLOT:
+        if slot not in self.token.slots:
             raise CkError(ck.CKR_SLOT_ID_INVALID, f"there is no slot {slot}")
 
     def check_present(self, slot: int) -> None:
         self.check_slot(slot)
-        if not self.token.present:
+        if slot == MANAGED_SLOT and not self.token.present:
             raise CkError(ck.CKR_TOKEN_NOT_PRESENT, "the operator has detached the token")
 
     def open_session(self, slot: int, flags: int) -> int:
         self.check_present(slot)
         if not flags & ck.CKF_SERIAL_SESSION:
             raise CkError(ck.CKR_SESSION_PARALLEL_NOT_SUPPORTED)
+        if slot == GUEST_SLOT:
+            self.guest.check_session(flags)
         # OpenSSH and pkcs11-tool --test open nothing but read-write sessions, so these are let in; what would write is refused.
         return self._add_session(slot, flags & _SESSION_FLAGS, None)
 
@@ -96,7 +104,7 @@ class Application:
             if self._ended:
                 self.token.give_sessions(1)
                 raise CkError(ck.CKR_CRYPTOKI_NOT_INITIALIZED, "another connection of the application has finalized it")
-            if not self.sessions and not self._inherited:
+            if slot == MANAGED_SLOT and not self._open[slot] and not self._inherited:
                 self._advance()
             self._inherited = False
             if handle is None:
@@ -104,6 +112,7 @@ class Application:
                 self._next_session += 1
             if handle <= limits.LAST_HANDLE:
                 self.sessions[handle] = Session(handle, slot, flags)
+                self._open[slot] += 1
                 return handle
         self.token.give_sessions(1)
         raise CkError(ck.CKR_SESSION_COUNT, "this application has used up its session handles")
@@ -138,23 +147,23 @@ class Application:
             session = self.sessions.pop(handle, None)
             if session is None:
                 raise CkError(ck.CKR_SESSION_HANDLE_INVALID)
-            if not self.sessions:
-                self.logged_in = False  # PKCS#11 3.1, 5.6.2: the last session closed logs out
             session.shut()
+            self._open[session.slot] -= 1
+            last = not self._open[session.slot]
+            if last and session.slot == MANAGED_SLOT:
+                self.logged_in = False  # PKCS#11 3.1, 5.6.2: the last session closed logs out
             gone = [self._objects.pop(item) for item in session.objects if item in self._objects]
         self.token.session_objects.give(len(gone))
+        if session.slot == GUEST_SLOT:
+            self.guest.session_closed(session, last)
         self.token.give_sessions(1)
 
-    def close_all_sessions(self) -> None:
-        with self._lock:
-            count, objects = len(self.sessions), len(self._objects)
-            gone, self.sessions = self.sessions, {}
-            for session in gone.values():
-                session.shut()
-            self._objects.clear()
-            self.logged_in = False
-        self.token.session_objects.give(objects)
-        self.token.give_sessions(count)
+    def close_all_sessions(self, slot: int | None = None) -> None:
+        """Those of one slot, or all."""
+        for session in list(self.sessions.values()):
+            if slot is None or session.slot == slot:
+                with contextlib.suppress(CkError):  # another thread was first
+                    self.close_session(session.handle)
 
     def end(self) -> None:
         with self._lock:
@@ -162,17 +171,17 @@ class Application:
         self.close_all_sessions()
 
     def token_removed(self) -> None:
-        self.close_all_sessions()
+        self.close_all_sessions(MANAGED_SLOT)
 
-    @property
-    def session_count(self) -> int:
-        return len(self.sessions)
+    def session_count(self, slot: int) -> int:
+        return self._open[slot]
 
-    @property
-    def rw_session_count(self) -> int:
-        return sum(1 for s in list(self.sessions.values()) if s.flags & ck.CKF_RW_SESSION)
+    def rw_session_count(self, slot: int) -> int:
+        return sum(1 for s in list(self.sessions.values()) if s.slot == slot and s.flags & ck.CKF_RW_SESSION)
 
     def session_state(self, session: Session) -> int:
+        if session.slot == GUEST_SLOT:
+            return self.guest.session_state(session)
         if session.flags & ck.CKF_RW_SESSION:
             return ck.CKS_RW_USER_FUNCTIONS if self.logged_in else ck.CKS_RW_PUBLIC_SESSION
         return ck.CKS_RO_USER_FUNCTIONS if self.logged_in else ck.CKS_RO_PUBLIC_SESSION
@@ -190,24 +199,36 @@ class Application:
             self._next_object,
             [(s.handle, s.slot, s.flags) for s in self.sessions.values()],
             [(s.handle, self._objects[h]) for s in self.sessions.values() for h in s.objects if h in self._objects],
+            self.guest.role,
+            [(s.handle, self.guest.items[h]) for s in self.sessions.values() for h in s.objects if h in self.guest.items],
         )
 
     def restore(self, saved: Saved) -> None:
         """Becomes what `saved` was, but for its operations.  Raises CkError when that is more than an application may be."""
-        if len(saved.objects) > limits.MAX_SESSION_OBJECTS:
-            raise CkError(ck.CKR_DEVICE_MEMORY, f"{len(saved.objects)} session objects")
+        items: list[tuple[int, SecretObject | GuestItem]] = [*saved.objects, *saved.guest_objects]
+        if len(items) > limits.MAX_SESSION_OBJECTS:
+            raise CkError(ck.CKR_DEVICE_MEMORY, f"{len(items)} session objects")
         _check_handles([handle for handle, _, _ in saved.sessions], 1, saved.next_session)
-        _check_handles([item.handle for _, item in saved.objects], limits.FIRST_SESSION_OBJECT, saved.next_object)
+        _check_handles([item.handle for _, item in items], limits.FIRST_SESSION_OBJECT, saved.next_object)
+        if saved.guest_role not in (None, ck.CKU_SO, ck.CKU_USER):
+            raise CkError(ck.CKR_USER_TYPE_INVALID)
         if not all(sound(item.attributes) for _, item in saved.objects):
             raise CkError(ck.CKR_ATTRIBUTE_VALUE_INVALID, "a session object that this release would not have made")
         for handle, slot, flags in saved.sessions:
+            if slot not in (MANAGED_SLOT, GUEST_SLOT):
+                raise CkError(ck.CKR_SLOT_ID_INVALID)
             self.token.take_session()
             self.sessions[handle] = Session(handle, slot, flags)
-        for session, item in saved.objects:
+            self._open[slot] += 1
+        for session, item in items:
             if not self.token.session_objects.take(1):
                 raise CkError(ck.CKR_DEVICE_MEMORY, "more session objects than a module has")
-            self._objects[item.handle] = item
+            if isinstance(item, GuestItem):
+                self.guest.items[item.handle] = item
+            else:
+                self._objects[item.handle] = item
             self.sessions[session].objects.add(item.handle)
+        self.guest.role = saved.guest_role
         self._next_session, self._next_object = saved.next_session, saved.next_object
         self.logged_in, self.seen_slot_events = saved.logged_in, saved.seen_slot_events
 
@@ -219,6 +240,9 @@ class Application:
 
     def login(self, handle: int, user: int, attempt: bytes | None) -> None:
         session = self.session(handle)
+        if session.slot == GUEST_SLOT:
+            self.guest.login(session, user, attempt or b"")
+            return
         if user == ck.CKU_CONTEXT_SPECIFIC:
             raise CkError(ck.CKR_OPERATION_NOT_INITIALIZED, "no key here asks for a login at each use")
         if user == ck.CKU_SO:
@@ -229,11 +253,12 @@ class Application:
             raise CkError(ck.CKR_USER_ALREADY_LOGGED_IN)
         if self.token.pin_set:
             self.token.try_pin(attempt or b"")
-        del session
         self.logged_in = True
 
     def logout(self, handle: int) -> None:
-        self.session(handle)
+        if self.session(handle).slot == GUEST_SLOT:
+            self.guest.logout()
+            return
         if not self.logged_in:
             raise CkError(ck.CKR_USER_NOT_LOGGED_IN)
         self.end_login()
@@ -261,8 +286,14 @@ class Application:
         return found
 
     def add_object(self, session: Session, attributes: dict[int, Any]) -> int:
+        handle = self.take_object_handle(session)
+        self._objects[handle] = SecretObject(handle, attributes)
+        return handle
+
+    def take_object_handle(self, session: Session) -> int:
+        """Returns the handle of a new session object; it counts from now on.  Raises CkError."""
         with self._lock:
-            if len(self._objects) >= limits.MAX_SESSION_OBJECTS:
+            if len(self._objects) + len(self.guest.items) >= limits.MAX_SESSION_OBJECTS:
                 raise CkError(ck.CKR_DEVICE_MEMORY, f"an application has at most {limits.MAX_SESSION_OBJECTS} session objects")
             handle = self._next_object
             if handle > limits.LAST_HANDLE:
@@ -272,7 +303,6 @@ class Application:
             if not self.token.session_objects.take(1):
                 raise CkError(ck.CKR_DEVICE_MEMORY, f"a module has at most {limits.MAX_SESSION_OBJECTS_ALL} session objects")
             self._next_object += 1
-            self._objects[handle] = SecretObject(handle, attributes)
             session.objects.add(handle)
         return handle
 
@@ -291,6 +321,8 @@ class Application:
     def find(self, session: Session, template: Template) -> FindOperation:
         """Begins a search; the view moves first when the last search is long ago."""
         session.check_free("find")
+        if session.slot == GUEST_SLOT:
+            return FindOperation(self.guest.find(template)[: limits.MAX_FOUND], self.token.found)
         if len(template) > limits.MAX_TEMPLATE:
             raise CkError(ck.CKR_TEMPLATE_INCONSISTENT, f"a search has at most {limits.MAX_TEMPLATE} attributes")
         template = tuple(dict.fromkeys(template))  # said twice with one value counts once
@@ -337,14 +369,26 @@ class Application:
             raise CkError(ck.CKR_KEY_FUNCTION_NOT_PERMITTED, "the key's certificate has expired and its material refuses then")
         return use
 
+    def use(self, session: Session, handle: int) -> KeyUse:
+        """Returns the private or secret key behind a handle of the session's slot."""
+        return self.guest.use(handle) if session.slot else self.key(handle)
+
+    def begin(self, session: Session, operation: Operation, handle: int, asks_again: bool) -> None:
+        """Opens an operation with a key of the session's slot."""
+        if session.slot:
+            operation.key_handle = handle
+            if asks_again:
+                operation.lock()
+        session.operations[operation.name] = operation
+
     def sign_init(self, session: Session, mechanism: Mechanism, handle: int) -> None:
         if "sign" in session.operations:
             raise CkError(ck.CKR_OPERATION_ACTIVE, "a sign operation is open")
-        use = self.key(handle)
+        use = self.use(session, handle)
         if not use.may_sign:
             raise CkError(ck.CKR_KEY_FUNCTION_NOT_PERMITTED)
         self.token.begin(mechanism, use.allowed, use.private.kind, ck.CKF_SIGN)
-        session.operations["sign"] = SignOperation(mechanism.type, use, use.private.signer(mechanism))
+        self.begin(session, SignOperation(mechanism.type, use, use.private.signer(mechanism)), handle, use.asks_again)
 
     def sign(self, session: Session, data: bytes, room: int | None, counters: Counters) -> Output:
         """The hot path: what Session.running does, in line."""

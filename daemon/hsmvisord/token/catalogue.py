@@ -6,7 +6,7 @@ when the view has no answer; every other search is answered from the view alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from cryptography import x509
@@ -140,6 +140,6 @@ def _exact(wanted: dict[int, Any]) -> bool:
 _MISSING = object()
 
 
-def matches(attributes: dict[int, Any], wanted: dict[int, Any]) -> bool:
+def matches(attributes: Mapping[int, Any], wanted: dict[int, Any]) -> bool:
     """Whether an object has every wanted value (PKCS#11 3.1, 5.7.3); a vendor attribute matches nothing."""
     return all(attributes.get(kind, _MISSING) == value for kind, value in wanted.items())

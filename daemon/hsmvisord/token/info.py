@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from hsmvisord import ck
+from hsmvisord.keystore.state import GuestToken, Pin
 
 MANUFACTURER = b"hsmvisor"
 MODEL = b"hsmvisor"
@@ -10,6 +13,7 @@ LIBRARY = b"hsmvisor virtual HSM"
 CRYPTOKI_VERSION = (3, 0)
 VERSION = (0, 1)
 MANAGED_SLOT = 0
+GUEST_SLOT = 1
 
 Version = tuple[int, int]
 
@@ -27,6 +31,26 @@ def library_info() -> tuple[Version, bytes, int, bytes, Version]:
 def slot_info(module: str, present: bool) -> tuple[bytes, bytes, int, Version, Version]:
     flags = ck.CKF_REMOVABLE_DEVICE | ck.CKF_HW_SLOT | (ck.CKF_TOKEN_PRESENT if present else 0)
     return padded(f"hsmvisor module {module}".encode(), 64), padded(MANUFACTURER, 32), flags, VERSION, VERSION
+
+
+def guest_slot_info(module: str) -> tuple[bytes, bytes, int, Version, Version]:
+    flags = ck.CKF_HW_SLOT | ck.CKF_TOKEN_PRESENT
+    return padded(f"hsmvisor module {module}, own keys".encode(), 64), padded(MANUFACTURER, 32), flags, VERSION, VERSION
+
+
+def guest_token_flags(guest: GuestToken, locked: Callable[[Pin], bool]) -> int:
+    flags = ck.CKF_RNG | ck.CKF_LOGIN_REQUIRED
+    if not guest:
+        return flags
+    flags |= ck.CKF_TOKEN_INITIALIZED
+    if guest.user:
+        flags |= ck.CKF_USER_PIN_INITIALIZED
+    for role, low, shut in (
+        (guest.user, ck.CKF_USER_PIN_COUNT_LOW, ck.CKF_USER_PIN_LOCKED),
+        (guest.so, ck.CKF_SO_PIN_COUNT_LOW, ck.CKF_SO_PIN_LOCKED),
+    ):
+        flags |= low * bool(role.failures) | shut * locked(role)
+    return flags
 
 
 def token_flags(pin_set: bool, failures: int, locked: bool) -> int:

@@ -16,7 +16,7 @@ from cryptography.x509.oid import NameOID
 from hsmvisord import ck
 from hsmvisord.crypto import profiles
 from hsmvisord.crypto.base import key_identifier
-from hsmvisord.crypto.interface import PrivateKey, PublicKey
+from hsmvisord.crypto.interface import PrivateKey, PublicKey, SecretKey
 from hsmvisord.keystore.state import FOLLOW, REFUSE, Certificate, Generation, Key, Material
 from hsmvisord.token.der import CertificateFields, certificate_fields
 
@@ -42,15 +42,16 @@ _FIXED = {ck.CKA_TOKEN: True, ck.CKA_MODIFIABLE: False, ck.CKA_COPYABLE: False, 
 
 @dataclass(frozen=True)
 class KeyUse:
-    """A delivered key as operations use it: what it may do, and which generation it counts for."""
+    """A key as operations use it: what it may do, and which generation it counts for."""
 
-    private: PrivateKey
+    private: PrivateKey | SecretKey
     allowed: frozenset[int]  #: mechanisms
     may_sign: bool
     may_decrypt: bool
     may_derive: bool
     refuse_after: float  #: seconds since 1970; infinite unless the material refuses after its certificate's expiry
-    generation: tuple[str, int]  #: material, number
+    generation: tuple[str, int] | None  #: material, number; None: a guest's own key
+    asks_again: bool = False  #: for the PIN, at each use
 
 
 @dataclass(frozen=True)

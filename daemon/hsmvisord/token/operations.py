@@ -30,13 +30,23 @@ class Operation:
     """One open operation.  `done` tells the session to forget it."""
 
     name = ""
-    __slots__ = ("done", "generation", "journal", "mechanism")
+    __slots__ = ("done", "generation", "journal", "key_handle", "locked", "mechanism")
 
     def __init__(self, mechanism: int, generation: tuple[str, int] | None) -> None:
         self.mechanism = mechanism
         self.generation = generation
         self.done = False
         self.journal: Journal | None = None
+        self.key_handle = 0  #: of a guest's own key
+        self.locked: Any = None  #: the ready operation, while a login for this use is missing
+
+    def lock(self) -> None:
+        """It waits for a login (CKA_ALWAYS_AUTHENTICATE)."""
+
+    def unlock(self) -> None:
+        """The login has come: not to be had again, so no successor carries the operation out."""
+        if self.journal is not None:
+            self.journal.whole = False
 
     def revoke(self) -> None:
         """The key is gone: the next call of the operation answers CKR_KEY_HANDLE_INVALID.  Nothing holds the key here any more."""
@@ -48,11 +58,24 @@ class _Gone:
     def refuse(self, *_: Any) -> Any:
         raise CkError(ck.CKR_KEY_HANDLE_INVALID, "the key was destroyed")
 
-    sign = run = update = finish = room = last = bound = refuse
+    sign = verify = run = update = finish = room = last = bound = refuse
     output_size = begin = property(refuse)
 
 
 _GONE: Any = _Gone()
+
+
+class _Locked:
+    """Instead of a key's ready operation, until the user has logged in for it."""
+
+    def refuse(self, *_: Any) -> Any:
+        raise CkError(ck.CKR_USER_NOT_LOGGED_IN, "this key asks for a login at each use (CKU_CONTEXT_SPECIFIC)")
+
+    sign = run = bound = refuse
+    output_size = begin = property(refuse)
+
+
+_LOCKED: Any = _Locked()
 
 
 class SignOperation(Operation):
@@ -61,6 +84,7 @@ class SignOperation(Operation):
 
     def __init__(self, mechanism: int, use: KeyUse, signer: Signer) -> None:
         self.mechanism, self.generation, self.done, self.journal = mechanism, use.generation, False, None
+        self.key_handle, self.locked = 0, None
         self._signer = signer
         self._parts: MultiPart | None = None
 
@@ -92,8 +116,15 @@ class SignOperation(Operation):
         self.done = True
         return self._parts.finish()
 
+    def lock(self) -> None:
+        self.locked, self._signer = self._signer, _LOCKED
+
+    def unlock(self) -> None:
+        super().unlock()
+        self._signer, self.locked = self.locked, None
+
     def revoke(self) -> None:
-        self._signer = _GONE
+        self._signer, self.locked = _GONE, None
         if self._parts is not None:
             self._parts = _GONE
 
@@ -128,6 +159,11 @@ class VerifyOperation(Operation):
             self._parts = self._verifier.begin()
         self._parts.finish(signature)
 
+    def revoke(self) -> None:
+        self._verifier = _GONE
+        if self._parts is not None:
+            self._parts = _GONE
+
 
 class _CipherOperation(Operation):
     """Encryption or decryption, in one part or in several.
@@ -157,15 +193,15 @@ class _CipherOperation(Operation):
     def update(self, data: bytes, room: int | None) -> Output:
         stream = self._parts()
         needed = stream.room(len(data))
-        return stream.update(data) if _fits(needed, room) or not needed else Needed(needed)
+        return stream.update(data) if _fits(needed, room) else Needed(needed)
 
     def final(self, room: int | None) -> Output:
         stream = self._parts()
-        if room is None and stream.last():
+        if room is None:
             return Needed(stream.last())
         if self._output is None:
             self._output = stream.finish()
-        return self._given(self._output, room or 0)
+        return self._given(self._output, room)
 
     def _parts(self) -> Stream:
         if self._stream is None:
@@ -181,8 +217,15 @@ class _CipherOperation(Operation):
         self.done = True
         return output
 
+    def lock(self) -> None:
+        self.locked, self._cipher = self._cipher, _LOCKED
+
+    def unlock(self) -> None:
+        super().unlock()
+        self._cipher, self.locked = self.locked, None
+
     def revoke(self) -> None:
-        self._cipher, self._output = _GONE, None
+        self._cipher, self._output, self.locked = _GONE, None, None
         if self._stream is not None:
             self._stream = _GONE
 

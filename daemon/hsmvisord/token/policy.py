@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from hsmvisord import ck
 from hsmvisord.ck import CkError
 from hsmvisord.crypto.interface import KeyKind
-from hsmvisord.crypto.mechanisms import TABLE
+from hsmvisord.crypto.mechanisms import GUEST_TABLE
 
 Told = Callable[[str, int, str], None]
 
@@ -24,6 +24,8 @@ class Policy:
     min_ec_bits: int = 0  #: of curves; Ed25519 counts as 256
     rate: int = 0  #: operations a second; 0: no limit
     burst: int = 0  #: at once; 0: as many as `rate`
+    forbidden: frozenset[str] = frozenset()  #: in slot 1: of hsmvisor_rpc.internal.mechanisms.FORBIDDABLE
+    min_pin: int = 0  #: bytes of a new PIN in slot 1; 0: the least that there is
 
 
 EVERYTHING = Policy()
@@ -44,7 +46,7 @@ class Policing:
 
     def offers(self, mechanism: int) -> bool:
         """Says whether a guest may find it in the list of mechanisms."""
-        return not self.policy.mechanisms or mechanism in self.policy.mechanisms or not TABLE[mechanism].key_types
+        return not self.policy.mechanisms or mechanism in self.policy.mechanisms or not GUEST_TABLE[mechanism].key_types
 
     def check(self, mechanism: int, kind: KeyKind) -> None:
         """Raises CKR_MECHANISM_INVALID, CKR_KEY_SIZE_RANGE."""
@@ -55,6 +57,12 @@ class Policing:
         if least and (256 if kind.bits == 255 else kind.bits) < least:
             self.told("key size", mechanism, kind.name)
             raise CkError(ck.CKR_KEY_SIZE_RANGE, f"the module's policy demands {least} bits; this is {kind.name}")
+
+    def permit(self, what: str) -> None:
+        """Raises CKR_ACTION_PROHIBITED for what the guest may not do in slot 1."""
+        if what in self.policy.forbidden:
+            self.told(what, ck.CK_UNAVAILABLE_INFORMATION, "")
+            raise CkError(ck.CKR_ACTION_PROHIBITED, f"the module's policy forbids the guest to {what.replace('-', ' ')}")
 
     def _least_bits(self, key_type: int) -> int:
         if key_type == ck.CKK_RSA:

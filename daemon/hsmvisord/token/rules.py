@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import enum
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from hsmvisord import ck, limits
 from hsmvisord.ck import CkError
+from hsmvisord.crypto import mechanisms
 
 
 class By(enum.Flag):
@@ -70,6 +71,19 @@ def _text(**more: Any) -> Rule:
 def _list(**more: Any) -> Rule:
     return Rule(tuple, (), **more)
 
+
+#: What a key may be used for -> the CKF_ of mechanisms for it.
+USES = {
+    ck.CKA_ENCRYPT: ck.CKF_ENCRYPT,
+    ck.CKA_DECRYPT: ck.CKF_DECRYPT,
+    ck.CKA_SIGN: ck.CKF_SIGN,
+    ck.CKA_VERIFY: ck.CKF_VERIFY,
+    ck.CKA_WRAP: ck.CKF_WRAP,
+    ck.CKA_UNWRAP: ck.CKF_UNWRAP,
+    ck.CKA_DERIVE: ck.CKF_DERIVE,
+    ck.CKA_ENCAPSULATE: ck.CKF_ENCAPSULATE,
+    ck.CKA_DECAPSULATE: ck.CKF_DECAPSULATE,
+}
 
 _DATE = re.compile(rb"(\d{8})?")
 
@@ -201,8 +215,8 @@ _LATTICE_PRIVATE: Rules = {
     ck.CKA_VALUE: _OPTIONAL_SECRET_PART,
     ck.CKA_SEED: _OPTIONAL_SECRET_PART,
 }
-_ENCAPSULATES: Rules = {ck.CKA_ENCAPSULATE: _flag(), ck.CKA_ENCAPSULATE_TEMPLATE: _list()}
-_DECAPSULATES: Rules = {ck.CKA_DECAPSULATE: _flag(), ck.CKA_DECAPSULATE_TEMPLATE: _list()}
+_ENCAPSULATES: Rules = {ck.CKA_ENCAPSULATE: _flag()}
+_DECAPSULATES: Rules = {ck.CKA_DECAPSULATE: _flag()}
 
 CURVES = (ck.CKK_EC, ck.CKK_EC_EDWARDS, ck.CKK_EC_MONTGOMERY)
 
@@ -296,7 +310,17 @@ def new_object(template: Template, by: By, officer: bool = False, **made: Any) -
             raise CkError(ck.CKR_TEMPLATE_INCONSISTENT, f"attribute 0x{kind:x} is not given here")
     defaults = {kind: rule.default for kind, rule in rules.items() if rule.default is not None}
     defaults[ck.CKA_PRIVATE] = values[ck.CKA_CLASS] in _PRIVATE_CLASSES
+    if not USES.keys() & values.keys():
+        defaults |= dict.fromkeys(_all_uses(rules, values.get(ck.CKA_KEY_TYPE, -1)), True)
     return defaults | values, rules
+
+
+def _all_uses(rules: Rules, key_type: int) -> Iterator[int]:
+    """Of a key whose template names no use: all that there are for its type, as tokens commonly have it (4.8: token-specific)."""
+    able = 0
+    for mechanism in mechanisms.of_key_type(key_type):
+        able |= mechanisms.GUEST_TABLE[mechanism].flags
+    return (kind for kind, function in USES.items() if kind in rules and able & function)
 
 
 def changed(attributes: Mapping[int, Any], template: Template, officer: bool = False, copying: bool = False) -> dict[int, Any]:
@@ -319,7 +343,62 @@ def changed(attributes: Mapping[int, Any], template: Template, officer: bool = F
             raise CkError(ck.CKR_ATTRIBUTE_READ_ONLY, f"attribute 0x{kind:x} does not change back")
         if rule.officer and value and not before and not officer:
             raise CkError(ck.CKR_ATTRIBUTE_READ_ONLY, f"attribute 0x{kind:x} is set by the security officer alone")
-    return {**attributes, **values}
+    after = {**attributes, **values}
+    if EVER in attributes:
+        _check_memory(attributes, after)
+    return remembered(after)
+
+
+# ---- the well-known attacks ---------------------------------------------------------------------------------------------
+#
+# A key that wraps and decrypts opens what it has wrapped; one that unwraps what it can encrypt takes in what its holder knows; and
+# flags that change make each key both, one after the other; a wrapping key that leaves the token comes back as another one; and a
+# MAC or a mode with a nonce of the caller's choice gives away what a wrapped key is hidden under (Bortolozzo, Centenaro, Focardi,
+# Steel: Attacking and Fixing PKCS#11 Security Tokens, 2010).  So a key remembers what it ever could do; sensitive keys are wrapped
+# only by one that was made here, never could leave and never could do anything but wrap, and only by mechanisms without a nonce.
+
+#: What a key ever could do: kept with its attributes, and no attribute that anybody may name.
+EVER = 0xFFFF_0001
+_OPENS = (ck.CKA_DECRYPT, ck.CKA_ENCRYPT, ck.CKA_SIGN, ck.CKA_VERIFY, ck.CKA_DERIVE)
+_CLOSES = (ck.CKA_WRAP, ck.CKA_UNWRAP)
+
+
+def _ever(attributes: Mapping[int, Any]) -> tuple[int, ...]:
+    now = {kind for kind in (*_OPENS, *_CLOSES) if attributes.get(kind)}
+    return tuple(sorted(now | set(attributes.get(EVER, ()))))
+
+
+def remembered(attributes: Mapping[int, Any]) -> dict[int, Any]:
+    """Returns a secret key's attributes with what it ever could do; those of other objects as they are."""
+    if attributes[ck.CKA_CLASS] != ck.CKO_SECRET_KEY:
+        return dict(attributes)
+    return {**attributes, EVER: _ever(attributes)}
+
+
+def _check_memory(before: Mapping[int, Any], after: Mapping[int, Any]) -> None:
+    """A key that wrapped may not begin to open, and one that opened may not begin to wrap."""
+    ever = set(before.get(EVER, ()))
+    for kinds, others in ((_OPENS, _CLOSES), (_CLOSES, _OPENS)):
+        begins = [kind for kind in kinds if after.get(kind) and kind not in ever]
+        if begins and ever & set(others):
+            raise CkError(ck.CKR_ATTRIBUTE_READ_ONLY, f"attribute 0x{begins[0]:x}: the key could wrap or open keys before")
+
+
+#: Mechanisms that wrap sensitive keys: deterministic or padded by chance, with no nonce or IV that the caller chooses.
+WRAP_SENSITIVE = frozenset(
+    (ck.CKM_AES_KEY_WRAP, ck.CKM_AES_KEY_WRAP_KWP, ck.CKM_RSA_PKCS, ck.CKM_RSA_PKCS_OAEP, ck.CKM_RSA_AES_KEY_WRAP)
+)
+
+
+def keeps_secrets(attributes: Mapping[int, Any]) -> bool:
+    """Whether nobody can open what this key wraps but by unwrapping it again: a trusted key, or a secret key that was generated
+    here, was always sensitive, never extractable, and never could do anything but wrap and unwrap."""
+    if attributes.get(ck.CKA_TRUSTED):
+        return True
+    if attributes[ck.CKA_CLASS] != ck.CKO_SECRET_KEY:
+        return False
+    always = (ck.CKA_LOCAL, ck.CKA_ALWAYS_SENSITIVE, ck.CKA_NEVER_EXTRACTABLE)
+    return all(attributes[kind] for kind in always) and not set(_OPENS) & set(attributes[EVER])
 
 
 def hides(attributes: Mapping[int, Any], kind: int) -> bool:
@@ -328,6 +407,24 @@ def hides(attributes: Mapping[int, Any], kind: int) -> bool:
     if rule is None or not rule.secret:
         return False
     return bool(attributes.get(ck.CKA_SENSITIVE, True)) or not attributes.get(ck.CKA_EXTRACTABLE, False)
+
+
+def sound(attributes: Mapping[int, Any]) -> bool:
+    """Says whether an object that was made here can have these attributes."""
+    try:
+        rules = rules_of(attributes)
+    except CkError:
+        return False
+    needed = {kind for kind, rule in rules.items() if rule.default is not None} | {ck.CKA_PRIVATE, ck.CKA_UNIQUE_ID}
+    if attributes[ck.CKA_CLASS] == ck.CKO_SECRET_KEY:
+        needed |= {EVER, ck.CKA_LOCAL, ck.CKA_ALWAYS_SENSITIVE, ck.CKA_NEVER_EXTRACTABLE}
+    secret = {kind for kind, rule in rules.items() if rule.secret}
+    like: dict[int, object] = {kind: rule.like for kind, rule in rules.items()}
+    return (
+        needed <= attributes.keys()
+        and not secret & attributes.keys()
+        and all(type(value) is like.get(kind, type(value)) for kind, value in attributes.items())
+    )
 
 
 def history(attributes: Mapping[int, Any], by: By, parent: Mapping[int, Any] | None = None) -> dict[int, bool]:

@@ -22,6 +22,7 @@ from hsmvisord.keystore.state import State
 from hsmvisord.lanes.lanes import Gate
 from hsmvisord.token.application import Application, Saved
 from hsmvisord.token.catalogue import Index
+from hsmvisord.token.info import GUEST_SLOT, MANAGED_SLOT
 from hsmvisord.token.journal import Journals
 from hsmvisord.token.policy import EVERYTHING, Policing, Policy
 from hsmvisord.token.statistics import Cell, CellKey, Counters, total
@@ -38,6 +39,7 @@ class Settings:
     max_sessions: int = limits.MAX_SESSIONS
     max_connections: int = limits.MAX_CONNECTIONS
     policy: Policy = EVERYTHING
+    guest_token: bool = False  #: slot 1 is there
 
 
 class Token:
@@ -74,6 +76,9 @@ class Token:
     @settings.setter
     def settings(self, settings: Settings) -> None:
         self._settings = settings
+        if not settings.guest_token:
+            for application in self.applications():
+                application.close_all_sessions(GUEST_SLOT)
         if settings.policy != self.policing.policy:  # else what was used of the rate stays used
             self.policing = Policing(settings.policy, self.monotonic, self.policing.told)
         self._shut()
@@ -110,6 +115,10 @@ class Token:
         return self.index.state.watermark
 
     @property
+    def slots(self) -> tuple[int, ...]:
+        return (MANAGED_SLOT, GUEST_SLOT) if self._settings.guest_token else (MANAGED_SLOT,)
+
+    @property
     def present(self) -> bool:
         return self._present
 
@@ -132,6 +141,8 @@ class Token:
         if state.pin and state.pin.salt != before.pin.salt:
             for application in self.applications():
                 application.end_login()  # a login from before does not prove the new PIN
+        if state.objects is not before.objects:
+            self._revoke_of_guest(state)
         self._shut()
         if state.token_present != self._present:
             self._present = state.token_present
@@ -147,6 +158,12 @@ class Token:
         for application in self.applications():
             for operation in application.operations():
                 if operation.generation and operation.generation not in live:
+                    operation.revoke()
+
+    def _revoke_of_guest(self, state: State) -> None:
+        for application in self.applications():
+            for operation in application.operations():
+                if 0 < operation.key_handle < limits.FIRST_SESSION_OBJECT and operation.key_handle not in state.objects:
                     operation.revoke()
 
     def try_pin(self, attempt: bytes) -> None:

@@ -18,6 +18,7 @@ from hsmvisord.face import face, journal, prepared
 from hsmvisord.face.caller import Caller, take_number
 from hsmvisord.face.prepared import Prepared
 from hsmvisord.token.application import Application
+from hsmvisord.token.info import GUEST_SLOT
 from hsmvisord.token.token import Token
 from hsmvisord.transport.parking import Parking
 from hsmvisord.wire.calls import BadMessage, Call, Request, WireError
@@ -25,7 +26,26 @@ from hsmvisord.wire.frames import FrameBuffer
 from hsmvisord.wire.handshake import negotiate
 
 #: Calls that may wait for the host to store something: never on a reactor.
-WAITING = frozenset({Call.LOGIN, Call.LOGIN_USER})
+#: Calls that wait for the host to store something: always, and those of slot 1.
+_ASKING = frozenset({Call.LOGIN, Call.LOGIN_USER})
+_STORING = frozenset(
+    {
+        Call.INIT_TOKEN,
+        Call.INIT_TOKEN2,
+        Call.INIT_PIN,
+        Call.SET_PIN,
+        Call.CREATE_OBJECT,
+        Call.COPY_OBJECT,
+        Call.SET_ATTRIBUTE_VALUE,
+        Call.DESTROY_OBJECT,
+        Call.GENERATE_KEY,
+        Call.GENERATE_KEY_PAIR,
+        Call.UNWRAP_KEY,
+        Call.DERIVE_KEY,
+        Call.DERIVE_KEY2,
+    }
+)
+_MAY_WAIT = _ASKING | _STORING
 
 _NEVER = float("inf")
 NOT_GREETED = 256  #: in the place of a client's first byte
@@ -134,13 +154,25 @@ class Connection:
             request = self._next(caller)
             if request is None:
                 return False
-            if (self.slow and not self.alone) or request.call in WAITING:
+            if (self.slow and not self.alone) or (request.call in _MAY_WAIT and self._waits(request)):
                 self._pending = request
                 return True
             began = perf_counter()
             self._answer(caller, request)
             self._took_long(perf_counter() - began)
         return True
+
+    @property
+    def waits(self) -> bool:
+        """Whether its pending request waits for the host."""
+        return self._pending is not None and self._waits(self._pending)
+
+    def _waits(self, request: Request) -> bool:
+        if request.call not in _STORING:
+            return request.call in _ASKING
+        application = self.caller.application_or_none if self.caller is not None else None
+        session = application.sessions.get(request.args[0]) if application is not None else None
+        return request.call in (Call.INIT_TOKEN, Call.INIT_TOKEN2) or (session is not None and session.slot == GUEST_SLOT)
 
     def _next(self, caller: Caller) -> Request | None:
         while True:
@@ -233,7 +265,7 @@ class Connection:
             return
         began = perf_counter()
         self._answer(self.caller, request)
-        if request.call not in WAITING:
+        if not self._waits(request):
             self._took_long(perf_counter() - began)
 
     def _took_long(self, seconds: float) -> None:

@@ -24,7 +24,7 @@ from time import monotonic, perf_counter
 from typing import TypeVar
 
 from hsmvisord import limits, memory
-from hsmvisord.transport.connection import WAITING, Connection, Ended
+from hsmvisord.transport.connection import Connection, Ended
 from hsmvisord.transport.express import Express
 
 T = TypeVar("T")
@@ -243,7 +243,7 @@ class Reactor:
         if connection.pending is not None:
             self._away.add(connection)
             self._epoll.modify(connection.sock, 0)
-            if connection.pending.call in WAITING:
+            if connection.waits:
                 self._ask_host(connection)
             else:
                 self._slow.append(connection)

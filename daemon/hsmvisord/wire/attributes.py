@@ -26,7 +26,7 @@ P11KIT_ULONG = frozenset(
 )
 
 KINDS: dict[int, Kind] = (
-    dict.fromkeys((*P11KIT_BYTE, ck.CKA_DESTROYABLE), Kind.BOOL)
+    dict.fromkeys((*P11KIT_BYTE, ck.CKA_DESTROYABLE, ck.CKA_ENCAPSULATE, ck.CKA_DECAPSULATE), Kind.BOOL)
     | dict.fromkeys((*P11KIT_ULONG, ck.CKA_NAME_HASH_ALGORITHM, ck.CKA_PARAMETER_SET, ck.CKA_PROFILE_ID), Kind.ULONG)
     | {ck.CKA_ALLOWED_MECHANISMS: Kind.ULONGS}
     | dict.fromkeys((ck.CKA_WRAP_TEMPLATE, ck.CKA_UNWRAP_TEMPLATE, ck.CKA_DERIVE_TEMPLATE), Kind.TEMPLATE)

@@ -6,10 +6,12 @@ import dataclasses
 import json
 from typing import Any
 
+from hsmvisor_rpc.internal.mechanisms import FORBIDDABLE
 from hsmvisor_rpc.internal.mechanisms import named as mechanism_named
 
 from hsmvisord import ck, limits
-from hsmvisord.crypto.mechanisms import TABLE
+from hsmvisord.crypto.mechanisms import GUEST_TABLE
+from hsmvisord.keystore import pin
 from hsmvisord.token.policy import Policy
 from hsmvisord.token.token import Settings
 
@@ -27,6 +29,7 @@ def parse_settings(text: str) -> Settings:
         max_sessions=int(values.get("max_sessions") or limits.MAX_SESSIONS),
         max_connections=int(values.get("max_connections") or limits.MAX_CONNECTIONS),
         policy=_policy(values.get("policy") or {}),
+        guest_token=bool(values.get("guest_token", False)),
     )
     if not 1 <= settings.max_sessions <= limits.MOST_SESSIONS:
         raise ValueError(f"max_sessions is 1 to {limits.MOST_SESSIONS}")
@@ -39,11 +42,17 @@ def _policy(values: Any) -> Policy:
     known = {f.name for f in dataclasses.fields(Policy)}
     if not isinstance(values, dict) or set(values) - known:
         raise ValueError(f"a policy is of {', '.join(sorted(known))}")
-    numbers = {name: int(values.get(name) or 0) for name in known - {"mechanisms"}}
+    numbers = {name: int(values.get(name) or 0) for name in known - {"mechanisms", "forbidden"}}
     if bad := [name for name, value in numbers.items() if not 0 <= value <= limits.MOST_IN_POLICY]:
         raise ValueError(f"{min(bad)} is 0 to {limits.MOST_IN_POLICY}")
     if numbers["burst"] and not numbers["rate"]:
         raise ValueError("a burst needs a rate")
-    by_name = {ck.mechanism_name(mechanism).removeprefix("CKM_"): mechanism for mechanism, row in TABLE.items() if row.key_types}
+    with_keys = [mechanism for mechanism, row in GUEST_TABLE.items() if row.key_types]
+    by_name = {ck.mechanism_name(mechanism).removeprefix("CKM_"): mechanism for mechanism in with_keys}
     mechanisms = frozenset(by_name[mechanism_named(name)] for name in values.get("mechanisms") or ())
-    return Policy(mechanisms=mechanisms, **numbers)
+    forbidden = frozenset(map(str, values.get("forbidden") or ()))
+    if unknown := forbidden - set(FORBIDDABLE):
+        raise ValueError(f"{min(unknown)!r} is nothing that a policy forbids")
+    if numbers["min_pin"] and not pin.MIN_PIN <= numbers["min_pin"] <= pin.MAX_PIN:
+        raise ValueError(f"min_pin is {pin.MIN_PIN} to {pin.MAX_PIN}")
+    return Policy(mechanisms=mechanisms, forbidden=forbidden, **numbers)

@@ -22,8 +22,13 @@ from hsmvisor_rpc.sealed.canonical import MAX_RECORD, MalformedRecord, Record, r
 
 from hsmvisord.ck import CkError
 from hsmvisord.face import journal
+from hsmvisord.keystore import persistence
+from hsmvisord.keystore.records import ObjectRecord
+from hsmvisord.keystore.state import GuestObject
+from hsmvisord.token import rules
 from hsmvisord.token.application import Application
 from hsmvisord.token.application import Saved as SavedApplication
+from hsmvisord.token.guest import GuestItem
 from hsmvisord.token.secrets import SecretObject
 from hsmvisord.token.token import Token
 from hsmvisord.transport.connection import Connection, Ended
@@ -217,7 +222,14 @@ def _application_record(application: Application, connections: list[Connection])
         sessions=tuple(number for triple in saved.sessions for number in triple),
         objects=tuple(_object_record(session, item).encode() for session, item in saved.objects),
         operations=tuple(operations),
+        guest_role=0 if saved.guest_role is None else saved.guest_role + 1,
+        guest_objects=tuple(_guest_object_record(session, item).encode() for session, item in saved.guest_objects),
     )
+
+
+def _guest_object_record(session: int, item: GuestItem) -> h.SavedGuestObject:
+    stored = GuestObject(item.handle, item.attributes, item.key, 0)
+    return h.SavedGuestObject(session, persistence.object_record(stored).encode())
 
 
 def _object_record(session: int, item: SecretObject) -> h.SavedObject:
@@ -314,6 +326,8 @@ class Arrival:
             record.next_object,
             list(zip(numbers[::3], numbers[1::3], numbers[2::3], strict=False)),
             [_object(data) for data in record.objects],
+            record.guest_role - 1 if record.guest_role else None,
+            [_guest_object(data, self._token) for data in record.guest_objects],
         )
         try:
             application = self._token.restore_application(saved)
@@ -360,6 +374,17 @@ def _object(data: bytes) -> tuple[int, SecretObject]:
     except (MalformedRecord, ValueError) as error:
         raise SuccessionFailed(f"a session object that cannot be: {error}") from None
     return record.session, SecretObject(record.handle, attributes)
+
+
+def _guest_object(data: bytes, token: Token) -> tuple[int, GuestItem]:
+    try:
+        record = h.SavedGuestObject.decode(data)
+        stored = persistence.object_of(ObjectRecord.decode(record.object), token.provider)
+        if not rules.sound(stored.attributes):
+            raise ValueError("attributes that this release would not have made")
+    except (MalformedRecord, ValueError, CkError) as error:
+        raise SuccessionFailed(f"a session object that cannot be: {error}") from None
+    return record.session, GuestItem(stored.handle, stored.attributes, stored.key)
 
 
 def _read_value(data: bytes) -> bool | int | bytes:

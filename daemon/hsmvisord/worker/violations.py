@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from hsmvisord import ck
 
 PAUSE = 10.0  #: seconds between two events of one kind
+MOST = 256  #: kinds that are told one by one
 
 
 @dataclass
@@ -23,12 +24,15 @@ class Violations:
     def __init__(self, tell: Callable[..., None], monotonic: Callable[[], float], wake: Callable[[], None]) -> None:
         """`tell(kind, **report)` sends an event; `wake` has the clock thread call `count` soon."""
         self._tell, self._monotonic, self._wake = tell, monotonic, wake
-        self._kinds: dict[tuple[str, int, str], _Kind] = {}  #: by what, mechanism, key: the token knows few of each
+        self._kinds: dict[tuple[str, int, str], _Kind] = {}  #: by what, mechanism, key
         self._lock = threading.Lock()
 
     def refused(self, what: str, mechanism: int, key: str) -> None:
         with self._lock:
-            kind = self._kinds.setdefault((what, mechanism, key), _Kind())
+            of = (what, mechanism, key)
+            if of not in self._kinds and len(self._kinds) >= MOST:
+                of = (what, ck.CK_UNAVAILABLE_INFORMATION, "and others")  # a guest's own keys have many sizes
+            kind = self._kinds.setdefault(of, _Kind())
             kind.count += 1
             first = kind.count == 1
         if first:
@@ -43,4 +47,5 @@ class Violations:
                     due.append((of, kind.count))
                     kind.count, kind.told_at = 0, now
         for (what, mechanism, key), count in due:
-            self._tell("policy-refused", what=what, mechanism=ck.mechanism_name(mechanism), key=key, count=count)
+            name = "" if mechanism == ck.CK_UNAVAILABLE_INFORMATION else ck.mechanism_name(mechanism)
+            self._tell("policy-refused", what=what, mechanism=name, key=key, count=count)

@@ -69,6 +69,8 @@ class SavedApplication(Record):
     sessions: tuple[int, ...]
     objects: tuple[bytes, ...] = field(repr=False)
     operations: tuple[bytes, ...] = field(repr=False)
+    guest_role: int  #: who is logged in to slot 1: CKU_ and 1; 0: nobody
+    guest_objects: tuple[bytes, ...] = field(repr=False)  #: session objects of slot 1
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,15 @@ class SavedObject(Record):
     handle: int
     attributes: tuple[int, ...]
     values: tuple[bytes, ...] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class SavedGuestObject(Record):
+    """A session object of slot 1.  `object` is the record that the keystore keeps of a token object."""
+
+    TYPE: ClassVar[str] = "saved-guest-object"
+    session: int
+    object: bytes = field(repr=False)
 
 
 @dataclass(frozen=True)

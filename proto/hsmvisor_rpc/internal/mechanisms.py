@@ -4,6 +4,8 @@ from __future__ import annotations
 
 _HASHES = ("SHA1", "SHA224", "SHA256", "SHA384", "SHA512", "SHA3_224", "SHA3_256", "SHA3_384", "SHA3_512")
 
+_HMACS = (*("SHA_1" if name == "SHA1" else name for name in _HASHES), "SHA512_224", "SHA512_256")
+
 NAMES = (
     "RSA_PKCS",
     "RSA_X_509",
@@ -17,7 +19,37 @@ NAMES = (
     "ECDH1_COFACTOR_DERIVE",
     "EDDSA",
     "ML_DSA",
+    "RSA_AES_KEY_WRAP",
+    "ML_KEM",
+    "AES_ECB",
+    "AES_CBC",
+    "AES_CBC_PAD",
+    "AES_CTR",
+    "AES_GCM",
+    "AES_CCM",
+    "AES_KEY_WRAP",
+    "AES_KEY_WRAP_KWP",
+    "AES_CMAC",
+    "AES_CMAC_GENERAL",
+    "AES_GMAC",
+    "CHACHA20_POLY1305",
+    *(f"{name}_HMAC{general}" for name in _HMACS for general in ("", "_GENERAL")),
+    "HKDF_DERIVE",
+    "HKDF_DATA",
+    "SP800_108_COUNTER_KDF",
+    "RSA_PKCS_KEY_PAIR_GEN",
+    "EC_KEY_PAIR_GEN",
+    "EC_EDWARDS_KEY_PAIR_GEN",
+    "EC_MONTGOMERY_KEY_PAIR_GEN",
+    "ML_DSA_KEY_PAIR_GEN",
+    "ML_KEM_KEY_PAIR_GEN",
+    "AES_KEY_GEN",
+    "CHACHA20_KEY_GEN",
+    "GENERIC_SECRET_KEY_GEN",
 )
+
+#: What a policy may forbid a guest in slot 1.
+FORBIDDABLE = ("generate", "create", "init-token", "init-pin", "set-pin")
 
 
 def named(text: str) -> str:

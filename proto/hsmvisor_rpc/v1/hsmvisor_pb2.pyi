@@ -35,12 +35,15 @@ class ModuleSettings(_message.Message):
     MAX_SESSIONS_FIELD_NUMBER: _builtins.int
     MAX_CONNECTIONS_FIELD_NUMBER: _builtins.int
     POLICY_FIELD_NUMBER: _builtins.int
+    GUEST_TOKEN_FIELD_NUMBER: _builtins.int
     log_signatures: _builtins.bool
     """an audit line for each signature"""
     max_sessions: _builtins.int
     """0 = default (4096)"""
     max_connections: _builtins.int
     """0 = default (256)"""
+    guest_token: _builtins.bool
+    """slot 1: a token where the guest makes and keeps keys of its own"""
     @_builtins.property
     def policy(self) -> Global___Policy: ...
     def __init__(
@@ -50,10 +53,11 @@ class ModuleSettings(_message.Message):
         max_sessions: _builtins.int = ...,
         max_connections: _builtins.int = ...,
         policy: Global___Policy | None = ...,
+        guest_token: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["log_signatures", b"log_signatures", "max_connections", b"max_connections", "max_sessions", b"max_sessions", "policy", b"policy"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["guest_token", b"guest_token", "log_signatures", b"log_signatures", "max_connections", b"max_connections", "max_sessions", b"max_sessions", "policy", b"policy"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -70,6 +74,8 @@ class Policy(_message.Message):
     MIN_EC_BITS_FIELD_NUMBER: _builtins.int
     RATE_FIELD_NUMBER: _builtins.int
     BURST_FIELD_NUMBER: _builtins.int
+    FORBIDDEN_FIELD_NUMBER: _builtins.int
+    MIN_PIN_FIELD_NUMBER: _builtins.int
     min_rsa_bits: _builtins.int
     """CKR_KEY_SIZE_RANGE"""
     min_ec_bits: _builtins.int
@@ -78,9 +84,15 @@ class Policy(_message.Message):
     """operations with keys a second; 0 = no limit: CKR_FUNCTION_REJECTED"""
     burst: _builtins.int
     """of them at once; 0 = as many as rate"""
+    min_pin: _builtins.int
+    """bytes of a new PIN in slot 1, 4 to 64; 0 = 4: CKR_PIN_LEN_RANGE"""
     @_builtins.property
     def mechanisms(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """as PKCS#11 names them, without CKM_; none = all that there are: CKR_MECHANISM_INVALID"""
+
+    @_builtins.property
+    def forbidden(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """in slot 1: generate, create, init-token, init-pin, set-pin: CKR_ACTION_PROHIBITED"""
 
     def __init__(
         self,
@@ -90,10 +102,12 @@ class Policy(_message.Message):
         min_ec_bits: _builtins.int = ...,
         rate: _builtins.int = ...,
         burst: _builtins.int = ...,
+        forbidden: _abc.Iterable[_builtins.str] | None = ...,
+        min_pin: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["burst", b"burst", "mechanisms", b"mechanisms", "min_ec_bits", b"min_ec_bits", "min_rsa_bits", b"min_rsa_bits", "rate", b"rate"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["burst", b"burst", "forbidden", b"forbidden", "mechanisms", b"mechanisms", "min_ec_bits", b"min_ec_bits", "min_pin", b"min_pin", "min_rsa_bits", b"min_rsa_bits", "rate", b"rate"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -123,7 +123,9 @@ def opens_again(keystore: Keystore) -> None:
     bench = world().bench
     state, _, manifest = persistence.load(stored, bench.vault, bench.provider, change.version)
     assert manifest == keystore._manifest
-    assert replace(state, keys={}) == replace(keystore.state, keys={})
+    assert replace(state, keys={}, objects={}) == replace(keystore.state, keys={}, objects={})
+    ours, theirs = ({h: (o.attributes, o.size) for h, o in one.objects.items()} for one in (state, keystore.state))
+    assert ours == theirs
     assert state.keys.keys() == keystore.state.keys.keys()
 
 

@@ -36,6 +36,7 @@ STEPS = 64  #: of one input
 #: The first byte of each caller; the first six have begun and hold one session, handle 1.
 GREETINGS = (0x81, 0x81, 0x81, 0, 1, 2, 0x81, 2)
 BEGUN = 6
+SLOTS = (0, 1, 0, 0, 0, 1)  #: of their sessions; in slot 1 the user is logged in
 TICKET = b"ticket of caller"  #: 16 bytes: stands for the ticket of the caller whose session handle 1 it would open
 KNOWN = frozenset(value for name, value in vars(ck).items() if name.startswith("CKR_"))
 
@@ -56,14 +57,15 @@ class Guest:
             caller = self.callers[number] = Caller(self.token, codec, "fuzz")
             self.token.add_counters(caller.counters)
             if number < BEGUN:
-                self.begin(caller, GREETINGS[number])
+                self.begin(caller, GREETINGS[number], SLOTS[number])
         return self.callers[number]
 
-    def begin(self, caller: Caller, first: int) -> None:
+    def begin(self, caller: Caller, first: int, slot: int) -> None:
         spoken = encoding(first)
-        for call in (Call.HELLO if first >= 0x80 else Call.INITIALIZE, Call.OPEN_SESSION):
-            self.say(caller, b"", spoken.request(call, *arguments(call)))
-        assert caller.application_or_none is not None
+        greeting = Call.HELLO if first >= 0x80 else Call.INITIALIZE
+        self.say(caller, b"", spoken.request(greeting, *arguments(greeting)))
+        self.say(caller, b"", spoken.request(Call.OPEN_SESSION, slot, ck.CKF_SERIAL_SESSION | ck.CKF_RW_SESSION))
+        caller.application.guest.role = ck.CKU_USER if slot else None
 
     def say(self, caller: Caller, options: bytes, message: bytes) -> None:
         frame = (7, options, message)
@@ -131,9 +133,9 @@ class Guest:
     def within_limits(self) -> None:
         token = self.token
         applications = token.applications()
-        assert token.sessions == sum(a.session_count for a in applications) <= token.settings.max_sessions
+        assert token.sessions == sum(len(a.sessions) for a in applications) <= token.settings.max_sessions
         for application in applications:
-            assert len(application._objects) <= token_limits.MAX_SESSION_OBJECTS
+            assert len(application._objects) + len(application.guest.items) <= token_limits.MAX_SESSION_OBJECTS
             kept = sum(len(v) for o in application._objects.values() for v in o.attributes.values() if isinstance(v, bytes))
             assert kept <= len(application._objects) * token_limits.MAX_SECRET * 2, f"{kept} bytes of session objects"
             for operation in application.operations():
@@ -253,9 +255,44 @@ def _operations() -> dict[str, tuple[tuple[Any, ...], ...]]:
     }
 
 
+def _own() -> dict[str, tuple[tuple[Any, ...], ...]]:
+    """Dialogues with the guest's own token, by name."""
+    aes, wrapper, private, public = world().own
+    token = (Attribute(ck.CKA_TOKEN, True),)
+    new = (Attribute(ck.CKA_VALUE_LEN, 16), Attribute(ck.CKA_ENCRYPT, True), Attribute(ck.CKA_SENSITIVE, False))
+    data = (Attribute(ck.CKA_CLASS, ck.CKO_DATA), Attribute(ck.CKA_VALUE, b"content"))
+    curve = (Attribute(ck.CKA_EC_PARAMS, bytes.fromhex("06082a8648ce3d030107")), Attribute(ck.CKA_VERIFY, True))
+    secret = (Attribute(ck.CKA_CLASS, ck.CKO_SECRET_KEY), Attribute(ck.CKA_KEY_TYPE, ck.CKK_AES))
+    cbc, kw = Mechanism(ck.CKM_AES_CBC_PAD, b"i" * 16), Mechanism(ck.CKM_AES_KEY_WRAP)
+    everything = tuple((kind, 64) for kind in (ck.CKA_CLASS, ck.CKA_VALUE, ck.CKA_PRIVATE_EXPONENT, ck.CKA_CHECK_VALUE))
+    return {
+        "generate": ((Call.GENERATE_KEY, 1, Mechanism(ck.CKM_AES_KEY_GEN), new), (Call.FIND_OBJECTS_INIT, 1, secret)),
+        "generate-stored": ((Call.GENERATE_KEY, 1, Mechanism(ck.CKM_AES_KEY_GEN), new + token),),
+        "pair": ((Call.GENERATE_KEY_PAIR, 1, Mechanism(ck.CKM_EC_KEY_PAIR_GEN), curve, (Attribute(ck.CKA_SIGN, True),)),),
+        "create": ((Call.CREATE_OBJECT, 1, data + token), (Call.CREATE_OBJECT, 1, (*secret, Attribute(ck.CKA_VALUE, b"v" * 16)))),
+        "change": ((Call.SET_ATTRIBUTE_VALUE, 1, aes, (Attribute(ck.CKA_LABEL, b"x"),)), (Call.DESTROY_OBJECT, 1, public)),
+        "copy-own": ((Call.COPY_OBJECT, 1, aes, (Attribute(ck.CKA_TOKEN, False),)),),
+        "read-own": ((Call.GET_ATTRIBUTE_VALUE, 1, aes, everything), (Call.GET_ATTRIBUTE_VALUE, 1, private, everything)),
+        "crypt": ((Call.ENCRYPT_INIT, 1, cbc, aes), (Call.ENCRYPT_UPDATE, 1, b"x" * 20, 64), (Call.ENCRYPT_FINAL, 1, 64)),
+        "open": ((Call.DECRYPT_INIT, 1, cbc, aes), (Call.DECRYPT, 1, b"c" * 32, 64)),
+        "mac": ((Call.SIGN_INIT, 1, Mechanism(ck.CKM_AES_CMAC), aes), (Call.SIGN, 1, b"text", 16)),
+        "sign-own": ((Call.SIGN_INIT, 1, Mechanism(ck.CKM_ECDSA), private), (Call.SIGN, 1, b"d" * 32, 64)),
+        "verify-own": ((Call.VERIFY_INIT, 1, Mechanism(ck.CKM_ECDSA), public), (Call.VERIFY, 1, b"d" * 32, b"s" * 64)),
+        "wrap": ((Call.WRAP_KEY, 1, kw, wrapper, aes, 64), (Call.WRAP_KEY, 1, kw, wrapper, private, None)),
+        "unwrap": ((Call.UNWRAP_KEY, 1, kw, wrapper, b"w" * 40, secret),),
+        "pins": ((Call.SET_PIN, 1, b"1234", b"5678"), (Call.INIT_PIN, 1, b"1234"), (Call.LOGOUT, 1)),
+        "init": ((Call.CLOSE_ALL_SESSIONS, 1), (Call.INIT_TOKEN, 1, b"5678", b"label".ljust(32)), (Call.GET_TOKEN_INFO, 1)),
+    }
+
+
 def seeds() -> dict[str, bytes]:
     made: dict[str, bytes] = {}
-    for number in (0, 3, 4, 5):
+    for number in (1, 5):
+        for call, text in messages(GREETINGS[number]):
+            made[f"own-{number}-{call.name}"] = b"\0" + step(number, FRAME, block(text))
+        for name, calls in _own().items():
+            made[f"own-{number}-{name}"] = b"\0" + said(number, *calls)
+    for number in (0, 2, 3, 4):
         for call, text in messages(GREETINGS[number]):
             made[f"{number}-{call.name}"] = b"\0" + step(number, FRAME, block(text))
         for name, calls in _operations().items():

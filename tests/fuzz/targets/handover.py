@@ -19,7 +19,11 @@ from fuzz.world import shows_a_key, world
 from hsmvisor_rpc.internal import handover as h
 from hsmvisor_rpc.sealed.canonical import MalformedRecord, Record
 from hsmvisord import ck, limits
+from hsmvisord.crypto.software import SoftwareProvider
 from hsmvisord.face.journal import raw
+from hsmvisord.keystore.persistence import object_record
+from hsmvisord.keystore.state import GuestObject
+from hsmvisord.token import making
 from hsmvisord.token.secrets import secret_attributes
 from hsmvisord.token.token import Token
 from hsmvisord.transport.connection import Connection, Ended
@@ -35,12 +39,19 @@ INVARIANT = (
 )
 MAX_LENGTH = 3000
 TICKET = b"t" * 16
+PROVIDER = SoftwareProvider()
 
-MODULE, APPLICATION, CONNECTION, PAUSE, OBJECT, OPERATION = range(6)
+MODULE, APPLICATION, CONNECTION, PAUSE, OBJECT, OPERATION, OWN_OBJECT = range(7)
 VARIED, RAW, BARE, STRANGE = 0x08, 0x10, 0x20, 0x40  #: one field; the payload; no descriptor; a descriptor of no socket
 
 
 @cache
+@cache
+def made_of_aes() -> making.Made:
+    template = [(ck.CKA_CLASS, ck.CKO_SECRET_KEY), (ck.CKA_KEY_TYPE, ck.CKK_AES), (ck.CKA_VALUE, b"v" * 16)]
+    return making.created(template, False, PROVIDER)
+
+
 def good() -> dict[int, Record]:
     spoken = encoding(0x81)
     init = raw(7, b"", spoken.request(Call.SIGN_INIT, 1, Mechanism(ck.CKM_ECDSA), 1))
@@ -51,15 +62,29 @@ def good() -> dict[int, Record]:
     attributes = secret_attributes(template, b"secret" * 6, ck.CKM_ECDH1_DERIVE)
     values = tuple(map(_value, attributes.values()))
     item = h.SavedObject(1, limits.FIRST_SESSION_OBJECT, tuple(attributes), values)
-    sessions = (1, 0, ck.CKF_SERIAL_SESSION)
+    aes = made_of_aes()
+    own = h.SavedGuestObject(2, object_record(GuestObject(limits.FIRST_SESSION_OBJECT + 1, aes.attributes, aes.key, 0)).encode())
+    sessions = (1, 0, ck.CKF_SERIAL_SESSION, 2, 1, ck.CKF_SERIAL_SESSION)
     application = h.SavedApplication(
-        TICKET, "program", 2, False, 0, 2, limits.FIRST_SESSION_OBJECT + 1, 1, sessions, (item.encode(),), (operation.encode(),)
+        ticket=TICKET,
+        program="program",
+        watermark=2,
+        logged_in=False,
+        seen_slot_events=0,
+        next_session=3,
+        next_object=limits.FIRST_SESSION_OBJECT + 2,
+        connections=1,
+        sessions=sessions,
+        objects=(item.encode(),),
+        operations=(operation.encode(),),
+        guest_role=2,
+        guest_objects=(own.encode(),),
     )
     used = json.dumps([["sign", ck.CKM_ECDSA, ["tls", 2]]])
     connection = h.SavedConnection(TICKET, 5, 0x81, 8, "peer", "program", 1, False, used, sign, b"", (wait,), (1000,))
     return {
         MODULE: h.SavedModule(7, 0), APPLICATION: application, CONNECTION: connection, PAUSE: h.Pause(0), OBJECT: item,
-        OPERATION: operation,
+        OPERATION: operation, OWN_OBJECT: own,
     }  # fmt: skip
 
 
@@ -73,6 +98,8 @@ def record(which: int, head: int, given: Input) -> bytes:
         assert isinstance(application, h.SavedApplication)
         if which == OBJECT:
             made = h.SavedApplication(**(vars(application) | {"objects": (made.encode(),)}))
+        elif which == OWN_OBJECT:
+            made = h.SavedApplication(**(vars(application) | {"guest_objects": (made.encode(),)}))
         elif which == OPERATION:
             made = h.SavedApplication(**(vars(application) | {"operations": (made.encode(),)}))
         return made.encode()
@@ -156,7 +183,7 @@ def serve(token: Token, made: list[Connection]) -> None:
                 if connection.pending:
                     connection.work_pending()
     applications = token.applications()
-    assert token.sessions == sum(a.session_count for a in applications) <= token.settings.max_sessions
+    assert token.sessions == sum(len(a.sessions) for a in applications) <= token.settings.max_sessions
     for application in applications:
         assert len(application._objects) <= limits.MAX_SESSION_OBJECTS
         assert all(0 < handle <= limits.LAST_HANDLE for handle in application.sessions)

@@ -36,6 +36,9 @@ RECORDS = {
 ALLOWED = LAUNCHER_MAY_BE_ASKED | PROVIDER_MAY_BE_ASKED | frozenset().union(*SUPERVISOR_MAY.values(), *WORKER_MAY.values())
 
 
+APPLICATION = handover.SavedApplication(b"t", "p", 1, False, 0, 2, 3, 1, (1, 0, 4), (b"o",), (), 2, (b"g",))
+
+
 def run(data: bytes) -> None:
     given = Input(data)
     head, rest = given.byte(), given.rest()
@@ -131,7 +134,11 @@ def seeds() -> dict[str, bytes]:
         "event": (Kind.NOTIFICATION, 0, m.Event("pin-wrong", 1, "{}")),
         "attached": (Kind.REPLY, 1, m.Attached(1, "serving", b"m" * 16, "web-1", 1, b"", b"", "{}")),
         "executed": (Kind.REPLY, 1, m.Executed("stage", "tls", 1, 1, "root", "{}", False)),
-        "application": (Kind.REPLY, 9, handover.SavedApplication(b"t", "p", 1, False, 0, 2, 3, 1, (1, 0, 4), (b"o",), ())),
+        "application": (
+            Kind.REPLY,
+            9,
+            APPLICATION,
+        ),
     }
     made = {}
     for name, (kind, ident, record) in records.items():

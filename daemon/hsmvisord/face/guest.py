@@ -1,0 +1,301 @@
+"""Slot 1's functions: objects, keys and PINs of the guest's own (PKCS#11 3.1, 5.5-5.7, 5.18)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from time import perf_counter
+from typing import Any
+
+from hsmvisord import ck
+from hsmvisord.ck import CkError
+from hsmvisord.crypto import generation
+from hsmvisord.crypto.ec import CURVES
+from hsmvisord.crypto.interface import KeyKind, PrivateKey, SecretKey
+from hsmvisord.face.caller import Args, Caller, Parked
+from hsmvisord.keystore import pin
+from hsmvisord.keystore.state import Pin
+from hsmvisord.token import info, making, rules
+from hsmvisord.token.application import Application
+from hsmvisord.token.catalogue import Template
+from hsmvisord.token.guest import GuestItem
+from hsmvisord.token.making import Made
+from hsmvisord.token.rules import By
+from hsmvisord.token.session import Session
+from hsmvisord.wire.calls import INVALID, SENSITIVE, Mechanism, Needed
+
+
+def unfrozen(caller: Caller, act: Callable[[], Any]) -> Args:
+    """Nothing is stored while the state is handed to a successor: such a request waits and goes along."""
+    keystore = caller.token.keystore
+
+    def ready() -> Args | None:
+        if keystore.frozen:
+            return None
+        answer = act()
+        return answer if isinstance(answer, tuple) else ()
+
+    if keystore.frozen:
+        raise Parked(ready)
+    return ready() or ()
+
+
+def token_info(application: Application) -> Args:
+    token = application.token
+    state, unknown = token.keystore.state, ck.CK_UNAVAILABLE_INFORMATION
+
+    def locked(role: Pin) -> bool:
+        return pin.locked_until(role) > token.wall()
+
+    texts = (
+        state.guest.label or b" " * 32,
+        info.padded(info.MANUFACTURER, 32),
+        info.padded(info.MODEL, 16),
+        info.padded(state.module_id.hex()[16:].encode(), 16),
+    )
+    limit, sessions = token.settings.max_sessions, application.session_count(info.GUEST_SLOT)
+    least = token.policing.policy.min_pin or pin.MIN_PIN
+    counts = (limit, sessions, limit, application.rw_session_count(info.GUEST_SLOT), pin.MAX_PIN, least)
+    memory = (unknown, unknown, unknown, unknown)
+    return (*texts, info.guest_token_flags(state.guest, locked), *counts, *memory, info.VERSION, info.VERSION, b" " * 16)
+
+
+# ---- objects ------------------------------------------------------------------------------------------------------------
+
+
+def value(item: GuestItem, kind: int) -> Any:
+    try:
+        return item.value(kind)
+    except KeyError:
+        return INVALID
+    except CkError:
+        return SENSITIVE
+
+
+def size(item: GuestItem) -> int:
+    return sum(len(v) if isinstance(v, bytes) else 8 for v in item.attributes.values())
+
+
+def _added(caller: Caller, session: Session, make: Callable[[], Sequence[Made]]) -> Args:
+    """Makes objects, adds them and returns their handles; what is the token's waits while nothing can be stored."""
+    made: list[Made] = []
+
+    def add() -> Args:
+        if not made:
+            made.extend(make())
+        return tuple(caller.application.guest.add(session, made))
+
+    return unfrozen(caller, add)
+
+
+def create_object(caller: Caller, session: Session, template: Template) -> Args:
+    application = caller.application
+    caller.token.policing.permit("create")
+    return _added(caller, session, lambda: [making.created(template, application.guest.officer, caller.token.provider)])
+
+
+def copy_object(caller: Caller, session: Session, handle: int, template: Template) -> Args:
+    guest = caller.application.guest
+    item = guest.known(handle)
+    return _added(caller, session, lambda: [making.copied(item.attributes, item.key, template, guest.officer)])
+
+
+def set_attribute_value(caller: Caller, session: Session, handle: int, template: Template) -> Args:
+    return unfrozen(caller, lambda: caller.application.guest.change(session, handle, template))
+
+
+def destroy_object(caller: Caller, session: Session, handle: int) -> Args:
+    return unfrozen(caller, lambda: caller.application.guest.destroy(session, handle))
+
+
+# ---- new keys -----------------------------------------------------------------------------------------------------------
+
+
+def _begin(caller: Caller, mechanism: Mechanism | None, function: int, bits: int, kinds: dict[int, Any]) -> tuple[Mechanism, int]:
+    """Raises unless a key may be generated now; returns the mechanism and the key's type."""
+    caller.token.policing.permit("generate")
+    if mechanism is None:
+        raise CkError(ck.CKR_ARGUMENTS_BAD)
+    if mechanism.type not in kinds:
+        raise CkError(ck.CKR_MECHANISM_INVALID, f"{ck.mechanism_name(mechanism.type)} is not a mechanism of this function")
+    if mechanism.parameter not in (None, b"", ()):
+        raise CkError(ck.CKR_MECHANISM_PARAM_INVALID, "this mechanism takes no parameter")
+    key_type = kinds[mechanism.type][0]
+    kind = KeyKind("a new key", key_type, bits, b"")
+    caller.token.begin(mechanism, (mechanism.type,), kind, function)
+    return mechanism, key_type
+
+
+def generate_key(caller: Caller, args: Args) -> Args:
+    session_handle, mechanism, template = args
+    session = caller.application.session(session_handle)
+    length = rules.as_dict(template).get(ck.CKA_VALUE_LEN)
+    bits = 8 * length if isinstance(length, int) else 0
+    mechanism, _ = _begin(caller, mechanism, ck.CKF_GENERATE, bits, generation.SECRETS)
+    began = perf_counter()
+    guest = caller.application.guest
+    (handle,) = _added(caller, session, lambda: [making.generated(mechanism.type, template, guest.officer)])
+    caller.counters.cell("generate", mechanism.type, None).observe(perf_counter() - began, caller.token.wall())
+    return (handle,)
+
+
+_CURVE_BITS = {oid: bits for _, bits, oid in CURVES.values()}
+
+
+def generate_key_pair(caller: Caller, args: Args) -> Args:
+    session_handle, mechanism, public, private = args
+    session = caller.application.session(session_handle)
+    wanted = rules.as_dict(public)
+    bits = wanted.get(ck.CKA_MODULUS_BITS, _CURVE_BITS.get(wanted.get(ck.CKA_EC_PARAMS, b""), 256))
+    mechanism, _ = _begin(caller, mechanism, ck.CKF_GENERATE_KEY_PAIR, bits if isinstance(bits, int) else 0, generation.PAIRS)
+    began = perf_counter()
+    guest = caller.application.guest
+    handles = _added(caller, session, lambda: making.generated_pair(mechanism.type, public, private, guest.officer))
+    caller.counters.cell("generate", mechanism.type, None).observe(perf_counter() - began, caller.token.wall())
+    return handles
+
+
+def derive_key(caller: Caller, session: Session, mechanism: Mechanism, handle: int, template: Template) -> int:
+    application, guest = caller.application, caller.application.guest
+    item, use = guest.known(handle, ck.CKR_KEY_HANDLE_INVALID), guest.use(handle)
+    if not use.may_derive:
+        raise CkError(ck.CKR_KEY_FUNCTION_NOT_PERMITTED)
+    caller.token.begin(mechanism, use.allowed, use.private.kind, ck.CKF_DERIVE)
+    began = perf_counter()
+    length = rules.as_dict(template).get(ck.CKA_VALUE_LEN)
+    secret = use.private.derive(mechanism, length if isinstance(length, int) else 0, lambda salt: _salt(application, salt))
+    provider = caller.token.provider
+    (derived,) = _added(
+        caller,
+        session,
+        lambda: [making.from_secret(secret, template, guest.officer, mechanism.type, By.DERIVE, item.attributes, provider)],
+    )
+    caller.counters.cell("derive", mechanism.type, None).observe(perf_counter() - began, caller.token.wall())
+    return int(derived)
+
+
+def _salt(application: Application, handle: int) -> bytes:
+    item = application.guest.known(handle, ck.CKR_KEY_HANDLE_INVALID)
+    if item.attributes[ck.CKA_CLASS] != ck.CKO_SECRET_KEY:
+        raise CkError(ck.CKR_KEY_TYPE_INCONSISTENT, "a salt is a secret key")
+    key: SecretKey = item.key  # type: ignore[assignment]
+    return key.value
+
+
+def digestible(application: Application, handle: int) -> bytes:
+    """Returns a secret key's value for C_DigestKey (5.14.4): of one that may be read."""
+    item = application.guest.known(handle, ck.CKR_KEY_HANDLE_INVALID)
+    if item.attributes[ck.CKA_CLASS] != ck.CKO_SECRET_KEY or rules.hides(item.attributes, ck.CKA_VALUE):
+        raise CkError(ck.CKR_KEY_INDIGESTIBLE)
+    key: SecretKey = item.key  # type: ignore[assignment]
+    return key.value
+
+
+# ---- wrapping -----------------------------------------------------------------------------------------------------------
+
+
+def _bytes_of(item: GuestItem) -> bytes:
+    if item.attributes[ck.CKA_CLASS] == ck.CKO_SECRET_KEY:
+        secret: SecretKey = item.key  # type: ignore[assignment]
+        return secret.value
+    if item.attributes[ck.CKA_CLASS] == ck.CKO_PRIVATE_KEY:
+        private: PrivateKey = item.key  # type: ignore[assignment]
+        return private.pkcs8()
+    raise CkError(ck.CKR_KEY_NOT_WRAPPABLE, "only private and secret keys are wrapped")
+
+
+def _check_wrappable(item: GuestItem, wrapper: GuestItem, mechanism: int) -> None:
+    if not item.may(ck.CKA_EXTRACTABLE):
+        raise CkError(ck.CKR_KEY_UNEXTRACTABLE)
+    if item.may(ck.CKA_WRAP_WITH_TRUSTED) and not wrapper.may(ck.CKA_TRUSTED):
+        raise CkError(ck.CKR_KEY_NOT_WRAPPABLE, "this key is wrapped by a trusted key alone")
+    wanted = dict(wrapper.attributes[ck.CKA_WRAP_TEMPLATE])
+    if any(item.attributes.get(kind) != wanted_value for kind, wanted_value in wanted.items()):
+        raise CkError(ck.CKR_KEY_NOT_WRAPPABLE, "the key is not what the wrapping key's template demands")
+    if not item.may(ck.CKA_SENSITIVE):
+        return
+    if not rules.keeps_secrets(wrapper.attributes):
+        raise CkError(ck.CKR_KEY_NOT_WRAPPABLE, "a sensitive key is wrapped by a key that nobody can open it with")
+    if mechanism not in rules.WRAP_SENSITIVE:
+        raise CkError(
+            ck.CKR_KEY_NOT_WRAPPABLE, f"{ck.mechanism_name(mechanism)} does not wrap sensitive keys: use CKM_AES_KEY_WRAP_KWP"
+        )
+
+
+def wrap_key(caller: Caller, args: Args) -> Args:
+    session_handle, mechanism, wrapping, handle, room = args
+    guest = caller.application.guest
+    caller.application.session(session_handle)
+    if mechanism is None:
+        raise CkError(ck.CKR_ARGUMENTS_BAD)
+    wrapper = guest.known(wrapping, ck.CKR_WRAPPING_KEY_HANDLE_INVALID)
+    item = guest.known(handle, ck.CKR_KEY_HANDLE_INVALID)
+    if wrapper.attributes[ck.CKA_CLASS] not in (ck.CKO_PUBLIC_KEY, ck.CKO_SECRET_KEY):
+        raise CkError(ck.CKR_WRAPPING_KEY_TYPE_INCONSISTENT)
+    data = _bytes_of(item)
+    key, allowed = guest.other(wrapping, ck.CKA_WRAP)
+    _check_wrappable(item, wrapper, mechanism.type)
+    caller.token.begin(mechanism, allowed, key.kind, ck.CKF_WRAP)
+    began = perf_counter()
+    cipher = key.encrypter(mechanism)
+    if room is None:
+        return (Needed(cipher.bound(len(data))),)
+    try:
+        wrapped = cipher.run(data)
+    except CkError as error:
+        if error.rv in (ck.CKR_DATA_LEN_RANGE, ck.CKR_DATA_INVALID):
+            raise CkError(ck.CKR_KEY_SIZE_RANGE, "this mechanism does not wrap a key of this length") from None
+        raise
+    caller.counters.cell("wrap", mechanism.type, None).observe(perf_counter() - began, caller.token.wall())
+    return (wrapped if len(wrapped) <= room else Needed(len(wrapped)),)
+
+
+_UNWRAPPED_AS = {
+    ck.CKR_ENCRYPTED_DATA_INVALID: ck.CKR_WRAPPED_KEY_INVALID,
+    ck.CKR_ENCRYPTED_DATA_LEN_RANGE: ck.CKR_WRAPPED_KEY_LEN_RANGE,
+    ck.CKR_DATA_LEN_RANGE: ck.CKR_WRAPPED_KEY_LEN_RANGE,
+    ck.CKR_KEY_SIZE_RANGE: ck.CKR_WRAPPED_KEY_LEN_RANGE,
+}
+
+
+def unwrap_key(caller: Caller, args: Args) -> Args:
+    session_handle, mechanism, unwrapping, wrapped, template = args
+    guest = caller.application.guest
+    session = caller.application.session(session_handle)
+    if mechanism is None:
+        raise CkError(ck.CKR_ARGUMENTS_BAD)
+    unwrapper = guest.known(unwrapping, ck.CKR_UNWRAPPING_KEY_HANDLE_INVALID)
+    if unwrapper.attributes[ck.CKA_CLASS] not in (ck.CKO_PRIVATE_KEY, ck.CKO_SECRET_KEY):
+        raise CkError(ck.CKR_UNWRAPPING_KEY_TYPE_INCONSISTENT)
+    if not unwrapper.may(ck.CKA_UNWRAP):
+        raise CkError(ck.CKR_KEY_FUNCTION_NOT_PERMITTED)
+    use = guest.use(unwrapping)
+    caller.token.begin(mechanism, use.allowed, use.private.kind, ck.CKF_UNWRAP)
+    values = _with_template(rules.as_dict(template), unwrapper)
+    began = perf_counter()
+    provider = caller.token.provider
+
+    def make() -> list[Made]:
+        try:
+            data = use.private.decrypter(mechanism).run(wrapped or b"")
+            if values.get(ck.CKA_CLASS) == ck.CKO_PRIVATE_KEY:
+                return [making.unwrapped_private(data, values.items(), guest.officer, provider)]
+            return [making.from_secret(data, values.items(), guest.officer, mechanism.type, By.UNWRAP, {}, provider)]
+        except CkError as error:
+            raise CkError(_UNWRAPPED_AS.get(error.rv, error.rv), str(error)) from None
+
+    (handle,) = _added(caller, session, make)
+    caller.counters.cell("unwrap", mechanism.type, None).observe(perf_counter() - began, caller.token.wall())
+    return (handle,)
+
+
+def _with_template(values: dict[int, Any], unwrapper: GuestItem) -> dict[int, Any]:
+    """What is unwrapped has what CKA_UNWRAP_TEMPLATE says, and is as secret as what the key may have wrapped."""
+    demanded = dict(unwrapper.attributes[ck.CKA_UNWRAP_TEMPLATE])
+    if rules.keeps_secrets(unwrapper.attributes):
+        demanded.setdefault(ck.CKA_SENSITIVE, True)
+    for kind, wanted in demanded.items():
+        if values.setdefault(kind, wanted) != wanted:
+            raise CkError(ck.CKR_TEMPLATE_INCONSISTENT, f"attribute 0x{kind:x} is not what the unwrapping key demands")
+    if ck.CKA_CLASS not in values:
+        raise CkError(ck.CKR_TEMPLATE_INCOMPLETE, "CKA_CLASS")
+    return values
