@@ -64,6 +64,59 @@ typedef struct {
 } CK_ECDH1_DERIVE_PARAMS;
 typedef struct { CK_BBOOL phFlag; CK_ULONG ulContextDataLen; CK_BYTE *pContextData; } CK_EDDSA_PARAMS;
 typedef struct { CK_ULONG hedgeVariant; CK_BYTE *pContext; CK_ULONG ulContextLen; } CK_SIGN_ADDITIONAL_CONTEXT;
+typedef struct { CK_ULONG ulAESKeyBits; CK_RSA_PKCS_OAEP_PARAMS *pOAEPParams; } CK_RSA_AES_KEY_WRAP_PARAMS;
+typedef struct { CK_ULONG ulCounterBits; CK_BYTE cb[16]; } CK_AES_CTR_PARAMS;
+typedef struct {
+    CK_BYTE *pIv;
+    CK_ULONG ulIvLen, ulIvBits;
+    CK_BYTE *pAAD;
+    CK_ULONG ulAADLen, ulTagBits;
+} CK_GCM_PARAMS;
+typedef struct {
+    CK_ULONG ulDataLen;
+    CK_BYTE *pNonce;
+    CK_ULONG ulNonceLen;
+    CK_BYTE *pAAD;
+    CK_ULONG ulAADLen, ulMACLen;
+} CK_CCM_PARAMS;
+typedef struct { CK_BYTE *pNonce; CK_ULONG ulNonceLen; CK_BYTE *pAAD; CK_ULONG ulAADLen; } CK_SALSA20_CHACHA20_POLY1305_PARAMS;
+typedef struct {
+    CK_BBOOL bExtract, bExpand;
+    CK_MECHANISM_TYPE prfHashMechanism;
+    CK_ULONG ulSaltType;
+    CK_BYTE *pSalt;
+    CK_ULONG ulSaltLen;
+    CK_OBJECT_HANDLE hSaltKey;
+    CK_BYTE *pInfo;
+    CK_ULONG ulInfoLen;
+} CK_HKDF_PARAMS;
+typedef struct { CK_ULONG type; void *pValue; CK_ULONG ulValueLen; } CK_PRF_DATA_PARAM;
+typedef struct { CK_BBOOL bLittleEndian; CK_ULONG ulWidthInBits; } CK_SP800_108_COUNTER_FORMAT;
+typedef struct { CK_ULONG dkmLengthMethod; CK_BBOOL bLittleEndian; CK_ULONG ulWidthInBits; } CK_SP800_108_DKM_LENGTH_FORMAT;
+typedef struct {
+    CK_MECHANISM_TYPE prfType;
+    CK_ULONG ulNumberOfDataParams;
+    CK_PRF_DATA_PARAM *pDataParams;
+    CK_ULONG ulAdditionalDerivedKeys;
+    void *pAdditionalDerivedKeys;
+} CK_SP800_108_KDF_PARAMS;
+
+#define CK_SP800_108_ITERATION_VARIABLE 0x1UL
+#define CK_SP800_108_COUNTER 0x2UL
+#define CK_SP800_108_DKM_LENGTH 0x3UL
+#define CK_SP800_108_BYTE_ARRAY 0x4UL
+
+#define CKM_AES_CTR 0x1086UL
+#define CKM_AES_GCM 0x1087UL
+#define CKM_AES_CCM 0x1088UL
+#define CKM_AES_CMAC_GENERAL 0x108BUL
+#define CKM_AES_GMAC 0x108EUL
+#define CKM_CHACHA20_POLY1305 0x4021UL
+#define CKM_HKDF_DERIVE 0x402AUL
+#define CKM_HKDF_DATA 0x402BUL
+#define CKM_SP800_108_COUNTER_KDF 0x3ACUL
+#define CKM_RSA_AES_KEY_WRAP 0x1054UL
+#define CKU_CONTEXT_SPECIFIC 0x2UL
 
 #define CKM_RSA_PKCS_OAEP 0x9UL
 #define CKM_RSA_PKCS_PSS 0xDUL

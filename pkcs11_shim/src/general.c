@@ -297,6 +297,15 @@ CK_RV C_SetPIN(CK_SESSION_HANDLE session, CK_UTF8CHAR *old_pin, CK_ULONG old_len
 
 CK_RV C_Login(CK_SESSION_HANDLE session, CK_USER_TYPE user, CK_UTF8CHAR *pin, CK_ULONG pin_len)
 {
+    if (user == CKU_CONTEXT_SPECIFIC) {
+        CK_RV rv = application_check();
+        if (rv == CKR_OK)
+            rv = operation_settle(&SIGN, session);
+        if (rv == CKR_OK)
+            rv = operation_settle(&DECRYPT, session);
+        if (rv != CKR_OK)
+            return rv;
+    }
     return pin_call(CALL_LOGIN, session, &user, pin, pin_len, NULL, 0, false);
 }
 

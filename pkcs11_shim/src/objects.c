@@ -67,6 +67,8 @@ static CK_RV make(const struct making *m)
         if (m->id == CALL_UNWRAP_KEY)
             put_bytes(call.out, m->in, m->in_len);
         put_attributes(call.out, m->attributes, m->count, 0);
+        if (m->id == CALL_SET_ATTRIBUTE_VALUE)
+            proofs_clear(); /* what a key may do may be another thing now */
         rv = call_run(&call, ONCE_ONLY);
         if (rv == CKR_OK && m->made)
             *m->made = get_ulong(&call.reply);

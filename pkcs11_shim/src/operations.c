@@ -7,9 +7,9 @@
 
 const struct kind SIGN = {OPERATION_SIGN, CALL_SIGN_INIT, CALL_SIGN_ONCE, CALL_SIGN, CALL_SIGN_UPDATE, CALL_SIGN_FINAL, true};
 const struct kind VERIFY = {OPERATION_VERIFY, CALL_VERIFY_INIT, CALL_VERIFY_ONCE, CALL_VERIFY, CALL_VERIFY_UPDATE, CALL_VERIFY_FINAL, true};
-const struct kind DECRYPT = {OPERATION_DECRYPT, CALL_DECRYPT_INIT, CALL_DECRYPT_ONCE, CALL_DECRYPT, 0, 0, true};
+const struct kind DECRYPT = {OPERATION_DECRYPT, CALL_DECRYPT_INIT, CALL_DECRYPT_ONCE, CALL_DECRYPT, CALL_DECRYPT_UPDATE, CALL_DECRYPT_FINAL, true};
 const struct kind DIGEST = {OPERATION_DIGEST, CALL_DIGEST_INIT, CALL_DIGEST_ONCE, CALL_DIGEST, CALL_DIGEST_UPDATE, CALL_DIGEST_FINAL, false};
-const struct kind ENCRYPT = {OPERATION_ENCRYPT, CALL_ENCRYPT_INIT, 0, CALL_ENCRYPT, 0, 0, true};
+const struct kind ENCRYPT = {OPERATION_ENCRYPT, CALL_ENCRYPT_INIT, 0, CALL_ENCRYPT, CALL_ENCRYPT_UPDATE, CALL_ENCRYPT_FINAL, true};
 const CK_FLAGS operation_flags[OPERATIONS] = {CKF_FIND_OBJECTS, CKF_SIGN, CKF_VERIFY, CKF_DECRYPT, CKF_DIGEST, CKF_ENCRYPT};
 
 static const CK_BYTE nothing[1];
@@ -152,6 +152,14 @@ static bool answer_size(const struct kind *kind, const struct deferred *d, const
 }
 
 /* CKR_OK with NULL and CKR_BUFFER_TOO_SMALL keep an operation; anything else ends it (PKCS#11 3.0, 5.2). */
+static CK_RV begin_part(const struct kind *kind, struct session *s)
+{
+    CK_RV rv = application_check();
+    if (rv == CKR_OK)
+        rv = operation_check(s, kind->operation);
+    return rv == CKR_OK ? settle(kind, s) : rv;
+}
+
 static bool keeps(CK_RV rv, bool output, const CK_BYTE *out)
 {
     return output && (rv == CKR_BUFFER_TOO_SMALL || (rv == CKR_OK && !out));
@@ -170,12 +178,53 @@ static CK_RV too_long(const struct kind *kind, CK_SESSION_HANDLE session)
     return kind->operation == OPERATION_DECRYPT ? CKR_ENCRYPTED_DATA_LEN_RANGE : CKR_DATA_LEN_RANGE;
 }
 
+static bool is_cipher(const struct kind *kind)
+{
+    return kind->operation == OPERATION_ENCRYPT || kind->operation == OPERATION_DECRYPT;
+}
+
+#define PADDING_AND_TAG 64u /* a ciphertext's bytes beyond those of its data, at most */
+
+/* More data than a message holds through a cipher, as many parts.  What comes out is not known before, so there must be room for
+ * the most that it can be: a call that has begun cannot be taken back. */
+static CK_RV cipher_in_parts(const struct kind *kind, CK_SESSION_HANDLE session, const CK_BYTE *in, CK_ULONG in_len, CK_BYTE *out,
+                             CK_ULONG *out_len)
+{
+    struct session *s = session_find(session);
+    CK_RV rv = begin_part(kind, s);
+    if (rv != CKR_OK)
+        return rv;
+    if (!s->begun[kind->operation])
+        return CKR_OPERATION_NOT_INITIALIZED;
+    CK_ULONG most = in_len + PADDING_AND_TAG, written = 0;
+    if (!out || *out_len < most) {
+        *out_len = most;
+        return out ? CKR_BUFFER_TOO_SMALL : CKR_OK;
+    }
+    while (in_len) {
+        CK_ULONG part = in_len < MOST_AT_ONCE ? in_len : MOST_AT_ONCE, room = *out_len - written;
+        rv = operation_update(kind, kind->update, session, in, part, out + written, &room);
+        if (rv == CKR_FUNCTION_NOT_SUPPORTED) /* the mechanism works in one part: on less than a modulus */
+            return kind->operation == OPERATION_DECRYPT ? CKR_ENCRYPTED_DATA_LEN_RANGE : CKR_DATA_LEN_RANGE;
+        if (rv != CKR_OK)
+            return rv;
+        in += part;
+        in_len -= part;
+        written += room;
+    }
+    CK_ULONG room = *out_len - written;
+    rv = operation_final(kind, kind->final, session, NULL, 0, out + written, &room);
+    if (rv == CKR_OK)
+        *out_len = written + room;
+    return rv;
+}
+
 /* The one-shot call on more data than a message holds. */
 static CK_RV shot_in_parts(const struct kind *kind, CK_SESSION_HANDLE session, const CK_BYTE *in, CK_ULONG in_len,
                            const CK_BYTE *signature, CK_ULONG signature_len, CK_BYTE *out, CK_ULONG *out_len)
 {
-    if (!kind->update)
-        return too_long(kind, session);
+    if (is_cipher(kind))
+        return cipher_in_parts(kind, session, in, in_len, out, out_len);
     CK_RV rv;
     if (out_len) {
         CK_ULONG size = 0;
@@ -247,12 +296,10 @@ CK_RV operation_shot(const struct kind *kind, CK_SESSION_HANDLE session, const C
 
 /* ---- in parts ---- */
 
-static CK_RV begin_part(const struct kind *kind, struct session *s)
+CK_RV operation_settle(const struct kind *kind, CK_SESSION_HANDLE session)
 {
-    CK_RV rv = application_check();
-    if (rv == CKR_OK)
-        rv = operation_check(s, kind->operation);
-    return rv == CKR_OK ? settle(kind, s) : rv;
+    struct session *s = session_find(session);
+    return s ? settle(kind, s) : CKR_SESSION_HANDLE_INVALID;
 }
 
 CK_RV operation_update(const struct kind *kind, uint32_t id, CK_SESSION_HANDLE session, const CK_BYTE *in, CK_ULONG in_len, CK_BYTE *out,
@@ -284,7 +331,7 @@ CK_RV operation_update(const struct kind *kind, uint32_t id, CK_SESSION_HANDLE s
             rv = get_output(&call.reply, out, out_len);
         after(s, kind->operation, &call, rv == CKR_OK || rv == CKR_BUFFER_TOO_SMALL);
     }
-    return call_end(&call, rv);
+    return kind->operation == OPERATION_DECRYPT ? call_end_wiped(&call, rv) : call_end(&call, rv);
 }
 
 CK_RV operation_key(const struct kind *kind, uint32_t id, CK_SESSION_HANDLE session, CK_OBJECT_HANDLE key)
@@ -329,5 +376,5 @@ CK_RV operation_final(const struct kind *kind, uint32_t id, CK_SESSION_HANDLE se
             rv = get_output(&call.reply, out, out_len);
         after(s, kind->operation, &call, keeps(rv, output, out));
     }
-    return call_end(&call, rv);
+    return kind->operation == OPERATION_DECRYPT ? call_end_wiped(&call, rv) : call_end(&call, rv);
 }

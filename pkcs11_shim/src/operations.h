@@ -7,7 +7,7 @@
 struct kind {
     enum operation operation;
     uint32_t init, once, shot; /* call ids; once 0 = no deferral */
-    uint32_t update, final;    /* 0 = not in parts */
+    uint32_t update, final;
     bool has_key;
 };
 
@@ -22,6 +22,9 @@ CK_RV operation_init(const struct kind *kind, CK_SESSION_HANDLE session, const C
 /* The whole operation on `in`.  With `signature` (verify) there is no output, else no signature. */
 CK_RV operation_shot(const struct kind *kind, CK_SESSION_HANDLE session, const CK_BYTE *in, CK_ULONG in_len, const CK_BYTE *signature,
                      CK_ULONG signature_len, CK_BYTE *out, CK_ULONG *out_len);
+
+/* Sends an Init that was put off: what follows, a login for this use, is for an operation that the module knows. */
+CK_RV operation_settle(const struct kind *kind, CK_SESSION_HANDLE session);
 
 /* Wrong arguments end an operation, as any other error does: CKR_ARGUMENTS_BAD. */
 CK_RV operation_abandon(const struct kind *kind, CK_SESSION_HANDLE session);
