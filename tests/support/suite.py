@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
 
-from support.guest import REPOSITORY
+from support.guest import REPOSITORY, Guest
 
 _CACHE = REPOSITORY / ".cache/python-pkcs11"
 
@@ -26,3 +27,22 @@ def directory() -> Path:
         shutil.unpack_archive(archive, _CACHE)
         (_CACHE / f"python_pkcs11-{release}/tests").rename(place / "tests")
     return place
+
+
+def run(guest: Guest, library: Path, token: str, pin: str, so_pin: str = "", timeout: float = 100, **more: str) -> dict[str, str]:
+    """Returns what pytest says of each test of the suite, run with the token of a library.
+
+    With a library whose name ends as that of SoftHSM2, the suite runs the tests that it has for that alone, too.
+    """
+    suite = directory()
+    variables = {"PKCS11_MODULE": str(library), "PKCS11_TOKEN_LABEL": token, "PKCS11_TOKEN_PIN": pin, "PYTHONPATH": str(suite)}
+    variables |= ({"PKCS11_TOKEN_SO_PIN": so_pin} if so_pin else {}) | more
+    command = [sys.executable, "-m", "pytest", "-v", "--tb=no", "-p", "no:cacheprovider", "-p", "no:timeout", suite / "tests"]
+    said = guest.run(*command, "--rootdir", suite, "-c", "/dev/null", check=False, timeout=timeout, more=variables).stdout.decode()
+    results = dict(re.findall(r"(test_\w+\.py::\w+::\w+(?:\[.*?\])?)\s+(PASSED|FAILED|SKIPPED|ERROR|XFAIL|XPASS)", said))
+    assert len(results) > 140, said[-2000:]
+    return results
+
+
+def passed(results: dict[str, str]) -> set[str]:
+    return {name for name, result in results.items() if result in ("PASSED", "XFAIL")}
