@@ -101,7 +101,7 @@ MAX_CACHED_SEARCHES = 128  #: answers that one view remembers
 MAX_CACHED_TEMPLATE = 4096  #: bytes of values in a search that is remembered
 
 MAX_GUEST_OBJECTS = 16384  #: token objects that a guest keeps in slot 1
-MAX_GUEST_BYTES = 4 * 1024 * 1024  #: bytes of them
+MAX_GUEST_BYTES = 16 * 1024 * 1024  #: bytes of them, with those of their keys
 OBJECT_COST = 256  #: bytes that each counts beside its attributes
 STORE_BURST = 1000  #: changes of token objects that are stored at once
 STORE_RATE = 20.0  #: and a second after that; beyond, CKR_FUNCTION_REJECTED

@@ -100,6 +100,17 @@ def test_how_many_and_how_much(bench: Bench, monkeypatch: pytest.MonkeyPatch) ->
     assert len(bench.keystore.state.objects) == 3
 
 
+def test_keys_count_too(bench: Bench) -> None:
+    pair = generation.key_pair(ck.CKM_RSA_PKCS_KEY_PAIR_GEN, Wanted(bits=2048))
+    rsa = PRIVATE | {ck.CKA_KEY_TYPE: ck.CKK_RSA}
+    (item,) = bench.keystore.add_objects([(rsa, pair)])
+    assert item.size > len(pair.pkcs8()) + limits.OBJECT_COST
+    bench.keystore.change_object(item.handle, rsa)
+    assert bench.keystore.state.objects[item.handle].size == item.size
+    bench.restart()
+    assert bench.keystore.state.objects[item.handle].size == item.size
+
+
 def test_handles_end(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "FIRST_SESSION_OBJECT", bench.keystore.state.next_handle + 1)
     bench.keystore.add_objects([(DATA, None)])

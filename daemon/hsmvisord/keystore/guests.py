@@ -16,9 +16,24 @@ from hsmvisord.keystore.state import GuestObject, GuestToken, Pin, State
 Made = tuple[Mapping[int, Any], AnyKey | None]
 
 
-def size(attributes: Mapping[int, Any]) -> int:
-    """Returns how many bytes an object counts: those of its attributes, and what it costs beside them."""
-    return limits.OBJECT_COST + sum(len(values.encode_value(value)) for value in attributes.values())
+def size(attributes: Mapping[int, Any], key: bytes) -> int:
+    """Returns how many bytes an object counts: those of its attributes and of its key, and what it costs beside them."""
+    return limits.OBJECT_COST + len(key) + sum(len(values.encode_value(value)) for value in attributes.values())
+
+
+def key_bytes(attributes: Mapping[int, Any], key: Any) -> bytes:
+    """Returns what is stored of an object's key: PKCS #8, the value, SubjectPublicKeyInfo; nothing of other objects."""
+    if key is None:
+        return b""
+    found: bytes
+    match attributes[ck.CKA_CLASS]:
+        case ck.CKO_PRIVATE_KEY:
+            found = key.pkcs8()
+        case ck.CKO_SECRET_KEY:
+            found = key.value
+        case _:
+            found = key.spki
+    return found
 
 
 def used(state: State) -> int:
@@ -27,7 +42,10 @@ def used(state: State) -> int:
 
 def added(state: State, made: Sequence[Made]) -> tuple[State, list[GuestObject]]:
     """All of them or none; a key pair is two."""
-    objects = [GuestObject(state.next_handle + n, attributes, key, size(attributes)) for n, (attributes, key) in enumerate(made)]
+    objects = [
+        GuestObject(state.next_handle + n, attributes, key, size(attributes, key_bytes(attributes, key)))
+        for n, (attributes, key) in enumerate(made)
+    ]
     after = state.next_handle + len(objects)
     if after > limits.FIRST_SESSION_OBJECT:
         raise CkError(ck.CKR_DEVICE_MEMORY, "the module has used up its handles")
@@ -39,7 +57,7 @@ def added(state: State, made: Sequence[Made]) -> tuple[State, list[GuestObject]]
 
 def changed(state: State, handle: int, attributes: Mapping[int, Any]) -> State:
     item = _there(state, handle)
-    item = replace(item, attributes=attributes, size=size(attributes))
+    item = replace(item, attributes=attributes, size=size(attributes, key_bytes(attributes, item.key)))
     return _within(replace(state, objects={**state.objects, handle: item}))
 
 

@@ -188,19 +188,11 @@ def object_of(record: ObjectRecord, provider: CryptoProvider) -> GuestObject:
             pass
         case _:
             raise ValueError("an object of a class that is not kept")
-    return GuestObject(record.handle, attributes, key, guests.size(attributes))
+    return GuestObject(record.handle, attributes, key, guests.size(attributes, record.key))
 
 
 def object_record(item: GuestObject) -> ObjectRecord:
-    key = b""
-    match item.attributes[ck.CKA_CLASS], item.key:
-        case ck.CKO_PRIVATE_KEY, private if private is not None:
-            key = private.pkcs8()  # type: ignore[union-attr]
-        case ck.CKO_PUBLIC_KEY, public if public is not None:
-            key = public.spki  # type: ignore[union-attr]
-        case ck.CKO_SECRET_KEY, secret if secret is not None:
-            key = secret.value  # type: ignore[union-attr]
-    return ObjectRecord(item.handle, *values.encode(item.attributes), key)
+    return ObjectRecord(item.handle, *values.encode(item.attributes), guests.key_bytes(item.attributes, item.key))
 
 
 def seal_change(
