@@ -196,7 +196,12 @@ static CK_RV cipher_in_parts(const struct kind *kind, CK_SESSION_HANDLE session,
         return rv;
     if (!s->begun[kind->operation])
         return CKR_OPERATION_NOT_INITIALIZED;
-    CK_ULONG most = in_len + PADDING_AND_TAG, written = 0;
+    CK_ULONG most = in_len + PADDING_AND_TAG, written = 0, none = 0;
+    rv = operation_update(kind, kind->update, session, nothing, 0, NULL, &none); /* asks for a size, so nothing happens */
+    if (rv == CKR_FUNCTION_NOT_SUPPORTED) /* the mechanism works in one part: on less than a modulus */
+        return kind->operation == OPERATION_DECRYPT ? CKR_ENCRYPTED_DATA_LEN_RANGE : CKR_DATA_LEN_RANGE;
+    if (rv != CKR_OK)
+        return rv;
     if (!out || *out_len < most) {
         *out_len = most;
         return out ? CKR_BUFFER_TOO_SMALL : CKR_OK;
@@ -204,8 +209,6 @@ static CK_RV cipher_in_parts(const struct kind *kind, CK_SESSION_HANDLE session,
     while (in_len) {
         CK_ULONG part = in_len < MOST_AT_ONCE ? in_len : MOST_AT_ONCE, room = *out_len - written;
         rv = operation_update(kind, kind->update, session, in, part, out + written, &room);
-        if (rv == CKR_FUNCTION_NOT_SUPPORTED) /* the mechanism works in one part: on less than a modulus */
-            return kind->operation == OPERATION_DECRYPT ? CKR_ENCRYPTED_DATA_LEN_RANGE : CKR_DATA_LEN_RANGE;
         if (rv != CKR_OK)
             return rv;
         in += part;

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.keywrap import aes_key_unwrap
 from hsmvisord import ck
 from hsmvisord.crypto.mechanisms import GUEST_TABLE
 from hsmvisord.token.policy import Policy
-from hsmvisord.wire.calls import Call, Mechanism
+from hsmvisord.wire.calls import Call, Mechanism, Needed
 from support.own_keys import RW, USER, OwnGuest, OwnToken, template
 from support.wire_client import Refused
 
@@ -140,6 +140,14 @@ def test_encryption_in_parts(guest: OwnGuest, mechanism: Mechanism) -> None:
         with refused(ck.CKR_OPERATION_NOT_INITIALIZED):
             guest.call(Call[f"{kind}_UPDATE"], guest.session, b"x", 64)
     assert results == {"ENCRYPT": whole, "DECRYPT": data}
+
+
+def test_a_question_for_the_length_begins_nothing(guest: OwnGuest) -> None:
+    key, mechanism = guest.generate(ck.CKM_AES_KEY_GEN, AES | CRYPTS), Mechanism(ck.CKM_AES_CBC_PAD, IV)
+    guest.call(Call.ENCRYPT_INIT, guest.session, mechanism, key)
+    assert guest.call(Call.ENCRYPT_UPDATE, guest.session, bytes(40), None) == (Needed(32),)
+    (sealed,) = guest.call(Call.ENCRYPT, guest.session, b"whole", 64)
+    assert guest.decrypt(mechanism, key, sealed) == b"whole"
 
 
 def test_digest_of_a_key(guest: OwnGuest) -> None:

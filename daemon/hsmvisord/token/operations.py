@@ -191,7 +191,7 @@ class _CipherOperation(Operation):
         return self._given(self._output, room)
 
     def update(self, data: bytes, room: int | None) -> Output:
-        stream = self._parts()
+        stream = self._parts(begins=room is not None)
         needed = stream.room(len(data))
         return stream.update(data) if _fits(needed, room) else Needed(needed)
 
@@ -203,13 +203,17 @@ class _CipherOperation(Operation):
             self._output = stream.finish()
         return self._given(self._output, room)
 
-    def _parts(self) -> Stream:
-        if self._stream is None:
-            if self._cipher.begin is None:
-                self.done = True
-                raise CkError(ck.CKR_FUNCTION_NOT_SUPPORTED, f"this mechanism can {self.name} in one part only")
-            self._stream = self._cipher.begin()
-        return self._stream
+    def _parts(self, begins: bool = True) -> Stream:
+        """`begins` False: a question for the length, after which all is as before."""
+        if self._stream is not None:
+            return self._stream
+        if self._cipher.begin is None:
+            self.done = True
+            raise CkError(ck.CKR_FUNCTION_NOT_SUPPORTED, f"this mechanism can {self.name} in one part only")
+        stream = self._cipher.begin()
+        if begins:
+            self._stream = stream
+        return stream
 
     def _given(self, output: bytes, room: int) -> Output:
         if len(output) > room:
