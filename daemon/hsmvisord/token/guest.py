@@ -14,8 +14,7 @@ from hsmvisord.ck import CkError
 from hsmvisord.crypto.interface import AnyKey, PublicKey, SecretKey
 from hsmvisord.crypto.mechanisms import of_key_type
 from hsmvisord.keystore import pin
-from hsmvisord.keystore.keystore import StorageError
-from hsmvisord.token import rules
+from hsmvisord.token import answers, rules
 from hsmvisord.token.catalogue import Template, matches
 from hsmvisord.token.info import padded
 from hsmvisord.token.making import Made, part
@@ -147,10 +146,8 @@ class GuestUser:
         return self._store(made) if token else [self._add_to_session(session, one) for one in made]
 
     def _store(self, made: Sequence[Made]) -> list[int]:
-        try:
+        with answers.stored():
             objects = self._token.keystore.add_objects([(one.attributes, one.key) for one in made])
-        except StorageError as error:
-            raise CkError(ck.CKR_DEVICE_ERROR, str(error)) from None
         return [item.handle for item in objects]
 
     def _add_to_session(self, session: Session, made: Made) -> int:
@@ -171,10 +168,8 @@ class GuestUser:
         if handle in self.items:
             self.items[handle] = GuestItem(handle, after, item.key)
             return
-        try:
+        with answers.stored():
             self._token.keystore.change_object(handle, after)
-        except StorageError as error:
-            raise CkError(ck.CKR_DEVICE_ERROR, str(error)) from None
 
     def destroy(self, session: Session, handle: int) -> None:
         item = self.known(handle)
@@ -186,10 +181,8 @@ class GuestUser:
                 if handle in owner.objects:
                     self._forget(owner, handle)
             return
-        try:
+        with answers.stored():
             self._token.keystore.remove_object(handle)
-        except StorageError as error:
-            raise CkError(ck.CKR_DEVICE_ERROR, str(error)) from None
 
     def check_session(self, flags: int) -> None:
         """Raises unless a session may be opened now."""
@@ -269,16 +262,9 @@ class GuestUser:
             operation.unlock()
 
     def _try(self, attempt: bytes, officer: bool) -> None:
-        if not pin.MIN_PIN <= len(attempt) <= pin.MAX_PIN:
-            attempt = b""  # never the PIN, and counted like any other
-        try:
-            right = self._token.keystore.try_guest_pin(attempt, officer)
-        except StorageError as error:
-            raise CkError(ck.CKR_DEVICE_ERROR, str(error)) from None
-        if right is None:
-            raise CkError(ck.CKR_PIN_LOCKED, "too many wrong PINs: wait")
-        if not right:
-            raise CkError(ck.CKR_PIN_INCORRECT)
+        with answers.stored():
+            right = self._token.keystore.try_guest_pin(answers.bounded(attempt), officer)
+        answers.judge(right)
 
     def _has_read_only(self, slot: int) -> bool:
         return any(s.slot == slot and not s.flags & ck.CKF_RW_SESSION for s in list(self._application.sessions.values()))
@@ -307,14 +293,9 @@ class GuestUser:
         self._check_pin(so_pin)
         if any(s.slot for application in self._token.applications() for s in list(application.sessions.values())):
             raise CkError(ck.CKR_SESSION_EXISTS, "a session with the token is open")
-        try:
+        with answers.stored():
             right = self._token.keystore.initialize_guest(padded(label, 32), so_pin)
-        except StorageError as error:
-            raise CkError(ck.CKR_DEVICE_ERROR, str(error)) from None
-        if right is None:
-            raise CkError(ck.CKR_PIN_LOCKED, "too many wrong PINs: wait")
-        if not right:
-            raise CkError(ck.CKR_PIN_INCORRECT)
+        answers.judge(right)
 
     def init_pin(self, value: bytes) -> None:
         self._token.policing.permit("init-pin")
@@ -335,10 +316,8 @@ class GuestUser:
 
     def _set_pin(self, value: bytes, officer: bool) -> None:
         self._check_pin(value)
-        try:
+        with answers.stored():
             self._token.keystore.set_guest_pin(value, officer)
-        except StorageError as error:
-            raise CkError(ck.CKR_DEVICE_ERROR, str(error)) from None
 
     def _check_pin(self, value: bytes) -> None:
         least = self._token.policing.policy.min_pin or pin.MIN_PIN

@@ -16,10 +16,11 @@ from hsmvisord.ck import CkError
 from hsmvisord.crypto.interface import CryptoProvider, KeyKind
 from hsmvisord.crypto.mechanisms import check_mechanism
 from hsmvisord.keystore import pin
-from hsmvisord.keystore.keystore import Keystore, StorageError
+from hsmvisord.keystore.keystore import Keystore
 from hsmvisord.keystore.persistence import Usage
 from hsmvisord.keystore.state import State
 from hsmvisord.lanes.lanes import Gate
+from hsmvisord.token import answers
 from hsmvisord.token.application import Application, Saved
 from hsmvisord.token.catalogue import Index
 from hsmvisord.token.info import GUEST_SLOT, MANAGED_SLOT
@@ -168,16 +169,9 @@ class Token:
 
     def try_pin(self, attempt: bytes) -> None:
         """Raises CKR_PIN_INCORRECT, CKR_PIN_LOCKED, or CKR_DEVICE_ERROR when the attempt could not be counted."""
-        if not pin.MIN_PIN <= len(attempt) <= pin.MAX_PIN:
-            attempt = b""  # never the PIN, and counted like any other
-        try:
-            right = self.keystore.try_pin(attempt)
-        except StorageError as error:
-            raise CkError(ck.CKR_DEVICE_ERROR, str(error)) from None
-        if right is None:
-            raise CkError(ck.CKR_PIN_LOCKED, "too many wrong PINs: wait")
-        if not right:
-            raise CkError(ck.CKR_PIN_INCORRECT)
+        with answers.stored():
+            right = self.keystore.try_pin(answers.bounded(attempt))
+        answers.judge(right)
 
     # ---- applications and sessions ------------------------------------------------------------------------------
 
