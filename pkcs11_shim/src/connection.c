@@ -21,7 +21,8 @@
 #define LOOK_NS 60000 /* how long a reply is looked for before the thread sleeps, at least */
 #define MOST_LOOK_NS 400000 /* and at most: replies that take longer are not looked for longer */
 #define LATE_NS 20000       /* a reply may come this much later than usual */
-#define MOST_VAIN 6u  /* looks in vain in a row that still make the next one rarer: one call in 2^6 */
+#define MOST_VAIN 6u  /* looks in vain in a row that still make the pause before the next one longer: 62 ms */
+#define PAUSE_NS 1000000 /* after the second look in vain it is two of them, and then doubles */
 
 /* Descriptors are made, closed and shut down under this lock, never read or written: so no thread shuts down a number that is another
  * file's by now. */
@@ -243,7 +244,8 @@ static int64_t patience(const struct connection *c)
 }
 
 /* Looks for the reply a little while before the thread sleeps: on a virtual machine to be woken costs more than a signature.
- * Each look in vain makes the next one rarer.  Returns what recv does, -1 with EAGAIN when nothing came. */
+ * Each look in vain is followed by a longer pause without (a look may be what keeps the module from its work, when both have the
+ * same processor).  Returns what recv does, -1 with EAGAIN when nothing came. */
 static ssize_t look(struct connection *c)
 {
     int64_t until = now_ns() + patience(c);
@@ -258,19 +260,14 @@ static ssize_t look(struct connection *c)
     } while (now_ns() < until);
     if (c->vain < MOST_VAIN)
         c->vain++;
-    c->unlooked = (1u << c->vain) - 2;
+    c->look_at_ns = now_ns() + PAUSE_NS * ((1 << c->vain) - 2);
     errno = EAGAIN;
     return -1;
 }
 
 static bool worth_a_look(struct connection *c)
 {
-    if (c->in_used || !c->alone)
-        return false;
-    if (!c->unlooked)
-        return true;
-    c->unlooked--;
-    return false;
+    return !c->in_used && c->alone && now_ns() >= c->look_at_ns;
 }
 
 /* Sleeps until there is something to receive: false with EAGAIN after the deadline.  Not in recv, which on a unix socket is woken

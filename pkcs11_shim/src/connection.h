@@ -17,7 +17,7 @@ struct connection {
     unsigned deadline_ms; /* that a reply may take; 0 = for ever */
     bool alone;           /* no other call of this application is in flight */
     unsigned vain;        /* looks for a reply in a row that found none */
-    unsigned unlooked;    /* calls that sleep at once, before the next look */
+    int64_t look_at_ns;   /* before then, calls sleep at once */
     int64_t usual_ns;     /* how long its replies take, the last ones most */
     pthread_t user;       /* the thread that used it last */
     struct connection *next;        /* in the pool */

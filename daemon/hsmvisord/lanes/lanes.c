@@ -17,7 +17,8 @@
 #define TOGETHER 8u  /* signatures at most that a thread makes before it sends the first of them */
 #define AVERAGE 8u   /* turns that tell how many lanes are busy */
 #define MOST_BUSY 64u
-#define MOST_VAIN 6u /* looks in vain in a row that still make the next one rarer: once in 2^6 sleeps */
+#define MOST_VAIN 6u /* looks in vain in a row that still make the pause before the next one longer: 62 ms */
+#define PAUSE 1e-3   /* seconds: after the second look in vain it is two of them, and then doubles */
 
 enum state {
     AWAY,    /* the interpreter's */
@@ -67,7 +68,8 @@ struct pool {
     unsigned streak;    /* its turns in a row */
     unsigned turns;
     unsigned crowd;     /* AVERAGE times the lanes that have turns at present, by the turns between two of one lane */
-    unsigned vain, unlooked; /* the watcher's */
+    unsigned vain;      /* the watcher's looks in a row that found nothing */
+    double look_at;     /* before then it sleeps at once */
 };
 
 /* ---- gates ----------------------------------------------------------------------------------------------------------- */
@@ -316,7 +318,7 @@ static int look(struct pool *pool, struct epoll_event *events, bool alone)
     } while (seconds(CLOCK_MONOTONIC) < until);
     if (pool->vain < MOST_VAIN)
         pool->vain++;
-    pool->unlooked = (1u << pool->vain) - 2;
+    pool->look_at = seconds(CLOCK_MONOTONIC) + PAUSE * ((1 << pool->vain) - 2);
     return 0;
 }
 
@@ -324,10 +326,8 @@ static int look(struct pool *pool, struct epoll_event *events, bool alone)
 static int watch(struct pool *pool, struct epoll_event *events, bool alone)
 {
     int count = 0;
-    if (!pool->unlooked)
+    if (seconds(CLOCK_MONOTONIC) >= pool->look_at)
         count = look(pool, events, alone);
-    else
-        pool->unlooked--;
     while (count <= 0)
         count = epoll_wait(pool->epoll, events, EVENTS, -1);
     return count;

@@ -60,7 +60,7 @@ class Reactor:
         self._express = Express()
         self._laned = True  #: connections get lanes
         self._vain = 0  #: looks for a request in a row that found none
-        self._unlooked = 0  #: sleeps before the next look
+        self._look_at = 0.0  #: before then it sleeps at once (perf_counter)
 
     # ---- any thread ---------------------------------------------------------------------------------------------
 
@@ -195,15 +195,15 @@ class Reactor:
     def _wait(self, poll: Callable[..., list[tuple[int, int]]]) -> list[tuple[int, int]]:
         """Looks a little while before it sleeps: to be woken costs more than a signature on some machines.
 
-        Each look in vain makes the next one rarer."""
-        if self._unlooked or self._answering:
-            self._unlooked = max(self._unlooked - 1, 0)
+        Each look in vain is followed by a longer pause without."""
+        now = perf_counter()
+        if self._answering or now < self._look_at:
             return poll(limits.SWEEP)
-        until = perf_counter() + limits.SPIN
+        until = now + limits.SPIN
         while not (events := poll(0)):
-            if perf_counter() > until:
+            if (now := perf_counter()) > until:
                 self._vain = min(self._vain + 1, limits.MOST_VAIN)
-                self._unlooked = (1 << self._vain) - 2
+                self._look_at = now + limits.LOOK_PAUSE * ((1 << self._vain) - 2)
                 return poll(limits.SWEEP)
         self._vain = 0
         return events
