@@ -35,6 +35,7 @@ REASON_INTERNAL = "INTERNAL"
 REASON_UNSEALED = "UNSEALED"  #: the sealed state does not open, or is not what was acknowledged
 REASON_DEVICE = "DEVICE"  #: it cannot be the device; the front-end's connection is of no use
 REASON_SUCCESSION = "SUCCESSION"  #: the connections could not be handed over
+REASON_HSM = "HSM"  #: the hardware does not answer, or is not the one that the module's keys live in
 
 
 # ---- supervisor -> launcher -------------------------------------------------------------------------------------
@@ -85,6 +86,23 @@ class ProviderStatus(Record):
     TYPE: ClassVar[str] = "provider-status"
 
 
+# ---- supervisor -> cryptoprocessor helper of a module (hsmvisord/hsm) ---------------------------------------------
+
+
+@dataclass(frozen=True)
+class ServeWorker(Record):
+    """Serve the worker at the other end of the socket until it closes.  Descriptor: a stream socket.  -> Done"""
+
+    TYPE: ClassVar[str] = "serve-worker"
+
+
+@dataclass(frozen=True)
+class HsmStatus(Record):
+    """-> Report: library, token, serial, measures of its sandbox."""
+
+    TYPE: ClassVar[str] = "hsm-status"
+
+
 @dataclass(frozen=True)
 class Report(Record):
     """A JSON object that informs."""
@@ -125,6 +143,14 @@ class LoadState(Record):
     TYPE: ClassVar[str] = "load-state"
     names: tuple[str, ...]
     blobs: tuple[bytes, ...] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class UseHsm(Record):
+    """The module's keys live behind this socket: before Boot or Succeed, and again whenever the helper is another one.
+    Descriptor: a stream socket that ends in the module's helper.  -> Done"""
+
+    TYPE: ClassVar[str] = "use-hsm"
 
 
 @dataclass(frozen=True)

@@ -25,11 +25,12 @@ _ALWAYS: frozenset[type[Record]] = frozenset({m.Attach, m.Shutdown})
 
 #: What the supervisor may ask a worker.
 SUPERVISOR_MAY: dict[Phase, frozenset[type[Record]]] = {
-    Phase.EMPTY: _ALWAYS | {m.LoadState, m.Boot, m.Succeed},
+    Phase.EMPTY: _ALWAYS | {m.LoadState, m.UseHsm, m.Boot, m.Succeed},
     Phase.BOOTING: _ALWAYS,
     Phase.SERVING: _ALWAYS
     | {m.Execute, m.QueryStatus, m.QueryStatistics, m.Configure, m.SetPin, m.SetTokenPresent}
     | {m.Freeze, m.Thaw, m.HandOver}
+    | {m.UseHsm}
     | {m.PlugDevice, m.QueryDevice}
     | {m.TakeConnection, m.DropConnections},
     Phase.LEAVING: _ALWAYS,
@@ -52,7 +53,7 @@ MAX_DESCRIPTORS = 16
 #: Bytes of the memory where a worker notes the keys of live streams: 1,024 of them (hsmvisord/limits.py, MAX_STREAMS).
 STREAM_KEYS_SIZE = 1024 * 8
 
-_WITH_ONE = (m.Succeed, m.HandOver, m.TakeConnection)
+_WITH_ONE = (m.Succeed, m.HandOver, m.TakeConnection, m.UseHsm, m.ServeWorker)
 _WITH_SOME = (m.PlugDevice, m.DeviceState)
 
 
@@ -66,6 +67,7 @@ def descriptors_of(record: Record) -> int:
 
 
 LAUNCHER_MAY_BE_ASKED: frozenset[type[Record]] = frozenset({m.Spawn, m.LauncherStatus})
+HSM_MAY_BE_ASKED: frozenset[type[Record]] = frozenset({m.ServeWorker, m.HsmStatus})
 PROVIDER_MAY_BE_ASKED: frozenset[type[Record]] = frozenset({m.DeriveKey, m.ProviderStatus})
 
 
