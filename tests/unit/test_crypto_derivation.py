@@ -17,7 +17,7 @@ from hsmvisord.ck import CkError
 from hsmvisord.crypto import generation
 from hsmvisord.crypto.derivation import KDFS
 from hsmvisord.crypto.ec import CURVES, octet_string
-from hsmvisord.crypto.generation import Wanted
+from hsmvisord.crypto.interface import Wanted
 from hsmvisord.crypto.operations import HASHES
 from hsmvisord.crypto.secret import SecretKey
 from hsmvisord.crypto.software import SoftwareProvider

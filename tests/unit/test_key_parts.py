@@ -11,8 +11,7 @@ from hsmvisord import ck
 from hsmvisord.ck import CkError
 from hsmvisord.crypto import generation, parts
 from hsmvisord.crypto.ec import CURVES
-from hsmvisord.crypto.generation import Wanted
-from hsmvisord.crypto.interface import PrivateKey
+from hsmvisord.crypto.interface import PrivateKey, Wanted
 from hsmvisord.crypto.rsa import big_endian
 from hsmvisord.crypto.software import SoftwareProvider
 

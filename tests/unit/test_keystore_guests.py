@@ -9,7 +9,7 @@ import pytest
 from hsmvisord import ck, limits
 from hsmvisord.ck import CkError
 from hsmvisord.crypto import generation
-from hsmvisord.crypto.generation import Wanted
+from hsmvisord.crypto.interface import Wanted
 from hsmvisord.keystore import guests, persistence, values
 from hsmvisord.keystore.keystore import StorageError
 from hsmvisord.keystore.vault import UnsealError

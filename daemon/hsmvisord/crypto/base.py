@@ -123,6 +123,9 @@ class BasePrivateKey:
         encoding, form = serialization.Encoding.DER, serialization.PrivateFormat.PKCS8
         return bytes(self._any_key.private_bytes(encoding, form, serialization.NoEncryption()))
 
+    def stored(self) -> bytes:
+        return self.pkcs8()
+
     #: The hash that a certificate of this key is signed with; None where the algorithm has its own.
     certificate_hash: hashes.HashAlgorithm | None = hashes.SHA256()
 

@@ -6,7 +6,6 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, mldsa, mlkem, rsa, x448, x25519
@@ -16,23 +15,13 @@ from hsmvisord.ck import CkError
 from hsmvisord.crypto import mlkem as kem
 from hsmvisord.crypto.ec import CURVES, EcPrivateKey
 from hsmvisord.crypto.edwards import EDWARDS, ML_DSA, EdwardsPrivateKey, MlDsaPrivateKey
-from hsmvisord.crypto.interface import PrivateKey
+from hsmvisord.crypto.interface import PrivateKey, Wanted
 from hsmvisord.crypto.montgomery import MONTGOMERY, MontgomeryPrivateKey
 from hsmvisord.crypto.rsa import MAX_BITS, OWN_MIN_BITS, RsaPrivateKey
 from hsmvisord.crypto.secret import SecretKey
 
 EXPONENT = 65537
 _EC_CURVES: dict[str, ec.EllipticCurve] = {c.name: c for c in (ec.SECP256R1(), ec.SECP384R1(), ec.SECP521R1(), ec.SECP256K1())}
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What a template says of the key pair that is to be made; 0 and empty where it says nothing."""
-
-    bits: int = 0  #: CKA_MODULUS_BITS
-    exponent: int = 0  #: CKA_PUBLIC_EXPONENT
-    parameters: bytes = b""  #: CKA_EC_PARAMS
-    parameter_set: int = 0  #: CKA_PARAMETER_SET
 
 
 Make = Callable[[], PrivateKey]

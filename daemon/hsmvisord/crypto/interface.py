@@ -10,7 +10,7 @@ SIGNATURE_LEN_RANGE).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -28,6 +28,29 @@ class KeyKind:
     key_type: int  #: CKK_...
     bits: int  #: modulus bits, curve bits; for ML-DSA 44, 65, 87
     parameters: bytes  #: DER of CKA_EC_PARAMS; empty for RSA and ML-DSA
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """Whether a key may ever leave its cryptoprocessor: `readable` in the clear, `wrappable` wrapped by another key.
+
+    The token decides each time anew (token/rules.py); hardware holds a key to what it was made with."""
+
+    readable: bool = False
+    wrappable: bool = False
+
+
+LOCKED_IN = Access()
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a template says of the key pair that is to be made; 0 and empty where it says nothing."""
+
+    bits: int = 0  #: CKA_MODULUS_BITS
+    exponent: int = 0  #: CKA_PUBLIC_EXPONENT
+    parameters: bytes = b""  #: CKA_EC_PARAMS
+    parameter_set: int = 0  #: CKA_PARAMETER_SET
 
 
 #: From the handle of a key that is HKDF's salt to its value.
@@ -161,7 +184,11 @@ class PrivateKey(Protocol):
         ...
 
     def pkcs8(self) -> bytes:
-        """Returns PrivateKeyInfo (DER), for the sealed state alone."""
+        """Returns PrivateKeyInfo (DER).  Raises CkError(KEY_UNEXTRACTABLE) where the cryptoprocessor does not give it."""
+        ...
+
+    def stored(self) -> bytes:
+        """Returns what the sealed state keeps of it: the key, or where it is."""
         ...
 
 
@@ -172,7 +199,9 @@ class SecretKey(Protocol):
     def kind(self) -> KeyKind: ...
 
     @property
-    def value(self) -> bytes: ...
+    def value(self) -> bytes: ...  #: raises CkError(KEY_UNEXTRACTABLE) where the cryptoprocessor does not give it
+
+    def stored(self) -> bytes: ...  #: as that of a private key
 
     @property
     def check_value(self) -> bytes: ...  #: CKA_CHECK_VALUE
@@ -194,18 +223,68 @@ AnyKey = PublicKey | PrivateKey | SecretKey
 
 
 class CryptoProvider(Protocol):
-    """One cryptoprocessor: software now, an HSM through PKCS#11 later."""
+    """One cryptoprocessor: software, or an HSM of the host through PKCS#11.  A plug: one contract suite holds all of them
+    (tests/unit/test_provider_contract.py)."""
 
-    def load_private_key(self, pkcs8: bytes) -> PrivateKey:
+    def offers(self, mechanism: int) -> bool:
+        """Says whether its keys can do that (of the mechanisms in mechanisms.py)."""
+        ...
+
+    # ---- keys that were there before ----
+
+    def open_private(self, stored: bytes) -> PrivateKey:
+        """From what `stored` gave.  Raises CkError."""
+        ...
+
+    def open_secret(self, key_type: int, stored: bytes) -> SecretKey: ...
+
+    # ---- keys that come ----
+
+    def load_private_key(self, pkcs8: bytes, access: Access = LOCKED_IN) -> PrivateKey:
         """Raises CkError(KEY_TYPE_INCONSISTENT) for an unsupported type or size, CkError(ATTRIBUTE_VALUE_INVALID) for
         bytes that are no key."""
         ...
 
+    def private_of_parts(self, key_type: int, parts: Mapping[int, Any], access: Access = LOCKED_IN) -> PrivateKey:
+        """As parts.private_key."""
+        ...
+
     def load_public_key(self, spki: bytes) -> PublicKey: ...
 
-    def load_secret_key(self, key_type: int, value: bytes) -> SecretKey:
+    def load_secret_key(self, key_type: int, value: bytes, access: Access = LOCKED_IN) -> SecretKey:
         """Raises CkError(KEY_TYPE_INCONSISTENT), CkError(KEY_SIZE_RANGE)."""
         ...
+
+    # ---- keys that are made ----
+
+    def generate_pair(self, mechanism: int, wanted: Wanted, access: Access = LOCKED_IN) -> PrivateKey:
+        """Of a mechanism in generation.PAIRS.  Raises CkError(FUNCTION_REJECTED) while another RSA key is being made."""
+        ...
+
+    def generate_secret(self, mechanism: int, length: int, access: Access = LOCKED_IN) -> SecretKey:
+        """Of a mechanism in generation.SECRETS; `length` in bytes, 0 where the template says nothing."""
+        ...
+
+    # ---- keys that wrap keys ----
+
+    def wrap(
+        self, wrapper: PublicKey | SecretKey, mechanism: Mechanism, key: PrivateKey | SecretKey
+    ) -> tuple[int, Callable[[], bytes]]:
+        """Returns the most bytes that come out, and what wraps.  A private key is wrapped as PrivateKeyInfo, a secret one as its
+        value."""
+        ...
+
+    def unwrap_private(
+        self, unwrapper: PrivateKey | SecretKey, mechanism: Mechanism, wrapped: bytes, access: Access
+    ) -> PrivateKey: ...
+
+    def unwrap_secret(
+        self, unwrapper: PrivateKey | SecretKey, mechanism: Mechanism, wrapped: bytes, key_type: int, length: int, access: Access
+    ) -> SecretKey:
+        """`length`: as `fit`."""
+        ...
+
+    # ---- without keys ----
 
     def digest(self, mechanism: Mechanism) -> tuple[int, Callable[[], Any]]:
         """Returns the digest's size and a factory of hashlib-like objects (update, digest); raises CkError(MECHANISM_INVALID)."""

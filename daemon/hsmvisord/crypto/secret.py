@@ -20,6 +20,18 @@ _NAMES = {ck.CKK_AES: "AES", ck.CKK_CHACHA20: "ChaCha20", ck.CKK_GENERIC_SECRET:
 }
 
 
+def fit(value: bytes, key_type: int, length: int) -> bytes:
+    """Returns the bytes of a key that was derived, unwrapped or decapsulated: the last `length` of them (6.3.17), or where nobody
+    said how many (0) all that there are, or as much as such a key takes.  Raises CkError(KEY_SIZE_RANGE)."""
+    if not length and key_type == ck.CKK_AES:
+        length = max((size for size in AES_SIZES if size <= len(value)), default=len(value))
+    elif not length:
+        length = min(32, len(value)) if key_type == ck.CKK_CHACHA20 else len(value)
+    if not 0 < length <= len(value):
+        raise CkError(ck.CKR_KEY_SIZE_RANGE, f"there are {len(value)} bytes for the key")
+    return value[-length:]
+
+
 class SecretKey:
     """Its repr shows its kind alone."""
 
@@ -41,6 +53,9 @@ class SecretKey:
 
     def __repr__(self) -> str:
         return f"<secret key, {self.kind.name}>"
+
+    def stored(self) -> bytes:
+        return self.value
 
     @property
     def check_value(self) -> bytes:

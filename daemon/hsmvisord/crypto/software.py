@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -12,14 +12,16 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, mldsa,
 
 from hsmvisord import ck
 from hsmvisord.ck import CkError
-from hsmvisord.crypto import digests, libcrypto
+from hsmvisord.crypto import digests, generation, libcrypto
 from hsmvisord.crypto.ec import CURVES, EcPrivateKey, EcPublicKey
 from hsmvisord.crypto.edwards import EdwardsPrivateKey, EdwardsPublicKey, MlDsaPrivateKey, MlDsaPublicKey
-from hsmvisord.crypto.interface import PrivateKey, PublicKey
+from hsmvisord.crypto.interface import LOCKED_IN, Access, PrivateKey, PublicKey, Wanted
+from hsmvisord.crypto.interface import SecretKey as AnySecretKey
 from hsmvisord.crypto.mlkem import MlKemPrivateKey, MlKemPublicKey
 from hsmvisord.crypto.montgomery import MontgomeryPrivateKey, MontgomeryPublicKey
+from hsmvisord.crypto.parts import private_key
 from hsmvisord.crypto.rsa import RsaPrivateKey, RsaPublicKey
-from hsmvisord.crypto.secret import SecretKey
+from hsmvisord.crypto.secret import SecretKey, fit
 from hsmvisord.wire.calls import Mechanism
 
 _ML_DSA_PRIVATE = (mldsa.MLDSA44PrivateKey, mldsa.MLDSA65PrivateKey, mldsa.MLDSA87PrivateKey)
@@ -33,7 +35,16 @@ class SoftwareProvider:
     def __init__(self) -> None:
         libcrypto.preload()
 
-    def load_private_key(self, pkcs8: bytes) -> PrivateKey:
+    def offers(self, mechanism: int) -> bool:
+        return True
+
+    def open_private(self, stored: bytes) -> PrivateKey:
+        return self.load_private_key(stored)
+
+    def open_secret(self, key_type: int, stored: bytes) -> SecretKey:
+        return SecretKey(key_type, stored)
+
+    def load_private_key(self, pkcs8: bytes, access: Access = LOCKED_IN) -> PrivateKey:
         try:
             key = serialization.load_der_private_key(pkcs8, None)
         except (UnsupportedAlgorithm, TypeError):  # TypeError: the key is encrypted
@@ -54,6 +65,9 @@ class SoftwareProvider:
             return MlKemPrivateKey(key)
         raise CkError(ck.CKR_KEY_TYPE_INCONSISTENT, f"supported are {SUPPORTED}")
 
+    def private_of_parts(self, key_type: int, parts: Mapping[int, Any], access: Access = LOCKED_IN) -> PrivateKey:
+        return private_key(key_type, parts)
+
     def load_public_key(self, spki: bytes) -> PublicKey:
         try:
             key = serialization.load_der_public_key(spki)
@@ -73,8 +87,31 @@ class SoftwareProvider:
             return MlKemPublicKey(key)
         raise CkError(ck.CKR_KEY_TYPE_INCONSISTENT, f"supported are {SUPPORTED}")
 
-    def load_secret_key(self, key_type: int, value: bytes) -> SecretKey:
+    def load_secret_key(self, key_type: int, value: bytes, access: Access = LOCKED_IN) -> SecretKey:
         return SecretKey(key_type, value)
+
+    def generate_pair(self, mechanism: int, wanted: Wanted, access: Access = LOCKED_IN) -> PrivateKey:
+        return generation.key_pair(mechanism, wanted)
+
+    def generate_secret(self, mechanism: int, length: int, access: Access = LOCKED_IN) -> SecretKey:
+        return generation.secret(mechanism, length)
+
+    def wrap(
+        self, wrapper: PublicKey | AnySecretKey, mechanism: Mechanism, key: PrivateKey | AnySecretKey
+    ) -> tuple[int, Callable[[], bytes]]:
+        data = key.value if isinstance(key, SecretKey) else key.pkcs8()  # type: ignore[union-attr]
+        cipher = wrapper.encrypter(mechanism)
+        return cipher.bound(len(data)), lambda: cipher.run(data)
+
+    def unwrap_private(
+        self, unwrapper: PrivateKey | AnySecretKey, mechanism: Mechanism, wrapped: bytes, access: Access
+    ) -> PrivateKey:
+        return self.load_private_key(unwrapper.decrypter(mechanism).run(wrapped), access)
+
+    def unwrap_secret(
+        self, unwrapper: PrivateKey | AnySecretKey, mechanism: Mechanism, wrapped: bytes, key_type: int, length: int, access: Access
+    ) -> SecretKey:
+        return SecretKey(key_type, fit(unwrapper.decrypter(mechanism).run(wrapped), key_type, length))
 
     def digest(self, mechanism: Mechanism) -> tuple[int, Callable[[], Any]]:
         return digests.digest(mechanism)

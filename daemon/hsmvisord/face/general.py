@@ -75,7 +75,7 @@ def get_token_info(caller: Caller, args: Args) -> Args:
 def get_mechanism_list(caller: Caller, args: Args) -> Args:
     slot, room = args
     caller.application.check_present(slot)
-    offered = tuple(filter(caller.token.policing.offers, mechanisms.mechanism_list(slot)))
+    offered = tuple(filter(caller.token.offers, mechanisms.mechanism_list(slot)))
     return (fitted(offered, room),)
 
 
@@ -83,8 +83,8 @@ def get_mechanism_info(caller: Caller, args: Args) -> Args:
     slot, mechanism = args
     caller.application.check_present(slot)
     told = mechanisms.mechanism_info(mechanism, slot)
-    if not caller.token.policing.offers(mechanism):
-        raise CkError(ck.CKR_MECHANISM_INVALID, "the module's policy does not allow it")
+    if not caller.token.offers(mechanism):
+        raise CkError(ck.CKR_MECHANISM_INVALID, "the module's policy does not allow it, or its cryptoprocessor does not have it")
     return told
 
 

@@ -132,8 +132,8 @@ def generate_key(caller: Caller, args: Args) -> Args:
     bits = 8 * length if isinstance(length, int) else 0
     mechanism, _ = _begin(caller, mechanism, ck.CKF_GENERATE, bits, generation.SECRETS)
     began = perf_counter()
-    guest = caller.application.guest
-    (handle,) = _added(caller, session, lambda: [making.generated(mechanism.type, template, guest.officer)])
+    guest, provider = caller.application.guest, caller.token.provider
+    (handle,) = _added(caller, session, lambda: [making.generated(mechanism.type, template, guest.officer, provider)])
     caller.counters.cell("generate", mechanism.type, None).observe(perf_counter() - began, caller.token.wall())
     return (handle,)
 
@@ -148,8 +148,8 @@ def generate_key_pair(caller: Caller, args: Args) -> Args:
     bits = wanted.get(ck.CKA_MODULUS_BITS, _CURVE_BITS.get(wanted.get(ck.CKA_EC_PARAMS, b""), 256))
     mechanism, _ = _begin(caller, mechanism, ck.CKF_GENERATE_KEY_PAIR, bits if isinstance(bits, int) else 0, generation.PAIRS)
     began = perf_counter()
-    guest = caller.application.guest
-    handles = _added(caller, session, lambda: making.generated_pair(mechanism.type, public, private, guest.officer))
+    guest, provider = caller.application.guest, caller.token.provider
+    handles = _added(caller, session, lambda: making.generated_pair(mechanism.type, public, private, guest.officer, provider))
     caller.counters.cell("generate", mechanism.type, None).observe(perf_counter() - began, caller.token.wall())
     return handles
 
@@ -193,14 +193,10 @@ def digestible(application: Application, handle: int) -> bytes:
 # ---- wrapping -----------------------------------------------------------------------------------------------------------
 
 
-def _bytes_of(item: GuestItem) -> bytes:
-    if item.attributes[ck.CKA_CLASS] == ck.CKO_SECRET_KEY:
-        secret: SecretKey = item.key  # type: ignore[assignment]
-        return secret.value
-    if item.attributes[ck.CKA_CLASS] == ck.CKO_PRIVATE_KEY:
-        private: PrivateKey = item.key  # type: ignore[assignment]
-        return private.pkcs8()
-    raise CkError(ck.CKR_KEY_NOT_WRAPPABLE, "only private and secret keys are wrapped")
+def _wrapped_key(item: GuestItem) -> PrivateKey | SecretKey:
+    if item.attributes[ck.CKA_CLASS] not in (ck.CKO_SECRET_KEY, ck.CKO_PRIVATE_KEY):
+        raise CkError(ck.CKR_KEY_NOT_WRAPPABLE, "only private and secret keys are wrapped")
+    return item.key  # type: ignore[return-value]
 
 
 def _check_wrappable(item: GuestItem, wrapper: GuestItem, mechanism: int) -> None:
@@ -231,16 +227,16 @@ def wrap_key(caller: Caller, args: Args) -> Args:
     item = guest.known(handle, ck.CKR_KEY_HANDLE_INVALID)
     if wrapper.attributes[ck.CKA_CLASS] not in (ck.CKO_PUBLIC_KEY, ck.CKO_SECRET_KEY):
         raise CkError(ck.CKR_WRAPPING_KEY_TYPE_INCONSISTENT)
-    data = _bytes_of(item)
+    target = _wrapped_key(item)
     key, allowed = guest.other(wrapping, ck.CKA_WRAP)
     _check_wrappable(item, wrapper, mechanism.type)
     caller.token.begin(mechanism, allowed, key.kind, ck.CKF_WRAP)
     began = perf_counter()
-    cipher = key.encrypter(mechanism)
+    bound, wrap = caller.token.provider.wrap(key, mechanism, target)
     if room is None:
-        return (Needed(cipher.bound(len(data))),)
+        return (Needed(bound),)
     try:
-        wrapped = cipher.run(data)
+        wrapped = wrap()
     except CkError as error:
         if error.rv in (ck.CKR_DATA_LEN_RANGE, ck.CKR_DATA_INVALID):
             raise CkError(ck.CKR_KEY_SIZE_RANGE, "this mechanism does not wrap a key of this length") from None
@@ -276,10 +272,9 @@ def unwrap_key(caller: Caller, args: Args) -> Args:
 
     def make() -> list[Made]:
         try:
-            data = use.private.decrypter(mechanism).run(wrapped or b"")
-            if values.get(ck.CKA_CLASS) == ck.CKO_PRIVATE_KEY:
-                return [making.unwrapped_private(data, values.items(), guest.officer, provider)]
-            return [making.from_secret(data, values.items(), guest.officer, mechanism.type, By.UNWRAP, {}, provider)]
+            private = values.get(ck.CKA_CLASS) == ck.CKO_PRIVATE_KEY
+            unwrapped = making.unwrapped_private if private else making.unwrapped_secret
+            return [unwrapped(use.private, mechanism, wrapped or b"", values.items(), guest.officer, provider)]
         except CkError as error:
             raise CkError(_UNWRAPPED_AS.get(error.rv, error.rv), str(error)) from None
 

@@ -22,17 +22,10 @@ def size(attributes: Mapping[int, Any], key: bytes) -> int:
 
 
 def key_bytes(attributes: Mapping[int, Any], key: Any) -> bytes:
-    """Returns what is stored of an object's key: PKCS #8, the value, SubjectPublicKeyInfo; nothing of other objects."""
+    """Returns what is stored of an object's key: what its cryptoprocessor keeps, SubjectPublicKeyInfo; nothing of other objects."""
     if key is None:
         return b""
-    found: bytes
-    match attributes[ck.CKA_CLASS]:
-        case ck.CKO_PRIVATE_KEY:
-            found = key.pkcs8()
-        case ck.CKO_SECRET_KEY:
-            found = key.value
-        case _:
-            found = key.spki
+    found: bytes = key.spki if attributes[ck.CKA_CLASS] == ck.CKO_PUBLIC_KEY else key.stored()
     return found
 
 

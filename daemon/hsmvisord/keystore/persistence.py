@@ -81,7 +81,7 @@ def _load(
         match name.split("/", 1)[0]:
             case "key":
                 key = KeyRecord.decode(plain)
-                keys[key.handle] = Key(key.handle, key.public_handle, key.material, provider.load_private_key(key.pkcs8))
+                keys[key.handle] = Key(key.handle, key.public_handle, key.material, provider.open_private(key.pkcs8))
             case "certificate":
                 certificate = CertificateRecord.decode(plain)
                 certificates[certificate.handle] = Certificate(certificate.handle, certificate.authority, certificate.der)
@@ -179,11 +179,11 @@ def object_of(record: ObjectRecord, provider: CryptoProvider) -> GuestObject:
     key: AnyKey | None = None
     match attributes.get(ck.CKA_CLASS):
         case ck.CKO_PRIVATE_KEY:
-            key = provider.load_private_key(record.key)
+            key = provider.open_private(record.key)
         case ck.CKO_PUBLIC_KEY:
             key = provider.load_public_key(record.key)
         case ck.CKO_SECRET_KEY:
-            key = provider.load_secret_key(attributes.get(ck.CKA_KEY_TYPE, -1), record.key)
+            key = provider.open_secret(attributes.get(ck.CKA_KEY_TYPE, -1), record.key)
         case ck.CKO_DATA | ck.CKO_CERTIFICATE if not record.key:
             pass
         case _:
@@ -245,7 +245,7 @@ def _encode(part: Part, usage: Usage) -> bytes:
     if isinstance(part, GuestObject):
         return object_record(part).encode()
     if isinstance(part, Key):
-        return KeyRecord(part.handle, part.public_handle, part.material, part.private.pkcs8()).encode()
+        return KeyRecord(part.handle, part.public_handle, part.material, part.private.stored()).encode()
     if isinstance(part, Certificate):
         return CertificateRecord(part.handle, part.authority, part.der).encode()
     generations = tuple(_generation(part.name, g, usage).encode() for g in part.generations)

@@ -45,7 +45,7 @@ class KeyRecord(Record):
     handle: int  #: of the private key object
     public_handle: int
     material: str
-    pkcs8: bytes = field(repr=False)
+    pkcs8: bytes = field(repr=False)  #: or what else the cryptoprocessor keeps of it
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,8 @@ class GuestRecord(Record):
 
 @dataclass(frozen=True)
 class ObjectRecord(Record):
-    """`key`: PKCS #8, SubjectPublicKeyInfo or the value, by the class; empty for other objects.  Attributes as in values.py."""
+    """`key`: PKCS #8 or the value (or what else the cryptoprocessor keeps), SubjectPublicKeyInfo; empty for other objects.
+    Attributes as in values.py."""
 
     TYPE: ClassVar[str] = "state-object"
     handle: int

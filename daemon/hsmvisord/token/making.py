@@ -16,12 +16,12 @@ from cryptography import x509
 from hsmvisord import ck
 from hsmvisord.ck import CkError
 from hsmvisord.crypto import generation, parts
-from hsmvisord.crypto.generation import Wanted
-from hsmvisord.crypto.interface import AnyKey, CryptoProvider, PrivateKey, SecretKey
-from hsmvisord.crypto.secret import AES_SIZES
+from hsmvisord.crypto.interface import Access, AnyKey, CryptoProvider, PrivateKey, SecretKey, Wanted
+from hsmvisord.crypto.secret import fit
 from hsmvisord.token import rules
 from hsmvisord.token.der import certificate_fields
 from hsmvisord.token.rules import By, Rules, Template
+from hsmvisord.wire.calls import Mechanism
 
 Attributes = dict[int, Any]
 
@@ -48,11 +48,16 @@ def _key(
     made = _plain(attributes, table) | rules.history(attributes, by, parent) | _unique() | {ck.CKA_KEY_GEN_MECHANISM: mechanism}
     if attributes[ck.CKA_CLASS] == ck.CKO_SECRET_KEY:
         secret: SecretKey = key  # type: ignore[assignment]
-        told = {ck.CKA_VALUE_LEN: len(secret.value), ck.CKA_CHECK_VALUE: secret.check_value}
+        told = {ck.CKA_VALUE_LEN: secret.kind.bits // 8, ck.CKA_CHECK_VALUE: secret.check_value}
         return Made(rules.remembered(made | told), key)
     components = key.attributes()  # type: ignore[union-attr]
     public = key.public if attributes[ck.CKA_CLASS] == ck.CKO_PRIVATE_KEY else key  # type: ignore[union-attr]
     return Made(made | components | {ck.CKA_PUBLIC_KEY_INFO: public.spki}, key)  # type: ignore[union-attr]
+
+
+def _access(attributes: Mapping[int, Any]) -> Access:
+    wrappable = bool(attributes[ck.CKA_EXTRACTABLE])
+    return Access(readable=wrappable and not attributes[ck.CKA_SENSITIVE], wrappable=wrappable)
 
 
 # ---- created ------------------------------------------------------------------------------------------------------------
@@ -67,11 +72,11 @@ def created(template: Template, officer: bool, provider: CryptoProvider) -> Made
         case ck.CKO_CERTIFICATE:
             return Made(attributes | _certificate(attributes) | _unique())
         case ck.CKO_SECRET_KEY:
-            key: AnyKey = provider.load_secret_key(attributes[ck.CKA_KEY_TYPE], attributes[ck.CKA_VALUE])
+            key: AnyKey = provider.load_secret_key(attributes[ck.CKA_KEY_TYPE], attributes[ck.CKA_VALUE], _access(attributes))
         case ck.CKO_PUBLIC_KEY:
             key = parts.public_key(attributes[ck.CKA_KEY_TYPE], attributes)
         case _:
-            key = parts.private_key(attributes[ck.CKA_KEY_TYPE], attributes)
+            key = provider.private_of_parts(attributes[ck.CKA_KEY_TYPE], attributes, _access(attributes))
     return _key(attributes, table, key, By.CREATE, ck.CK_UNAVAILABLE_INFORMATION)
 
 
@@ -93,17 +98,19 @@ def _certificate(attributes: Mapping[int, Any]) -> Attributes:
 # ---- generated ----------------------------------------------------------------------------------------------------------
 
 
-def generated(mechanism: int, template: Template, officer: bool) -> Made:
+def generated(mechanism: int, template: Template, officer: bool, provider: CryptoProvider) -> Made:
     """C_GenerateKey."""
     if mechanism not in generation.SECRETS:
         raise CkError(ck.CKR_MECHANISM_INVALID, f"{ck.mechanism_name(mechanism)} does not generate a secret key")
     key_type = generation.SECRETS[mechanism][0]
     attributes, table = rules.new_object(template, By.GENERATE, officer, cls=ck.CKO_SECRET_KEY, key_type=key_type)
-    key = generation.secret(mechanism, attributes.get(ck.CKA_VALUE_LEN, 0))
+    key = provider.generate_secret(mechanism, attributes.get(ck.CKA_VALUE_LEN, 0), _access(attributes))
     return _key(attributes, table, key, By.GENERATE, mechanism)
 
 
-def generated_pair(mechanism: int, public: Template, private: Template, officer: bool) -> tuple[Made, Made]:
+def generated_pair(
+    mechanism: int, public: Template, private: Template, officer: bool, provider: CryptoProvider
+) -> tuple[Made, Made]:
     """C_GenerateKeyPair: public key, private key."""
     if mechanism not in generation.PAIRS:
         raise CkError(ck.CKR_MECHANISM_INVALID, f"{ck.mechanism_name(mechanism)} does not generate a key pair")
@@ -116,7 +123,7 @@ def generated_pair(mechanism: int, public: Template, private: Template, officer:
         parameters=theirs.get(ck.CKA_EC_PARAMS, b""),
         parameter_set=theirs.get(ck.CKA_PARAMETER_SET, 0),
     )
-    key = generation.key_pair(mechanism, wanted)
+    key = provider.generate_pair(mechanism, wanted, _access(ours))
     return (
         _key(theirs, their_table, key.public, By.GENERATE, mechanism),
         _key(ours, our_table, key, By.GENERATE, mechanism),
@@ -129,30 +136,47 @@ def generated_pair(mechanism: int, public: Template, private: Template, officer:
 def from_secret(
     value: bytes, template: Template, officer: bool, mechanism: int, by: By, parent: Mapping[int, Any], provider: CryptoProvider
 ) -> Made:
-    """A secret key that was derived, unwrapped or decapsulated.  Of a derived one the last bytes are taken (6.3.17)."""
-    values = rules.as_dict(template)
-    values.setdefault(ck.CKA_KEY_TYPE, ck.CKK_GENERIC_SECRET)
-    attributes, table = rules.new_object(values.items(), by, officer, cls=ck.CKO_SECRET_KEY)
-    length = attributes.get(ck.CKA_VALUE_LEN) or _usual(attributes[ck.CKA_KEY_TYPE], len(value))
-    if not 0 < length <= len(value):
-        raise CkError(ck.CKR_KEY_SIZE_RANGE, f"there are {len(value)} bytes for the key")
-    key = provider.load_secret_key(attributes[ck.CKA_KEY_TYPE], value[-length:])
+    """A secret key that was derived or decapsulated.  Of a derived one the last bytes are taken (6.3.17)."""
+    attributes, table = _secret(template, officer, by)
+    key_type = attributes[ck.CKA_KEY_TYPE]
+    key = provider.load_secret_key(key_type, fit(value, key_type, attributes.get(ck.CKA_VALUE_LEN) or 0), _access(attributes))
     history = parent if by is By.DERIVE else None
     return _key(attributes, table, key, by, ck.CK_UNAVAILABLE_INFORMATION, history)
 
 
-def _usual(key_type: int, length: int) -> int:
-    """Returns the length of a key that nobody said: all that there is, or as much as such a key takes."""
-    if key_type == ck.CKK_AES:
-        return max((size for size in AES_SIZES if size <= length), default=length)
-    return min(32, length) if key_type == ck.CKK_CHACHA20 else length
+def _secret(template: Template, officer: bool, by: By) -> tuple[Attributes, Rules]:
+    values = rules.as_dict(template)
+    values.setdefault(ck.CKA_KEY_TYPE, ck.CKK_GENERIC_SECRET)
+    return rules.new_object(values.items(), by, officer, cls=ck.CKO_SECRET_KEY)
 
 
-def unwrapped_private(pkcs8: bytes, template: Template, officer: bool, provider: CryptoProvider) -> Made:
+def unwrapped_secret(
+    unwrapper: PrivateKey | SecretKey,
+    mechanism: Mechanism,
+    wrapped: bytes,
+    template: Template,
+    officer: bool,
+    provider: CryptoProvider,
+) -> Made:
+    """C_UnwrapKey of a secret key."""
+    attributes, table = _secret(template, officer, By.UNWRAP)
+    length = attributes.get(ck.CKA_VALUE_LEN) or 0
+    key = provider.unwrap_secret(unwrapper, mechanism, wrapped, attributes[ck.CKA_KEY_TYPE], length, _access(attributes))
+    return _key(attributes, table, key, By.UNWRAP, ck.CK_UNAVAILABLE_INFORMATION)
+
+
+def unwrapped_private(
+    unwrapper: PrivateKey | SecretKey,
+    mechanism: Mechanism,
+    wrapped: bytes,
+    template: Template,
+    officer: bool,
+    provider: CryptoProvider,
+) -> Made:
     """C_UnwrapKey of a private key."""
     attributes, table = rules.new_object(template, By.UNWRAP, officer, cls=ck.CKO_PRIVATE_KEY)
     try:
-        key = provider.load_private_key(pkcs8)
+        key = provider.unwrap_private(unwrapper, mechanism, wrapped, _access(attributes))
     except CkError as error:
         wrong = error.rv == ck.CKR_ATTRIBUTE_VALUE_INVALID
         raise CkError(ck.CKR_WRAPPED_KEY_INVALID if wrong else error.rv, "what was unwrapped is no such key") from None

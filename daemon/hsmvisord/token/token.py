@@ -84,6 +84,10 @@ class Token:
             self.policing = Policing(settings.policy, self.monotonic, self.policing.told)
         self._shut()
 
+    def offers(self, mechanism: int) -> bool:
+        """Says whether a guest may find it in the list of mechanisms."""
+        return self.policing.offers(mechanism) and self.provider.offers(mechanism)
+
     def begin(self, mechanism: Mechanism, allowed: Container[int], kind: KeyKind, function: int) -> None:
         """Raises unless the operation may begin now: by the key, by the module's policy, and by its rate."""
         self.check(mechanism, allowed, kind, function)
@@ -92,6 +96,8 @@ class Token:
     def check(self, mechanism: Mechanism, allowed: Container[int], kind: KeyKind, function: int) -> None:
         """As `begin`, of an operation that is not begun."""
         check_mechanism(mechanism, allowed, kind, function)
+        if not self.provider.offers(mechanism.type):
+            raise CkError(ck.CKR_MECHANISM_INVALID, f"the module's cryptoprocessor has no {ck.mechanism_name(mechanism.type)}")
         self.policing.check(mechanism.type, kind)
 
     @property
