@@ -119,6 +119,9 @@ SMALL_JOURNAL = 512  #: bytes of an open operation's requests that are kept in a
 MAX_JOURNAL = 64 * 1024  #: bytes of them at most; beyond, the operation is not handed to a successor
 MAX_JOURNALS = 4 * 1024 * 1024  #: bytes of all that are not small
 
+HSM_SECONDS = 30.0  #: that a hardware security module may take for an operation (an RSA key of 4096 bits)
+HSM_WAIT = 3.0  #: seconds that an operation waits for another helper, when the one before it ended
+
 # ---- what a guest makes its host do -------------------------------------------------------------------------------------
 
 PIN_BURST = 20  #: tries of a PIN that change the stored state (wrong ones, and the right one after them), at once

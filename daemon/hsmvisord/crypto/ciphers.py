@@ -263,3 +263,8 @@ AES: dict[int, Callable[[algorithms.AES, Mechanism, bool], ReadyCipher]] = {
     ck.CKM_AES_KEY_WRAP: _KEY_WRAP,
     ck.CKM_AES_KEY_WRAP_KWP: _KEY_WRAP_KWP,
 }
+
+
+def checked(mechanism: Mechanism, encrypting: bool) -> ReadyCipher:
+    """Returns the operation of no key, for its bounds; raises CkError when the parameter is not right."""
+    return AES[mechanism.type](algorithms.AES(bytes(BLOCK)), mechanism, encrypting)

@@ -111,17 +111,27 @@ SECRETS: dict[int, tuple[int, int]] = {
 }
 
 
+def check(mechanism: int, wanted: Wanted) -> None:
+    """Raises CkError unless there is such a key pair."""
+    PAIRS[mechanism][1](wanted)
+
+
 def key_pair(mechanism: int, wanted: Wanted) -> PrivateKey:
     """Raises CkError(FUNCTION_REJECTED) while another RSA key is being made."""
     return PAIRS[mechanism][1](wanted)()
 
 
-def secret(mechanism: int, length: int) -> SecretKey:
-    """`length` in bytes; 0 where the template says nothing."""
+def secret_size(mechanism: int, length: int) -> tuple[int, int]:
+    """Returns key type and bytes of a new secret key; `length` in bytes, 0 where the template says nothing.  Raises CkError."""
     key_type, fixed = SECRETS[mechanism]
     if not length and not fixed:
         raise CkError(ck.CKR_TEMPLATE_INCOMPLETE, "CKA_VALUE_LEN")
     if fixed and length not in (0, fixed):
         raise CkError(ck.CKR_KEY_SIZE_RANGE, f"such a key has {fixed} bytes")
     SecretKey.check_size(key_type, length or fixed)
-    return SecretKey(key_type, os.urandom(length or fixed))
+    return key_type, length or fixed
+
+
+def secret(mechanism: int, length: int) -> SecretKey:
+    key_type, size = secret_size(mechanism, length)
+    return SecretKey(key_type, os.urandom(size))

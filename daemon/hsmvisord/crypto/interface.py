@@ -284,6 +284,12 @@ class CryptoProvider(Protocol):
         """`length`: as `fit`."""
         ...
 
+    # ---- what is not needed any more ----
+
+    def clean(self) -> None:
+        """Lets go of keys that nothing refers to.  Raises CkError."""
+        ...
+
     # ---- without keys ----
 
     def digest(self, mechanism: Mechanism) -> tuple[int, Callable[[], Any]]:

@@ -113,7 +113,7 @@ class _Verifying:
         self._compare(self._context, signature)
 
 
-def _size(mechanism: Mechanism, whole: int, chosen: bool) -> int:
+def size_of(mechanism: Mechanism, whole: int, chosen: bool) -> int:
     """Returns the MAC's length in bytes."""
     if not chosen:
         no_parameter(mechanism.parameter)
@@ -127,7 +127,7 @@ def _size(mechanism: Mechanism, whole: int, chosen: bool) -> int:
 def hash_mac(key: bytes, mechanism: Mechanism) -> Mac:
     name, chosen = HMACS[mechanism.type]
     keyed = hmac.new(key, None, name)
-    return Mac(keyed.copy, lambda context: bytes(context.digest()), _size(mechanism, keyed.digest_size, chosen))
+    return Mac(keyed.copy, lambda context: bytes(context.digest()), size_of(mechanism, keyed.digest_size, chosen))
 
 
 def aes_mac(algorithm: algorithms.AES, mechanism: Mechanism) -> Mac:
@@ -141,7 +141,7 @@ def aes_mac(algorithm: algorithms.AES, mechanism: Mechanism) -> Mac:
         return Mac(lambda: _Gmac(algorithm, iv), lambda context: bytes(context.digest()), tag)
     keyed = CMAC(algorithm)
     return Mac(
-        keyed.copy, lambda context: bytes(context.finalize()), _size(mechanism, 16, mechanism.type == ck.CKM_AES_CMAC_GENERAL)
+        keyed.copy, lambda context: bytes(context.finalize()), size_of(mechanism, 16, mechanism.type == ck.CKM_AES_CMAC_GENERAL)
     )
 
 

@@ -32,24 +32,29 @@ def fit(value: bytes, key_type: int, length: int) -> bytes:
     return value[-length:]
 
 
+def kind_of(key_type: int, size: int) -> KeyKind:
+    """`size` in bytes.  Raises CkError: KEY_TYPE_INCONSISTENT for a type, KEY_SIZE_RANGE for a size that is not supported."""
+    if key_type not in _NAMES:
+        raise CkError(ck.CKR_KEY_TYPE_INCONSISTENT, "supported are AES, ChaCha20, generic secrets and those of HMAC")
+    if size not in _SIZES.get(key_type, range(1, limits.MAX_SECRET + 1)):
+        raise CkError(ck.CKR_KEY_SIZE_RANGE, f"{_NAMES[key_type]}: {size} bytes")
+    return KeyKind(f"{_NAMES[key_type]} {8 * size}", key_type, 8 * size, b"")
+
+
 class SecretKey:
     """Its repr shows its kind alone."""
 
     def __init__(self, key_type: int, value: bytes) -> None:
-        """Raises CkError: KEY_TYPE_INCONSISTENT for a type, KEY_SIZE_RANGE for a size that is not supported."""
-        self.check_size(key_type, len(value))
-        self.kind = KeyKind(f"{_NAMES[key_type]} {8 * len(value)}", key_type, 8 * len(value), b"")
+        """Raises as `kind_of`."""
+        self.kind = kind_of(key_type, len(value))
         self.value = value
         self._aes = algorithms.AES(value) if key_type == ck.CKK_AES else None
         self._macs: Cache = Cache()
 
     @staticmethod
     def check_size(key_type: int, size: int) -> None:
-        """Raises as the constructor does."""
-        if key_type not in _NAMES:
-            raise CkError(ck.CKR_KEY_TYPE_INCONSISTENT, "supported are AES, ChaCha20, generic secrets and those of HMAC")
-        if size not in _SIZES.get(key_type, range(1, limits.MAX_SECRET + 1)):
-            raise CkError(ck.CKR_KEY_SIZE_RANGE, f"{_NAMES[key_type]}: {size} bytes")
+        """Raises as `kind_of`."""
+        kind_of(key_type, size)
 
     def __repr__(self) -> str:
         return f"<secret key, {self.kind.name}>"

@@ -41,7 +41,7 @@ class SoftwareProvider:
     def open_private(self, stored: bytes) -> PrivateKey:
         return self.load_private_key(stored)
 
-    def open_secret(self, key_type: int, stored: bytes) -> SecretKey:
+    def open_secret(self, key_type: int, stored: bytes) -> AnySecretKey:
         return SecretKey(key_type, stored)
 
     def load_private_key(self, pkcs8: bytes, access: Access = LOCKED_IN) -> PrivateKey:
@@ -87,13 +87,13 @@ class SoftwareProvider:
             return MlKemPublicKey(key)
         raise CkError(ck.CKR_KEY_TYPE_INCONSISTENT, f"supported are {SUPPORTED}")
 
-    def load_secret_key(self, key_type: int, value: bytes, access: Access = LOCKED_IN) -> SecretKey:
+    def load_secret_key(self, key_type: int, value: bytes, access: Access = LOCKED_IN) -> AnySecretKey:
         return SecretKey(key_type, value)
 
     def generate_pair(self, mechanism: int, wanted: Wanted, access: Access = LOCKED_IN) -> PrivateKey:
         return generation.key_pair(mechanism, wanted)
 
-    def generate_secret(self, mechanism: int, length: int, access: Access = LOCKED_IN) -> SecretKey:
+    def generate_secret(self, mechanism: int, length: int, access: Access = LOCKED_IN) -> AnySecretKey:
         return generation.secret(mechanism, length)
 
     def wrap(
@@ -110,8 +110,11 @@ class SoftwareProvider:
 
     def unwrap_secret(
         self, unwrapper: PrivateKey | AnySecretKey, mechanism: Mechanism, wrapped: bytes, key_type: int, length: int, access: Access
-    ) -> SecretKey:
+    ) -> AnySecretKey:
         return SecretKey(key_type, fit(unwrapper.decrypter(mechanism).run(wrapped), key_type, length))
+
+    def clean(self) -> None:
+        return
 
     def digest(self, mechanism: Mechanism) -> tuple[int, Callable[[], Any]]:
         return digests.digest(mechanism)

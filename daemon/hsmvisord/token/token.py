@@ -41,6 +41,7 @@ class Settings:
     max_connections: int = limits.MAX_CONNECTIONS
     policy: Policy = EVERYTHING
     guest_token: bool = False  #: slot 1 is there
+    cryptoprocessor: str = ""  #: the HSM where the module's keys live; empty: in software
 
 
 class Token:

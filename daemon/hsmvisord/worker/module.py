@@ -27,6 +27,8 @@ from hsmvisor_rpc.sealed.refusal import Refusal
 
 from hsmvisord import ck, memory
 from hsmvisord.ck import CkError
+from hsmvisord.crypto.hardware.channel import Away
+from hsmvisord.crypto.hardware.provider import HardwareProvider
 from hsmvisord.crypto.software import SoftwareProvider
 from hsmvisord.keystore import persistence
 from hsmvisord.keystore.keystore import Cause, Happening, Keystore, StorageError, is_compromised
@@ -55,7 +57,7 @@ RELEASE = "0.1.0"
 class Module:
     def __init__(self, spawn: m.Spawn, link: Link, guest: socket.socket, key_pipe: int, measures: list[dict[str, Any]]) -> None:
         self._spawn, self._link, self._guest, self._key_pipe, self._measures = spawn, link, guest, key_pipe, measures
-        self._provider = SoftwareProvider()
+        self._provider: SoftwareProvider | HardwareProvider = SoftwareProvider()
         self._parking = Parking(time.monotonic)
         self._visits = Visits(self._tell, time.monotonic)
         self._wake = threading.Event()
@@ -65,6 +67,7 @@ class Module:
         self._listener: Listener | None = None
         self._began = time.monotonic()
         self._destroyed = False
+        self._collected = 0  #: version of the state whose keys alone are left in hardware
         self._departure: Departure | None = None
         self._plug = Plug(self._take_connection, link.announce)
         self._came: tuple[socket.socket, str] | None = None  #: a connection that is taken once that is answered
@@ -104,6 +107,8 @@ class Module:
             reply = m.Error(m.REASON_STORAGE, str(error))
         except SuccessionFailed as error:
             reply = m.Error(m.REASON_SUCCESSION, str(error))
+        except Away as error:
+            reply = m.Error(m.REASON_HSM, str(error))
         except NoDevice as error:
             reply = m.Error(m.REASON_DEVICE, str(error))
         except (UnsealError, MalformedRecord) as error:
@@ -148,6 +153,9 @@ class Module:
                 if sum(map(len, self._loaded.values())) > MAX_STATE:
                     raise ValueError(f"a module's state has at most {MAX_STATE} bytes")
                 return m.Done()
+            case m.UseHsm():
+                self._use_hardware(_connected(incoming.descriptors))
+                return m.Done()
             case m.Boot():
                 return self._boot(message)
             case m.Succeed():
@@ -184,16 +192,21 @@ class Module:
             case m.QueryStatistics():
                 return m.Report(self._statistics(token))
             case m.Configure():
-                token.settings = parse_settings(message.settings)
+                settings = parse_settings(message.settings)
+                self._check_cryptoprocessor(settings)
+                token.settings = settings
                 self._log_signatures(token)
                 return m.Done()
             case m.SetPin():
                 token.keystore.set_pin(message.pin, Cause(message.request_id, lambda state: m.Done().encode()))
                 return m.Done()
             case m.Freeze():
-                return m.Frozen(token.keystore.freeze())
+                frozen = m.Frozen(token.keystore.freeze())
+                self._keep_in_hardware(True)
+                return frozen
             case m.Thaw():
                 token.keystore.thaw()
+                self._keep_in_hardware(False)
                 self._wake.set()
                 return m.Done()
             case m.SetTokenPresent():
@@ -228,10 +241,36 @@ class Module:
         return made[-1]
 
     def _forget_keys(self) -> None:
-        """A destroyed key leaves the memory now; keys and what is cached of them refer to each other: a collection frees them."""
-        if self._destroyed:
-            self._destroyed = False
+        """A destroyed key leaves the memory now; keys and what is cached of them refer to each other: a collection frees them.
+        Where keys are in hardware, it leaves that too."""
+        hardware = isinstance(self._provider, HardwareProvider)
+        version = self._token.keystore.state.version if self._token and hardware else 0
+        if self._destroyed or version != self._collected:
+            self._destroyed, self._collected = False, version
             gc.collect()
+        with contextlib.suppress(CkError):  # tried again at the next start
+            self._provider.clean()
+
+    def _use_hardware(self, sock: socket.socket) -> None:
+        """Raises Away."""
+        if not isinstance(self._provider, HardwareProvider):
+            self._provider = HardwareProvider()
+        self._provider.connect(sock)
+
+    def _keep_in_hardware(self, wanted: bool) -> None:
+        """What is dropped here while a successor is made, that may still have."""
+        if isinstance(self._provider, HardwareProvider):
+            self._provider.retired = wanted
+
+    def _sweep_hardware(self) -> None:
+        if isinstance(self._provider, HardwareProvider):
+            with contextlib.suppress(CkError):  # tried again at the next start
+                self._provider.sweep()
+
+    def _check_cryptoprocessor(self, settings: Settings) -> None:
+        """Raises ValueError: a module's keys do not move from hardware to software, nor back."""
+        if bool(settings.cryptoprocessor) != isinstance(self._provider, HardwareProvider):
+            raise ValueError("the module's cryptoprocessor is another one")
 
     def _statistics(self, token: Token) -> str:
         listener = self._listener
@@ -251,8 +290,10 @@ class Module:
     def _boot(self, boot: m.Boot) -> m.Booted:
         self._link.phase = Phase.BOOTING
         settings = parse_settings(boot.settings)
+        self._check_cryptoprocessor(settings)
         vault = Vault(self._spawn.module_id, self._storage_key())
         keystore = self._load(boot.host_id, boot.version, vault) if boot.version else self._create(boot, vault)
+        self._sweep_hardware()
         self._make_token(keystore, settings)[1].start()
         self._link.phase = Phase.SERVING
         return self._booted(keystore)
@@ -323,6 +364,7 @@ class Module:
         """Serves as soon as it has what the old worker could give at once; the rest comes in the background."""
         self._link.phase = Phase.BOOTING
         settings = parse_settings(message.settings)
+        self._check_cryptoprocessor(settings)
         keystore = self._load(message.host_id, message.version, Vault(self._spawn.module_id, self._storage_key()))
         token, listener = self._make_token(keystore, settings)
         arrival = Arrival(token, listener, stream, self._connection, self._plug)

@@ -76,6 +76,18 @@ def enter_launcher() -> list[dict[str, Any]]:
     ]
 
 
+def enter_helper(uid: int) -> list[dict[str, Any]]:
+    """What a process can bear that has a maker's library in it: that opens files and sockets, starts threads and maps code."""
+    return [
+        _apply("core-dumps", _no_core),
+        _apply("bounding-set", _no_bounding_set),
+        _apply("own-user", lambda: _own_user(uid)),
+        _apply("capabilities", _no_capabilities),
+        _apply("not-dumpable", _not_dumpable),
+        _apply("no-new-privileges", _no_new_privileges),
+    ]
+
+
 def _no_core() -> str:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     return "RLIMIT_CORE 0"

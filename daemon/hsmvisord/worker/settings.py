@@ -30,6 +30,7 @@ def parse_settings(text: str) -> Settings:
         max_connections=int(values.get("max_connections") or limits.MAX_CONNECTIONS),
         policy=_policy(values.get("policy") or {}),
         guest_token=bool(values.get("guest_token", False)),
+        cryptoprocessor=str(values.get("cryptoprocessor") or ""),
     )
     if not 1 <= settings.max_sessions <= limits.MOST_SESSIONS:
         raise ValueError(f"max_sessions is 1 to {limits.MOST_SESSIONS}")
