@@ -9,16 +9,17 @@ from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, mldsa, padding, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, mldsa, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import Prehashed, encode_dss_signature
 from hsmvisord import ck
 from hsmvisord.ck import CkError
 from hsmvisord.crypto import mechanisms, profiles
+from hsmvisord.crypto.edwards import EdwardsPublicKey
 from hsmvisord.crypto.interface import PrivateKey
 from hsmvisord.crypto.operations import HASH_MECHANISMS, HASHES, MASKS
 from hsmvisord.crypto.rsa import HASHED_PKCS1, HASHED_PSS
 from hsmvisord.crypto.software import SoftwareProvider
-from hsmvisord.limits import MAX_MULTIPART
+from hsmvisord.limits import MAX_CONTEXT, MAX_MULTIPART
 from hsmvisord.wire.calls import Mechanism
 from support.certificates import new_key, pkcs8, public_pem
 
@@ -251,12 +252,51 @@ def test_eddsa(kind: str) -> None:
     signature = loaded(key).signer(Mechanism(ck.CKM_EDDSA)).sign(b"message")
     key.public_key().verify(signature, b"message")
     assert in_parts(loaded(key), Mechanism(ck.CKM_EDDSA, (0, b"")), b"message") == signature
-    refused(ck.CKR_MECHANISM_PARAM_INVALID, loaded(key).signer, Mechanism(ck.CKM_EDDSA, (1, b"")))
+    for wrong in ((2, b""), (0, b"c" * (MAX_CONTEXT + 1)), (1, b"c" * (MAX_CONTEXT + 1)), (0,), (0, b"c", 1), b"c" * 24, (b"c", 0)):
+        for make in (loaded(key).signer, loaded(key).public.verifier):
+            refused(ck.CKR_MECHANISM_PARAM_INVALID, make, Mechanism(ck.CKM_EDDSA, wrong))
     begin = loaded(key).signer(Mechanism(ck.CKM_EDDSA)).begin
     assert begin is not None
     parts = begin()
     parts.update(b"x" * MAX_MULTIPART)
     refused(ck.CKR_DATA_LEN_RANGE, parts.update, b"x")
+
+
+@pytest.mark.parametrize("kind", ["ed25519", "ed448"])
+@pytest.mark.parametrize("prehash", [0, 1])
+def test_eddsa_with_a_context(kind: str, prehash: int) -> None:
+    """What the vectors of RFC 8032 show is in tests/conformance/test_rfc8032.py."""
+    key: Any = new_key(kind)
+    own, signed = loaded(key), set()
+    for context in (b"c", b"c" * MAX_CONTEXT, b"\0"):
+        mechanism = Mechanism(ck.CKM_EDDSA, (prehash, context))
+        signature = own.signer(mechanism).sign(b"message")
+        own.public.verifier(mechanism).verify(b"message", signature)
+        assert in_parts(own, mechanism, b"message") == signature
+        signed.add(signature)
+        pure = own.public.verifier(Mechanism(ck.CKM_EDDSA)).verify
+        refused(ck.CKR_SIGNATURE_INVALID, pure, b"message", signature)
+        assert own.lane_key(mechanism) is None
+    assert len(signed) == 3
+    assert own.signer(Mechanism(ck.CKM_EDDSA, (0, b""))).sign(b"message") == own.signer(Mechanism(ck.CKM_EDDSA)).sign(b"message")
+
+
+@pytest.mark.parametrize("kind", ["ed25519", "ed448"])
+def test_what_is_prehashed_is_not_kept(kind: str) -> None:
+    own, mechanism = loaded(new_key(kind)), Mechanism(ck.CKM_EDDSA, (1, b""))
+    begin, part = own.signer(mechanism).begin, b"x" * (MAX_MULTIPART // 2)
+    assert begin is not None
+    parts = begin()
+    for _ in range(5):
+        parts.update(part)
+    assert parts.finish() == own.signer(mechanism).sign(part * 5)
+
+
+def test_a_public_key_that_is_no_point() -> None:
+    """`cryptography` takes the bytes as they are; nothing verifies with them."""
+    public = EdwardsPublicKey(ed25519.Ed25519PublicKey.from_public_bytes(b"\2" + bytes(31)))
+    refused(ck.CKR_SIGNATURE_INVALID, public.verifier(Mechanism(ck.CKM_EDDSA)).verify, b"message", bytes(64))
+    refused(ck.CKR_KEY_TYPE_INCONSISTENT, public.verifier, Mechanism(ck.CKM_EDDSA, (0, b"c")))
 
 
 @pytest.mark.parametrize("kind", [mldsa.MLDSA44PrivateKey, mldsa.MLDSA65PrivateKey, mldsa.MLDSA87PrivateKey])

@@ -1,6 +1,7 @@
-"""Ed25519 and Ed448 (PKCS#11 3.1, 6.5; RFC 8032) and ML-DSA (PKCS#11 3.2; FIPS 204): sign a message whole.
+"""Ed25519 and Ed448 (PKCS#11 3.1, 6.3.15; RFC 8032) and ML-DSA (PKCS#11 3.2; FIPS 204): sign a message whole.
 
-C_SignUpdate is served by keeping the message, up to a limit: neither algorithm can hash as data comes.
+C_SignUpdate is served by keeping the message, up to a limit: neither algorithm can hash as data comes, but for the prehashed
+schemes of EdDSA (eddsa.py).
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ from cryptography.hazmat.primitives.asymmetric import ed448, ed25519, mldsa
 
 from hsmvisord import ck, limits
 from hsmvisord.ck import CkError
+from hsmvisord.crypto import eddsa
 from hsmvisord.crypto.base import BasePrivateKey, BasePublicKey
 from hsmvisord.crypto.ec import octet_string
+from hsmvisord.crypto.eddsa import HashedSign, HashedVerify, Scheme, SchemeKey
 from hsmvisord.crypto.interface import KeyKind, Signer, Verifier
 from hsmvisord.crypto.operations import ReadySigner, ReadyVerifier
 from hsmvisord.crypto.streams import Kept
@@ -45,15 +48,20 @@ def _whole_signer(size: int, sign: Callable[[bytes], bytes]) -> Signer:
     return ReadySigner(size, sign, lambda: KeptSign(sign))
 
 
-def _whole_verifier(size: int, check: Callable[[bytes, bytes], None]) -> Verifier:
+def _verifying(size: int, check: Callable[[bytes, bytes], None]) -> Callable[[bytes, bytes], None]:
     def verify(data: bytes, signature: bytes) -> None:
         if len(signature) != size:
             raise CkError(ck.CKR_SIGNATURE_LEN_RANGE)
         try:
             check(signature, data)
-        except InvalidSignature:
+        except (InvalidSignature, ValueError):
             raise CkError(ck.CKR_SIGNATURE_INVALID) from None
 
+    return verify
+
+
+def _whole_verifier(size: int, check: Callable[[bytes, bytes], None]) -> Verifier:
+    verify = _verifying(size, check)
     return ReadyVerifier(verify, lambda: KeptVerify(verify))
 
 
@@ -65,11 +73,10 @@ EDWARDS = {
 }
 
 
-def _check_eddsa(mechanism: Mechanism) -> None:
+def _scheme(mechanism: Mechanism) -> Scheme | None:
     if mechanism.type != ck.CKM_EDDSA:
         raise CkError(ck.CKR_KEY_TYPE_INCONSISTENT, f"{ck.mechanism_name(mechanism.type)} and an Edwards key")
-    if mechanism.parameter not in (None, b"", (0, b"")):
-        raise CkError(ck.CKR_MECHANISM_PARAM_INVALID, "EdDSA is pure and without context here")
+    return eddsa.scheme(mechanism)
 
 
 class EdwardsPublicKey(BasePublicKey):
@@ -79,12 +86,23 @@ class EdwardsPublicKey(BasePublicKey):
         self._key = key
 
     def attributes(self) -> dict[int, Any]:
-        point = self._key.public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
-        return {ck.CKA_EC_PARAMS: self.kind.parameters, ck.CKA_EC_POINT: octet_string(point)}
+        return {ck.CKA_EC_PARAMS: self.kind.parameters, ck.CKA_EC_POINT: octet_string(self._point())}
+
+    def _point(self) -> bytes:
+        return self._key.public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
 
     def make_verifier(self, mechanism: Mechanism) -> Verifier:
-        _check_eddsa(mechanism)
-        return _whole_verifier(self.size, self._key.verify)
+        scheme = _scheme(mechanism)
+        if scheme is None:
+            return _whole_verifier(self.size, self._key.verify)
+        point = eddsa.public_key(self._point())
+        if point is None:
+            raise CkError(ck.CKR_KEY_TYPE_INCONSISTENT, "the public key is no point of its curve")
+        key = SchemeKey(point, scheme)
+        if not key.prehashes:
+            return _whole_verifier(self.size, key.check)
+        verify = _verifying(self.size, key.check)
+        return ReadyVerifier(verify, lambda: HashedVerify(key, verify))
 
 
 class EdwardsPrivateKey(BasePrivateKey):
@@ -94,12 +112,20 @@ class EdwardsPrivateKey(BasePrivateKey):
         public = EdwardsPublicKey(key.public_key())
         super().__init__(key, public)
         self._key, self.size = key, public.size
+        self._for_schemes: Any = None  #: the same key for eddsa.py, once it was asked for
         if self.kind.bits == 255:
             self.lane = (ck.CKM_EDDSA, lanes.ED25519)
 
     def make_signer(self, mechanism: Mechanism) -> Signer:
-        _check_eddsa(mechanism)
-        return _whole_signer(self.size, self._key.sign)
+        scheme = _scheme(mechanism)
+        if scheme is None:
+            return _whole_signer(self.size, self._key.sign)
+        if self._for_schemes is None:
+            self._for_schemes = eddsa.private_key(self._key.private_bytes_raw())
+        key = SchemeKey(self._for_schemes, scheme)
+        if not key.prehashes:
+            return _whole_signer(self.size, key.sign)
+        return ReadySigner(self.size, key.sign, lambda: HashedSign(key))
 
 
 # ---- ML-DSA ---------------------------------------------------------------------------------------------------------

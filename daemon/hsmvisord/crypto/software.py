@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, mldsa,
 
 from hsmvisord import ck
 from hsmvisord.ck import CkError
-from hsmvisord.crypto import digests, generation, libcrypto
+from hsmvisord.crypto import digests, eddsa, generation, libcrypto
 from hsmvisord.crypto.ec import CURVES, EcPrivateKey, EcPublicKey
 from hsmvisord.crypto.edwards import EdwardsPrivateKey, EdwardsPublicKey, MlDsaPrivateKey, MlDsaPublicKey
 from hsmvisord.crypto.interface import LOCKED_IN, Access, PrivateKey, PublicKey, Wanted
@@ -34,6 +34,7 @@ SUPPORTED = "RSA, EC P-256/384/521 and secp256k1, Ed25519, Ed448, X25519, X448, 
 class SoftwareProvider:
     def __init__(self) -> None:
         libcrypto.preload()
+        eddsa.preload()
 
     def offers(self, mechanism: int) -> bool:
         return True

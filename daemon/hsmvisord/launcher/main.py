@@ -24,7 +24,7 @@ from hsmvisor_rpc.internal.phases import LAUNCHER_MAY_BE_ASKED, by_type
 from hsmvisor_rpc.sealed.canonical import MalformedRecord, record_type
 
 from hsmvisord import memory
-from hsmvisord.crypto import libcrypto
+from hsmvisord.crypto import eddsa, libcrypto
 from hsmvisord.lanes import lanes
 from hsmvisord.rings import rings
 from hsmvisord.transport.rehearsal import Rehearsal
@@ -111,6 +111,7 @@ def main() -> None:
     process.set_title("hsmvisord: launcher")
     sandbox.prepare()
     libcrypto.preload()
+    eddsa.preload()
     lanes.preload()
     rings.preload()
     Rehearsal().run()
