@@ -5,17 +5,21 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hsmvisord import ck
+from hsmvisord.wire.calls import Call, Mechanism
 from support.certificates import Authority, new_key
 from support.guest import Guest, Library
 from support.host import Host
 from support.host_process import gone, wait_for
 from support.leaks import Needles
+from support.native_client import NativeClient
 from support.processes import titled
 from support.shell import Shell
 
@@ -129,3 +133,33 @@ def test_another_process_of_the_same_user_cannot_dump_it(host: Host, tmp_path: P
             subprocess.run([*user, "gcore", "-o", str(tmp_path / name), str(pid)], capture_output=True, check=False, timeout=60)
         ordinary.kill()
     assert [path.name.partition(".")[0] for path in tmp_path.iterdir()] == ["ordinary"]
+
+
+@pytest.mark.parametrize("kind", ["ed25519", "ed448"])
+def test_a_destroyed_key_that_signed_with_a_context_is_gone(host: Host, kind: str) -> None:
+    """Another library signs then, with what it makes of the key: seed, scalar and prefix are searched for.  Of the context and
+    prehashed, in one part and in parts, by several contexts, and with an operation that is open when the key goes."""
+    module = host.create("owner")
+    old, new = new_key(kind), new_key(kind)
+    first = module.push("web", old)
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.connect(module.address.removeprefix("unix:path="))
+        client = NativeClient(sock)
+        client.hello()
+        session = client.open_session(0)
+        (held,), _, _ = client.find_once(session, (ck.CKA_CLASS, ck.CKO_PRIVATE_KEY))
+        for number in range(40):
+            mechanism = Mechanism(ck.CKM_EDDSA, (number % 2, b"context %d" % number))
+            signature = client.sign_once(session, mechanism, held, b"message")
+            client.call(Call.SIGN_INIT, session, mechanism, held)
+            client.call(Call.SIGN_UPDATE, session, b"message")
+            assert client.call(Call.SIGN_FINAL, session, 114) == (signature,)
+        client.call(Call.SIGN_INIT, session, mechanism, held)
+        client.call(Call.SIGN_UPDATE, session, b"message")
+        inside = Needles([old]).in_process(module.pid)
+        for component in ("seed", "prefix"):
+            assert any(component in hit for hit in inside), f"the search does not find the {component} where it must be: {inside}"
+        module.push("web", new)
+        module.destroy_generation("web", first)
+        assert Needles([old]).in_process(module.pid) == set()
+        assert Needles([new]).in_process(module.pid)

@@ -27,11 +27,15 @@ def components(key: PrivateKey) -> dict[str, bytes]:
         expanded = hashlib.shake_256(seed + bytes(next(v for t, v in k_l.items() if isinstance(key, t)))).digest(128)
         return {"seed": seed, "rho'": expanded[32:96], "K": expanded[96:]}  # FIPS 204, algorithm 6
     if isinstance(key, ed448.Ed448PrivateKey):
-        return {"seed": seed}
+        half = hashlib.shake_256(seed).digest(114)  # RFC 8032, 5.2.5
+        scalar = bytearray(half[:57])
+        scalar[0], scalar[55], scalar[56] = scalar[0] & 252, scalar[55] | 128, 0
+        return {"seed": seed, "scalar": bytes(scalar[::-1]), "prefix": half[57:]}
     assert isinstance(key, ed25519.Ed25519PrivateKey)
-    scalar = bytearray(hashlib.sha512(seed).digest()[:32])  # RFC 8032, 5.1.5
+    half = hashlib.sha512(seed).digest()
+    scalar = bytearray(half[:32])  # RFC 8032, 5.1.5
     scalar[0], scalar[31] = scalar[0] & 248, scalar[31] & 63 | 64
-    return {"seed": seed, "scalar": bytes(scalar[::-1])}
+    return {"seed": seed, "scalar": bytes(scalar[::-1]), "prefix": half[32:]}
 
 
 class Needles:
