@@ -248,6 +248,8 @@ def test_what_hardware_keeps_it_does_not_give(hardware: HardwareProvider) -> Non
 def test_what_hardware_does_not_have(hardware: HardwareProvider) -> None:
     assert not hardware.offers(ck.CKM_ML_DSA) and not hardware.offers(ck.CKM_AES_CCM) and not hardware.offers(ck.CKM_HKDF_DERIVE)
     assert all(hardware.offers(mechanism) for mechanism, row in mechanisms.GUEST_TABLE.items() if not row.key_types)
+    edwards = hardware.generate_pair(*KEYS["Ed25519"])
+    refused(ck.CKR_MECHANISM_PARAM_INVALID, edwards.signer, Mechanism(ck.CKM_EDDSA, (0, b"context")))
     refused(ck.CKR_KEY_TYPE_INCONSISTENT, hardware.load_private_key, pkcs8(x25519.X25519PrivateKey.generate()))
     refused(ck.CKR_KEY_TYPE_INCONSISTENT, hardware.load_secret_key, ck.CKK_CHACHA20, bytes(32))
     refused(ck.CKR_KEY_TYPE_INCONSISTENT, hardware.open_private, SOFTWARE.generate_pair(*KEYS["P-256"]).stored())

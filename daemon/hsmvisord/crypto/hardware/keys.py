@@ -10,7 +10,7 @@ from hsmvisor_rpc.internal import hsm
 
 from hsmvisord import ck
 from hsmvisord.ck import CkError
-from hsmvisord.crypto import ciphers, macs
+from hsmvisord.crypto import ciphers, eddsa, macs
 from hsmvisord.crypto.base import BasePrivateKey
 from hsmvisord.crypto.ec import EcPrivateKey
 from hsmvisord.crypto.edwards import EdwardsPrivateKey, KeptSign, KeptVerify
@@ -49,7 +49,10 @@ class HardEc(InHardware, EcPrivateKey):
 
 
 class HardEdwards(InHardware, EdwardsPrivateKey):
-    pass
+    def make_signer(self, mechanism: Mechanism) -> Signer:
+        if mechanism.type == ck.CKM_EDDSA and eddsa.scheme(mechanism) is not None:
+            raise CkError(ck.CKR_MECHANISM_PARAM_INVALID, "keys in hardware sign without a context, and no hash")
+        return super().make_signer(mechanism)
 
 
 _PRIVATE: dict[tuple[int, int], tuple[Any, Any]] = {
