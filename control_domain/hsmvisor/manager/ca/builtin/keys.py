@@ -1,0 +1,72 @@
+"""Where an authority's keys are: in a file that its own user alone reads, or in a PKCS #11 token, where they stay.
+
+Both give keys that `cryptography` signs certificates with.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
+
+ROOT, INTERMEDIATE = "root", "intermediate"
+
+
+class NoKey(Exception):
+    """A key that is missing or cannot be used; the message says what to do."""
+
+
+class KeyStore(Protocol):
+    def key(self, name: str, make: bool) -> ec.EllipticCurvePrivateKey:
+        """Returns the key of that name; `make`: a new one where there is none.  Raises NoKey."""
+        ...
+
+
+@dataclass(frozen=True)
+class FileKeys:
+    """PKCS #8 in PEM, one file a key."""
+
+    directory: Path
+
+    def key(self, name: str, make: bool) -> ec.EllipticCurvePrivateKey:
+        path = self.directory / f"{name}.key"
+        if not path.exists():
+            if not make:
+                raise NoKey(f"{path} is missing: restore it, or begin a new authority")
+            self._make(path)
+        if path.stat().st_mode & 0o077:
+            raise NoKey(f"{path} can be read by others: chmod 600")
+        try:
+            key = load_pem_private_key(path.read_bytes(), None)
+        except (ValueError, TypeError):
+            raise NoKey(f"{path} is no private key in PEM without a password") from None
+        if not isinstance(key, ec.EllipticCurvePrivateKey):
+            raise NoKey(f"{path} is no EC key")
+        return key
+
+    def _make(self, path: Path) -> None:
+        """Whole and synced, or not there."""
+        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        made = ec.generate_private_key(ec.SECP384R1())
+        new = path.with_suffix(".new")
+        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            os.write(descriptor, made.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        new.replace(path)
+        directory = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
