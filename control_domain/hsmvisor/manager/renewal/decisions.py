@@ -1,0 +1,241 @@
+"""Whether a material is renewed now.  A snapshot is gathered first; then a chain of checks, of which the first that speaks decides.
+
+Nothing here looks at a clock, a database or an authority.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from croniter import CroniterError, croniter
+from hsmvisor.manager.renewal import timing
+from hsmvisor.manager.renewal.timing import DAY, Lifetime
+
+LOOK = 6 * 3600.0  #: seconds after which one looks again in any case
+SHORTEST_PERIOD = 60.0  #: of a rule
+MOST_SIGNATURES = 10**12
+
+
+class BadRule(ValueError):
+    """The message says what is wrong, and what may stand there."""
+
+
+class Act(enum.StrEnum):
+    WAIT = "wait"
+    RENEW = "renew"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What an owner wants.  Several reasons may stand beside each other: the first that is due counts."""
+
+    enabled: bool = True
+    rekey: bool = True  #: a new key; otherwise the same key gets a new certificate
+    lead: float = 0  #: seconds before the end; 0: by the lifetime
+    cron: str = ""  #: five fields, UTC
+    period: float = 0  #: seconds after the activation
+    days: float = 0  #: that a generation serves at most
+    signatures: int = 0  #: that a generation makes at most
+
+    def check(self) -> Rule:
+        """Raises BadRule."""
+        if self.cron and not croniter.is_valid(self.cron, second_at_beginning=False):
+            raise BadRule(f"{self.cron!r} is no schedule: five fields as in crontab(5), in UTC")
+        if len(self.cron.split()) > 5:
+            raise BadRule("a schedule has five fields: minutes are the finest")
+        for name, value in (("lead", self.lead), ("period", self.period), ("days", self.days)):
+            if value < 0:
+                raise BadRule(f"{name} is not negative")
+        if self.period and self.period < SHORTEST_PERIOD:
+            raise BadRule(f"a period is {SHORTEST_PERIOD:.0f} seconds or more")
+        if not 0 <= self.signatures <= MOST_SIGNATURES:
+            raise BadRule(f"signatures are 0 to {MOST_SIGNATURES}")
+        return self
+
+
+@dataclass(frozen=True)
+class Suggested:
+    """An authority's window (RFC 9773)."""
+
+    start: float
+    end: float
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Held:
+    """The generation that serves."""
+
+    number: int
+    activated_at: float
+    life: Lifetime | None = None  #: of its certificate; None: a bare key
+    drawn: float = 0.5  #: stored with it
+    suggested: Suggested | None = None
+    revoked_at: float = 0
+    signatures: int = 0
+
+
+@dataclass(frozen=True)
+class Failures:
+    """Of the attempts since the last success."""
+
+    count: int = 0
+    last_at: float = 0
+    not_before: float = 0  #: as the authority said
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    rule: Rule
+    held: Held | None
+    failures: Failures = field(default_factory=Failures)
+    triggered_at: float = 0  #: somebody asked for it
+    changed_at: float = 0  #: the request says something else since then: names, key type, authority
+
+
+@dataclass(frozen=True)
+class Decision:
+    act: Act
+    why: str
+    look_at: float  #: when to ask again at the latest
+    urgent: bool = False  #: the old generation's drain ends at once
+    rekey: bool = True
+
+
+@dataclass(frozen=True)
+class _Due:
+    at: float
+    why: str
+    urgent: bool = False
+    rekey: bool = False  #: whatever the rule says
+
+
+_Check = Callable[[Snapshot, float], _Due | None]
+
+
+def decide(snapshot: Snapshot, now: float) -> Decision:
+    """`now`: seconds since 1970."""
+    found = [due for check in _CHECKS if (due := check(snapshot, now)) is not None]
+    if not found:
+        return Decision(Act.WAIT, "renewal is off" if not snapshot.rule.enabled else "no rule asks for it", now + LOOK)
+    over = [due for due in found if due.at <= now]
+    if not over:
+        first = min(found, key=lambda due: due.at)
+        return Decision(Act.WAIT, f"{first.why}, at {_shown(first.at)}", min(first.at, now + LOOK))
+    urgent, rekey = any(due.urgent for due in over), any(due.rekey for due in over) or snapshot.rule.rekey
+    why = over[0].why
+    if (again := _again_at(snapshot, now)) > now:
+        failures = snapshot.failures.count
+        return Decision(
+            Act.WAIT,
+            f"{why}; after {failures} failures it is tried again at {_shown(again)}",
+            min(again, now + LOOK),
+            urgent,
+            rekey,
+        )
+    return Decision(Act.RENEW, why, now, urgent, rekey)
+
+
+def _again_at(snapshot: Snapshot, now: float) -> float:
+    """A request that was changed since the last failure is tried at once."""
+    failures = snapshot.failures
+    if not failures.count or snapshot.changed_at > failures.last_at or snapshot.triggered_at > failures.last_at:
+        return 0.0
+    life = snapshot.held.life if snapshot.held else None
+    return max(failures.last_at + timing.pause(failures.count, life, failures.last_at), failures.not_before)
+
+
+def _shown(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+# ---- checks, the first that is due gives the reason -----------------------------------------------------------------------
+
+
+def _nothing_yet(snapshot: Snapshot, now: float) -> _Due | None:
+    return _Due(now, "there is no generation yet", rekey=True) if snapshot.held is None else None
+
+
+def _revoked(snapshot: Snapshot, now: float) -> _Due | None:
+    """Also where renewal is off: a revoked certificate serves nobody.  Its key may be known to others: always another one."""
+    held = snapshot.held
+    return _Due(held.revoked_at, "its certificate was revoked", urgent=True, rekey=True) if held and held.revoked_at else None
+
+
+def _triggered(snapshot: Snapshot, now: float) -> _Due | None:
+    held = snapshot.held
+    if held is None or snapshot.triggered_at <= held.activated_at:
+        return None
+    return _Due(snapshot.triggered_at, "somebody asked for it")
+
+
+def _changed(snapshot: Snapshot, now: float) -> _Due | None:
+    held = snapshot.held
+    if held is None or snapshot.changed_at <= held.activated_at:
+        return None
+    return _Due(snapshot.changed_at, "the request was changed")
+
+
+def _expiry(snapshot: Snapshot, now: float) -> _Due | None:
+    """The authority's window is stronger than the lifetime (RFC 9773), but never later than the end."""
+    held = snapshot.held
+    if not snapshot.rule.enabled or held is None or held.life is None:
+        return None
+    if held.suggested is not None:
+        told = held.suggested
+        why = "the authority suggests it" + (f" ({told.why})" if told.why else "")
+        return _Due(min(timing.within(told.start, told.end, held.drawn), held.life.not_after), why)
+    over = held.life.left(now) <= 0
+    return _Due(
+        timing.due(held.life, held.drawn, snapshot.rule.lead),
+        "its certificate has expired" if over else "its certificate nears its end",
+    )
+
+
+def _schedule(snapshot: Snapshot, now: float) -> _Due | None:
+    """The first time on the schedule after the activation."""
+    held, rule = snapshot.held, snapshot.rule
+    if not rule.enabled or held is None or not rule.cron:
+        return None
+    try:
+        at = croniter(rule.cron, datetime.fromtimestamp(held.activated_at, UTC)).get_next(float)
+    except CroniterError:
+        return None  # it never comes: 30 February
+    return _Due(float(at), "by its schedule")
+
+
+def _period(snapshot: Snapshot, now: float) -> _Due | None:
+    held, rule = snapshot.held, snapshot.rule
+    if not rule.enabled or held is None or not rule.period:
+        return None
+    return _Due(held.activated_at + rule.period, "by its period")
+
+
+def _age(snapshot: Snapshot, now: float) -> _Due | None:
+    held, rule = snapshot.held, snapshot.rule
+    if not rule.enabled or held is None or not rule.days:
+        return None
+    return _Due(held.activated_at + rule.days * DAY, f"a generation serves {rule.days:g} days at most", rekey=True)
+
+
+def _signatures(snapshot: Snapshot, now: float) -> _Due | None:
+    held, rule = snapshot.held, snapshot.rule
+    if not rule.enabled or held is None or not rule.signatures or held.signatures < rule.signatures:
+        return None
+    return _Due(now, f"a generation makes {rule.signatures} signatures at most, this one has made {held.signatures}", rekey=True)
+
+
+_CHECKS: tuple[_Check, ...] = (
+    _nothing_yet,
+    _revoked,
+    _triggered,
+    _changed,
+    _signatures,
+    _age,
+    _expiry,
+    _schedule,
+    _period,
+)
