@@ -14,6 +14,7 @@ from hsmvisor.cli.doctor import doctor
 from hsmvisor.cli.hosts import audit, authority, events, host
 from hsmvisor.cli.materials import material
 from hsmvisor.cli.modules import module
+from hsmvisor.cli.policies import policy
 from hsmvisor.client import SigningKey, TlsFiles
 
 
@@ -94,7 +95,7 @@ def completion(shell: str) -> None:
 
 for of_module in devices.COMMANDS:
     module.add_command(of_module)
-for command in (module, material, host, authority, events, audit, backup, restore, doctor):
+for command in (module, material, host, authority, events, audit, backup, restore, policy, doctor):
     cli.add_command(command)
 
 
