@@ -1,4 +1,4 @@
-"""Slot 1: keys of every type made, used, derived and wrapped; and the attacks on wrapping that must not work."""
+"""Slot 1: keys of every type made, used, derived and wrapped.  The attacks on wrapping are in test_wrapping_attacks.py."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from cryptography.hazmat.primitives.keywrap import aes_key_unwrap
 from hsmvisord import ck
 from hsmvisord.crypto.mechanisms import GUEST_TABLE
 from hsmvisord.token.policy import Policy
@@ -49,6 +48,10 @@ def guest(own: OwnToken) -> OwnGuest:
 
 def gcm(tag: int = 128) -> Mechanism:
     return Mechanism(ck.CKM_AES_GCM, (NONCE, 96, b"", tag))
+
+
+def sensitive(guest: OwnGuest) -> int:
+    return guest.generate(ck.CKM_AES_KEY_GEN, AES | {ck.CKA_EXTRACTABLE: True})
 
 
 # ---- use ----------------------------------------------------------------------------------------------------------------
@@ -323,10 +326,9 @@ def test_what_is_not_wrapped(guest: OwnGuest) -> None:
     public, private = guest.pair(ck.CKM_EC_KEY_PAIR_GEN, {ck.CKA_EC_PARAMS: P256}, SIGNS | {ck.CKA_EXTRACTABLE: True})
     with refused(ck.CKR_KEY_NOT_WRAPPABLE):
         guest.wrap(KWP, wrapper, public)
+    readable, short = guest.generate(ck.CKM_AES_KEY_GEN, AES | WRAPS | OPEN), {ck.CKA_VALUE_LEN: 7} | OPEN
     with refused(ck.CKR_KEY_SIZE_RANGE):
-        guest.wrap(
-            Mechanism(ck.CKM_AES_CBC, IV), wrapper, guest.generate(ck.CKM_GENERIC_SECRET_KEY_GEN, {ck.CKA_VALUE_LEN: 7} | OPEN)
-        )
+        guest.wrap(Mechanism(ck.CKM_AES_CBC, IV), readable, guest.generate(ck.CKM_GENERIC_SECRET_KEY_GEN, short))
     with refused(ck.CKR_WRAPPING_KEY_TYPE_INCONSISTENT):
         guest.wrap(KWP, private, wrapper)
     with refused(ck.CKR_WRAPPING_KEY_HANDLE_INVALID):
@@ -350,149 +352,13 @@ def test_wrap_and_unwrap_templates(guest: OwnGuest) -> None:
         ck.CKA_UNWRAP_TEMPLATE: ((ck.CKA_EXTRACTABLE, False), (ck.CKA_LABEL, b"in")),
     }
     wrapper = guest.generate(ck.CKM_AES_KEY_GEN, AES | WRAPS | demands)
-    with refused(ck.CKR_KEY_NOT_WRAPPABLE):
+    with refused(ck.CKR_KEY_HANDLE_INVALID):
         guest.wrap(KW, wrapper, guest.generate(ck.CKM_AES_KEY_GEN, AES | {ck.CKA_DECRYPT: True, ck.CKA_EXTRACTABLE: True}))
     wrapped = guest.wrap(KW, wrapper, guest.generate(ck.CKM_AES_KEY_GEN, AES | CRYPTS | {ck.CKA_EXTRACTABLE: True}))
     again = guest.unwrap(KW, wrapper, wrapped, SECRET)
     assert guest.get(again, ck.CKA_EXTRACTABLE, ck.CKA_LABEL) == [False, b"in"]
     with refused(ck.CKR_TEMPLATE_INCONSISTENT):
         guest.unwrap(KW, wrapper, wrapped, SECRET | {ck.CKA_EXTRACTABLE: True})
-
-
-def test_wrap_with_trusted(own: OwnToken, guest: OwnGuest) -> None:
-    careful = guest.generate(ck.CKM_AES_KEY_GEN, AES | {ck.CKA_EXTRACTABLE: True, ck.CKA_WRAP_WITH_TRUSTED: True})
-    wrapper = guest.generate(ck.CKM_AES_KEY_GEN, AES | WRAPS | {ck.CKA_TOKEN: True, ck.CKA_PRIVATE: False})
-    with refused(ck.CKR_KEY_NOT_WRAPPABLE):
-        guest.wrap(KW, wrapper, careful)
-    with refused(ck.CKR_ATTRIBUTE_READ_ONLY):
-        guest.set(careful, {ck.CKA_WRAP_WITH_TRUSTED: False})
-    with refused(ck.CKR_ATTRIBUTE_READ_ONLY):
-        guest.set(wrapper, {ck.CKA_TRUSTED: True})
-    officer = own.guest().begin(ck.CKU_SO)
-    officer.set(wrapper, {ck.CKA_TRUSTED: True})
-    assert len(guest.wrap(KW, wrapper, careful)) == 40
-
-
-# ---- attacks (Bortolozzo et al., 2010; Clulow, 2003): what a guest's program must not learn -----------------------------------
-
-
-def sensitive(guest: OwnGuest) -> int:
-    return guest.generate(ck.CKM_AES_KEY_GEN, AES | {ck.CKA_EXTRACTABLE: True})
-
-
-def test_attack_wrap_and_decrypt(guest: OwnGuest) -> None:
-    """A key that wraps and decrypts would open what it has wrapped."""
-    both = guest.generate(ck.CKM_AES_KEY_GEN, AES | CRYPTS | WRAPS)
-    for mechanism in (KW, KWP, Mechanism(ck.CKM_AES_CBC_PAD, IV), gcm()):
-        with refused(ck.CKR_KEY_NOT_WRAPPABLE):
-            guest.wrap(mechanism, both, sensitive(guest))
-    guest.wrap(KW, both, guest.generate(ck.CKM_AES_KEY_GEN, AES | OPEN))
-
-
-@pytest.mark.parametrize("copying", [False, True])
-def test_attack_wrap_first_and_decrypt_later(guest: OwnGuest, copying: bool) -> None:
-    """Attribute changes, by changing and by copying, do not make one key both."""
-    wrapper = guest.generate(ck.CKM_AES_KEY_GEN, AES | {ck.CKA_WRAP: True})
-    wrapped = guest.wrap(KW, wrapper, sensitive(guest))
-    for kind in (ck.CKA_DECRYPT, ck.CKA_ENCRYPT):
-        for off in ({}, {ck.CKA_WRAP: False}):
-            with refused(ck.CKR_ATTRIBUTE_READ_ONLY):
-                if copying:
-                    guest.call(Call.COPY_OBJECT, guest.session, wrapper, template(off | {kind: True}))
-                else:
-                    guest.set(wrapper, off | {kind: True})
-    guest.set(wrapper, {ck.CKA_WRAP: False})
-    with refused(ck.CKR_ATTRIBUTE_READ_ONLY):
-        guest.set(wrapper, {ck.CKA_DECRYPT: True})
-    opener = guest.generate(ck.CKM_AES_KEY_GEN, AES | {ck.CKA_DECRYPT: True})
-    guest.set(opener, {ck.CKA_DECRYPT: False})
-    with refused(ck.CKR_ATTRIBUTE_READ_ONLY):
-        guest.set(opener, {ck.CKA_WRAP: True})
-    assert len(wrapped) == 40
-
-
-def test_attack_re_import(guest: OwnGuest) -> None:
-    """What was wrapped does not come back as a key that may be read, or that decrypts for whoever wrapped it."""
-    wrapper = guest.generate(ck.CKM_AES_KEY_GEN, AES | WRAPS)
-    wrapped = guest.wrap(KW, wrapper, sensitive(guest))
-    with refused(ck.CKR_TEMPLATE_INCONSISTENT):
-        guest.unwrap(KW, wrapper, wrapped, SECRET | OPEN)
-    again = guest.unwrap(KW, wrapper, wrapped, SECRET | {ck.CKA_EXTRACTABLE: True})
-    with refused(ck.CKR_ATTRIBUTE_SENSITIVE):
-        _raise_for(guest, again)
-    with refused(ck.CKR_ATTRIBUTE_READ_ONLY):
-        guest.set(again, {ck.CKA_SENSITIVE: False})
-
-
-def _raise_for(guest: OwnGuest, handle: int) -> None:
-    _, rv = guest.call(Call.GET_ATTRIBUTE_VALUE, guest.session, handle, ((ck.CKA_VALUE, 64),))
-    if rv:
-        raise Refused(Call.GET_ATTRIBUTE_VALUE, rv)
-
-
-def test_attack_two_copies_of_one_wrapping_key(guest: OwnGuest) -> None:
-    """The wrapping key itself, wrapped and taken in again with other flags, wraps nothing that is sensitive."""
-    wrapper = guest.generate(ck.CKM_AES_KEY_GEN, AES | WRAPS | {ck.CKA_EXTRACTABLE: True})
-    second = guest.generate(ck.CKM_AES_KEY_GEN, AES | WRAPS)
-    wrapped_wrapper = guest.wrap(KW, second, wrapper)
-    opener = guest.unwrap(KW, second, wrapped_wrapper, SECRET | CRYPTS)
-    assert opener
-    for mechanism in (KW, KWP):
-        with refused(ck.CKR_KEY_NOT_WRAPPABLE):
-            guest.wrap(mechanism, wrapper, sensitive(guest))
-
-
-def test_attack_a_nonce_used_twice(guest: OwnGuest) -> None:
-    """Wrapped under the same nonce, a key that is known would tell the one that is not."""
-    wrapper, known = guest.generate(ck.CKM_AES_KEY_GEN, AES | WRAPS), guest.generate(ck.CKM_AES_KEY_GEN, AES | OPEN)
-    for mechanism in (gcm(), Mechanism(ck.CKM_AES_CCM, (32, NONCE, b"", 16)), Mechanism(ck.CKM_AES_CBC_PAD, IV)):
-        guest.wrap(mechanism, wrapper, known)
-        with refused(ck.CKR_KEY_NOT_WRAPPABLE):
-            guest.wrap(mechanism, wrapper, sensitive(guest))
-
-
-@pytest.mark.parametrize("more", [ck.CKA_SIGN, ck.CKA_VERIFY, ck.CKA_DERIVE])
-def test_attack_a_wrapping_key_as_an_oracle(guest: OwnGuest, more: int) -> None:
-    """GMAC of nothing is one block of the keystream: a key that does more than wrap wraps nothing that is sensitive."""
-    wrapper = guest.generate(ck.CKM_AES_KEY_GEN, AES | WRAPS | {more: True})
-    with refused(ck.CKR_KEY_NOT_WRAPPABLE):
-        guest.wrap(KW, wrapper, sensitive(guest))
-    clean = guest.generate(ck.CKM_AES_KEY_GEN, AES | WRAPS)
-    with refused(ck.CKR_ATTRIBUTE_READ_ONLY):
-        guest.set(clean, {more: True})
-
-
-def test_attack_a_key_that_the_attacker_knows(guest: OwnGuest) -> None:
-    """A wrapping key that was brought in, secret or public, or that may be read."""
-    value = bytes(range(32))
-    known = guest.create(SECRET | {ck.CKA_VALUE: value} | WRAPS)
-    readable = guest.generate(ck.CKM_AES_KEY_GEN, AES | WRAPS | OPEN)
-    was_readable = guest.generate(ck.CKM_AES_KEY_GEN, AES | WRAPS | {ck.CKA_SENSITIVE: False})
-    guest.set(was_readable, {ck.CKA_SENSITIVE: True})
-    public, _ = guest.pair(ck.CKM_RSA_PKCS_KEY_PAIR_GEN, {ck.CKA_MODULUS_BITS: 2048, ck.CKA_WRAP: True}, {ck.CKA_DECRYPT: True})
-    for wrapper, mechanism in ((known, KW), (readable, KW), (was_readable, KW), (public, OAEP)):
-        with refused(ck.CKR_KEY_NOT_WRAPPABLE):
-            guest.wrap(mechanism, wrapper, sensitive(guest))
-    free = guest.generate(ck.CKM_AES_KEY_GEN, AES | OPEN)
-    assert aes_key_unwrap(value, guest.wrap(KW, known, free)) == guest.get(free, ck.CKA_VALUE)[0]
-
-
-def test_attack_unwrap_of_what_was_encrypted(guest: OwnGuest) -> None:
-    """What its holder encrypts may be unwrapped as a key that is known: such a key wraps nothing that is sensitive."""
-    both = guest.generate(ck.CKM_AES_KEY_GEN, AES | {ck.CKA_ENCRYPT: True, ck.CKA_UNWRAP: True})
-    planted = guest.encrypt(KW, both, bytes(32))
-    known = guest.unwrap(KW, both, planted, SECRET | WRAPS)
-    with refused(ck.CKR_KEY_NOT_WRAPPABLE):
-        guest.wrap(KW, known, sensitive(guest))
-
-
-def test_attack_derived_keys_are_as_secret_as_they_are_made(guest: OwnGuest) -> None:
-    """A derived key whose base was readable once wraps nothing that is sensitive."""
-    base = guest.generate(ck.CKM_GENERIC_SECRET_KEY_GEN, AES | OPEN | {ck.CKA_DERIVE: True})
-    info = (0, 1, ck.CKM_SHA256, ck.CKF_HKDF_SALT_NULL, b"", 0, b"")
-    known = guest.derive(Mechanism(ck.CKM_HKDF_DERIVE, info), base, SECRET | WRAPS | {ck.CKA_VALUE_LEN: 32})
-    with refused(ck.CKR_KEY_NOT_WRAPPABLE):
-        guest.wrap(KW, known, sensitive(guest))
 
 
 def test_read_only_sessions_make_session_keys(guest: OwnGuest) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from hsmvisord import ck, limits
-from hsmvisord.token.rules import EVER
+from hsmvisord.token.keepers import EVER
 from hsmvisord.wire.calls import Call, Mechanism, Needed
 from support.own_keys import LABEL, RW, SLOT, SO, USER, OwnGuest, OwnToken, template
 from support.wire_client import Refused

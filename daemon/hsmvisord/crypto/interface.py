@@ -281,7 +281,7 @@ class CryptoProvider(Protocol):
     def unwrap_secret(
         self, unwrapper: PrivateKey | SecretKey, mechanism: Mechanism, wrapped: bytes, key_type: int, length: int, access: Access
     ) -> SecretKey:
-        """`length`: as `fit`."""
+        """`length`: bytes that it must have; 0: as many as there are."""
         ...
 
     # ---- what is not needed any more ----

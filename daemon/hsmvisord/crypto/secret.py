@@ -14,6 +14,7 @@ from hsmvisord.crypto.operations import Cache, ReadyCipher
 from hsmvisord.wire.calls import Mechanism
 
 AES_SIZES = (16, 24, 32)
+LEAST_CHECKED = 8  #: bytes of a key that has a check value
 _SIZES = {ck.CKK_AES: AES_SIZES, ck.CKK_CHACHA20: (32,)}
 _NAMES = {ck.CKK_AES: "AES", ck.CKK_CHACHA20: "ChaCha20", ck.CKK_GENERIC_SECRET: "secret"} | {
     key_type: f"HMAC {name}" for key_type, name in ck.HMAC_KEY_TYPES.items()
@@ -21,7 +22,7 @@ _NAMES = {ck.CKK_AES: "AES", ck.CKK_CHACHA20: "ChaCha20", ck.CKK_GENERIC_SECRET:
 
 
 def fit(value: bytes, key_type: int, length: int) -> bytes:
-    """Returns the bytes of a key that was derived, unwrapped or decapsulated: the last `length` of them (6.3.17), or where nobody
+    """Returns the bytes of a key that was derived or decapsulated: the last `length` of them (6.3.17), or where nobody
     said how many (0) all that there are, or as much as such a key takes.  Raises CkError(KEY_SIZE_RANGE)."""
     if not length and key_type == ck.CKK_AES:
         length = max((size for size in AES_SIZES if size <= len(value)), default=len(value))
@@ -64,7 +65,12 @@ class SecretKey:
 
     @property
     def check_value(self) -> bytes:
-        """CKA_CHECK_VALUE (PKCS#11 3.1, 4.10.2): of a block cipher the first bytes of a block of zeros, else of the SHA-1."""
+        """CKA_CHECK_VALUE (PKCS#11 3.1, 4.10.2): of a block cipher the first bytes of a block of zeros, else of the SHA-1.
+
+        A key so short that its check value would tell it has none.
+        """
+        if len(self.value) < LEAST_CHECKED:
+            return b""
         if self._aes is not None:
             return Cipher(self._aes, modes.ECB()).encryptor().update(bytes(16))[:3]
         return hashlib.sha1(self.value).digest()[:3]

@@ -21,7 +21,7 @@ from hsmvisord.crypto.mlkem import MlKemPrivateKey, MlKemPublicKey
 from hsmvisord.crypto.montgomery import MontgomeryPrivateKey, MontgomeryPublicKey
 from hsmvisord.crypto.parts import private_key
 from hsmvisord.crypto.rsa import RsaPrivateKey, RsaPublicKey
-from hsmvisord.crypto.secret import SecretKey, fit
+from hsmvisord.crypto.secret import SecretKey
 from hsmvisord.wire.calls import Mechanism
 
 _ML_DSA_PRIVATE = (mldsa.MLDSA44PrivateKey, mldsa.MLDSA65PrivateKey, mldsa.MLDSA87PrivateKey)
@@ -112,7 +112,10 @@ class SoftwareProvider:
     def unwrap_secret(
         self, unwrapper: PrivateKey | AnySecretKey, mechanism: Mechanism, wrapped: bytes, key_type: int, length: int, access: Access
     ) -> AnySecretKey:
-        return SecretKey(key_type, fit(unwrapper.decrypter(mechanism).run(wrapped), key_type, length))
+        value = unwrapper.decrypter(mechanism).run(wrapped)  # whole: a part of a key is another key, and a weaker one
+        if length not in (0, len(value)):
+            raise CkError(ck.CKR_KEY_SIZE_RANGE, f"what was unwrapped has {len(value)} bytes")
+        return SecretKey(key_type, value)
 
     def clean(self) -> None:
         return

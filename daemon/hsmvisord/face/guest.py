@@ -14,7 +14,7 @@ from hsmvisord.crypto.interface import KeyKind, PrivateKey, SecretKey
 from hsmvisord.face.caller import Args, Caller, Parked
 from hsmvisord.keystore import pin
 from hsmvisord.keystore.state import Pin
-from hsmvisord.token import info, making, rules
+from hsmvisord.token import info, keepers, making, rules
 from hsmvisord.token.application import Application
 from hsmvisord.token.catalogue import Template
 from hsmvisord.token.guest import GuestItem
@@ -161,24 +161,38 @@ def derive_key(caller: Caller, session: Session, mechanism: Mechanism, handle: i
         raise CkError(ck.CKR_KEY_FUNCTION_NOT_PERMITTED)
     caller.token.begin(mechanism, use.allowed, use.private.kind, ck.CKF_DERIVE)
     began = perf_counter()
-    length = rules.as_dict(template).get(ck.CKA_VALUE_LEN)
-    secret = use.private.derive(mechanism, length if isinstance(length, int) else 0, lambda salt: _salt(application, salt))
+    bases = [item.attributes]
+
+    def salt(handle: int) -> bytes:
+        found = _salt(application, mechanism, handle)
+        bases.append(found.attributes)
+        return found.key.value  # type: ignore[union-attr]
+
+    length = keepers.derived_from(bases, rules.as_dict(template)).get(ck.CKA_VALUE_LEN)
+    secret = use.private.derive(mechanism, length if isinstance(length, int) else 0, salt)
+    values = keepers.derived_from(bases, rules.as_dict(template))
     provider = caller.token.provider
-    (derived,) = _added(
-        caller,
-        session,
-        lambda: [making.from_secret(secret, template, guest.officer, mechanism.type, By.DERIVE, item.attributes, provider)],
-    )
+
+    def make() -> list[Made]:
+        made = making.from_secret(secret, values.items(), guest.officer, mechanism.type, By.DERIVE, item.attributes, provider)
+        keepers.check_length(bases, made.attributes[ck.CKA_VALUE_LEN])
+        return [made]
+
+    (derived,) = _added(caller, session, make)
     caller.counters.cell("derive", mechanism.type, None).observe(perf_counter() - began, caller.token.wall())
     return int(derived)
 
 
-def _salt(application: Application, handle: int) -> bytes:
+def _salt(application: Application, mechanism: Mechanism, handle: int) -> GuestItem:
+    """A key that is a salt is used like one that is derived from: what comes out is a MAC by it."""
     item = application.guest.known(handle, ck.CKR_KEY_HANDLE_INVALID)
     if item.attributes[ck.CKA_CLASS] != ck.CKO_SECRET_KEY:
         raise CkError(ck.CKR_KEY_TYPE_INCONSISTENT, "a salt is a secret key")
-    key: SecretKey = item.key  # type: ignore[assignment]
-    return key.value
+    if not item.may(ck.CKA_DERIVE):
+        raise CkError(ck.CKR_KEY_FUNCTION_NOT_PERMITTED, "a salt is a key that may derive")
+    if mechanism.type not in item.allowed:
+        raise CkError(ck.CKR_MECHANISM_INVALID, f"{ck.mechanism_name(mechanism.type)} is not among the salt's allowed mechanisms")
+    return item
 
 
 def digestible(application: Application, handle: int) -> bytes:
@@ -199,24 +213,6 @@ def _wrapped_key(item: GuestItem) -> PrivateKey | SecretKey:
     return item.key  # type: ignore[return-value]
 
 
-def _check_wrappable(item: GuestItem, wrapper: GuestItem, mechanism: int) -> None:
-    if not item.may(ck.CKA_EXTRACTABLE):
-        raise CkError(ck.CKR_KEY_UNEXTRACTABLE)
-    if item.may(ck.CKA_WRAP_WITH_TRUSTED) and not wrapper.may(ck.CKA_TRUSTED):
-        raise CkError(ck.CKR_KEY_NOT_WRAPPABLE, "this key is wrapped by a trusted key alone")
-    wanted = dict(wrapper.attributes[ck.CKA_WRAP_TEMPLATE])
-    if any(item.attributes.get(kind) != wanted_value for kind, wanted_value in wanted.items()):
-        raise CkError(ck.CKR_KEY_NOT_WRAPPABLE, "the key is not what the wrapping key's template demands")
-    if not item.may(ck.CKA_SENSITIVE):
-        return
-    if not rules.keeps_secrets(wrapper.attributes):
-        raise CkError(ck.CKR_KEY_NOT_WRAPPABLE, "a sensitive key is wrapped by a key that nobody can open it with")
-    if mechanism not in rules.WRAP_SENSITIVE:
-        raise CkError(
-            ck.CKR_KEY_NOT_WRAPPABLE, f"{ck.mechanism_name(mechanism)} does not wrap sensitive keys: use CKM_AES_KEY_WRAP_KWP"
-        )
-
-
 def wrap_key(caller: Caller, args: Args) -> Args:
     session_handle, mechanism, wrapping, handle, room = args
     guest = caller.application.guest
@@ -229,7 +225,8 @@ def wrap_key(caller: Caller, args: Args) -> Args:
         raise CkError(ck.CKR_WRAPPING_KEY_TYPE_INCONSISTENT)
     target = _wrapped_key(item)
     key, allowed = guest.other(wrapping, ck.CKA_WRAP)
-    _check_wrappable(item, wrapper, mechanism.type)
+    keepers.check_wrapping(item.attributes, wrapper.attributes, mechanism.type)
+    guest.check_private_half(item, wrapper)
     caller.token.begin(mechanism, allowed, key.kind, ck.CKF_WRAP)
     began = perf_counter()
     bound, wrap = caller.token.provider.wrap(key, mechanism, target)
@@ -266,7 +263,10 @@ def unwrap_key(caller: Caller, args: Args) -> Args:
         raise CkError(ck.CKR_KEY_FUNCTION_NOT_PERMITTED)
     use = guest.use(unwrapping)
     caller.token.begin(mechanism, use.allowed, use.private.kind, ck.CKF_UNWRAP)
-    values = _with_template(rules.as_dict(template), unwrapper)
+    keepers.check_unwrapping(unwrapper.attributes, mechanism.type)
+    values = keepers.unwrapped_by(unwrapper.attributes, rules.as_dict(template))
+    if ck.CKA_CLASS not in values:
+        raise CkError(ck.CKR_TEMPLATE_INCOMPLETE, "CKA_CLASS")
     began = perf_counter()
     provider = caller.token.provider
 
@@ -281,16 +281,3 @@ def unwrap_key(caller: Caller, args: Args) -> Args:
     (handle,) = _added(caller, session, make)
     caller.counters.cell("unwrap", mechanism.type, None).observe(perf_counter() - began, caller.token.wall())
     return (handle,)
-
-
-def _with_template(values: dict[int, Any], unwrapper: GuestItem) -> dict[int, Any]:
-    """What is unwrapped has what CKA_UNWRAP_TEMPLATE says, and is as secret as what the key may have wrapped."""
-    demanded = dict(unwrapper.attributes[ck.CKA_UNWRAP_TEMPLATE])
-    if rules.keeps_secrets(unwrapper.attributes):
-        demanded.setdefault(ck.CKA_SENSITIVE, True)
-    for kind, wanted in demanded.items():
-        if values.setdefault(kind, wanted) != wanted:
-            raise CkError(ck.CKR_TEMPLATE_INCONSISTENT, f"attribute 0x{kind:x} is not what the unwrapping key demands")
-    if ck.CKA_CLASS not in values:
-        raise CkError(ck.CKR_TEMPLATE_INCOMPLETE, "CKA_CLASS")
-    return values

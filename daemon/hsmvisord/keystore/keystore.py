@@ -286,10 +286,15 @@ class Keystore:
             self._store(state)
             return objects
 
-    def change_object(self, handle: int, attributes: Mapping[int, Any]) -> None:
-        """Raises CkError, StorageError."""
+    def change_object(self, handle: int, attributes: Mapping[int, Any], before: Mapping[int, Any] | None = None) -> bool:
+        """`before`: what the new attributes were made of.  Returns False, and changes nothing, where somebody else has changed them
+        since.  Raises CkError, StorageError."""
         with self._lock:
+            item = self.state.objects.get(handle)
+            if before is not None and item is not None and item.attributes != before:
+                return False
             self._store(guests.changed(self.state, handle, attributes))
+            return True
 
     def remove_object(self, handle: int) -> None:
         """Raises CkError, StorageError."""

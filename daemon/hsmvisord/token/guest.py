@@ -5,16 +5,17 @@ Token objects are the keystore's and the same for all applications; session obje
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hsmvisord import ck
 from hsmvisord.ck import CkError
-from hsmvisord.crypto.interface import AnyKey, PublicKey, SecretKey
+from hsmvisord.crypto.interface import AnyKey, PrivateKey, PublicKey, SecretKey
 from hsmvisord.crypto.mechanisms import of_key_type
 from hsmvisord.keystore import pin
-from hsmvisord.token import answers, rules
+from hsmvisord.token import answers, keepers, rules
 from hsmvisord.token.catalogue import Template, matches
 from hsmvisord.token.info import padded
 from hsmvisord.token.making import Made, part
@@ -53,7 +54,7 @@ class GuestItem:
 
     def value(self, kind: int) -> Any:
         """Returns an attribute's value; raises KeyError where there is none, CKR_ATTRIBUTE_SENSITIVE for one that is hidden."""
-        if kind in self.attributes and kind != rules.EVER:
+        if kind in self.attributes and kind != keepers.EVER:
             return self.attributes[kind]
         if rules.hides(self.attributes, kind):
             raise CkError(ck.CKR_ATTRIBUTE_SENSITIVE)
@@ -71,6 +72,7 @@ class GuestUser:
         self._token, self._application = token, application
         self.role: int | None = None  #: CKU_USER or CKU_SO while logged in
         self.items: dict[int, GuestItem] = {}  #: session objects, by handle
+        self._changing = threading.Lock()
 
     # ---- who may --------------------------------------------------------------------------------------------------
 
@@ -109,7 +111,7 @@ class GuestUser:
 
     def find(self, template: Template) -> list[int]:
         wanted = dict(template)
-        if len(wanted) != len(template) or rules.EVER in wanted:
+        if len(wanted) != len(template) or keepers.EVER in wanted:
             return []  # no object has two values of one attribute
         stored = self._token.keystore.state.objects
         found = [h for h, o in stored.items() if self._matches(GuestItem(h, o.attributes, o.key), wanted)]
@@ -162,14 +164,17 @@ class GuestUser:
 
     def change(self, session: Session, handle: int, template: Template) -> None:
         """C_SetAttributeValue."""
-        item = self.known(handle)
-        self._check_writable(session, item.attributes)
-        after = rules.changed(item.attributes, template, self.officer)
-        if handle in self.items:
-            self.items[handle] = GuestItem(handle, after, item.key)
-            return
-        with answers.stored():
-            self._token.keystore.change_object(handle, after)
+        with self._changing:  # of two changes one sees what the other did: what goes one way does not come back
+            while True:
+                item = self.known(handle)
+                self._check_writable(session, item.attributes)
+                after = rules.changed(item.attributes, template, self.officer)
+                if handle in self.items:
+                    self.items[handle] = GuestItem(handle, after, item.key)
+                    return
+                with answers.stored():
+                    if self._token.keystore.change_object(handle, after, item.attributes):
+                        return
 
     def destroy(self, session: Session, handle: int) -> None:
         item = self.known(handle)
@@ -231,6 +236,19 @@ class GuestUser:
         if not item.may(attribute):
             raise CkError(ck.CKR_KEY_FUNCTION_NOT_PERMITTED)
         return item.key, item.allowed  # type: ignore[return-value]
+
+    def check_private_half(self, item: GuestItem, wrapper: GuestItem) -> None:
+        """Raises where a sensitive key would be wrapped for whoever uses this token: the private half of a public key is here."""
+        if not item.may(ck.CKA_SENSITIVE) or wrapper.attributes[ck.CKA_CLASS] != ck.CKO_PUBLIC_KEY:
+            return
+        public: PublicKey = wrapper.key  # type: ignore[assignment]
+        stored = [(item.attributes, item.key) for item in self._token.keystore.state.objects.values()]
+        for attributes, key in stored + [(item.attributes, item.key) for item in list(self.items.values())]:
+            if attributes[ck.CKA_CLASS] != ck.CKO_PRIVATE_KEY:
+                continue
+            private: PrivateKey = key  # type: ignore[assignment]
+            if private.public.key_id == public.key_id:
+                raise CkError(ck.CKR_KEY_NOT_WRAPPABLE, "the private half of the wrapping key is here, and may open it")
 
     # ---- login ----------------------------------------------------------------------------------------------------
 

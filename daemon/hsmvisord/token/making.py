@@ -18,7 +18,7 @@ from hsmvisord.ck import CkError
 from hsmvisord.crypto import generation, parts
 from hsmvisord.crypto.interface import Access, AnyKey, CryptoProvider, PrivateKey, SecretKey, Wanted
 from hsmvisord.crypto.secret import fit
-from hsmvisord.token import rules
+from hsmvisord.token import keepers, rules
 from hsmvisord.token.der import certificate_fields
 from hsmvisord.token.rules import By, Rules, Template
 from hsmvisord.wire.calls import Mechanism
@@ -49,10 +49,11 @@ def _key(
     if attributes[ck.CKA_CLASS] == ck.CKO_SECRET_KEY:
         secret: SecretKey = key  # type: ignore[assignment]
         told = {ck.CKA_VALUE_LEN: secret.kind.bits // 8, ck.CKA_CHECK_VALUE: secret.check_value}
-        return Made(rules.remembered(made | told), key)
+        return Made(keepers.remembered(made | told), key)
     components = key.attributes()  # type: ignore[union-attr]
     public = key.public if attributes[ck.CKA_CLASS] == ck.CKO_PRIVATE_KEY else key  # type: ignore[union-attr]
-    return Made(made | components | {ck.CKA_PUBLIC_KEY_INFO: public.spki}, key)  # type: ignore[union-attr]
+    made |= components | {ck.CKA_PUBLIC_KEY_INFO: public.spki}  # type: ignore[union-attr]
+    return Made(keepers.remembered(made), key)
 
 
 def _access(attributes: Mapping[int, Any]) -> Access:

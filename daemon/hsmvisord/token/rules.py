@@ -21,6 +21,7 @@ from typing import Any
 from hsmvisord import ck, limits
 from hsmvisord.ck import CkError
 from hsmvisord.crypto import mechanisms
+from hsmvisord.token import keepers
 
 
 class By(enum.Flag):
@@ -280,6 +281,8 @@ def _check_value(kind: int, value: Any, rule: Rule) -> None:
         raise CkError(ck.CKR_ATTRIBUTE_VALUE_INVALID, f"attribute 0x{kind:x}: another type")
     if isinstance(value, bytes) and len(value) > (limits.MAX_OBJECT_VALUE if kind in _LONG else limits.MAX_VALUE):
         raise CkError(ck.CKR_ATTRIBUTE_VALUE_INVALID, f"attribute 0x{kind:x}: {len(value)} bytes are too long")
+    if kind in (ck.CKA_WRAP_TEMPLATE, ck.CKA_UNWRAP_TEMPLATE, ck.CKA_DERIVE_TEMPLATE):
+        as_dict(value)
     if kind in (ck.CKA_START_DATE, ck.CKA_END_DATE) and not _DATE.fullmatch(value):
         raise CkError(ck.CKR_ATTRIBUTE_VALUE_INVALID, "a date is empty or YYYYMMDD")
 
@@ -344,61 +347,11 @@ def changed(attributes: Mapping[int, Any], template: Template, officer: bool = F
         if rule.officer and value and not before and not officer:
             raise CkError(ck.CKR_ATTRIBUTE_READ_ONLY, f"attribute 0x{kind:x} is set by the security officer alone")
     after = {**attributes, **values}
-    if EVER in attributes:
-        _check_memory(attributes, after)
-    return remembered(after)
+    keepers.check_change(attributes, after)
+    return keepers.remembered(after)
 
 
-# ---- the well-known attacks ---------------------------------------------------------------------------------------------
-#
-# A key that wraps and decrypts opens what it has wrapped; one that unwraps what it can encrypt takes in what its holder knows; and
-# flags that change make each key both, one after the other; a wrapping key that leaves the token comes back as another one; and a
-# MAC or a mode with a nonce of the caller's choice gives away what a wrapped key is hidden under (Bortolozzo, Centenaro, Focardi,
-# Steel: Attacking and Fixing PKCS#11 Security Tokens, 2010).  So a key remembers what it ever could do; sensitive keys are wrapped
-# only by one that was made here, never could leave and never could do anything but wrap, and only by mechanisms without a nonce.
-
-#: What a key ever could do: kept with its attributes, and no attribute that anybody may name.
-EVER = 0xFFFF_0001
-_OPENS = (ck.CKA_DECRYPT, ck.CKA_ENCRYPT, ck.CKA_SIGN, ck.CKA_VERIFY, ck.CKA_DERIVE)
-_CLOSES = (ck.CKA_WRAP, ck.CKA_UNWRAP)
-
-
-def _ever(attributes: Mapping[int, Any]) -> tuple[int, ...]:
-    now = {kind for kind in (*_OPENS, *_CLOSES) if attributes.get(kind)}
-    return tuple(sorted(now | set(attributes.get(EVER, ()))))
-
-
-def remembered(attributes: Mapping[int, Any]) -> dict[int, Any]:
-    """Returns a secret key's attributes with what it ever could do; those of other objects as they are."""
-    if attributes[ck.CKA_CLASS] != ck.CKO_SECRET_KEY:
-        return dict(attributes)
-    return {**attributes, EVER: _ever(attributes)}
-
-
-def _check_memory(before: Mapping[int, Any], after: Mapping[int, Any]) -> None:
-    """A key that wrapped may not begin to open, and one that opened may not begin to wrap."""
-    ever = set(before.get(EVER, ()))
-    for kinds, others in ((_OPENS, _CLOSES), (_CLOSES, _OPENS)):
-        begins = [kind for kind in kinds if after.get(kind) and kind not in ever]
-        if begins and ever & set(others):
-            raise CkError(ck.CKR_ATTRIBUTE_READ_ONLY, f"attribute 0x{begins[0]:x}: the key could wrap or open keys before")
-
-
-#: Mechanisms that wrap sensitive keys: deterministic or padded by chance, with no nonce or IV that the caller chooses.
-WRAP_SENSITIVE = frozenset(
-    (ck.CKM_AES_KEY_WRAP, ck.CKM_AES_KEY_WRAP_KWP, ck.CKM_RSA_PKCS, ck.CKM_RSA_PKCS_OAEP, ck.CKM_RSA_AES_KEY_WRAP)
-)
-
-
-def keeps_secrets(attributes: Mapping[int, Any]) -> bool:
-    """Whether nobody can open what this key wraps but by unwrapping it again: a trusted key, or a secret key that was generated
-    here, was always sensitive, never extractable, and never could do anything but wrap and unwrap."""
-    if attributes.get(ck.CKA_TRUSTED):
-        return True
-    if attributes[ck.CKA_CLASS] != ck.CKO_SECRET_KEY:
-        return False
-    always = (ck.CKA_LOCAL, ck.CKA_ALWAYS_SENSITIVE, ck.CKA_NEVER_EXTRACTABLE)
-    return all(attributes[kind] for kind in always) and not set(_OPENS) & set(attributes[EVER])
+# ---- what is known of a key ---------------------------------------------------------------------------------------------
 
 
 def hides(attributes: Mapping[int, Any], kind: int) -> bool:
@@ -417,7 +370,7 @@ def sound(attributes: Mapping[int, Any]) -> bool:
         return False
     needed = {kind for kind, rule in rules.items() if rule.default is not None} | {ck.CKA_PRIVATE, ck.CKA_UNIQUE_ID}
     if attributes[ck.CKA_CLASS] == ck.CKO_SECRET_KEY:
-        needed |= {EVER, ck.CKA_LOCAL, ck.CKA_ALWAYS_SENSITIVE, ck.CKA_NEVER_EXTRACTABLE}
+        needed |= {keepers.EVER, ck.CKA_LOCAL, ck.CKA_ALWAYS_SENSITIVE, ck.CKA_NEVER_EXTRACTABLE}
     secret = {kind for kind, rule in rules.items() if rule.secret}
     like: dict[int, object] = {kind: rule.like for kind, rule in rules.items()}
     return (
