@@ -154,11 +154,15 @@ static bool put_asymmetric(struct writer *w, const CK_MECHANISM *m)
         field_b(w, ecdh->pPublicData, ecdh->ulPublicDataLen);
     } else if (m->mechanism == CKM_EDDSA && size == sizeof(CK_EDDSA_PARAMS)) {
         const CK_EDDSA_PARAMS *eddsa = p;
+        if (eddsa->ulContextDataLen && !eddsa->pContextData)
+            return false; /* not a signature without the context */
         begin(w, 2);
         field_u(w, eddsa->phFlag);
         field_b(w, eddsa->pContextData, eddsa->ulContextDataLen);
     } else if (m->mechanism == CKM_ML_DSA && size == sizeof(CK_SIGN_ADDITIONAL_CONTEXT)) {
         const CK_SIGN_ADDITIONAL_CONTEXT *context = p;
+        if (context->ulContextLen && !context->pContext)
+            return false;
         begin(w, 2);
         field_u(w, context->hedgeVariant);
         field_b(w, context->pContext, context->ulContextLen);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import threading
 from collections.abc import Iterator
 from ctypes import byref, c_ubyte, c_ulong
@@ -232,6 +233,18 @@ def test_mechanism_parameters_travel_as_fields(module: ScriptedModule, p11: Cryp
     numbers = b"".join(n.to_bytes(8, "little") for n in (0x250, 2, 32))
     assert p11.sign_init(session, KEY, mechanism(0xD, numbers)) == OK
     assert module.requests[-1].args[1] == (0xD, (0x250, 2, 32))
+
+
+@pytest.mark.parametrize("kind", [ck.CKM_EDDSA, ck.CKM_ML_DSA])
+def test_a_context_that_is_promised_and_not_there(module: ScriptedModule, p11: Cryptoki, session: int, kind: int) -> None:
+    """It is no signature without a context: the structure travels as it is, and the module refuses that."""
+    module.answers[Call.SIGN_INIT] = lambda *_: ()
+    context = ctypes.create_string_buffer(b"context")
+    for pointer, length, expected in ((ctypes.addressof(context), 7, (0, b"context")), (0, 0, (0, b"")), (0, 7, None)):
+        first, second = (length, pointer) if kind == ck.CKM_EDDSA else (pointer, length)
+        parameter = b"".join(n.to_bytes(8, "little") for n in (0, first, second))
+        assert p11.sign_init(session, KEY, mechanism(kind, parameter)) == OK
+        assert module.requests[-1].args[1] == (kind, parameter if expected is None else expected)
 
 
 def test_calls_in_flight_have_a_connection_each_and_share_them_later(module: ScriptedModule, p11: Cryptoki, session: int) -> None:
