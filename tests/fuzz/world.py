@@ -71,16 +71,16 @@ class World:
 
     def _own_token(self) -> list[int]:
         """A token of the guest's own, initialized: handles of an AES key, a wrapping key, a private and a public EC key."""
-        keystore, of_token = self.bench.keystore, (ck.CKA_TOKEN, True)
+        keystore, provider, of_token = self.bench.keystore, self.bench.provider, (ck.CKA_TOKEN, True)
         cheap = Pin(b"salt" * 4, b"v" * 32)  # of no PIN that there is
         keystore._commit(replace(keystore.state, guest=GuestToken(b"own".ljust(32), cheap, cheap)), Cause())
         uses = [(kind, True) for kind in (ck.CKA_ENCRYPT, ck.CKA_DECRYPT, ck.CKA_SIGN, ck.CKA_EXTRACTABLE)]
         size, wraps = (ck.CKA_VALUE_LEN, 32), [(ck.CKA_WRAP, True), (ck.CKA_UNWRAP, True)]
         curve = [(ck.CKA_EC_PARAMS, bytes.fromhex("06082a8648ce3d030107")), (ck.CKA_VERIFY, True), of_token]
-        aes = making.generated(ck.CKM_AES_KEY_GEN, [size, of_token, *uses], officer=False)
-        wrapper = making.generated(ck.CKM_AES_KEY_GEN, [size, of_token, *wraps], officer=False)
+        aes = making.generated(ck.CKM_AES_KEY_GEN, [size, of_token, *uses], False, provider)
+        wrapper = making.generated(ck.CKM_AES_KEY_GEN, [size, of_token, *wraps], False, provider)
         private = [(ck.CKA_SIGN, True), (ck.CKA_EXTRACTABLE, True), of_token]
-        public, pair = making.generated_pair(ck.CKM_EC_KEY_PAIR_GEN, curve, private, officer=False)
+        public, pair = making.generated_pair(ck.CKM_EC_KEY_PAIR_GEN, curve, private, False, provider)
         made = [aes, wrapper, pair, public]
         self.values = [one.key.value for one in (aes, wrapper)]  # type: ignore[union-attr]
         self.keys.append(load_der_private_key(pair.key.pkcs8(), None))  # type: ignore[union-attr, arg-type]
