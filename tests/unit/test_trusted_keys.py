@@ -9,7 +9,7 @@ import pytest
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from hsmvisord import ck
-from hsmvisord.wire.calls import Mechanism
+from hsmvisord.wire.calls import Call, Mechanism
 from support.own_keys import OwnGuest, OwnToken
 from support.wrapping import (
     AES,
@@ -162,6 +162,16 @@ def test_a_trusted_key_that_opens_keeps_no_secret(guest: OwnGuest, officer: OwnG
         guest.wrap(KW, decrypted, careful(guest))
 
 
+def test_a_trusted_key_that_could_leave_keeps_no_secret(guest: OwnGuest, officer: OwnGuest) -> None:
+    """It may have left, and come back as another."""
+    for more in ({ck.CKA_EXTRACTABLE: True}, OPEN):
+        key = officer.create(IMPORTED | TRUSTED | more)
+        for _ in range(2):
+            with refused(ck.CKR_KEY_NOT_WRAPPABLE):
+                guest.wrap(KW, key, sensitive(guest))
+            guest.set(key, {ck.CKA_SENSITIVE: True, ck.CKA_EXTRACTABLE: False})
+
+
 def test_a_key_that_the_officer_brings_in(guest: OwnGuest, officer: OwnGuest) -> None:
     """It is shared with another module: there what is wrapped comes in, and from there it comes here."""
     key = officer.create(IMPORTED | TRUSTED)
@@ -228,6 +238,9 @@ def test_a_trusted_public_key_whose_private_half_is_here(guest: OwnGuest, office
             guest.wrap(OAEP, handle, sensitive(guest))
         free = guest.generate(ck.CKM_AES_KEY_GEN, AES | OPEN)
         assert readable(guest, guest.unwrap(OAEP, private, guest.wrap(OAEP, handle, free), SECRET | OPEN))
+    guest.call(Call.DESTROY_OBJECT, guest.session, private)  # or another application has it, as a session object
+    with refused(ck.CKR_KEY_NOT_WRAPPABLE):
+        guest.wrap(OAEP, public, sensitive(guest))
 
 
 # ---- CKA_WRAP_TEMPLATE: "compared against the attributes of the key to be wrapped" (5.18.3) --------------------------------------

@@ -71,16 +71,14 @@ LEAST_HIDDEN = 16
 def keeps_secrets(attributes: Attributes) -> bool:
     """Whether nobody can open what this key wraps but by unwrapping it again.
 
-    A secret key that is hidden and never could do anything but wrap and unwrap, and that was generated here, was always sensitive
-    and never extractable, or for which the security officer vouches (CKA_TRUSTED) and of which there is no other copy; or a
-    trusted public key that was not generated here, for the private half of one that was is a guest's.
+    A secret key that never could do anything but wrap and unwrap, and that was generated here, was always sensitive and never
+    extractable, or for which the security officer vouches (CKA_TRUSTED) and of which no other copy can be; or a trusted public key
+    that was not generated here, for the private half of one that was is a guest's.
     """
     if attributes[ck.CKA_CLASS] == ck.CKO_PUBLIC_KEY:
         long = attributes.get(ck.CKA_MODULUS_BITS, 0) >= LEAST_BITS
         return bool(attributes.get(ck.CKA_TRUSTED)) and long and not attributes[ck.CKA_LOCAL]
     if attributes[ck.CKA_CLASS] != ck.CKO_SECRET_KEY or _ever(attributes) & set(_OPENS):
-        return False
-    if not attributes[ck.CKA_SENSITIVE] or attributes[ck.CKA_EXTRACTABLE]:
         return False
     vouched = attributes[ck.CKA_TRUSTED] and not _ever(attributes) & {ck.CKA_COPYABLE, ck.CKA_EXTRACTABLE}
     always = (ck.CKA_LOCAL, ck.CKA_ALWAYS_SENSITIVE, ck.CKA_NEVER_EXTRACTABLE)
