@@ -101,7 +101,22 @@ def test_rsa_decrypts(provider: CryptoProvider, mechanism: Mechanism) -> None:
     decrypter = key.decrypter(mechanism)
     assert decrypter.run(encrypted) == plain
     refused(ck.CKR_ENCRYPTED_DATA_LEN_RANGE, decrypter.run, encrypted[1:])
-    refused(ck.CKR_ENCRYPTED_DATA_INVALID, decrypter.run, b"\xff" * 256)
+    if mechanism.type != ck.CKM_RSA_PKCS:
+        refused(ck.CKR_ENCRYPTED_DATA_INVALID, decrypter.run, b"\xff" * 256)
+
+
+def test_each_ciphertext_decrypts(provider: CryptoProvider) -> None:
+    """Of PKCS #1 v1.5: errors, or answers that change, would decrypt others' messages for whoever sends them (Bleichenbacher)."""
+    key = provider.generate_pair(*KEYS["RSA"])
+    decrypter = key.decrypter(Mechanism(ck.CKM_RSA_PKCS))
+    answers = []
+    for number in range(40):
+        wrong = number.to_bytes(256, "big")
+        answers.append(decrypter.run(wrong))
+        assert decrypter.run(wrong) == answers[-1] and len(answers[-1]) <= 245
+    assert len(set(answers)) == 40 and len(set(map(len, answers))) > 10
+    again = provider.open_private(key.stored()).decrypter(Mechanism(ck.CKM_RSA_PKCS))
+    assert [again.run(number.to_bytes(256, "big")) for number in range(40)] == answers, "after a restart too"
 
 
 @pytest.mark.parametrize("bits", CURVES)
@@ -248,6 +263,8 @@ def test_what_hardware_keeps_it_does_not_give(hardware: HardwareProvider) -> Non
 def test_what_hardware_does_not_have(hardware: HardwareProvider) -> None:
     assert not hardware.offers(ck.CKM_ML_DSA) and not hardware.offers(ck.CKM_AES_CCM) and not hardware.offers(ck.CKM_HKDF_DERIVE)
     assert all(hardware.offers(mechanism) for mechanism, row in mechanisms.GUEST_TABLE.items() if not row.key_types)
+    pair, by_rsa = hardware.generate_pair(*KEYS["RSA"]), Mechanism(ck.CKM_RSA_PKCS)
+    refused(ck.CKR_MECHANISM_INVALID, hardware.unwrap_secret, pair, by_rsa, bytes(256), ck.CKK_AES, 0, OPEN)
     edwards = hardware.generate_pair(*KEYS["Ed25519"])
     refused(ck.CKR_MECHANISM_PARAM_INVALID, edwards.signer, Mechanism(ck.CKM_EDDSA, (0, b"context")))
     refused(ck.CKR_KEY_TYPE_INCONSISTENT, hardware.load_private_key, pkcs8(x25519.X25519PrivateKey.generate()))

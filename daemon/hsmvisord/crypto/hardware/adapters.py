@@ -7,6 +7,7 @@ Only digests, short blocks and Edwards messages go to the hardware, never a mess
 from __future__ import annotations
 
 import hashlib
+import hmac
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -74,7 +75,23 @@ class _Key:
         return self
 
 
+_PKCS1_OVERHEAD = 11  #: bytes (RFC 8017, 7.2.1)
+
+
+def rejected(secret: bytes, ciphertext: bytes, most: int) -> bytes:
+    """Returns what a ciphertext decrypts to whose padding is wrong: 0 to `most` bytes, the same each time.  Whoever sends
+    ciphertexts cannot tell (Bleichenbacher 1998; implicit rejection, draft-irtf-cfrg-rsa-guidance)."""
+
+    def stream(label: bytes, size: int) -> bytes:
+        blocks = (hmac.digest(secret, label + n.to_bytes(2, "big") + ciphertext, "sha256") for n in range(-(-size // 32)))
+        return b"".join(blocks)[:size]
+
+    return stream(b"message", most)[: int.from_bytes(stream(b"length", 16), "big") % (most + 1)]
+
+
 class RsaKey(_Key, rsa.RSAPrivateKey):
+    rejection: bytes  #: a secret of the key's own, kept beside it in the sealed state
+
     @property
     def key_size(self) -> int:
         return int(self._public.key_size)
@@ -89,9 +106,13 @@ class RsaKey(_Key, rsa.RSAPrivateKey):
         return self._ask(hsm.SIGN, ck.CKM_RSA_PKCS, None, bytes.fromhex(_DIGEST_INFO[name]) + digest)
 
     def decrypt(self, ciphertext: bytes, pad: Any) -> bytes:
-        """Raises ValueError, as `cryptography` does: whoever sends ciphertexts learns nothing but that one is wrong."""
+        """Raises ValueError, as `cryptography` does, for OAEP; of PKCS #1 v1.5 each ciphertext decrypts (`rejection`)."""
         if not isinstance(pad, padding.OAEP):
-            return self._decrypted(ck.CKM_RSA_PKCS, None, ciphertext)
+            other = rejected(self.rejection, ciphertext, (self.key_size + 7) // 8 - _PKCS1_OVERHEAD)
+            try:
+                return self._decrypted(ck.CKM_RSA_PKCS, None, ciphertext)
+            except ValueError:
+                return other
         mask = pad.mgf._algorithm.name
         parameter = (_HASHES[pad._algorithm.name], _MASKS[mask], ck.CKZ_DATA_SPECIFIED, pad._label or b"")
         return self._decrypted(ck.CKM_RSA_PKCS_OAEP, parameter, ciphertext)

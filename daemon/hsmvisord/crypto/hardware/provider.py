@@ -7,12 +7,13 @@ and random bytes are the software's; what ECDH agrees on, and parts that a guest
 
 from __future__ import annotations
 
+import os
 import queue
 import socket
 import weakref
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar
 
@@ -22,6 +23,7 @@ from hsmvisor_rpc.sealed.canonical import MalformedRecord, Record
 from hsmvisord import ck
 from hsmvisord.ck import CkError
 from hsmvisord.crypto import ciphers, ec, generation, mechanisms, rsa
+from hsmvisord.crypto.hardware.adapters import RsaKey
 from hsmvisord.crypto.hardware.channel import Channel
 from hsmvisord.crypto.hardware.keys import WHOLE, HardSecret, private_key
 from hsmvisord.crypto.interface import LOCKED_IN, Access, KeyKind, PrivateKey, PublicKey, SecretKey, Wanted
@@ -57,6 +59,7 @@ class StoredKey(Record):
     key_type: int
     public: bytes  #: SubjectPublicKeyInfo; of a secret key empty
     size: int  #: bytes of a secret key
+    rejection: bytes = field(repr=False)  #: of an RSA key: what wrong ciphertexts are answered by (adapters.py)
 
 
 class HardwareProvider(SoftwareProvider):
@@ -107,6 +110,8 @@ class HardwareProvider(SoftwareProvider):
     def _private(self, record: StoredKey) -> PrivateKey:
         public = self.load_public_key(record.public)
         key = private_key(public, record.key, record.encode(), partial(self._use, record.key), partial(self._export, record.key))
+        if isinstance(key._any_key, RsaKey):
+            key._any_key.rejection = record.rejection
         self._hold(key._any_key, record.key)
         return key
 
@@ -124,7 +129,8 @@ class HardwareProvider(SoftwareProvider):
 
     def _made(self, question: Record) -> StoredKey:
         made = self.channel.ask(question, hsm.Made)
-        return StoredKey(made.key, made.key_type, made.public, made.size)
+        rejection = os.urandom(32) if made.key_type == ck.CKK_RSA else b""
+        return StoredKey(made.key, made.key_type, made.public, made.size, rejection)
 
     # ---- keys -----------------------------------------------------------------------------------------------------
 
@@ -200,6 +206,8 @@ class HardwareProvider(SoftwareProvider):
         length: int,
         access: Access,
     ) -> StoredKey:
+        if mechanism.type == ck.CKM_RSA_PKCS:  # its errors would tell an attacker what he wants to know
+            raise CkError(ck.CKR_MECHANISM_INVALID, "keys in hardware unwrap by CKM_RSA_PKCS_OAEP")
         unwrapper.decrypter(mechanism)  # checks the parameter
         told = hsm.encode_parameter(mechanism.parameter)
         name: bytes = unwrapper.name  # type: ignore[union-attr]
