@@ -47,7 +47,6 @@ _SLOT_0 = {
 _ALWAYS = {
     "C_GetOperationState": "CKR_STATE_UNSAVEABLE",
     "C_SetOperationState": "CKR_SAVED_STATE_INVALID",
-    "C_SeedRandom": "CKR_RANDOM_SEED_NOT_SUPPORTED",
     "C_GetFunctionStatus": "CKR_FUNCTION_NOT_PARALLEL",
     "C_CancelFunction": "CKR_FUNCTION_NOT_PARALLEL",
 }

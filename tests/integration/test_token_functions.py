@@ -223,8 +223,10 @@ def test_random_and_its_limit(client: NativeClient) -> None:
     assert len(one) == len(two) == 65536 and one != two
     with refused(ck.CKR_ARGUMENTS_BAD):
         client.call(Call.GENERATE_RANDOM, session, 65537)
-    with refused(ck.CKR_RANDOM_SEED_NOT_SUPPORTED):
-        client.call(Call.SEED_RANDOM, session, b"seed")
+    client.call(Call.SEED_RANDOM, session, bytes(65536))
+    assert client.call(Call.GENERATE_RANDOM, session, 65536) != client.call(Call.GENERATE_RANDOM, session, 65536)
+    with refused(ck.CKR_ARGUMENTS_BAD):
+        client.call(Call.SEED_RANDOM, session, bytes(65537))
 
 
 @pytest.mark.parametrize(

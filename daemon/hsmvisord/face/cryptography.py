@@ -330,7 +330,7 @@ def generate_random(caller: Caller, args: Args) -> Args:
         raise CkError(ck.CKR_ARGUMENTS_BAD)
     if room > limits.MAX_RANDOM:
         raise CkError(ck.CKR_ARGUMENTS_BAD, f"at most {limits.MAX_RANDOM} bytes at a time")
-    return (caller.token.provider.random(room),)
+    return (caller.token.seeds.mixed(caller.token.provider.random, room),)
 
 
 def not_supported(caller: Caller, args: Args) -> Args:

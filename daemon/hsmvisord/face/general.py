@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hsmvisord import ck
+from hsmvisord import ck, limits
 from hsmvisord.ck import CkError
 from hsmvisord.crypto import mechanisms
 from hsmvisord.face import guest
@@ -184,8 +184,12 @@ def session_cancel(caller: Caller, args: Args) -> Args:
 
 
 def seed_random(caller: Caller, args: Args) -> Args:
-    caller.application.session(args[0])
-    raise CkError(ck.CKR_RANDOM_SEED_NOT_SUPPORTED)
+    handle, seed = args
+    caller.application.session(handle)
+    if seed is not None and len(seed) > limits.MAX_RANDOM:
+        raise CkError(ck.CKR_ARGUMENTS_BAD, f"at most {limits.MAX_RANDOM} bytes at a time")
+    caller.token.seeds.add(seed or b"")
+    return ()
 
 
 def wait_for_slot_event(caller: Caller, args: Args) -> Args:

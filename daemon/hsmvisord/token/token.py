@@ -26,6 +26,7 @@ from hsmvisord.token.catalogue import Index
 from hsmvisord.token.info import GUEST_SLOT, MANAGED_SLOT
 from hsmvisord.token.journal import Journals
 from hsmvisord.token.policy import EVERYTHING, Policing, Policy
+from hsmvisord.token.seeds import Seeds
 from hsmvisord.token.statistics import Cell, CellKey, Counters, total
 from hsmvisord.wire.calls import Mechanism
 
@@ -51,6 +52,7 @@ class Token:
         self.module, self.keystore, self.provider = module, keystore, provider
         self.wall, self.monotonic = wall, monotonic
         self.policing = Policing(EVERYTHING, monotonic)
+        self.seeds = Seeds()
         self._settings = Settings()
         self.epoch = int.from_bytes(os.urandom(4), "big")  #: changes when the module's process is another
         self.on_fault: Callable[[str, Exception], None] = lambda call, error: None
