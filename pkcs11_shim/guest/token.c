@@ -17,6 +17,23 @@
 typedef CK_RV (*get_list)(CK_FUNCTION_LIST **);
 typedef CK_RV (*get_interface)(CK_UTF8CHAR *, CK_VERSION *, CK_INTERFACE **, CK_FLAGS);
 
+/* What the configuration hides from applications is not hidden from this one; programs that it starts have the variable as it was. */
+static CK_RV initialize_with_all_slots(CK_FUNCTION_LIST *functions)
+{
+    const char *name = "HSMVISOR_PKCS11_SLOTS", *before = getenv(name);
+    char *kept = before ? strdup(before) : NULL;
+    if ((before && !kept) || setenv(name, "all", 1))
+        return CKR_HOST_MEMORY;
+    CK_C_INITIALIZE_ARGS arguments = {.flags = CKF_OS_LOCKING_OK};
+    CK_RV rv = functions->C_Initialize(&arguments);
+    if (kept)
+        setenv(name, kept, 1);
+    else
+        unsetenv(name);
+    free(kept);
+    return rv;
+}
+
 bool token_open(struct token *token, const char *library)
 {
     memset(token, 0, sizeof *token);
@@ -36,8 +53,7 @@ bool token_open(struct token *token, const char *library)
     CK_INTERFACE *vendor;
     if (interface && interface((CK_UTF8CHAR *)HSMVISOR_INTERFACE_NAME, NULL, &vendor, 0) == CKR_OK)
         token->wait = ((HSMVISOR_INTERFACE *)vendor->pFunctionList)->C_Rotation_Wait;
-    CK_C_INITIALIZE_ARGS arguments = {.flags = CKF_OS_LOCKING_OK};
-    CK_RV rv = token->functions->C_Initialize(&arguments);
+    CK_RV rv = initialize_with_all_slots(token->functions);
     if (rv != CKR_OK) {
         fprintf(stderr, "hsmvisor-guest: C_Initialize: 0x%lx; HSMVISOR_PKCS11_DEBUG=1 tells more\n", rv);
         return false;

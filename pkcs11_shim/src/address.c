@@ -109,8 +109,10 @@ static bool read_config(struct address *address, FILE *file, bool *have_address)
             address->reconnect_ms = (unsigned)ms;
         } else if (length == 11 && !strncmp(key, "deadline_ms", 11) && number(value, 600000, &ms) && ms) {
             address->deadline_ms = (unsigned)ms;
+        } else if (length == 5 && !strncmp(key, "slots", 5) && slots_parse(&address->slots, value)) {
+            continue;
         } else {
-            return wrong(address, "the configuration knows address, reconnect_ms, deadline_ms; wrong is", key);
+            return wrong(address, "the configuration knows address, slots, reconnect_ms, deadline_ms; wrong is", key);
         }
     }
     return true;
@@ -132,6 +134,9 @@ bool address_find(struct address *address)
     } else if (named) {
         return wrong(address, "the configuration cannot be read", named);
     }
+    const char *slots = secure_getenv("HSMVISOR_PKCS11_SLOTS");
+    if (slots && *slots && !slots_parse(&address->slots, slots))
+        return wrong(address, "HSMVISOR_PKCS11_SLOTS is \"all\" or slots with commas between them", slots);
     const char *text = secure_getenv("HSMVISOR_PKCS11_ADDRESS");
     if (text && *text)
         return parse(address, text);

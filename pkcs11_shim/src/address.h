@@ -5,6 +5,8 @@
 #include <stdbool.h>
 #include <sys/socket.h>
 
+#include "slots.h"
+
 struct address {
     union {
         struct sockaddr any;
@@ -13,10 +15,11 @@ struct address {
     socklen_t size;
     unsigned reconnect_ms; /* how long a lost connection is sought */
     unsigned deadline_ms;  /* how long an answer may take */
+    struct slots slots;    /* that applications see */
     char text[160];        /* as it was written, for diagnostics */
 };
 
-/* Reads HSMVISOR_PKCS11_ADDRESS, else HSMVISOR_PKCS11_CONFIG or /etc/hsmvisor/pkcs11.conf, else the default.
+/* Reads HSMVISOR_PKCS11_ADDRESS and HSMVISOR_PKCS11_SLOTS, else HSMVISOR_PKCS11_CONFIG or /etc/hsmvisor/pkcs11.conf, else the defaults.
  * Returns false when it cannot be understood; `text` then says why. */
 bool address_find(struct address *address);
 

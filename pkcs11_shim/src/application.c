@@ -130,6 +130,11 @@ static void wait_change(void)
     app.waiting--;
 }
 
+const struct slots *application_slots(void)
+{
+    return &app.address.slots;
+}
+
 /* ---- attach ---- */
 
 static CK_RV attach_once(struct connection *c)

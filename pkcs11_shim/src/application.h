@@ -10,6 +10,9 @@ CK_RV application_finalize(void);
 /* CKR_OK when the library is initialised in this process. */
 CK_RV application_check(void);
 
+/* Which slots the configuration shows. */
+const struct slots *application_slots(void);
+
 /* A connection for one call; waits while as many calls are in flight as the module takes.  It may have to be attached yet. */
 CK_RV application_take(struct connection **c);
 void application_give(struct connection *c);

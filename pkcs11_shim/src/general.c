@@ -47,25 +47,11 @@ CK_RV C_GetInfo(CK_INFO *info)
     return CKR_OK;
 }
 
-CK_RV C_GetSlotList(CK_BBOOL present, CK_SLOT_ID *slots, CK_ULONG *count)
+/* As call_begin; a slot that is not shown is not there. */
+static CK_RV slot_begin(struct call *call, uint32_t id, CK_SLOT_ID slot)
 {
-    if (!count)
-        return CKR_ARGUMENTS_BAD;
-    struct call call;
-    CK_RV rv = call_begin(&call, CALL_GET_SLOT_LIST);
-    if (rv == CKR_OK) {
-        put_u8(call.out, present ? 1 : 0);
-        put_room(call.out, slots, *count);
-        rv = call_run(&call, REPLAY);
-        if (rv == CKR_OK)
-            rv = get_ulongs(&call.reply, slots, count);
-    }
-    rv = call_end(&call, rv);
-    if (rv == CKR_DEVICE_ERROR && !module_seen()) {
-        *count = 0; /* the module was never there: a library without slots, so that other tokens stay usable */
-        rv = CKR_OK;
-    }
-    return rv;
+    CK_RV rv = call_begin(call, id);
+    return rv == CKR_OK && !slots_show(application_slots(), slot) ? CKR_SLOT_ID_INVALID : rv;
 }
 
 CK_RV C_GetSlotInfo(CK_SLOT_ID slot, CK_SLOT_INFO *info)
@@ -73,7 +59,7 @@ CK_RV C_GetSlotInfo(CK_SLOT_ID slot, CK_SLOT_INFO *info)
     if (!info)
         return CKR_ARGUMENTS_BAD;
     struct call call;
-    CK_RV rv = call_begin(&call, CALL_GET_SLOT_INFO);
+    CK_RV rv = slot_begin(&call, CALL_GET_SLOT_INFO, slot);
     if (rv == CKR_OK) {
         put_ulong(call.out, slot);
         rv = call_run(&call, REPLAY);
@@ -93,7 +79,7 @@ CK_RV C_GetTokenInfo(CK_SLOT_ID slot, CK_TOKEN_INFO *info)
     if (!info)
         return CKR_ARGUMENTS_BAD;
     struct call call;
-    CK_RV rv = call_begin(&call, CALL_GET_TOKEN_INFO);
+    CK_RV rv = slot_begin(&call, CALL_GET_TOKEN_INFO, slot);
     if (rv == CKR_OK) {
         put_ulong(call.out, slot);
         rv = call_run(&call, REPLAY);
@@ -123,7 +109,7 @@ CK_RV C_GetMechanismList(CK_SLOT_ID slot, CK_MECHANISM_TYPE *list, CK_ULONG *cou
     if (!count)
         return CKR_ARGUMENTS_BAD;
     struct call call;
-    CK_RV rv = call_begin(&call, CALL_GET_MECHANISM_LIST);
+    CK_RV rv = slot_begin(&call, CALL_GET_MECHANISM_LIST, slot);
     if (rv == CKR_OK) {
         put_ulong(call.out, slot);
         put_room(call.out, list, *count);
@@ -139,7 +125,7 @@ CK_RV C_GetMechanismInfo(CK_SLOT_ID slot, CK_MECHANISM_TYPE type, CK_MECHANISM_I
     if (!info)
         return CKR_ARGUMENTS_BAD;
     struct call call;
-    CK_RV rv = call_begin(&call, CALL_GET_MECHANISM_INFO);
+    CK_RV rv = slot_begin(&call, CALL_GET_MECHANISM_INFO, slot);
     if (rv == CKR_OK) {
         put_ulong(call.out, slot);
         put_ulong(call.out, type);
@@ -158,7 +144,7 @@ CK_RV C_InitToken(CK_SLOT_ID slot, CK_UTF8CHAR *pin, CK_ULONG pin_len, CK_UTF8CH
     if (!label)
         return CKR_ARGUMENTS_BAD;
     struct call call;
-    CK_RV rv = call_begin(&call, CALL_INIT_TOKEN);
+    CK_RV rv = slot_begin(&call, CALL_INIT_TOKEN, slot);
     if (rv == CKR_OK) {
         put_ulong(call.out, slot);
         put_bytes(call.out, pin, pin_len);
@@ -177,7 +163,7 @@ CK_RV C_OpenSession(CK_SLOT_ID slot, CK_FLAGS flags, void *application, CK_NOTIF
     if (!session)
         return CKR_ARGUMENTS_BAD;
     struct call call;
-    CK_RV rv = call_begin(&call, CALL_OPEN_SESSION);
+    CK_RV rv = slot_begin(&call, CALL_OPEN_SESSION, slot);
     if (rv == CKR_OK) {
         put_ulong(call.out, slot);
         put_ulong(call.out, flags);
@@ -217,7 +203,7 @@ CK_RV C_CloseSession(CK_SESSION_HANDLE handle)
 CK_RV C_CloseAllSessions(CK_SLOT_ID slot)
 {
     struct call call;
-    CK_RV rv = call_begin(&call, CALL_CLOSE_ALL_SESSIONS);
+    CK_RV rv = slot_begin(&call, CALL_CLOSE_ALL_SESSIONS, slot);
     if (rv == CKR_OK) {
         put_ulong(call.out, slot);
         sessions_clear(slot, false);
@@ -373,22 +359,4 @@ CK_RV C_GetFunctionStatus(CK_SESSION_HANDLE session)
 CK_RV C_CancelFunction(CK_SESSION_HANDLE session)
 {
     return C_GetFunctionStatus(session);
-}
-
-CK_RV C_WaitForSlotEvent(CK_FLAGS flags, CK_SLOT_ID *slot, void *reserved)
-{
-    if (!slot || reserved)
-        return CKR_ARGUMENTS_BAD;
-    if (!(flags & CKF_DONT_BLOCK))
-        return call_parked(CALL_WAIT_FOR_SLOT_EVENT, flags, 0, true, slot);
-    struct call call;
-    CK_RV rv = call_begin(&call, CALL_WAIT_FOR_SLOT_EVENT);
-    if (rv == CKR_OK) {
-        put_ulong(call.out, flags);
-        rv = call_run(&call, REPLAY);
-        if (rv == CKR_OK)
-            *slot = get_ulong(&call.reply);
-    }
-    rv = call_end(&call, rv);
-    return rv == CKR_DEVICE_ERROR ? CKR_NO_EVENT : rv; /* a module that is away has none; callers spin on other errors */
 }

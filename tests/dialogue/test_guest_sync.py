@@ -85,9 +85,9 @@ Start = Callable[..., "subprocess.Popen[str]"]
 def start(module: ScriptedModule, tmp_path: Path) -> Iterator[Start]:
     started: list[subprocess.Popen[str]] = []
 
-    def begin(*arguments: str) -> subprocess.Popen[str]:
+    def begin(*arguments: str, **more: str) -> subprocess.Popen[str]:
         process = subprocess.Popen(
-            [GUEST, *arguments], cwd=tmp_path, env={"HSMVISOR_PKCS11_ADDRESS": module.address},
+            [GUEST, *arguments], cwd=tmp_path, env={"HSMVISOR_PKCS11_ADDRESS": module.address} | more,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         started.append(process)
@@ -207,6 +207,16 @@ def test_waits_for_a_module_that_is_not_there_yet(start: Start, tmp_path: Path, 
     out, err = process.communicate(timeout=3)
     assert (process.returncode, out) == (0, "web.pem: written\n")
     assert err.count("\n") == 1 and "web.pem: the module does not answer" in err
+
+
+@pytest.mark.parametrize("slots", ["1", "1,5", "all", None])
+def test_slots_that_are_hidden_from_others(start: Start, tmp_path: Path, slots: str | None) -> None:
+    """It finds its certificates in any case, and its reload command has the setting as it was."""
+    arguments = ("sync", "--label", "web", "--out", "web.pem", "--once", "--reload", "env > environment")
+    process = start(*arguments, **({"HSMVISOR_PKCS11_SLOTS": slots} if slots else {}))
+    assert process.communicate(timeout=10) == ("web.pem: written\n", "") and process.returncode == 0
+    lines = (tmp_path / "environment").read_text().splitlines()
+    assert [line for line in lines if "SLOTS" in line] == ([f"HSMVISOR_PKCS11_SLOTS={slots}"] if slots else [])
 
 
 def test_a_failing_reload_command_is_told(start: Start) -> None:

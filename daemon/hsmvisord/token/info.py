@@ -34,8 +34,8 @@ def slot_info(module: str, present: bool) -> tuple[bytes, bytes, int, Version, V
 
 
 def guest_slot_info(module: str) -> tuple[bytes, bytes, int, Version, Version]:
-    flags = ck.CKF_HW_SLOT | ck.CKF_TOKEN_PRESENT
-    return padded(f"hsmvisor module {module}, own keys".encode(), 64), padded(MANUFACTURER, 32), flags, VERSION, VERSION
+    name = padded(f"hsmvisor module {module}, own keys".encode(), 64)
+    return name, padded(MANUFACTURER, 32), ck.CKF_TOKEN_PRESENT, VERSION, VERSION
 
 
 def guest_token_flags(guest: GuestToken, locked: Callable[[Pin], bool]) -> int:
