@@ -90,6 +90,8 @@ typedef struct {
     CK_BYTE *pInfo;
     CK_ULONG ulInfoLen;
 } CK_HKDF_PARAMS;
+typedef struct { CK_BYTE *pData; CK_ULONG ulLen; } CK_KEY_DERIVATION_STRING_DATA;
+typedef struct { CK_BYTE iv[16]; CK_BYTE *pData; CK_ULONG length; } CK_AES_CBC_ENCRYPT_DATA_PARAMS;
 typedef struct { CK_ULONG type; void *pValue; CK_ULONG ulValueLen; } CK_PRF_DATA_PARAM;
 typedef struct { CK_BBOOL bLittleEndian; CK_ULONG ulWidthInBits; } CK_SP800_108_COUNTER_FORMAT;
 typedef struct { CK_ULONG dkmLengthMethod; CK_BBOOL bLittleEndian; CK_ULONG ulWidthInBits; } CK_SP800_108_DKM_LENGTH_FORMAT;
@@ -109,7 +111,10 @@ typedef struct {
 #define CKM_AES_CTR 0x1086UL
 #define CKM_AES_GCM 0x1087UL
 #define CKM_AES_CCM 0x1088UL
+#define CKM_AES_MAC_GENERAL 0x1084UL
 #define CKM_AES_CMAC_GENERAL 0x108BUL
+#define CKM_AES_ECB_ENCRYPT_DATA 0x1104UL
+#define CKM_AES_CBC_ENCRYPT_DATA 0x1105UL
 #define CKM_AES_GMAC 0x108EUL
 #define CKM_CHACHA20_POLY1305 0x4021UL
 #define CKM_HKDF_DERIVE 0x402AUL

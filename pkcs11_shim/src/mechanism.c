@@ -40,6 +40,7 @@ static bool is_pss(CK_MECHANISM_TYPE type)
 static bool is_general_mac(CK_MECHANISM_TYPE type)
 {
     switch (type) {
+    case CKM_AES_MAC_GENERAL:
     case CKM_AES_CMAC_GENERAL:
     case 0x222: /* CKM_SHA_1_HMAC_GENERAL */
     case 0x257: /* SHA224, SHA256, SHA384, SHA512, SHA512/224, SHA512/256 */
@@ -216,6 +217,15 @@ static bool put_symmetric(struct writer *w, const CK_MECHANISM *m)
         field_b(w, hkdf->pSalt, hkdf->ulSaltLen);
         field_u(w, hkdf->hSaltKey);
         field_b(w, hkdf->pInfo, hkdf->ulInfoLen);
+    } else if (type == CKM_AES_ECB_ENCRYPT_DATA && size == sizeof(CK_KEY_DERIVATION_STRING_DATA)) {
+        const CK_KEY_DERIVATION_STRING_DATA *string = p;
+        begin(w, 1);
+        field_b(w, string->pData, string->ulLen);
+    } else if (type == CKM_AES_CBC_ENCRYPT_DATA && size == sizeof(CK_AES_CBC_ENCRYPT_DATA_PARAMS)) {
+        const CK_AES_CBC_ENCRYPT_DATA_PARAMS *cbc = p;
+        begin(w, 2);
+        field_b(w, cbc->iv, sizeof cbc->iv);
+        field_b(w, cbc->pData, cbc->length);
     } else if (type == CKM_SP800_108_COUNTER_KDF && size == sizeof(CK_SP800_108_KDF_PARAMS)) {
         return put_sp800_108(w, p);
     } else {

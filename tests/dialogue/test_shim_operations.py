@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import threading
 from collections.abc import Iterator
-from ctypes import byref, c_ubyte, c_ulong
+from ctypes import addressof, byref, c_ubyte, c_ulong, create_string_buffer
 from pathlib import Path
 from typing import Any
 
@@ -245,6 +245,28 @@ def test_a_context_that_is_promised_and_not_there(module: ScriptedModule, p11: C
         parameter = b"".join(n.to_bytes(8, "little") for n in (0, first, second))
         assert p11.sign_init(session, KEY, mechanism(kind, parameter)) == OK
         assert module.requests[-1].args[1] == (kind, parameter if expected is None else expected)
+
+
+def test_parameters_of_derivation_and_of_macs(module: ScriptedModule, p11: Cryptoki, session: int) -> None:
+    module.answers[Call.DERIVE_KEY] = lambda *_: (9,)
+
+    def derive(kind: int, parameter: bytes) -> Any:
+        handle = c_ulong()
+        p11.good("C_DeriveKey", session, byref(mechanism(kind, parameter)), KEY, None, 0, byref(handle))
+        assert handle.value == 9
+        return module.requests[-1].args[1]
+
+    data = create_string_buffer(b"sixteen bytes...", 16)
+    pointer, length, iv = addressof(data).to_bytes(8, "little"), (16).to_bytes(8, "little"), bytes(range(16))
+    assert derive(0x1104, pointer + length) == (0x1104, (b"sixteen bytes...",))
+    assert derive(0x1104, bytes(8) + length) == (0x1104, (b"",)), "a pointer that is NULL has no bytes"
+    assert derive(0x1105, iv + pointer + length) == (0x1105, (iv, b"sixteen bytes..."))
+    assert derive(0x1105, iv + pointer + bytes(8)) == (0x1105, (iv, b""))
+    for kind, other in ((0x1104, b"x" * 15), (0x1104, b"x" * 17), (0x1105, b"x" * 31), (0x1105, b"x" * 33), (0x21, b"public")):
+        assert derive(kind, other) == (kind, other), "what is no such structure goes as it is, and the module refuses it"
+    module.answers[Call.SIGN_INIT] = lambda *_: ()
+    assert p11.sign_init(session, KEY, mechanism(0x1084, (4).to_bytes(8, "little"))) == OK
+    assert module.requests[-1].args[1] == (0x1084, (4,))
 
 
 def test_calls_in_flight_have_a_connection_each_and_share_them_later(module: ScriptedModule, p11: Cryptoki, session: int) -> None:

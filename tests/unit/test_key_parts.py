@@ -80,8 +80,12 @@ def test_rsa_sizes() -> None:
     assert parts.public_key(ck.CKK_RSA, key).kind.bits == 1024
     d = big_endian(small.private_numbers().d)
     assert parts.private_key(ck.CKK_RSA, key | {ck.CKA_PRIVATE_EXPONENT: d}).kind.bits == 1024
-    for n in ((1 << 1022) + 1, (1 << 8192) + 1):
+    for n in ((1 << 510) + 1, (1 << 8192) + 1):
         refused(ck.CKR_KEY_SIZE_RANGE, parts.public_key, ck.CKK_RSA, key | {ck.CKA_MODULUS: big_endian(n)})
+    for n in ((1 << 511) + 1, (1 << 1022) + 1):  # legacy: to verify with
+        short = key | {ck.CKA_MODULUS: big_endian(n)}
+        assert parts.public_key(ck.CKK_RSA, short).kind.bits == n.bit_length()
+        refused(ck.CKR_KEY_SIZE_RANGE, parts.private_key, ck.CKK_RSA, short | {ck.CKA_PRIVATE_EXPONENT: d})
     refused(ck.CKR_KEY_SIZE_RANGE, parts.public_key, ck.CKK_RSA, key | {ck.CKA_PUBLIC_EXPONENT: b"\1" + bytes(8)})
     refused(ck.CKR_ATTRIBUTE_VALUE_INVALID, parts.public_key, ck.CKK_RSA, key | {ck.CKA_PUBLIC_EXPONENT: b"\2"})
 

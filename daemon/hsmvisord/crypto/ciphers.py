@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.decrepit.ciphers.algorithms import TripleDES
 from cryptography.hazmat.primitives import padding
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESCCM, ChaCha20Poly1305
@@ -30,6 +31,7 @@ from hsmvisord.crypto.streams import BlockStream, ByteStream, WholeStream
 from hsmvisord.wire.calls import Mechanism
 
 BLOCK = 16
+BlockAlgorithm = algorithms.AES | TripleDES
 #: Bits of a GCM tag: shorter ones are easily forged (SP 800-38D, appendix C).
 GCM_TAGS = (96, 104, 112, 120, 128)
 #: IV lengths in bytes that `cryptography` takes; gcm.py takes others.
@@ -63,26 +65,27 @@ def _same(length: int) -> int:
 # ---- blocks -------------------------------------------------------------------------------------------------------------
 
 
-def _blocks(algorithm: algorithms.AES, mode: modes.ECB | modes.CBC, encrypting: bool) -> ReadyCipher:
+def blocks(algorithm: BlockAlgorithm, mode: modes.ECB | modes.CBC, encrypting: bool) -> ReadyCipher:
     wrong = ck.CKR_DATA_LEN_RANGE if encrypting else ck.CKR_ENCRYPTED_DATA_LEN_RANGE
     cipher = Cipher(algorithm, mode)
 
     def begin() -> BlockStream:
-        return BlockStream(cipher.encryptor() if encrypting else cipher.decryptor(), wrong)
+        return BlockStream(cipher.encryptor() if encrypting else cipher.decryptor(), wrong, block=algorithm.block_size // 8)
 
     return ReadyCipher(_same, _through(begin), begin)
 
 
-def _padded(algorithm: algorithms.AES, mode: modes.ECB | modes.CBC, encrypting: bool) -> ReadyCipher:
-    cipher, padded = Cipher(algorithm, mode), padding.PKCS7(8 * BLOCK)
+def padded(algorithm: BlockAlgorithm, mode: modes.ECB | modes.CBC, encrypting: bool) -> ReadyCipher:
+    cipher, block = Cipher(algorithm, mode), algorithm.block_size // 8
+    filling = padding.PKCS7(algorithm.block_size)
 
     def begin() -> BlockStream:
         if encrypting:
-            return BlockStream(cipher.encryptor(), ck.CKR_DATA_LEN_RANGE, pad=padded.padder())
-        return BlockStream(cipher.decryptor(), ck.CKR_ENCRYPTED_DATA_LEN_RANGE, unpad=padded.unpadder())
+            return BlockStream(cipher.encryptor(), ck.CKR_DATA_LEN_RANGE, pad=filling.padder(), block=block)
+        return BlockStream(cipher.decryptor(), ck.CKR_ENCRYPTED_DATA_LEN_RANGE, unpad=filling.unpadder(), block=block)
 
     def bound(length: int) -> int:
-        return (length // BLOCK + 1) * BLOCK if encrypting else length
+        return (length // block + 1) * block if encrypting else length
 
     return ReadyCipher(bound, _through(begin), begin)
 
@@ -99,15 +102,15 @@ def _through(begin: Callable[[], Any]) -> Callable[[bytes], bytes]:
 
 def _ecb(algorithm: algorithms.AES, mechanism: Mechanism, encrypting: bool) -> ReadyCipher:
     no_parameter(mechanism.parameter)
-    return _blocks(algorithm, modes.ECB(), encrypting)
+    return blocks(algorithm, modes.ECB(), encrypting)
 
 
 def _cbc(algorithm: algorithms.AES, mechanism: Mechanism, encrypting: bool) -> ReadyCipher:
-    return _blocks(algorithm, modes.CBC(_iv(mechanism)), encrypting)
+    return blocks(algorithm, modes.CBC(_iv(mechanism)), encrypting)
 
 
 def _cbc_pad(algorithm: algorithms.AES, mechanism: Mechanism, encrypting: bool) -> ReadyCipher:
-    return _padded(algorithm, modes.CBC(_iv(mechanism)), encrypting)
+    return padded(algorithm, modes.CBC(_iv(mechanism)), encrypting)
 
 
 def _ctr(algorithm: algorithms.AES, mechanism: Mechanism, encrypting: bool) -> ReadyCipher:

@@ -24,6 +24,11 @@ CURVES = {
     "secp384r1": ("EC P-384", 384, bytes.fromhex("06052b81040022")),
     "secp521r1": ("EC P-521", 521, bytes.fromhex("06052b81040023")),
     "secp256k1": ("EC secp256k1", 256, bytes.fromhex("06052b8104000a")),
+    "secp192r1": ("EC P-192", 192, bytes.fromhex("06082a8648ce3d030101")),  # legacy
+}
+#: Curve name of cryptography -> curve.
+NAMED: dict[str, ec.EllipticCurve] = {
+    c.name: c for c in (ec.SECP192R1(), ec.SECP256R1(), ec.SECP384R1(), ec.SECP521R1(), ec.SECP256K1())
 }
 
 HASHED = {
@@ -62,7 +67,7 @@ def to_raw(der: bytes, size: int) -> bytes:
 
 def fitted(data: bytes, size: int) -> bytes:
     """Returns a digest of a hash's length with the same ECDSA value: truncated to the leftmost bits of the order, or with zeros
-    before it (FIPS 186-5, 6.4.1)."""
+    before it (FIPS 186-5, 6.4.1); zeros behind what is as long as the order are truncated again.  `size`: bytes of the order."""
     if len(data) in _BY_LENGTH and len(data) <= size:
         return data
     if not data:
@@ -71,7 +76,8 @@ def fitted(data: bytes, size: int) -> bytes:
         data = data[:size]
     if len(data) > MAX_DATA:
         raise CkError(ck.CKR_DATA_LEN_RANGE, f"at most {MAX_DATA} bytes")
-    return data.rjust(next(length for length in _BY_LENGTH if length >= len(data)), b"\0")
+    length = next(length for length in _BY_LENGTH if length >= len(data))
+    return data.rjust(min(length, size), b"\0").ljust(length, b"\0")
 
 
 class EcPublicKey(BasePublicKey):

@@ -12,16 +12,16 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, mldsa,
 
 from hsmvisord import ck
 from hsmvisord.ck import CkError
+from hsmvisord.crypto import des, dh, dsa
 from hsmvisord.crypto import mlkem as kem
-from hsmvisord.crypto.ec import CURVES, EcPrivateKey
+from hsmvisord.crypto.ec import CURVES, NAMED, EcPrivateKey
 from hsmvisord.crypto.edwards import EDWARDS, ML_DSA, EdwardsPrivateKey, MlDsaPrivateKey
 from hsmvisord.crypto.interface import PrivateKey, Wanted
 from hsmvisord.crypto.montgomery import MONTGOMERY, MontgomeryPrivateKey
 from hsmvisord.crypto.rsa import MAX_BITS, OWN_MIN_BITS, RsaPrivateKey
-from hsmvisord.crypto.secret import SecretKey
+from hsmvisord.crypto.secret import SecretKey, as_key
 
 EXPONENT = 65537
-_EC_CURVES: dict[str, ec.EllipticCurve] = {c.name: c for c in (ec.SECP256R1(), ec.SECP384R1(), ec.SECP521R1(), ec.SECP256K1())}
 
 
 Make = Callable[[], PrivateKey]
@@ -32,7 +32,7 @@ _one_rsa = threading.Lock()
 def making_rsa() -> Iterator[None]:
     """It takes seconds of a processor: one at a time, of a module.  Raises CkError(FUNCTION_REJECTED)."""
     if not _one_rsa.acquire(blocking=False):
-        raise CkError(ck.CKR_FUNCTION_REJECTED, "the module is making another RSA key: one at a time")
+        raise CkError(ck.CKR_FUNCTION_REJECTED, "the module is making another RSA key, or other parameters: one at a time")
     try:
         yield
     finally:
@@ -71,7 +71,7 @@ def _parameter_set(wanted: Wanted, makers: dict[int, Make]) -> Make:
 
 
 _EC: dict[bytes, Make] = {
-    parameters: lambda name=name: EcPrivateKey(ec.generate_private_key(_EC_CURVES[name]))  # type: ignore[misc]
+    parameters: lambda name=name: EcPrivateKey(ec.generate_private_key(NAMED[name]))  # type: ignore[misc]
     for name, (_, _, parameters) in CURVES.items()
 }
 _EDWARDS: dict[bytes, Make] = {
@@ -101,6 +101,8 @@ PAIRS: dict[int, tuple[int, Callable[[Wanted], Make]]] = {
     ck.CKM_EC_MONTGOMERY_KEY_PAIR_GEN: (ck.CKK_EC_MONTGOMERY, lambda wanted: _curve(wanted, _MONTGOMERY)),
     ck.CKM_ML_DSA_KEY_PAIR_GEN: (ck.CKK_ML_DSA, lambda wanted: _parameter_set(wanted, _DSA)),
     ck.CKM_ML_KEM_KEY_PAIR_GEN: (ck.CKK_ML_KEM, lambda wanted: _parameter_set(wanted, _KEM)),
+    ck.CKM_DSA_KEY_PAIR_GEN: (ck.CKK_DSA, lambda wanted: lambda: dsa.generate(wanted.domain)),
+    ck.CKM_DH_PKCS_KEY_PAIR_GEN: (ck.CKK_DH, lambda wanted: lambda: dh.generate(wanted.domain)),
 }
 
 #: Mechanism -> type of the key, its length in bytes where it has one alone.
@@ -108,6 +110,8 @@ SECRETS: dict[int, tuple[int, int]] = {
     ck.CKM_AES_KEY_GEN: (ck.CKK_AES, 0),
     ck.CKM_CHACHA20_KEY_GEN: (ck.CKK_CHACHA20, 32),
     ck.CKM_GENERIC_SECRET_KEY_GEN: (ck.CKK_GENERIC_SECRET, 0),
+    ck.CKM_DES2_KEY_GEN: (ck.CKK_DES2, des.SIZES[ck.CKK_DES2]),
+    ck.CKM_DES3_KEY_GEN: (ck.CKK_DES3, des.SIZES[ck.CKK_DES3]),
 }
 
 
@@ -134,4 +138,4 @@ def secret_size(mechanism: int, length: int) -> tuple[int, int]:
 
 def secret(mechanism: int, length: int) -> SecretKey:
     key_type, size = secret_size(mechanism, length)
-    return SecretKey(key_type, os.urandom(size))
+    return SecretKey(key_type, as_key(key_type, os.urandom(size)))

@@ -11,7 +11,7 @@ SIGNATURE_LEN_RANGE).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from hsmvisord import ck
@@ -51,6 +51,7 @@ class Wanted:
     exponent: int = 0  #: CKA_PUBLIC_EXPONENT
     parameters: bytes = b""  #: CKA_EC_PARAMS
     parameter_set: int = 0  #: CKA_PARAMETER_SET
+    domain: Mapping[int, bytes] = field(default_factory=dict)  #: CKA_PRIME, CKA_SUBPRIME, CKA_BASE
 
 
 #: From the handle of a key that is HKDF's salt to its value.

@@ -15,7 +15,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, mldsa,
 
 from hsmvisord import ck
 from hsmvisord.ck import CkError
-from hsmvisord.crypto.ec import CURVES, EcPrivateKey, EcPublicKey, octet_string
+from hsmvisord.crypto import dh, dsa, explicit, legacy
+from hsmvisord.crypto.ec import CURVES, NAMED, EcPrivateKey, EcPublicKey, octet_string
 from hsmvisord.crypto.edwards import EDWARDS, ML_DSA, EdwardsPrivateKey, EdwardsPublicKey, MlDsaPrivateKey, MlDsaPublicKey
 from hsmvisord.crypto.interface import PrivateKey, PublicKey
 from hsmvisord.crypto.mlkem import ML_KEM, MlKemPrivateKey, MlKemPublicKey
@@ -26,7 +27,6 @@ Parts = Mapping[int, Any]
 
 SEED = {ck.CKK_ML_DSA: 32, ck.CKK_ML_KEM: 64}  #: bytes of CKA_SEED (FIPS 204, 5.1; FIPS 203, 7.1)
 _CURVES = {oid: name for name, (_, _, oid) in CURVES.items()}
-_EC_CURVES: dict[str, ec.EllipticCurve] = {c.name: c for c in (ec.SECP256R1(), ec.SECP384R1(), ec.SECP521R1(), ec.SECP256K1())}
 
 
 def _no_key(detail: str = "the parts are of no key") -> CkError:
@@ -42,7 +42,7 @@ def _number(parts: Parts, kind: int) -> int:
 
 def _raw(point: bytes) -> bytes:
     """A point raw or as DER OCTET STRING."""
-    for size in (32, 56, 57, 65, 97, 133):
+    for size in (32, 49, 56, 57, 65, 97, 133):
         if len(point) == len(octet_string(bytes(size))) and point == octet_string(point[-size:]):
             return point[-size:]
     return point
@@ -51,14 +51,14 @@ def _raw(point: bytes) -> bytes:
 # ---- RSA ----------------------------------------------------------------------------------------------------------------
 
 
-def _check_sizes(n: int, e: int) -> None:
-    if not OWN_MIN_BITS <= n.bit_length() <= MAX_BITS or e.bit_length() > MAX_EXPONENT_BITS:
-        raise CkError(ck.CKR_KEY_SIZE_RANGE, f"{OWN_MIN_BITS} to {MAX_BITS} bits, exponents at most {MAX_EXPONENT_BITS}")
+def _check_sizes(n: int, e: int, least: int = OWN_MIN_BITS) -> None:
+    if not least <= n.bit_length() <= MAX_BITS or e.bit_length() > MAX_EXPONENT_BITS:
+        raise CkError(ck.CKR_KEY_SIZE_RANGE, f"{least} to {MAX_BITS} bits, exponents at most {MAX_EXPONENT_BITS}")
 
 
 def _rsa_public(parts: Parts) -> PublicKey:
     n, e = _number(parts, ck.CKA_MODULUS), _number(parts, ck.CKA_PUBLIC_EXPONENT)
-    _check_sizes(n, e)
+    _check_sizes(n, e, legacy.RSA_LEAST)
     return RsaPublicKey(rsa.RSAPublicNumbers(e, n).public_key())
 
 
@@ -98,10 +98,11 @@ def _rsa_parts(key: Any) -> dict[int, Any]:
 
 
 def _curve(parts: Parts) -> ec.EllipticCurve:
-    name = _CURVES.get(parts[ck.CKA_EC_PARAMS])
-    if name is None:
-        raise CkError(ck.CKR_CURVE_NOT_SUPPORTED)
-    return _EC_CURVES[name]
+    try:
+        name = _CURVES[explicit.oid(parts[ck.CKA_EC_PARAMS])]
+    except (ValueError, KeyError):
+        raise CkError(ck.CKR_CURVE_NOT_SUPPORTED) from None
+    return NAMED[name]
 
 
 def _ec_public(parts: Parts) -> PublicKey:
@@ -217,6 +218,8 @@ _PRIVATE: dict[int, Callable[[Parts], PrivateKey]] = {
     ck.CKK_EC_MONTGOMERY: _montgomery_private,
     ck.CKK_ML_DSA: _dsa_private,
     ck.CKK_ML_KEM: _kem_private,
+    ck.CKK_DSA: dsa.private_key,
+    ck.CKK_DH: dh.private_key,
 }
 _PUBLIC: dict[int, Callable[[Parts], PublicKey]] = {
     ck.CKK_RSA: _rsa_public,
@@ -225,6 +228,8 @@ _PUBLIC: dict[int, Callable[[Parts], PublicKey]] = {
     ck.CKK_EC_MONTGOMERY: _montgomery_public,
     ck.CKK_ML_DSA: _dsa_public,
     ck.CKK_ML_KEM: _kem_public,
+    ck.CKK_DSA: dsa.public_key,
+    ck.CKK_DH: dh.public_key,
 }
 _SECRET_PARTS: dict[int, Callable[[Any], dict[int, Any]]] = {
     ck.CKK_RSA: _rsa_parts,
@@ -233,6 +238,8 @@ _SECRET_PARTS: dict[int, Callable[[Any], dict[int, Any]]] = {
     ck.CKK_EC_MONTGOMERY: _value,
     ck.CKK_ML_DSA: _seed_of,
     ck.CKK_ML_KEM: _seed_of,
+    ck.CKK_DSA: dsa.secret_parts,
+    ck.CKK_DH: dh.secret_parts,
 }
 
 

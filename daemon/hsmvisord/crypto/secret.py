@@ -1,4 +1,4 @@
-"""Secret keys in software: AES, ChaCha20 and generic secrets (PKCS#11 3.1, 6.8, 6.13, 6.30)."""
+"""Secret keys in software: AES, ChaCha20 and generic secrets (PKCS#11 3.1, 6.8, 6.13, 6.30), and triple DES."""
 
 from __future__ import annotations
 
@@ -8,35 +8,46 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from hsmvisord import ck, limits
 from hsmvisord.ck import CkError
-from hsmvisord.crypto import ciphers, derivation, macs
+from hsmvisord.crypto import cbcmac, ciphers, derivation, des, encrypted_data, macs
 from hsmvisord.crypto.interface import KeyKind, SaltKey, Signer, Verifier, no_salt_key
 from hsmvisord.crypto.operations import Cache, ReadyCipher
 from hsmvisord.wire.calls import Mechanism
 
 AES_SIZES = (16, 24, 32)
 LEAST_CHECKED = 8  #: bytes of a key that has a check value
-_SIZES = {ck.CKK_AES: AES_SIZES, ck.CKK_CHACHA20: (32,)}
-_NAMES = {ck.CKK_AES: "AES", ck.CKK_CHACHA20: "ChaCha20", ck.CKK_GENERIC_SECRET: "secret"} | {
-    key_type: f"HMAC {name}" for key_type, name in ck.HMAC_KEY_TYPES.items()
+_SIZES = {ck.CKK_AES: AES_SIZES, ck.CKK_CHACHA20: (32,)} | {key_type: (size,) for key_type, size in des.SIZES.items()}
+_NAMES = {
+    ck.CKK_AES: "AES",
+    ck.CKK_CHACHA20: "ChaCha20",
+    ck.CKK_GENERIC_SECRET: "secret",
+    ck.CKK_DES2: "DES2",
+    ck.CKK_DES3: "DES3",
+    **{key_type: f"HMAC {name}" for key_type, name in ck.HMAC_KEY_TYPES.items()},
 }
 
 
-def fit(value: bytes, key_type: int, length: int) -> bytes:
-    """Returns the bytes of a key that was derived or decapsulated: the last `length` of them (6.3.17), or where nobody
-    said how many (0) all that there are, or as much as such a key takes.  Raises CkError(KEY_SIZE_RANGE)."""
+def as_key(key_type: int, value: bytes) -> bytes:
+    """Returns a value that was made or derived as a key of the type has it: with DES's parity."""
+    return des.with_parity(value) if key_type in des.SIZES else value
+
+
+def fit(value: bytes, key_type: int, length: int, first: bool = False) -> bytes:
+    """Returns the bytes of a key that was derived or decapsulated: the last `length` of them (6.3.17, 6.4.8), or the
+    first (of encrypted data: 6.27.2); where nobody said how many (0), all that there are, or as much as such a key takes.  Raises
+    CkError(KEY_SIZE_RANGE)."""
     if not length and key_type == ck.CKK_AES:
         length = max((size for size in AES_SIZES if size <= len(value)), default=len(value))
     elif not length:
         length = min(32, len(value)) if key_type == ck.CKK_CHACHA20 else len(value)
     if not 0 < length <= len(value):
         raise CkError(ck.CKR_KEY_SIZE_RANGE, f"there are {len(value)} bytes for the key")
-    return value[-length:]
+    return value[:length] if first else value[-length:]
 
 
 def kind_of(key_type: int, size: int) -> KeyKind:
     """`size` in bytes.  Raises CkError: KEY_TYPE_INCONSISTENT for a type, KEY_SIZE_RANGE for a size that is not supported."""
     if key_type not in _NAMES:
-        raise CkError(ck.CKR_KEY_TYPE_INCONSISTENT, "supported are AES, ChaCha20, generic secrets and those of HMAC")
+        raise CkError(ck.CKR_KEY_TYPE_INCONSISTENT, "supported: AES, ChaCha20, triple DES, generic secrets, those of HMAC")
     if size not in _SIZES.get(key_type, range(1, limits.MAX_SECRET + 1)):
         raise CkError(ck.CKR_KEY_SIZE_RANGE, f"{_NAMES[key_type]}: {size} bytes")
     return KeyKind(f"{_NAMES[key_type]} {8 * size}", key_type, 8 * size, b"")
@@ -46,10 +57,11 @@ class SecretKey:
     """Its repr shows its kind alone."""
 
     def __init__(self, key_type: int, value: bytes) -> None:
-        """Raises as `kind_of`."""
+        """Raises as `kind_of`, and ATTRIBUTE_VALUE_INVALID for a DES key without its parity."""
         self.kind = kind_of(key_type, len(value))
         self.value = value
         self._aes = algorithms.AES(value) if key_type == ck.CKK_AES else None
+        self._des = des.algorithm(value) if key_type in des.SIZES else None
         self._macs: Cache = Cache()
 
     @staticmethod
@@ -73,6 +85,8 @@ class SecretKey:
             return b""
         if self._aes is not None:
             return Cipher(self._aes, modes.ECB()).encryptor().update(bytes(16))[:3]
+        if self._des is not None:
+            return Cipher(self._des, modes.ECB()).encryptor().update(bytes(des.BLOCK))[:3]
         return hashlib.sha1(self.value).digest()[:3]
 
     def signer(self, mechanism: Mechanism) -> Signer:
@@ -92,6 +106,8 @@ class SecretKey:
             return derivation.hkdf(mechanism, self.value, length, salt_key)
         if mechanism.type == ck.CKM_SP800_108_COUNTER_KDF:
             return derivation.sp800_108_counter(mechanism, self, length)
+        if mechanism.type in encrypted_data.AES and self._aes is not None:
+            return encrypted_data.derive(self._aes, mechanism, length)
         raise self._inconsistent(mechanism)
 
     def _mac(self, mechanism: Mechanism) -> macs.Mac:
@@ -103,6 +119,8 @@ class SecretKey:
             return macs.hash_mac(self.value, mechanism)
         if mechanism.type in macs.AES_MACS and self._aes is not None:
             return macs.aes_mac(self._aes, mechanism)
+        if mechanism.type in cbcmac.MACS and self._aes is not None:
+            return cbcmac.mac(self._aes, mechanism)
         raise self._inconsistent(mechanism)
 
     def _hashes(self, name: str) -> bool:
@@ -114,6 +132,8 @@ class SecretKey:
             return ciphers.chacha20_poly1305(self.value, mechanism, encrypting)
         if mechanism.type in ciphers.AES and self._aes is not None:
             return ciphers.AES[mechanism.type](self._aes, mechanism, encrypting)
+        if mechanism.type in des.CIPHERS and self._des is not None:
+            return des.CIPHERS[mechanism.type](self._des, mechanism, encrypting)
         raise self._inconsistent(mechanism)
 
     def _inconsistent(self, mechanism: Mechanism) -> CkError:

@@ -8,11 +8,13 @@ from typing import Any
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, mldsa, mlkem, rsa, x448, x25519
+from cryptography.hazmat.primitives.asymmetric import dh, dsa, ec, ed448, ed25519, mldsa, mlkem, rsa, x448, x25519
 
 from hsmvisord import ck
 from hsmvisord.ck import CkError
 from hsmvisord.crypto import digests, eddsa, generation, libcrypto
+from hsmvisord.crypto.dh import DhPrivateKey, DhPublicKey
+from hsmvisord.crypto.dsa import DsaPrivateKey, DsaPublicKey
 from hsmvisord.crypto.ec import CURVES, EcPrivateKey, EcPublicKey
 from hsmvisord.crypto.edwards import EdwardsPrivateKey, EdwardsPublicKey, MlDsaPrivateKey, MlDsaPublicKey
 from hsmvisord.crypto.interface import LOCKED_IN, Access, PrivateKey, PublicKey, Wanted
@@ -64,6 +66,10 @@ class SoftwareProvider:
             return MontgomeryPrivateKey(key)
         if isinstance(key, _ML_KEM_PRIVATE):
             return MlKemPrivateKey(key)
+        if isinstance(key, dsa.DSAPrivateKey):
+            return DsaPrivateKey(key)
+        if isinstance(key, dh.DHPrivateKey):
+            return DhPrivateKey(key)
         raise CkError(ck.CKR_KEY_TYPE_INCONSISTENT, f"supported are {SUPPORTED}")
 
     def private_of_parts(self, key_type: int, parts: Mapping[int, Any], access: Access = LOCKED_IN) -> PrivateKey:
@@ -86,6 +92,10 @@ class SoftwareProvider:
             return MontgomeryPublicKey(key)
         if isinstance(key, _ML_KEM_PUBLIC):
             return MlKemPublicKey(key)
+        if isinstance(key, dsa.DSAPublicKey):
+            return DsaPublicKey(key)
+        if isinstance(key, dh.DHPublicKey):
+            return DhPublicKey(key)
         raise CkError(ck.CKR_KEY_TYPE_INCONSISTENT, f"supported are {SUPPORTED}")
 
     def load_secret_key(self, key_type: int, value: bytes, access: Access = LOCKED_IN) -> AnySecretKey:

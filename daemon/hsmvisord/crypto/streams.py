@@ -94,21 +94,21 @@ class ByteStream:
 
 
 class BlockStream:
-    """Of a mechanism that works on blocks of 16 bytes.
+    """Of a mechanism that works on blocks of 16 bytes, or of `block`.
 
     `pad`, `unpad`: contexts of `cryptography` for PKCS #7 padding; without either, the message is whole blocks, else `wrong` is the
     error.  With `unpad`, the last block stays until the end.
     """
 
-    __slots__ = ("_context", "_pad", "_taken", "_unpad", "_wrong")
+    __slots__ = ("_block", "_context", "_pad", "_taken", "_unpad", "_wrong")
 
-    def __init__(self, context: Any, wrong: int, pad: Any = None, unpad: Any = None) -> None:
-        self._context, self._wrong, self._pad, self._unpad = context, wrong, pad, unpad
+    def __init__(self, context: Any, wrong: int, pad: Any = None, unpad: Any = None, block: int = 16) -> None:
+        self._context, self._wrong, self._pad, self._unpad, self._block = context, wrong, pad, unpad, block
         self._taken = 0
 
     def _out(self, taken: int) -> int:
         """Returns how many bytes are out when so many are in."""
-        return max(0, taken // 16 - (self._unpad is not None)) * 16
+        return max(0, taken // self._block - (self._unpad is not None)) * self._block
 
     def room(self, size: int) -> int:
         return self._out(self._taken + size) - self._out(self._taken)
@@ -121,12 +121,12 @@ class BlockStream:
         return bytes(self._unpad.update(out) if self._unpad is not None else out)
 
     def last(self) -> int:
-        return 16 if self._pad is not None or self._unpad is not None else 0
+        return self._block if self._pad is not None or self._unpad is not None else 0
 
     def finish(self) -> bytes:
         if self._pad is not None:
             return bytes(self._context.update(self._pad.finalize()) + self._context.finalize())
-        if self._taken % 16:
+        if self._taken % self._block:
             raise CkError(self._wrong, f"{self._taken} bytes are no whole blocks")
         end = self._context.finalize()
         if self._unpad is None:

@@ -33,7 +33,7 @@ LEAP = 60.0  #: seconds by which the clock may run ahead between two looks at dr
 HOLD = 3600.0  #: seconds after a leap in which no drain ends: to set the clock right, and to see which keys are in use
 
 DELIVERED = (ck.CKK_RSA, ck.CKK_EC, ck.CKK_EC_EDWARDS, ck.CKK_ML_DSA)
-NOT_DELIVERED = ("EC secp256k1",)
+NOT_DELIVERED = ("EC secp256k1", "EC P-192")
 
 #: Stores one sealed change durably, with the id of the request that caused it and the reply to that request (both empty for
 #: a change of the module's own); raises StorageError and then nothing has changed.
