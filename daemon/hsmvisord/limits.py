@@ -2,8 +2,8 @@
 
 Each stands in a test at the limit and one past it.  A guest over a limit is answered with an error, and never closed for it:
 a stock p11-kit client dies when its connection does.  Only a frame that is broken or overdue is closed, or a reader that takes
-nothing.  What a delivery may hold is the authority's side: hsmvisor_rpc/sealed/limits.py.  That one RSA key is
-generated at a time is in crypto/generation.py.
+nothing.  What a delivery may hold is the authority's side: hsmvisor_rpc/sealed/limits.py.  That one RSA key (or
+prime of domain parameters) is generated at a time is in crypto/generation.py.
 """
 
 from __future__ import annotations

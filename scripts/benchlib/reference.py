@@ -80,7 +80,8 @@ def _row(mechanism: int, row: mechanisms.Row) -> str:
     keys = ", ".join(_KEYS[kind] for kind in row.key_types[:3]) + (" ..." if len(row.key_types) > 3 else "")
     sizes = "-" if not row.largest else str(row.smallest) if row.smallest == row.largest else f"{row.smallest}-{row.largest}"
     did = " | ".join(_functions(table, mechanism) for table in (mechanisms.TABLE, mechanisms.GUEST_TABLE))
-    return f"| {ck.mechanism_name(mechanism)} | {keys or '-'} | {sizes} | {did} |"
+    name = ck.mechanism_name(mechanism) + " (legacy)" * (mechanism in mechanisms.LEGACY)
+    return f"| {name} | {keys or '-'} | {sizes} | {did} |"
 
 
 def _functions(table: dict[int, mechanisms.Row], mechanism: int) -> str:
@@ -93,6 +94,8 @@ def text() -> str:
     lines += ["## Functions", "", "| function | slot 0 | slot 1 |", "|---|---|---|"]
     lines += [f"| {name} | {' | '.join(_does(name))} |" for name in functions()]
     lines += ["", "## Mechanisms", "", "Sizes are what C_GetMechanismInfo tells: bits, or bytes for secret keys and lattices.", ""]
+    lines += ["What says (legacy) is there where the module's policy says it too (`--legacy`). So are P-192, curves by explicit"]
+    lines += ["parameters that are a named curve's, and public RSA keys of 512 to 1023 bits.", ""]
     lines += ["| mechanism | keys | sizes | slot 0 | slot 1 |", "|---|---|---|---|---|"]
     named = sorted((ck.mechanism_name(mechanism), mechanism, row) for mechanism, row in mechanisms.GUEST_TABLE.items())
     lines += [_row(mechanism, row) for _, mechanism, row in named]

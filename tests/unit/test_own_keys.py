@@ -255,6 +255,8 @@ def test_generation_that_is_refused(guest: OwnGuest) -> None:
         guest.call(Call.GENERATE_KEY, guest.session, Mechanism(ck.CKM_AES_KEY_GEN, IV), template(AES))
     with refused(ck.CKR_KEY_SIZE_RANGE):
         guest.pair(ck.CKM_RSA_PKCS_KEY_PAIR_GEN, {ck.CKA_MODULUS_BITS: 1016}, SIGNS)
+    with refused(ck.CKR_TEMPLATE_INCOMPLETE):
+        guest.pair(ck.CKM_RSA_PKCS_KEY_PAIR_GEN, {}, SIGNS)
 
 
 def test_every_mechanism_is_of_a_function() -> None:

@@ -15,7 +15,7 @@ from hsmvisor_rpc.internal import mechanisms as shared
 from hsmvisord import ck, limits
 from hsmvisord.ck import CkError
 from hsmvisord.crypto.interface import KeyKind
-from hsmvisord.crypto.mechanisms import GUEST_TABLE, mechanism_list
+from hsmvisord.crypto.mechanisms import GUEST_TABLE, LEGACY, mechanism_list
 from hsmvisord.crypto.software import SoftwareProvider
 from hsmvisord.token.policy import EVERYTHING, Policing, Policy
 from hsmvisord.worker.settings import parse_settings
@@ -65,7 +65,7 @@ def test_names_as_people_write_them(text: str) -> None:
 def test_without_a_policy_all_is_allowed() -> None:
     free, told, _ = policing()
     for mechanism in mechanism_list(1):
-        assert free.offers(mechanism)
+        assert free.offers(mechanism) == (mechanism not in LEGACY)
     for _ in range(1000):
         free.check(ck.CKM_ECDSA, P256)
         free.admit(ck.CKM_ECDSA, P256)
@@ -166,6 +166,46 @@ def test_what_the_host_stores_is_what_the_worker_reads() -> None:
     assert parse_settings(stored.encode()).policy == wanted
 
 
+def test_legacy_is_stored_and_read() -> None:
+    stored = host_settings.Settings(policy=host_settings.Policy(("DES3_CBC", "DSA"), legacy=True)).check()
+    assert host_settings.Settings.decode(stored.encode()) == stored
+    assert parse_settings(stored.encode()).policy == Policy(frozenset({ck.CKM_DES3_CBC, ck.CKM_DSA}), legacy=True)
+    before = '{"policy": {"mechanisms": [], "min_pin": 6}}'
+    assert not host_settings.Settings.decode(before).policy.legacy and not parse_settings(before).policy.legacy
+    assert set(shared.LEGACY) == {ck.mechanism_name(mechanism).removeprefix("CKM_") for mechanism in LEGACY}
+
+
+def test_old_mechanisms_and_keys_are_there_with_legacy_alone() -> None:
+    without, told, _ = policing()
+    for mechanism in LEGACY:
+        refused(ck.CKR_MECHANISM_INVALID, without.check_legacy, mechanism)
+    assert told == [("mechanism", mechanism, "") for mechanism in LEGACY]
+    old = [
+        KeyKind("RSA 512", ck.CKK_RSA, 512, b""),
+        KeyKind("EC P-192", ck.CKK_EC, 192, b""),
+        KeyKind("DSA", ck.CKK_DSA, 2048, b""),
+    ]
+    for key, rv in zip(old, (ck.CKR_KEY_SIZE_RANGE, ck.CKR_CURVE_NOT_SUPPORTED, ck.CKR_ATTRIBUTE_VALUE_INVALID), strict=True):
+        refused(rv, without.check_key, key)
+        refused(rv, without.check, ck.CKM_ECDSA, key)
+    refused(ck.CKR_CURVE_NOT_SUPPORTED, without.check_key, P256, True)
+    without.check_key(P256)
+    without.check_legacy(ck.CKM_ECDSA)
+    with_it, told, _ = policing(legacy=True)
+    for mechanism in LEGACY:
+        assert with_it.offers(mechanism)
+        with_it.check_legacy(mechanism)
+    for key in old:
+        with_it.check_key(key)
+        with_it.check(ck.CKM_ECDSA, key)
+    with_it.check_key(P256, True)
+    assert told == []
+    narrow, _, _ = policing(legacy=True, mechanisms=frozenset({ck.CKM_DSA}), min_rsa_bits=2048)
+    assert narrow.offers(ck.CKM_DSA) and not narrow.offers(ck.CKM_DES3_CBC)
+    refused(ck.CKR_KEY_SIZE_RANGE, narrow.check, ck.CKM_DSA, KeyKind("DSA", ck.CKK_DSA, 1024, b""))
+    narrow.check(ck.CKM_DSA, old[2])
+
+
 def test_settings_of_before_have_no_policy() -> None:
     old = '{"log_signatures": false, "max_sessions": 0, "max_connections": 0}'
     assert host_settings.Settings.decode(old).policy == host_settings.EVERYTHING
@@ -197,7 +237,9 @@ def test_what_the_host_says_of_them() -> None:
     with pytest.raises(Invalid, match="a burst needs a rate"):
         host_settings.Settings(policy=host_settings.Policy(burst=1)).check()
     every = shared.NAMES
-    host_settings.Settings(policy=host_settings.Policy(every)).check()
+    host_settings.Settings(policy=host_settings.Policy(every, legacy=True)).check()
+    with pytest.raises(Invalid, match="is a mechanism of legacy"):
+        host_settings.Settings(policy=host_settings.Policy(("DES3_CBC",))).check()
     with pytest.raises(Invalid, match=f"there are {len(every)} mechanisms"):
         host_settings.Settings(policy=host_settings.Policy((*every, "ECDSA"))).check()
     with pytest.raises(Invalid, match="'NO_SUCH' is not a mechanism"):

@@ -31,7 +31,7 @@ def _settings(
     guest_token: bool,
     mechanisms: tuple[str, ...],
     forbidden: tuple[str, ...],
-    **policy: int,
+    **policy: Any,
 ) -> pb.ModuleSettings:
     allowed = pb.Policy(mechanisms=sorted(set(mechanisms)), forbidden=sorted(set(forbidden)), **policy)
     return pb.ModuleSettings(
@@ -50,13 +50,18 @@ def _settings_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--burst", default=0, help="Operations at once; 0 = as many as --rate."),
         click.option("--rate", default=0, help="Operations with keys a second; 0 = no limit."),
         click.option("--min-ec-bits", default=0, help="The smallest curve (Ed25519 counts as 256); 0 = no limit."),
-        click.option("--min-rsa-bits", default=0, help="The smallest RSA key; 0 = no limit."),
+        click.option("--min-rsa-bits", default=0, help="The smallest RSA (DSA, Diffie-Hellman) key; 0 = no limit."),
         click.option(
             "--mechanism",
             "mechanisms",
             multiple=True,
             type=MechanismName(),
             help="What keys may be used for; may be repeated. None = all.",
+        ),
+        click.option(
+            "--legacy",
+            is_flag=True,
+            help="Slot 1 has what is old or weak: triple DES, DSA, Diffie-Hellman over primes, AES_MAC, P-192, short RSA keys.",
         ),
         click.option("--min-pin", default=0, help="Bytes of a new PIN in slot 1, 4 to 64; 0 = 4."),
         click.option(
@@ -104,6 +109,7 @@ def _policy(policy: pb.Policy) -> str:
     told += [f"{policy.rate} operations/s, {policy.burst or policy.rate} at once"] if policy.rate else []
     told += [f"forbidden: {', '.join(policy.forbidden)}"] if policy.forbidden else []
     told += [f"PINs from {policy.min_pin} bytes"] if policy.min_pin else []
+    told += ["legacy mechanisms and keys"] if policy.legacy else []
     return "; ".join(told) or "-"
 
 

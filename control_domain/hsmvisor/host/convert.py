@@ -31,7 +31,8 @@ def timestamp(seconds: float) -> Timestamp | None:
 def settings(message: pb.ModuleSettings) -> Settings:
     """Raises Invalid."""
     p = message.policy
-    policy = Policy(tuple(p.mechanisms), p.min_rsa_bits, p.min_ec_bits, p.rate, p.burst, tuple(p.forbidden), p.min_pin)
+    lists = tuple(p.mechanisms), tuple(p.forbidden)
+    policy = Policy(lists[0], p.min_rsa_bits, p.min_ec_bits, p.rate, p.burst, lists[1], p.min_pin, p.legacy)
     return Settings(message.log_signatures, message.max_sessions, message.max_connections, policy, message.guest_token).check()
 
 

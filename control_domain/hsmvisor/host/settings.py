@@ -22,6 +22,7 @@ class Policy:
     burst: int = 0  #: 0 = as many as `rate`
     forbidden: tuple[str, ...] = ()  #: of slot 1
     min_pin: int = 0  #: bytes; 0 = the default
+    legacy: bool = False  #: slot 1 has what is old or weak
 
     def check(self) -> Policy:
         """Returns it with the mechanisms' names as they are written, sorted.  Raises Invalid."""
@@ -41,6 +42,8 @@ class Policy:
             names = sorted({mechanisms.named(name) for name in self.mechanisms})
         except ValueError as error:
             raise Invalid("SETTINGS", str(error), f"known are {', '.join(mechanisms.NAMES)}") from None
+        if not self.legacy and (old := set(names) & set(mechanisms.LEGACY)):
+            raise Invalid("SETTINGS", f"{min(old)} is a mechanism of legacy", "set legacy, or leave the mechanism out")
         return dataclasses.replace(self, mechanisms=tuple(names), forbidden=tuple(sorted(set(self.forbidden))))
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from hsmvisord import ck, limits
 from hsmvisord.ck import CkError
-from hsmvisord.crypto import ec, macs, rsa
+from hsmvisord.crypto import ec, encrypted_data, legacy, macs, rsa
 from hsmvisord.crypto.digests import DIGESTS
 from hsmvisord.crypto.interface import KeyKind
 from hsmvisord.wire.calls import Mechanism
@@ -84,6 +84,7 @@ GUEST_TABLE: dict[int, Row] = TABLE | {
     ck.CKM_AES_KEY_WRAP: _aes(_CRYPT | _WRAP),
     ck.CKM_AES_KEY_WRAP_KWP: _aes(_CRYPT | _WRAP),
     **dict.fromkeys(macs.AES_MACS, _aes(_SIGN)),
+    **dict.fromkeys(encrypted_data.AES, _aes(ck.CKF_DERIVE)),
     ck.CKM_CHACHA20_POLY1305: Row((ck.CKK_CHACHA20,), 32, 32, _CRYPT),
     **{
         mechanism: Row(
@@ -104,6 +105,10 @@ GUEST_TABLE: dict[int, Row] = TABLE | {
     ck.CKM_GENERIC_SECRET_KEY_GEN: Row((ck.CKK_GENERIC_SECRET,), 1, limits.MAX_SECRET, ck.CKF_GENERATE),
 }
 
+#: Those that are there where the policy says `legacy`.
+LEGACY: dict[int, Row] = {mechanism: Row(*row) for mechanism, row in legacy.ROWS.items()}
+GUEST_TABLE |= LEGACY
+
 GUEST_TABLE |= {
     mechanism: replace(row, smallest=rsa.OWN_MIN_BITS) for mechanism, row in GUEST_TABLE.items() if ck.CKK_RSA in row.key_types
 }
@@ -122,12 +127,17 @@ def of_key_type(key_type: int) -> frozenset[int]:
     return frozenset(mechanism for mechanism, row in GUEST_TABLE.items() if key_type in row.key_types)
 
 
-def mechanism_info(mechanism: int, slot: int) -> tuple[int, int, int]:
+#: The smallest keys of a type with `legacy`; RSA keys of such a size are there to verify with.
+_SMALLEST = {ck.CKK_RSA: (legacy.RSA_LEAST, ck.CKF_VERIFY), ck.CKK_EC: (legacy.EC_LEAST, -1)}
+
+
+def mechanism_info(mechanism: int, slot: int, with_legacy: bool = False) -> tuple[int, int, int]:
     """Returns the smallest and largest key and the flags; raises CKR_MECHANISM_INVALID."""
     row = _TABLES[slot].get(mechanism)
     if row is None:
         raise CkError(ck.CKR_MECHANISM_INVALID)
-    return row.smallest, row.largest, row.flags
+    least, function = _SMALLEST.get(row.key_types[0], (0, 0)) if slot and with_legacy and row.key_types else (0, 0)
+    return least if function & row.flags else row.smallest, row.largest, row.flags
 
 
 def check_mechanism(mechanism: Mechanism, allowed: Container[int], kind: KeyKind, function: int) -> None:

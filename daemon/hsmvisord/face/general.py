@@ -82,7 +82,7 @@ def get_mechanism_list(caller: Caller, args: Args) -> Args:
 def get_mechanism_info(caller: Caller, args: Args) -> Args:
     slot, mechanism = args
     caller.application.check_present(slot)
-    told = mechanisms.mechanism_info(mechanism, slot)
+    told = mechanisms.mechanism_info(mechanism, slot, caller.token.policing.policy.legacy)
     if not caller.token.offers(mechanism):
         raise CkError(ck.CKR_MECHANISM_INVALID, "the module's policy does not allow it, or its cryptoprocessor does not have it")
     return told

@@ -8,13 +8,13 @@ from typing import Any
 
 from hsmvisord import ck
 from hsmvisord.ck import CkError
-from hsmvisord.crypto import generation
+from hsmvisord.crypto import domain, generation
 from hsmvisord.crypto.ec import CURVES
 from hsmvisord.crypto.interface import KeyKind, PrivateKey, SecretKey
 from hsmvisord.face.caller import Args, Caller, Parked
 from hsmvisord.keystore import pin
 from hsmvisord.keystore.state import Pin
-from hsmvisord.token import info, keepers, making, rules
+from hsmvisord.token import domain_parameters, info, keepers, making, rules
 from hsmvisord.token.application import Application
 from hsmvisord.token.catalogue import Template
 from hsmvisord.token.guest import GuestItem
@@ -81,10 +81,20 @@ def _added(caller: Caller, session: Session, make: Callable[[], Sequence[Made]])
 
     def add() -> Args:
         if not made:
-            made.extend(make())
+            made.extend(_checked(caller, one) for one in make())
         return tuple(caller.application.guest.add(session, made))
 
     return unfrozen(caller, add)
+
+
+def _checked(caller: Caller, one: Made) -> Made:
+    """Raises for what is old or weak where the module's policy does not have it."""
+    if one.key is not None:
+        given = one.attributes.get(ck.CKA_EC_PARAMS, one.key.kind.parameters)
+        caller.token.policing.check_key(one.key.kind, explicit=given != one.key.kind.parameters)
+    elif one.attributes[ck.CKA_CLASS] == ck.CKO_DOMAIN_PARAMETERS:
+        caller.token.policing.check_key(KeyKind("what has domain parameters", one.attributes[ck.CKA_KEY_TYPE], 0, b""))
+    return one
 
 
 def create_object(caller: Caller, session: Session, template: Template) -> Args:
@@ -128,12 +138,19 @@ def _begin(caller: Caller, mechanism: Mechanism | None, function: int, bits: int
 def generate_key(caller: Caller, args: Args) -> Args:
     session_handle, mechanism, template = args
     session = caller.application.session(session_handle)
-    length = rules.as_dict(template).get(ck.CKA_VALUE_LEN)
-    bits = 8 * length if isinstance(length, int) else 0
-    mechanism, _ = _begin(caller, mechanism, ck.CKF_GENERATE, bits, generation.SECRETS)
+    wanted = rules.as_dict(template)
+    length, bits = wanted.get(ck.CKA_VALUE_LEN), wanted.get(ck.CKA_PRIME_BITS)
+    bits = 8 * length if isinstance(length, int) else bits if isinstance(bits, int) else 0
+    mechanism, _ = _begin(caller, mechanism, ck.CKF_GENERATE, bits, generation.SECRETS | domain.PARAMETERS)
     began = perf_counter()
     guest, provider = caller.application.guest, caller.token.provider
-    (handle,) = _added(caller, session, lambda: [making.generated(mechanism.type, template, guest.officer, provider)])
+
+    def make() -> list[Made]:
+        if mechanism.type in domain.PARAMETERS:
+            return [Made(domain_parameters.generated(mechanism.type, template, guest.officer))]
+        return [making.generated(mechanism.type, template, guest.officer, provider)]
+
+    (handle,) = _added(caller, session, make)
     caller.counters.cell("generate", mechanism.type, None).observe(perf_counter() - began, caller.token.wall())
     return (handle,)
 
@@ -141,11 +158,18 @@ def generate_key(caller: Caller, args: Args) -> Args:
 _CURVE_BITS = {oid: bits for _, bits, oid in CURVES.values()}
 
 
+def _prime_bits(template: dict[int, Any]) -> int:
+    prime = template.get(ck.CKA_PRIME)
+    return int.from_bytes(prime).bit_length() if isinstance(prime, bytes) else 0
+
+
 def generate_key_pair(caller: Caller, args: Args) -> Args:
     session_handle, mechanism, public, private = args
     session = caller.application.session(session_handle)
     wanted = rules.as_dict(public)
-    bits = wanted.get(ck.CKA_MODULUS_BITS, _CURVE_BITS.get(wanted.get(ck.CKA_EC_PARAMS, b""), 256))
+    unknown = 0 if mechanism is not None and mechanism.type == ck.CKM_RSA_PKCS_KEY_PAIR_GEN else 256
+    bits = wanted.get(ck.CKA_MODULUS_BITS, _CURVE_BITS.get(wanted.get(ck.CKA_EC_PARAMS, b""), unknown))
+    bits = _prime_bits(wanted) or bits
     mechanism, _ = _begin(caller, mechanism, ck.CKF_GENERATE_KEY_PAIR, bits if isinstance(bits, int) else 0, generation.PAIRS)
     began = perf_counter()
     guest, provider = caller.application.guest, caller.token.provider

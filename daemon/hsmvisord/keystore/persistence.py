@@ -184,7 +184,7 @@ def object_of(record: ObjectRecord, provider: CryptoProvider) -> GuestObject:
             key = provider.load_public_key(record.key)
         case ck.CKO_SECRET_KEY:
             key = provider.open_secret(attributes.get(ck.CKA_KEY_TYPE, -1), record.key)
-        case ck.CKO_DATA | ck.CKO_CERTIFICATE if not record.key:
+        case ck.CKO_DATA | ck.CKO_CERTIFICATE | ck.CKO_DOMAIN_PARAMETERS if not record.key:
             pass
         case _:
             raise ValueError("an object of a class that is not kept")

@@ -17,6 +17,7 @@ from typing import Any
 
 from hsmvisord import ck
 from hsmvisord.ck import CkError
+from hsmvisord.crypto import legacy
 
 Attributes = Mapping[int, Any]
 
@@ -73,8 +74,10 @@ def keeps_secrets(attributes: Attributes) -> bool:
 
     A secret key that never could do anything but wrap and unwrap, and that was generated here, was always sensitive and never
     extractable, or for which the security officer vouches (CKA_TRUSTED) and of which no other copy can be; or a trusted public key
-    that was not generated here, for the private half of one that was is a guest's.
+    that was not generated here, for the private half of one that was is a guest's.  A legacy key keeps none.
     """
+    if legacy.is_legacy(attributes.get(ck.CKA_KEY_TYPE, -1), 8 * len(attributes.get(ck.CKA_MODULUS, b""))):
+        return False
     if attributes[ck.CKA_CLASS] == ck.CKO_PUBLIC_KEY:
         long = attributes.get(ck.CKA_MODULUS_BITS, 0) >= LEAST_BITS
         return bool(attributes.get(ck.CKA_TRUSTED)) and long and not attributes[ck.CKA_LOCAL]

@@ -8,17 +8,17 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cryptography import x509
 
 from hsmvisord import ck
 from hsmvisord.ck import CkError
-from hsmvisord.crypto import generation, parts
+from hsmvisord.crypto import des, domain, encrypted_data, generation, parts
 from hsmvisord.crypto.interface import Access, AnyKey, CryptoProvider, PrivateKey, SecretKey, Wanted
-from hsmvisord.crypto.secret import fit
-from hsmvisord.token import keepers, rules
+from hsmvisord.crypto.secret import as_key, fit
+from hsmvisord.token import domain_parameters, keepers, rules
 from hsmvisord.token.der import certificate_fields
 from hsmvisord.token.rules import By, Rules, Template
 from hsmvisord.wire.calls import Mechanism
@@ -72,13 +72,17 @@ def created(template: Template, officer: bool, provider: CryptoProvider) -> Made
             return Made(attributes | _unique())
         case ck.CKO_CERTIFICATE:
             return Made(attributes | _certificate(attributes) | _unique())
+        case ck.CKO_DOMAIN_PARAMETERS:
+            return Made(domain_parameters.created(attributes))
         case ck.CKO_SECRET_KEY:
             key: AnyKey = provider.load_secret_key(attributes[ck.CKA_KEY_TYPE], attributes[ck.CKA_VALUE], _access(attributes))
         case ck.CKO_PUBLIC_KEY:
             key = parts.public_key(attributes[ck.CKA_KEY_TYPE], attributes)
         case _:
             key = provider.private_of_parts(attributes[ck.CKA_KEY_TYPE], attributes, _access(attributes))
-    return _key(attributes, table, key, By.CREATE, ck.CK_UNAVAILABLE_INFORMATION)
+    made = _key(attributes, table, key, By.CREATE, ck.CK_UNAVAILABLE_INFORMATION)
+    # A curve stands as it was given: by its name or by its parameters.
+    return replace(made, attributes=made.attributes | {k: attributes[k] for k in (ck.CKA_EC_PARAMS,) if k in attributes})
 
 
 def _certificate(attributes: Mapping[int, Any]) -> Attributes:
@@ -123,6 +127,7 @@ def generated_pair(
         exponent=int.from_bytes(theirs.get(ck.CKA_PUBLIC_EXPONENT, b"")),
         parameters=theirs.get(ck.CKA_EC_PARAMS, b""),
         parameter_set=theirs.get(ck.CKA_PARAMETER_SET, 0),
+        domain=theirs,
     )
     key = provider.generate_pair(mechanism, wanted, _access(ours))
     return (
@@ -137,10 +142,12 @@ def generated_pair(
 def from_secret(
     value: bytes, template: Template, officer: bool, mechanism: int, by: By, parent: Mapping[int, Any], provider: CryptoProvider
 ) -> Made:
-    """A secret key that was derived or decapsulated.  Of a derived one the last bytes are taken (6.3.17)."""
+    """A secret key that was derived or decapsulated."""
     attributes, table = _secret(template, officer, by)
     key_type = attributes[ck.CKA_KEY_TYPE]
-    key = provider.load_secret_key(key_type, fit(value, key_type, attributes.get(ck.CKA_VALUE_LEN) or 0), _access(attributes))
+    length = attributes.get(ck.CKA_VALUE_LEN) or des.SIZES.get(key_type, 0)
+    part = as_key(key_type, fit(value, key_type, length, first=mechanism in encrypted_data.AES))
+    key = provider.load_secret_key(key_type, part, _access(attributes))
     history = parent if by is By.DERIVE else None
     return _key(attributes, table, key, by, ck.CK_UNAVAILABLE_INFORMATION, history)
 
@@ -162,7 +169,11 @@ def unwrapped_secret(
     """C_UnwrapKey of a secret key."""
     attributes, table = _secret(template, officer, By.UNWRAP)
     length = attributes.get(ck.CKA_VALUE_LEN) or 0
-    key = provider.unwrap_secret(unwrapper, mechanism, wrapped, attributes[ck.CKA_KEY_TYPE], length, _access(attributes))
+    try:
+        key = provider.unwrap_secret(unwrapper, mechanism, wrapped, attributes[ck.CKA_KEY_TYPE], length, _access(attributes))
+    except CkError as error:
+        wrong = error.rv == ck.CKR_ATTRIBUTE_VALUE_INVALID
+        raise CkError(ck.CKR_WRAPPED_KEY_INVALID if wrong else error.rv, str(error)) from None
     return _key(attributes, table, key, By.UNWRAP, ck.CK_UNAVAILABLE_INFORMATION)
 
 
@@ -183,6 +194,8 @@ def unwrapped_private(
         raise CkError(ck.CKR_WRAPPED_KEY_INVALID if wrong else error.rv, "what was unwrapped is no such key") from None
     if key.kind.key_type != attributes[ck.CKA_KEY_TYPE]:
         raise CkError(ck.CKR_WRAPPED_KEY_INVALID, "what was unwrapped is a key of another type")
+    if not domain.sound(key):
+        raise CkError(ck.CKR_WRAPPED_KEY_INVALID, "the key's domain parameters are none")
     return _key(attributes, table, key, By.UNWRAP, ck.CK_UNAVAILABLE_INFORMATION)
 
 

@@ -216,6 +216,17 @@ _LATTICE_PRIVATE: Rules = {
     ck.CKA_VALUE: _OPTIONAL_SECRET_PART,
     ck.CKA_SEED: _OPTIONAL_SECRET_PART,
 }
+_GIVEN = Rule(bytes, required=By.CREATE | By.GENERATE)
+_PRIME_PUBLIC: Rules = {ck.CKA_PRIME: _GIVEN, ck.CKA_BASE: _GIVEN, ck.CKA_VALUE: _PART}
+_PRIME_PRIVATE: Rules = {ck.CKA_PRIME: _PART, ck.CKA_BASE: _PART, ck.CKA_VALUE: _SECRET_PART}
+_DOMAIN: Rules = {
+    **_STORAGE,
+    ck.CKA_KEY_TYPE: Rule(int, required=By.CREATE),
+    ck.CKA_LOCAL: _made(bool),
+    ck.CKA_PRIME: _PART,
+    ck.CKA_BASE: _PART,
+    ck.CKA_PRIME_BITS: Rule(int, required=By.GENERATE, forbidden=By.CREATE),
+}
 _ENCAPSULATES: Rules = {ck.CKA_ENCAPSULATE: _flag()}
 _DECAPSULATES: Rules = {ck.CKA_DECAPSULATE: _flag()}
 
@@ -234,6 +245,14 @@ TABLES: dict[tuple[int, int | None], Rules] = {
     (ck.CKO_PUBLIC_KEY, ck.CKK_ML_KEM): {**_PUBLIC, **_LATTICE_PUBLIC, **_ENCAPSULATES},
     (ck.CKO_PRIVATE_KEY, ck.CKK_ML_KEM): {**_PRIVATE, **_LATTICE_PRIVATE, **_DECAPSULATES},
     **{(ck.CKO_SECRET_KEY, kind): _SECRET for kind in (ck.CKK_GENERIC_SECRET, ck.CKK_AES, ck.CKK_CHACHA20, *ck.HMAC_KEY_TYPES)},
+    # legacy; the length of a new Diffie-Hellman key is the token's choice
+    **{(ck.CKO_SECRET_KEY, kind): _SECRET for kind in (ck.CKK_DES2, ck.CKK_DES3)},
+    (ck.CKO_PUBLIC_KEY, ck.CKK_DSA): {**_PUBLIC, **_PRIME_PUBLIC, ck.CKA_SUBPRIME: _GIVEN},
+    (ck.CKO_PRIVATE_KEY, ck.CKK_DSA): {**_PRIVATE, **_PRIME_PRIVATE, ck.CKA_SUBPRIME: _PART},
+    (ck.CKO_DOMAIN_PARAMETERS, ck.CKK_DSA): {**_DOMAIN, ck.CKA_SUBPRIME: _PART},
+    (ck.CKO_PUBLIC_KEY, ck.CKK_DH): {**_PUBLIC, **_PRIME_PUBLIC},
+    (ck.CKO_PRIVATE_KEY, ck.CKK_DH): {**_PRIVATE, **_PRIME_PRIVATE, ck.CKA_VALUE_BITS: _made(int)},
+    (ck.CKO_DOMAIN_PARAMETERS, ck.CKK_DH): _DOMAIN,
 }
 #: Classes whose objects are there for a logged-in user alone where a template says nothing.
 _PRIVATE_CLASSES = (ck.CKO_PRIVATE_KEY, ck.CKO_SECRET_KEY)
@@ -261,7 +280,7 @@ def rules_of(values: Mapping[int, Any]) -> Rules:
     if cls is None:
         raise CkError(ck.CKR_TEMPLATE_INCOMPLETE, "CKA_CLASS")
     key_type = None
-    if cls in (ck.CKO_PUBLIC_KEY, ck.CKO_PRIVATE_KEY, ck.CKO_SECRET_KEY):
+    if cls in (ck.CKO_PUBLIC_KEY, ck.CKO_PRIVATE_KEY, ck.CKO_SECRET_KEY, ck.CKO_DOMAIN_PARAMETERS):
         key_type = values.get(ck.CKA_KEY_TYPE)
         if key_type is None:
             raise CkError(ck.CKR_TEMPLATE_INCOMPLETE, "CKA_KEY_TYPE")

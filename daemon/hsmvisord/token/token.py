@@ -98,6 +98,7 @@ class Token:
 
     def check(self, mechanism: Mechanism, allowed: Container[int], kind: KeyKind, function: int) -> None:
         """As `begin`, of an operation that is not begun."""
+        self.policing.check_legacy(mechanism.type)
         check_mechanism(mechanism, allowed, kind, function)
         if not self.provider.offers(mechanism.type):
             raise CkError(ck.CKR_MECHANISM_INVALID, f"the module's cryptoprocessor has no {ck.mechanism_name(mechanism.type)}")

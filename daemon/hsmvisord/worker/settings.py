@@ -43,7 +43,7 @@ def _policy(values: Any) -> Policy:
     known = {f.name for f in dataclasses.fields(Policy)}
     if not isinstance(values, dict) or set(values) - known:
         raise ValueError(f"a policy is of {', '.join(sorted(known))}")
-    numbers = {name: int(values.get(name) or 0) for name in known - {"mechanisms", "forbidden"}}
+    numbers = {name: int(values.get(name) or 0) for name in known - {"mechanisms", "forbidden", "legacy"}}
     if bad := [name for name, value in numbers.items() if not 0 <= value <= limits.MOST_IN_POLICY]:
         raise ValueError(f"{min(bad)} is 0 to {limits.MOST_IN_POLICY}")
     if numbers["burst"] and not numbers["rate"]:
@@ -56,4 +56,4 @@ def _policy(values: Any) -> Policy:
         raise ValueError(f"{min(unknown)!r} is nothing that a policy forbids")
     if numbers["min_pin"] and not pin.MIN_PIN <= numbers["min_pin"] <= pin.MAX_PIN:
         raise ValueError(f"min_pin is {pin.MIN_PIN} to {pin.MAX_PIN}")
-    return Policy(mechanisms=mechanisms, forbidden=forbidden, **numbers)
+    return Policy(mechanisms=mechanisms, forbidden=forbidden, legacy=bool(values.get("legacy", False)), **numbers)

@@ -6,6 +6,24 @@ _HASHES = ("SHA1", "SHA224", "SHA256", "SHA384", "SHA512", "SHA3_224", "SHA3_256
 
 _HMACS = (*("SHA_1" if name == "SHA1" else name for name in _HASHES), "SHA512_224", "SHA512_256")
 
+#: What is old or weak: there where the policy says `legacy`.
+LEGACY = (
+    "DES2_KEY_GEN",
+    "DES3_KEY_GEN",
+    "DES3_ECB",
+    "DES3_CBC",
+    "DES3_CBC_PAD",
+    "AES_MAC",
+    "AES_MAC_GENERAL",
+    "DSA_PARAMETER_GEN",
+    "DSA_KEY_PAIR_GEN",
+    "DSA",
+    *(f"DSA_{name}" for name in _HASHES if not name.startswith("SHA3_")),
+    "DH_PKCS_PARAMETER_GEN",
+    "DH_PKCS_KEY_PAIR_GEN",
+    "DH_PKCS_DERIVE",
+)
+
 NAMES = (
     "RSA_PKCS",
     "RSA_X_509",
@@ -32,6 +50,8 @@ NAMES = (
     "AES_CMAC",
     "AES_CMAC_GENERAL",
     "AES_GMAC",
+    "AES_ECB_ENCRYPT_DATA",
+    "AES_CBC_ENCRYPT_DATA",
     "CHACHA20_POLY1305",
     *(f"{name}_HMAC{general}" for name in _HMACS for general in ("", "_GENERAL")),
     "HKDF_DERIVE",
@@ -46,6 +66,7 @@ NAMES = (
     "AES_KEY_GEN",
     "CHACHA20_KEY_GEN",
     "GENERIC_SECRET_KEY_GEN",
+    *LEGACY,
 )
 
 #: What a policy may forbid a guest in slot 1.

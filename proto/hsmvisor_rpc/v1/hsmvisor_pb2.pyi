@@ -76,8 +76,9 @@ class Policy(_message.Message):
     BURST_FIELD_NUMBER: _builtins.int
     FORBIDDEN_FIELD_NUMBER: _builtins.int
     MIN_PIN_FIELD_NUMBER: _builtins.int
+    LEGACY_FIELD_NUMBER: _builtins.int
     min_rsa_bits: _builtins.int
-    """CKR_KEY_SIZE_RANGE"""
+    """of RSA, DSA and Diffie-Hellman: CKR_KEY_SIZE_RANGE"""
     min_ec_bits: _builtins.int
     """of curves; Ed25519 counts as 256"""
     rate: _builtins.int
@@ -86,6 +87,8 @@ class Policy(_message.Message):
     """of them at once; 0 = as many as rate"""
     min_pin: _builtins.int
     """bytes of a new PIN in slot 1, 4 to 64; 0 = 4: CKR_PIN_LEN_RANGE"""
+    legacy: _builtins.bool
+    """in slot 1: what is old or weak (triple DES, DSA, Diffie-Hellman over primes, AES_MAC, P-192, RSA keys"""
     @_builtins.property
     def mechanisms(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """as PKCS#11 names them, without CKM_; none = all that there are: CKR_MECHANISM_INVALID"""
@@ -104,10 +107,11 @@ class Policy(_message.Message):
         burst: _builtins.int = ...,
         forbidden: _abc.Iterable[_builtins.str] | None = ...,
         min_pin: _builtins.int = ...,
+        legacy: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["burst", b"burst", "forbidden", b"forbidden", "mechanisms", b"mechanisms", "min_ec_bits", b"min_ec_bits", "min_pin", b"min_pin", "min_rsa_bits", b"min_rsa_bits", "rate", b"rate"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["burst", b"burst", "forbidden", b"forbidden", "legacy", b"legacy", "mechanisms", b"mechanisms", "min_ec_bits", b"min_ec_bits", "min_pin", b"min_pin", "min_rsa_bits", b"min_rsa_bits", "rate", b"rate"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
