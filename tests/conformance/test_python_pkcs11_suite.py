@@ -36,8 +36,8 @@ def test_delivered_keys(module: Module, tmp_path: Path) -> None:
 
 @pytest.fixture
 def own(new_module: Callable[..., Module], tmp_path: Path) -> Iterator[Guest]:
-    """A guest whose slot 1 is initialized."""
-    module = new_module(guest_token=True)
+    """A guest whose slot 1 is initialized, and has what is old."""
+    module = new_module(guest_token=True, policy={"legacy": True})
     guest = Guest(library("ours"), module.address, tmp_path)
     tool = ("pkcs11-tool", "--module", guest.library.path, "--slot", "1")
     guest.run(*tool, "--init-token", "--label", LABEL, "--so-pin", SO_PIN)
@@ -47,19 +47,22 @@ def own(new_module: Callable[..., Module], tmp_path: Path) -> Iterator[Guest]:
 
 
 def softhsm(guest: Guest) -> dict[str, str]:
-    """What SoftHSM2 makes of the suite, in the application."""
+    """Makes a token of SoftHSM2 in the application; returns what programs need to find it."""
     (guest.directory / "tokens").mkdir()
     (guest.directory / "softhsm2.conf").write_text(f"directories.tokendir = {guest.directory}/tokens\nlog.level = ERROR\n")
     variables = {"SOFTHSM2_CONF": str(guest.directory / "softhsm2.conf")}
     command = ["softhsm2-util", "--init-token", "--free", "--label", LABEL, "--pin", PIN, "--so-pin", SO_PIN]
     subprocess.run(command, check=True, capture_output=True, env=guest.environment | variables)
-    return run(guest, system_file("softhsm/libsofthsm2.so"), LABEL, PIN, SO_PIN, **variables)
+    return variables
 
 
 def test_keys_of_the_guests_own(own: Guest) -> None:
     named = own.directory / "libsofthsm2.so"
     named.symlink_to(own.library.path)
-    theirs, ours = softhsm(own), run(own, named, LABEL, PIN, SO_PIN)
+    library, variables = system_file("softhsm/libsofthsm2.so"), softhsm(own)
+    theirs = run(own, library, LABEL, PIN, SO_PIN, **variables, PKCS11_MODULE2=str(named))
+    # Software that takes the first slot is to find the guest's own.
+    ours = run(own, named, LABEL, PIN, SO_PIN, **variables, PKCS11_MODULE2=str(library), HSMVISOR_PKCS11_SLOTS="1,0")
     print(f"passed: SoftHSM2 {len(passed(theirs))}, ours {len(passed(ours))} of {len(ours)}")
     print("with SoftHSM2 alone:", *sorted(passed(theirs) - passed(ours)), sep="\n  ")
     check_list(ours, "python_pkcs11_own_token.txt")
