@@ -24,6 +24,7 @@ from hsmvisord.keystore.persistence import SealedChange
 from hsmvisord.keystore.state import GuestToken, Pin, State
 from hsmvisord.token import making
 from hsmvisord.token.catalogue import Index
+from hsmvisord.token.policy import Policy
 from hsmvisord.token.token import Settings, Token
 from support.certificates import PrivateKey, new_key
 from support.keystores import NOW, Bench, signed_by
@@ -118,7 +119,7 @@ class World:
         state = keystore.state
         keystore.state = replace(state, materials={})
         token = self.bench.token()
-        token.settings = Settings(guest_token=True)
+        token.settings = Settings(guest_token=True, policy=Policy(legacy=True))
         keystore.state, token.index = state, Index(state, self._index)
         return token
 

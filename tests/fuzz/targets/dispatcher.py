@@ -280,8 +280,34 @@ def _own() -> dict[str, tuple[tuple[Any, ...], ...]]:
         "verify-own": ((Call.VERIFY_INIT, 1, Mechanism(ck.CKM_ECDSA), public), (Call.VERIFY, 1, b"d" * 32, b"s" * 64)),
         "wrap": ((Call.WRAP_KEY, 1, kw, wrapper, aes, 64), (Call.WRAP_KEY, 1, kw, wrapper, private, None)),
         "unwrap": ((Call.UNWRAP_KEY, 1, kw, wrapper, b"w" * 40, secret),),
+        "seed": ((Call.SEED_RANDOM, 1, b"seed"), (Call.GENERATE_RANDOM, 1, 16)),
+        **_old(aes),
         "pins": ((Call.SET_PIN, 1, b"1234", b"5678"), (Call.INIT_PIN, 1, b"1234"), (Call.LOGOUT, 1)),
         "init": ((Call.CLOSE_ALL_SESSIONS, 1), (Call.INIT_TOKEN, 1, b"5678", b"label".ljust(32)), (Call.GET_TOKEN_INFO, 1)),
+    }
+
+
+def _old(aes: int) -> dict[str, tuple[tuple[Any, ...], ...]]:
+    """Dialogues with what `legacy` has."""
+    des = (Attribute(ck.CKA_CLASS, ck.CKO_SECRET_KEY), Attribute(ck.CKA_KEY_TYPE, ck.CKK_DES3))
+    prime = b"\xff" * 128
+    of_dsa = (Attribute(ck.CKA_KEY_TYPE, ck.CKK_DSA), Attribute(ck.CKA_PRIME, prime), Attribute(ck.CKA_SUBPRIME, b"\xff" * 20))
+    dsa = (*of_dsa, Attribute(ck.CKA_BASE, b"\2"), Attribute(ck.CKA_VALUE, b"\5"))
+    dh = (Attribute(ck.CKA_PRIME, prime), Attribute(ck.CKA_BASE, b"\2"))
+    curve = bytes.fromhex("3041020101301806072a8648ce3d0101020d00ffffffffffffffffffffffff3006040102040103040104020105020101")
+    ec = (Attribute(ck.CKA_CLASS, ck.CKO_PUBLIC_KEY), Attribute(ck.CKA_KEY_TYPE, ck.CKK_EC), Attribute(ck.CKA_EC_PARAMS, curve))
+    encrypted = Mechanism(ck.CKM_AES_CBC_ENCRYPT_DATA, (b"i" * 16, b"d" * 32))
+    private = Attribute(ck.CKA_CLASS, ck.CKO_PRIVATE_KEY)
+    return {
+        "old-create": (
+            (Call.CREATE_OBJECT, 1, (*des, Attribute(ck.CKA_VALUE, b"\1" * 24))),
+            (Call.CREATE_OBJECT, 1, (private, *dsa)),
+        ),
+        "old-domain": ((Call.CREATE_OBJECT, 1, (Attribute(ck.CKA_CLASS, ck.CKO_DOMAIN_PARAMETERS), *dsa[:-1])),),
+        "old-curve": ((Call.CREATE_OBJECT, 1, (*ec, Attribute(ck.CKA_EC_POINT, b"\4\1\4"))),),
+        "old-pair": ((Call.GENERATE_KEY_PAIR, 1, Mechanism(ck.CKM_DH_PKCS_KEY_PAIR_GEN), dh, ()),),
+        "old-derive": ((Call.DERIVE_KEY, 1, encrypted, aes, des), (Call.DERIVE_KEY, 1, encrypted, aes, des[:1])),
+        "old-mac": ((Call.SIGN_INIT, 1, Mechanism(ck.CKM_AES_MAC), aes), (Call.SIGN, 1, b"text", 16)),
     }
 
 
@@ -291,7 +317,8 @@ def seeds() -> dict[str, bytes]:
         for call, text in messages(GREETINGS[number]):
             made[f"own-{number}-{call.name}"] = b"\0" + step(number, FRAME, block(text))
         for name, calls in _own().items():
-            made[f"own-{number}-{name}"] = b"\0" + said(number, *calls)
+            if name != "old-derive" or number == 1:  # p11-kit has no such parameter
+                made[f"own-{number}-{name}"] = b"\0" + said(number, *calls)
     for number in (0, 2, 3, 4):
         for call, text in messages(GREETINGS[number]):
             made[f"{number}-{call.name}"] = b"\0" + step(number, FRAME, block(text))
