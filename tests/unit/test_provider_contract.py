@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import x25519
 from hsmvisord import ck
 from hsmvisord.crypto import mechanisms
+from hsmvisord.crypto.domain import generate as parameters
 from hsmvisord.crypto.hardware.provider import HardwareProvider
 from hsmvisord.crypto.interface import Access, CryptoProvider, Wanted
 from hsmvisord.wire.calls import Mechanism
@@ -270,3 +271,16 @@ def test_what_hardware_does_not_have(hardware: HardwareProvider) -> None:
     refused(ck.CKR_KEY_TYPE_INCONSISTENT, hardware.load_private_key, pkcs8(x25519.X25519PrivateKey.generate()))
     refused(ck.CKR_KEY_TYPE_INCONSISTENT, hardware.load_secret_key, ck.CKK_CHACHA20, bytes(32))
     refused(ck.CKR_KEY_TYPE_INCONSISTENT, hardware.open_private, SOFTWARE.generate_pair(*KEYS["P-256"]).stored())
+
+
+def test_types_that_hardware_does_not_keep(hardware: HardwareProvider) -> None:
+    """What is old is there in software alone."""
+    wrapper, mechanism = hardware.generate_secret(ck.CKM_AES_KEY_GEN, 32, OPEN), Mechanism(ck.CKM_AES_KEY_WRAP)
+    for key_type, value in ((ck.CKK_DES3, b"\1" * 24), (ck.CKK_CHACHA20, b"\1" * 32)):
+        wrapped = SOFTWARE.load_secret_key(ck.CKK_AES, wrapper.value).encrypter(mechanism).run(value)
+        refused(ck.CKR_KEY_TYPE_INCONSISTENT, hardware.unwrap_secret, wrapper, mechanism, wrapped, key_type, 0, OPEN)
+        refused(ck.CKR_KEY_TYPE_INCONSISTENT, hardware.load_secret_key, key_type, value)
+    domain = parameters(ck.CKM_DSA_PARAMETER_GEN, 1024)
+    key = SOFTWARE.generate_pair(ck.CKM_DSA_KEY_PAIR_GEN, Wanted(domain=domain))
+    refused(ck.CKR_KEY_TYPE_INCONSISTENT, hardware.load_private_key, key.pkcs8())
+    assert not [mechanism for mechanism in mechanisms.LEGACY if hardware.offers(mechanism)]

@@ -190,6 +190,7 @@ class HardwareProvider(SoftwareProvider):
     def unwrap_secret(
         self, unwrapper: PrivateKey | SecretKey, mechanism: Mechanism, wrapped: bytes, key_type: int, length: int, access: Access
     ) -> SecretKey:
+        supported(KeyKind("such", key_type, 0, b""))
         record = self._unwrapped(unwrapper, mechanism, wrapped, False, key_type, length, access)
         key = self._secret(record)  # held from here on: what is refused below is destroyed
         if length not in (0, record.size):
