@@ -438,7 +438,7 @@ def trusted(own: OwnToken, values: dict[int, Any]) -> int:
 def test_no_old_key_wraps_a_sensitive_one(own: OwnToken, guest: OwnGuest) -> None:
     secret = guest.generate(ck.CKM_AES_KEY_GEN, AES | {ck.CKA_EXTRACTABLE: True})
     plain = guest.generate(ck.CKM_AES_KEY_GEN, AES | OPEN)
-    small = rsa.generate_private_key(65537, 1024).public_key().public_numbers()
+    small = rsa.generate_private_key(65537, 2048).public_key().public_numbers()
     long = short_rsa() | {ck.CKA_MODULUS: big_endian(small.n), ck.CKA_WRAP: True}
     oaep = Mechanism(ck.CKM_RSA_PKCS_OAEP, (ck.CKM_SHA_1, ck.CKG_MGF1_SHA1, ck.CKZ_DATA_SPECIFIED, b""))
     guest.wrap(oaep, trusted(own, long), secret)  # so it is with a key that is not old
