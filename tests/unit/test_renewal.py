@@ -21,7 +21,7 @@ from hsmvisor.manager.renewal.decisions import (
     decide,
 )
 from hsmvisor.manager.renewal.timing import DAY, HOUR, Lifetime
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 T0 = 1_800_000_000.0
@@ -147,6 +147,7 @@ drawn = st.floats(0, 1, exclude_max=True)
 
 
 @given(lives, drawn, st.floats(0, 500 * DAY))
+@example(Lifetime(T0, T0 + 60), 0.999, 1e-300)
 def test_it_is_due_while_it_lives_and_never_at_once(life: Lifetime, number: float, lead: float) -> None:
     at = timing.due(life, number, lead)
     assert life.not_before <= at < life.not_after

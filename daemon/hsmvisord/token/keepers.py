@@ -76,7 +76,7 @@ def keeps_secrets(attributes: Attributes) -> bool:
     extractable, or for which the security officer vouches (CKA_TRUSTED) and of which no other copy can be; or a trusted public key
     that was not generated here, for the private half of one that was is a guest's.  A legacy key keeps none.
     """
-    if legacy.is_legacy(attributes.get(ck.CKA_KEY_TYPE, -1), 8 * len(attributes.get(ck.CKA_MODULUS, b""))):
+    if _is_legacy(attributes):
         return False
     if attributes[ck.CKA_CLASS] == ck.CKO_PUBLIC_KEY:
         long = attributes.get(ck.CKA_MODULUS_BITS, 0) >= LEAST_BITS
@@ -90,7 +90,11 @@ def keeps_secrets(attributes: Attributes) -> bool:
 
 def _may_have_kept(attributes: Attributes) -> bool:
     """Trust that was taken away does not take back what was wrapped."""
-    return keeps_secrets(attributes) or ck.CKA_TRUSTED in _ever(attributes)
+    return keeps_secrets(attributes) or (ck.CKA_TRUSTED in _ever(attributes) and not _is_legacy(attributes))
+
+
+def _is_legacy(attributes: Attributes) -> bool:
+    return legacy.is_legacy(attributes.get(ck.CKA_KEY_TYPE, -1), 8 * len(attributes.get(ck.CKA_MODULUS, b"")))
 
 
 def _hides(template: Mapping[int, Any]) -> bool:

@@ -33,7 +33,7 @@ def due(life: Lifetime, drawn: float, lead: float = 0) -> float:
     """Returns when to renew.  `lead`: so long before the end, where the rule says so; one that is as long as the lifetime would
     have every certificate renewed at once and for ever: then a third is taken."""
     if lead > 0:
-        before = lead if lead < life.seconds else life.seconds / 3
+        before = max(lead, LEAST) if lead < life.seconds else life.seconds / 3
     else:
         before = life.seconds / 2 if life.seconds < SHORT else life.seconds / 3
     latest = life.not_after - before
