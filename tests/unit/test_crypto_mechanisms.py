@@ -219,9 +219,22 @@ def test_ecdsa_with_each_hash(curve: str, mechanism: int) -> None:
         verify_in_parts(loaded(key), Mechanism(mechanism), data, signature)
 
 
+def test_ecdsa_verifies_a_signature_without_its_leading_zeros() -> None:
+    """6.3.1: a shorter one, with halves alike, is verified.  On P-521 every fourth can be made so."""
+    key, data, width = loaded(CURVES["p521"]), b"d" * 32, 66
+    verifier, sign = key.public.verifier(Mechanism(ck.CKM_ECDSA)), key.signer(Mechanism(ck.CKM_ECDSA)).sign
+    signature = next(s for s in (sign(data) for _ in range(1000)) if not s[0] and not s[width])
+    verifier.verify(data, signature)
+    verifier.verify(data, signature[1:width] + signature[width + 1 :])
+    refused(ck.CKR_SIGNATURE_LEN_RANGE, verifier.verify, data, signature[1:])
+    refused(ck.CKR_SIGNATURE_INVALID, verifier.verify, data, signature[1:-1])
+
+
 def test_signatures_that_are_no_signatures() -> None:
     verifier = loaded(CURVES["p256"]).public.verifier(Mechanism(ck.CKM_ECDSA))
-    refused(ck.CKR_SIGNATURE_LEN_RANGE, verifier.verify, b"d" * 32, b"s" * 63)
+    for length in (0, 1, 54, 63, 65, 66):
+        refused(ck.CKR_SIGNATURE_LEN_RANGE, verifier.verify, b"d" * 32, b"s" * length)
+    refused(ck.CKR_SIGNATURE_INVALID, verifier.verify, b"d" * 32, b"s" * 56)
     refused(ck.CKR_SIGNATURE_INVALID, verifier.verify, b"d" * 32, b"\0" * 64)
     refused(ck.CKR_SIGNATURE_INVALID, verifier.verify, b"d" * 32, b"\xff" * 64)
 
