@@ -37,6 +37,11 @@ CURVED = [name for name, key in KEYS.items() if ck.CKA_EC_PARAMS in key.attribut
 LATTICES = [name for name, key in KEYS.items() if ck.CKA_PARAMETER_SET in key.attributes()]
 
 
+#: The same curves in words (PKCS#11 3.1, 6.3.5-6.3.8).
+NAMES = {"Ed25519": "edwards25519", "Ed448": "edwards448", "X25519": "curve25519", "X448": "curve448"}
+GENERATE = {ck.CKK_EC_EDWARDS: ck.CKM_EC_EDWARDS_KEY_PAIR_GEN, ck.CKK_EC_MONTGOMERY: ck.CKM_EC_MONTGOMERY_KEY_PAIR_GEN}
+
+
 def refused(rv: int, call: Callable[..., Any], *arguments: Any) -> None:
     with pytest.raises(CkError) as caught:
         call(*arguments)
@@ -45,6 +50,19 @@ def refused(rv: int, call: Callable[..., Any], *arguments: Any) -> None:
 
 def all_parts(key: PrivateKey) -> dict[int, Any]:
     return key.attributes() | parts.secret_parts(key)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_curve_that_is_named_in_words(name: str) -> None:
+    key, parameters = KEYS[name], b"\x13" + bytes((len(NAMES[name]),)) + NAMES[name].encode()
+    kind, words = key.kind.key_type, {ck.CKA_EC_PARAMS: parameters}
+    assert parts.private_key(kind, all_parts(key) | words).pkcs8() == key.pkcs8()
+    assert parts.public_key(kind, key.public.attributes() | words).attributes() == key.public.attributes()
+    assert generation.key_pair(GENERATE[kind], Wanted(parameters=parameters)).kind == key.kind
+    other = next(k for k in GENERATE if k != kind)
+    refused(ck.CKR_CURVE_NOT_SUPPORTED, generation.key_pair, GENERATE[other], Wanted(parameters=parameters))
+    refused(ck.CKR_CURVE_NOT_SUPPORTED, generation.key_pair, ck.CKM_EC_KEY_PAIR_GEN, Wanted(parameters=parameters))
+    refused(ck.CKR_CURVE_NOT_SUPPORTED, generation.key_pair, GENERATE[kind], Wanted(parameters=parameters + b" "))
 
 
 @pytest.mark.parametrize("name", KEYS)

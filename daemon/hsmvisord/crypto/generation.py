@@ -14,6 +14,7 @@ from hsmvisord import ck
 from hsmvisord.ck import CkError
 from hsmvisord.crypto import des, dh, dsa
 from hsmvisord.crypto import mlkem as kem
+from hsmvisord.crypto.curve_names import as_oid
 from hsmvisord.crypto.ec import CURVES, NAMED, EcPrivateKey
 from hsmvisord.crypto.edwards import EDWARDS, ML_DSA, EdwardsPrivateKey, MlDsaPrivateKey
 from hsmvisord.crypto.interface import PrivateKey, Wanted
@@ -55,7 +56,7 @@ def _rsa(wanted: Wanted) -> Make:
 def _curve(wanted: Wanted, makers: dict[bytes, Make]) -> Make:
     if not wanted.parameters:
         raise CkError(ck.CKR_TEMPLATE_INCOMPLETE, "CKA_EC_PARAMS")
-    make = makers.get(wanted.parameters)
+    make = makers.get(as_oid(wanted.parameters))
     if make is None:
         raise CkError(ck.CKR_CURVE_NOT_SUPPORTED)
     return make

@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, mldsa,
 from hsmvisord import ck
 from hsmvisord.ck import CkError
 from hsmvisord.crypto import dh, dsa, explicit, legacy
+from hsmvisord.crypto.curve_names import as_oid
 from hsmvisord.crypto.ec import CURVES, NAMED, EcPrivateKey, EcPublicKey, octet_string
 from hsmvisord.crypto.edwards import EDWARDS, ML_DSA, EdwardsPrivateKey, EdwardsPublicKey, MlDsaPrivateKey, MlDsaPublicKey
 from hsmvisord.crypto.interface import PrivateKey, PublicKey
@@ -128,7 +129,7 @@ def _montgomery(parts: Parts, of_25519: Any, of_448: Any) -> Any:
 
 
 def _one_of(oids: Mapping[bytes, int], parts: Parts, of_25519: Any, of_448: Any) -> Any:
-    bits = oids.get(parts[ck.CKA_EC_PARAMS])
+    bits = oids.get(as_oid(parts[ck.CKA_EC_PARAMS]))
     if bits is None:
         raise CkError(ck.CKR_CURVE_NOT_SUPPORTED)
     return of_25519 if bits == 255 else of_448
