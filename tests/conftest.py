@@ -13,6 +13,7 @@ import pytest
 if TYPE_CHECKING:
     from support.guest import Guest, Library
     from support.host import Host, Module
+    from support.own_slot import OwnSlot
 
 _numbers = itertools.count(1)
 
@@ -72,3 +73,14 @@ def guest(library: Library, module: Module, tmp_path: Path) -> Guest:
     from support.guest import Guest
 
     return Guest(library, module.address, tmp_path)
+
+
+@pytest.fixture
+def own(library: Library, new_module: Callable[..., Module], tmp_path: Path) -> Iterator[OwnSlot]:
+    """A guest whose programs reach slot 1 of a module through `library`: the token is initialized and the user has a PIN."""
+    from support.guest import Guest
+    from support.own_slot import OwnSlot
+
+    module = new_module("own", guest_token=True)
+    yield OwnSlot(Guest(library, module.address, tmp_path), module).prepare()
+    module.destroy()
