@@ -9,6 +9,7 @@ from typing import cast
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, mldsa, rsa
+from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 MlDsaPrivateKey = mldsa.MLDSA44PrivateKey | mldsa.MLDSA65PrivateKey | mldsa.MLDSA87PrivateKey
@@ -61,15 +62,23 @@ class Authority:
     key: PrivateKey = field(default_factory=lambda: new_key("p256"))
 
     def __post_init__(self) -> None:
-        self.root = self._certificate("hsmvisor test root", self.root_key, None, self.root_key, ca=True)
-        self.intermediate = self._certificate("hsmvisor test intermediate", self.key, self.root, self.root_key, ca=True)
+        self.root = self._certificate("hsmvisor test root", self.root_key.public_key(), None, self.root_key, ca=True)
+        self.intermediate = self._certificate(
+            "hsmvisor test intermediate", self.key.public_key(), self.root, self.root_key, ca=True
+        )
 
     @property
     def root_pem(self) -> bytes:
         return self.root.public_bytes(PEM)
 
     def issue(self, key: PrivateKey, name: str = "localhost", lifetime: dt.timedelta = dt.timedelta(days=30)) -> x509.Certificate:
-        return self._certificate(name, key, self.intermediate, self.key, ca=False, lifetime=lifetime)
+        return self.issue_for(key.public_key(), name, lifetime)
+
+    def issue_for(
+        self, public: CertificatePublicKeyTypes, name: str = "localhost", lifetime: dt.timedelta = dt.timedelta(days=30)
+    ) -> x509.Certificate:
+        """For a key that nobody here has."""
+        return self._certificate(name, public, self.intermediate, self.key, ca=False, lifetime=lifetime)
 
     def chain(self, key: PrivateKey, name: str = "localhost") -> tuple[x509.Certificate, ...]:
         return (self.issue(key, name), self.intermediate)
@@ -77,7 +86,7 @@ class Authority:
     def _certificate(
         self,
         name: str,
-        key: PrivateKey,
+        public: CertificatePublicKeyTypes,
         issuer: x509.Certificate | None,
         signer: PrivateKey,
         *,
@@ -89,12 +98,12 @@ class Authority:
             x509.CertificateBuilder()
             .subject_name(_name(name))
             .issuer_name(issuer.subject if issuer else _name(name))
-            .public_key(key.public_key())
+            .public_key(public)
             .serial_number(x509.random_serial_number())
             .not_valid_before(now - dt.timedelta(minutes=5))
             .not_valid_after(now + lifetime)
             .add_extension(x509.BasicConstraints(ca, None), critical=True)
-            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
             .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
         )
         if ca:
