@@ -35,15 +35,19 @@ class Sshd:
         wait_for(lambda: self._process.poll() is not None or listens(self.port), "sshd")
         assert self._process.poll() is None, self.log.read_text()
 
-    def command(self, *arguments: str) -> list[str | Path]:
-        """The ssh command of a guest whose keys are in its module and nowhere else."""
+    def command(self, *arguments: str, agent: str = "", asks: bool = False) -> list[str | Path]:
+        """The ssh command of a guest whose keys are in its module and nowhere else.
+
+        `agent`: the socket of one that has them.  `asks`: whether ssh may ask for a PIN.
+        """
         known = self.guest.directory / "known_hosts"
         options = [
-            f"PKCS11Provider={self.guest.library.path}",
+            f"IdentityAgent={agent}" if agent else f"PKCS11Provider={self.guest.library.path}",
+            *([] if agent else ["IdentityAgent=none"]),
             f"UserKnownHostsFile={known}",
             "StrictHostKeyChecking=yes",
-            "BatchMode=yes",
-            "IdentityAgent=none",
+            "PreferredAuthentications=publickey",
+            f"BatchMode={'no' if asks else 'yes'}",
         ]
         flags = [part for option in options for part in ("-o", option)]
         return ["ssh", "-F", "none", *flags, "-p", str(self.port), f"{self.user}@127.0.0.1", *arguments]
