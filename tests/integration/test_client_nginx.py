@@ -13,6 +13,7 @@ from support.certificates import Authority, chain_pem, new_key
 from support.guest import Guest, wait_for
 from support.host import Module
 from support.nginx import Nginx, client_context, handshake
+from support.own_slot import OwnSlot
 
 pytestmark = pytest.mark.real
 AUTHORITY = Authority()
@@ -66,3 +67,18 @@ def test_reload_forks_new_workers(nginx: Nginx) -> None:
     wait_for(lambda: handshake(nginx.port, context)[2] not in before, "a new worker")
     for _ in range(20):
         handshake(nginx.port, context)
+
+
+def test_serves_with_a_key_of_the_guests_own(own: OwnSlot) -> None:
+    """The PIN stands in the URI: each of the forked workers logs in with it."""
+    chain = chain_pem((AUTHORITY.issue_for(own.generate("EC:prime256v1", "web", "01")), AUTHORITY.intermediate))
+    nginx = Nginx(own.guest, [(own.guest.write("web.pem", chain), own.uri("web", pin=True))])
+    try:
+        workers = set()
+        for version in ("TLSv1.2", "TLSv1.3") * 15:
+            _, spoken, worker = handshake(nginx.port, client_context(AUTHORITY.root_pem, version))
+            assert spoken == version
+            workers.add(worker)
+        assert len(workers) >= 2, "one worker did all the work"
+    finally:
+        nginx.stop()
