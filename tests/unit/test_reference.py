@@ -30,3 +30,10 @@ def test_it_names_everything() -> None:
 def test_what_is_not_there_is_said(name: str) -> None:
     (row,) = re.findall(rf"^\| {name} \| (\w+)", reference.text(), re.MULTILINE)
     assert row.startswith("CKR_")
+
+
+def test_the_clients_document_names_tests_that_there_are() -> None:
+    directory = REPOSITORY / "tests/integration"
+    named = set(re.findall(r"`(test_\w+\.py)`", (REPOSITORY / "control_domain/docs/clients.md").read_text()))
+    assert named >= {path.name for path in directory.glob("test_client_*.py")}
+    assert not [name for name in named if not (directory / name).exists()]
