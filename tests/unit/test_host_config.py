@@ -8,7 +8,8 @@ from pathlib import Path
 
 import hsmvisor.host
 import pytest
-from hsmvisor.host.config import Allow, BadConfig, Config, load, parse
+from hsmvisor.host import measures
+from hsmvisor.host.config import Allow, BadConfig, Config, Hsm, load, parse
 from hsmvisor.host.roles import Role
 
 EXAMPLE = Path(hsmvisor.host.__file__).parent / "host.toml"
@@ -41,7 +42,7 @@ def test_the_commented_tables_of_the_example_are_good_too() -> None:
     text = EXAMPLE.read_text()
     lines = [line.removeprefix("#") if line.startswith(("#[", "#  ")) else line for line in text.splitlines()]
     config = parse("\n".join(lines), "example")
-    assert config.control.allow and config.tls.clients and config.signed.keys
+    assert config.control.allow and config.tls.clients and config.signed.keys and config.hsms
 
 
 def test_values_are_taken_over() -> None:
@@ -64,9 +65,53 @@ def test_values_are_taken_over() -> None:
     assert config.audit.checkpoint_seconds == 5.0
 
 
+def hsm(**changes: object) -> str:
+    values: dict[str, object] = {"name": "rack", "library": "/lib/p11.so", "token": "prod", "pin_file": "/etc/pin"} | changes
+    return "[[hsms]]\n" + "\n".join(f"{name} = {value!r}" for name, value in values.items()) + "\n"
+
+
+def test_an_hsm_needs_a_name_a_library_a_token_and_a_pin_file() -> None:
+    (found,) = parse(hsm(), "x").hsms
+    assert found == Hsm("rack", "/lib/p11.so", "prod", "/etc/pin")
+    more = hsm(name="two", user="hsm", environment=["A=1", "B="], writes=["/dev/hsm0"]) + "network = true\n"
+    config = parse(hsm() + more, "x")
+    assert config.hsms[1] == Hsm("two", "/lib/p11.so", "prod", "/etc/pin", "hsm", ("A=1", "B="), ("/dev/hsm0",), True)
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o602])
+def test_the_file_of_an_hsms_pin_is_nobody_elses(tmp_path: Path, mode: int) -> None:
+    pin = tmp_path / "pin"
+    pin.write_text("1234")
+    pin.chmod(mode)
+    with pytest.raises(BadConfig, match=f"others may read {pin}: chmod 600 it"):
+        parse(hsm(pin_file=str(pin)), "x")
+    pin.chmod(0o600)
+    assert parse(hsm(pin_file=str(pin)), "x").hsms
+
+
+def test_what_libraries_of_hsms_change_is_open_to_their_helpers(tmp_path: Path) -> None:
+    (tmp_path / "tokens").mkdir()
+    config = parse(hsm(writes=[str(tmp_path / "tokens"), str(tmp_path / "none")]), "x")
+    assert measures._for_hsms(config) == {str(tmp_path / "tokens")}
+
+
 @pytest.mark.parametrize(
     ("text", "what"),
     [
+        (hsm(name=""), "hsms[0].name is 1-64 of"),
+        (hsm(name="Rack"), "hsms[0].name is 1-64 of"),
+        (hsm(name="software"), "hsms[0].name is not 'software'"),
+        (hsm(library="p11.so"), "hsms[0].library is an absolute path"),
+        (hsm(token=""), "hsms[0].token is a label of 1-32 bytes"),
+        (hsm(token="x" * 33), "hsms[0].token is a label of 1-32 bytes"),
+        (hsm(pin_file="pin"), "hsms[0].pin_file is an absolute path"),
+        (hsm(environment=["NAME"]), "hsms[0].environment[0] is NAME=VALUE"),
+        (hsm(environment=["A=1", "1A=2"]), "hsms[0].environment[1] is NAME=VALUE"),
+        (hsm(environment="A=1"), "hsms[0].environment is a list"),
+        (hsm(writes=["tokens"]), "hsms[0].writes[0] is an absolute path"),
+        (hsm(pin="1234"), "unknown key hsms[0].pin"),
+        (hsm() + hsm(), "hsms: each name stands once"),
+        ("[[hsms]]\nname = 'rack'", "hsms[0].library is missing"),
         ("state_dir = 1", "unknown key state_dir"),
         ("[control]\nsokket = ''", "unknown key control.sokket"),
         ("state_directory = 1", "state_directory is of type str, not int"),

@@ -12,32 +12,24 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import click
 from cryptography import x509
+from hsmvisor.cli import doctor_hsm
 from hsmvisor.cli.context import FAILURE, Command, Context, pass_context, table
+from hsmvisor.cli.finding import FAIL, OK, WARN, Finding
 from hsmvisor.host import config as configuration
 from hsmvisor.host import swap
 from hsmvisor.host.config import Config
 from hsmvisor.host.errors import Broken
 from hsmvisor_rpc.confine import capabilities, landlock
 
-OK, WARN, FAIL = "ok", "warn", "fail"
 BUILT = 1_767_225_600  #: 2026-01-01: a clock before this is wrong
 MIN_FILES = 4096
 MIN_CRYPTOGRAPHY = 50  #: the first that signs without the interpreter's lock for every kind of key
 MIN_LOCKED = 1 << 30  #: bytes; as in hsmvisord/memory.py
 SOON = 14 * 86400  #: seconds before a certificate's end from which on it is worth a word
-
-
-@dataclass(frozen=True)
-class Finding:
-    check: str
-    result: str
-    found: str
-    do: str = ""
 
 
 def _seccomp() -> Finding:
@@ -231,6 +223,8 @@ def _checks(address: str, config: Config) -> Iterator[Callable[[], Finding]]:
     for name, section in (("tls", config.tls), ("signed", config.signed)):
         if section.address and not section.address.startswith("unix:"):
             yield lambda name=name, path=section.certificate: _certificate(f"{name} certificate", path)  # type: ignore[misc]
+    for hsm in config.hsms:
+        yield lambda hsm=hsm: doctor_hsm.examine(hsm)  # type: ignore[misc]
     yield lambda: _service(address)
 
 

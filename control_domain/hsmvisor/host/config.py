@@ -6,17 +6,23 @@ Each section is a frozen dataclass; the loader walks their fields, so an unknown
 from __future__ import annotations
 
 import dataclasses
+import re
 import tomllib
 import types
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from hsmvisor.host.errors import Broken
+from hsmvisor.host.limits import NAME
 from hsmvisor.host.roles import Role
 
 DEFAULT_PATH = Path("/etc/hsmvisor/host.toml")
+SOFTWARE = "software"  #: the cryptoprocessor of a module that has no HSM
+_TOKEN_LABEL = 32  #: bytes of a token's label (PKCS#11 3.1, CK_TOKEN_INFO)
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=[^\0]*")
 
 
 @dataclass(frozen=True)
@@ -116,6 +122,20 @@ class Provider:
 
 
 @dataclass(frozen=True)
+class Hsm:
+    """A hardware security module in which modules' keys may live."""
+
+    name: str
+    library: str  #: the maker's PKCS#11 module
+    token: str  #: label
+    pin_file: str  #: one line: the token's user PIN
+    user: str = ""  #: whom the helpers become that load the library; "" = the service's own
+    environment: tuple[str, ...] = ()  #: NAME=VALUE, for the library; no secrets: ps shows them
+    writes: tuple[str, ...] = ()  #: directories, files and devices that the library changes
+    network: bool = False  #: the library connects by TCP
+
+
+@dataclass(frozen=True)
 class Audit:
     file: str = ""  #: default STATE/audit.log
     rotate_bytes: int = 64 * 1024 * 1024
@@ -147,6 +167,7 @@ class Config:
     guests: Guests = field(default_factory=Guests)
     workers: Workers = field(default_factory=Workers)
     provider: Provider = field(default_factory=Provider)
+    hsms: tuple[Hsm, ...] = ()
     audit: Audit = field(default_factory=Audit)
     metrics: Metrics = field(default_factory=Metrics)
     log: Log = field(default_factory=Log)
@@ -267,6 +288,7 @@ def _check(config: Config, origin: str) -> None:
         demand(getattr(config.workers, name) > 0, f"workers.{name} is greater than 0")
     demand(config.workers.drain_seconds >= 0, "workers.drain_seconds is not negative")
     demand(config.provider.kind == "file", f"provider.kind is file, not {config.provider.kind!r}")
+    _check_hsms(config.hsms, demand)
     demand(config.audit.rotate_bytes >= 65536, "audit.rotate_bytes is at least 65536")
     demand(config.audit.checkpoint_lines >= 1, "audit.checkpoint_lines is at least 1")
     demand(config.audit.checkpoint_seconds > 0, "audit.checkpoint_seconds is greater than 0")
@@ -276,3 +298,26 @@ def _check(config: Config, origin: str) -> None:
         demand(host in ("127.0.0.1", "[::1]", "localhost"), "metrics.address is a loopback address, as 127.0.0.1:9470")
     demand(config.log.format in ("plain", "json"), "log.format is plain or json")
     demand(config.log.level in ("debug", "info", "warning", "error"), "log.level is debug, info, warning or error")
+
+
+def _check_hsms(hsms: tuple[Hsm, ...], demand: Callable[[bool, str], None]) -> None:
+    for i, hsm in enumerate(hsms):
+        demand(NAME.fullmatch(hsm.name) is not None, f"hsms[{i}].name is 1-64 of a-z 0-9 . _ - and begins with a letter or digit")
+        demand(hsm.name != SOFTWARE, f"hsms[{i}].name is not {SOFTWARE!r}: that is what modules without an HSM are")
+        demand(Path(hsm.library).is_absolute(), f"hsms[{i}].library is an absolute path")
+        demand(1 <= len(hsm.token.encode()) <= _TOKEN_LABEL, f"hsms[{i}].token is a label of 1-{_TOKEN_LABEL} bytes")
+        demand(Path(hsm.pin_file).is_absolute(), f"hsms[{i}].pin_file is an absolute path")
+        demand(not _others_read(hsm.pin_file), f"hsms[{i}].pin_file: others may read {hsm.pin_file}: chmod 600 it")
+        for k, setting in enumerate(hsm.environment):
+            demand(_VARIABLE.fullmatch(setting) is not None, f"hsms[{i}].environment[{k}] is NAME=VALUE")
+        for k, path in enumerate(hsm.writes):
+            demand(Path(path).is_absolute(), f"hsms[{i}].writes[{k}] is an absolute path")
+    names = [hsm.name for hsm in hsms]
+    demand(len(set(names)) == len(names), "hsms: each name stands once")
+
+
+def _others_read(path: str) -> bool:
+    try:
+        return bool(Path(path).stat().st_mode & 0o077)
+    except OSError:  # said when it is to be read
+        return False

@@ -115,11 +115,17 @@ def _landlock(config: Config) -> str:
     that another service left are in no domain of ours."""
     if (threads := len(os.listdir("/proc/self/task"))) != 1:
         raise OSError(f"{threads} threads run already")
-    written = sorted({str(path) for path in _written(config) if path.is_dir()})
+    written = sorted({str(path) for path in _written(config) if path.is_dir()} | _for_hsms(config))
     rules = [("/", landlock.EXECUTING | landlock.READING), ("/dev/null", landlock.READING | landlock.WRITING_FILE)]
     rules += [(path, _IN_OUR_DIRECTORIES) for path in written]
-    version = landlock.restrict(rules, tcp=landlock.CONNECT_TCP, scoped=False)
-    return f"ABI {version}: changes files in {', '.join(written)} alone{'; TCP to nobody' if version >= 4 else ''}"
+    tcp = 0 if any(hsm.network for hsm in config.hsms) else landlock.CONNECT_TCP
+    version = landlock.restrict(rules, tcp=tcp, scoped=False)
+    return f"ABI {version}: changes files in {', '.join(written)} alone{'; TCP to nobody' if version >= 4 and tcp else ''}"
+
+
+def _for_hsms(config: Config) -> set[str]:
+    """What HSMs' libraries change: their helpers are our children, and have no more than we."""
+    return {path for hsm in config.hsms for path in hsm.writes if os.path.exists(path)}
 
 
 def _written(config: Config) -> Iterator[Path]:
