@@ -12,7 +12,7 @@ import pytest
 from hsmvisor.host import migrations
 from hsmvisor.host.database import Database
 from hsmvisor.host.errors import Broken, Conflict, Exhausted, StorageUnavailable, WrongState
-from hsmvisor.host.state import CREATING, PRESENT, AttachmentRow, EventRow, ModuleRow, Request, State
+from hsmvisor.host.state import CREATING, PRESENT, AttachmentRow, EventRow, ModuleRow, PurgeRow, Request, State
 from hsmvisor_rpc.internal.messages import StoreState
 
 M = b"m" * 16
@@ -317,6 +317,34 @@ def test_attachments_of_the_release_before_are_kept(tmp_path: Path, monkeypatch:
     hybrid = AttachmentRow(kept.module_id, "", "", "", "", "", 2, "/srv/vm/v.sock")
     asyncio.run(state.attach(hybrid, asked("attach"), b""))
     assert asyncio.run(state.attachments()) == [hybrid]
+    database.close()
+
+
+def test_what_is_left_in_an_hsm_is_noted_with_the_step_that_forgets_the_module(tmp_path: Path) -> None:
+    purge = PurgeRow(M, "web", "rack")
+
+    async def work(state: State) -> None:
+        await made(state)
+        assert await state.purges() == []
+        new = ModuleRow(b"n" * 16, "web", 0, 1, b"s" * 32, "{}", PRESENT, 0)
+        await state.replace(M, new, asked("1"), b"", purge)
+        await state.remove(new.module_id, asked("2"), purge=PurgeRow(new.module_id, "web", "rack"))
+        assert await state.purges() == [purge, PurgeRow(new.module_id, "web", "rack")]
+        await state.remove(new.module_id, None, purge=PurgeRow(new.module_id, "web", "rack"))  # once is enough
+        await state.purged(M)
+        assert await state.purges() == [PurgeRow(new.module_id, "web", "rack")]
+
+    with_state(tmp_path / "state.db", work)
+
+
+def test_a_state_without_purges_gets_their_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "state.db"
+    with monkeypatch.context() as earlier:
+        earlier.setattr(migrations, "STEPS", migrations.STEPS[:4])
+        filled(path)
+    database = Database(path)
+    assert database.migrated_from == 4
+    assert asyncio.run(State(database).purges()) == []
     database.close()
 
 

@@ -74,6 +74,13 @@ STEPS: tuple[tuple[str, ...], ...] = (
         ) STRICT""",
     ),
     ("ALTER TABLE attachments ADD COLUMN hybrid TEXT NOT NULL DEFAULT ''",),  # the monitor's vsock path; then the others are empty
+    (
+        """CREATE TABLE purges (
+            module_id BLOB PRIMARY KEY,         -- of a module that is gone, whose keys may still be in its HSM
+            name TEXT NOT NULL,
+            hsm TEXT NOT NULL
+        ) STRICT""",
+    ),
 )
 
 

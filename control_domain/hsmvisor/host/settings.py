@@ -7,6 +7,7 @@ import json
 from dataclasses import dataclass
 
 from hsmvisor.host import limits
+from hsmvisor.host.config import SOFTWARE
 from hsmvisor.host.errors import Invalid
 from hsmvisor_rpc.internal import mechanisms
 
@@ -57,6 +58,7 @@ class Settings:
     max_connections: int = 0
     policy: Policy = EVERYTHING
     guest_token: bool = False  #: slot 1
+    cryptoprocessor: str = ""  #: the HSM where its keys live, "" = software; the same for good
 
     def encode(self) -> str:
         return json.dumps(dataclasses.asdict(self))
@@ -68,8 +70,25 @@ class Settings:
         lists = {name: tuple(policy.get(name, ())) for name in ("mechanisms", "forbidden")}
         return cls(**values, policy=Policy(**policy | lists))
 
+    def beginning(self) -> Settings:
+        """Returns those of a new module, which may name its cryptoprocessor as people do."""
+        return dataclasses.replace(self, cryptoprocessor="" if self.cryptoprocessor == SOFTWARE else self.cryptoprocessor)
+
+    def beside(self, before: Settings) -> Settings:
+        """Returns those that take the place of `before`; one that names no cryptoprocessor has the same.  Raises Invalid."""
+        now = before.cryptoprocessor
+        if self.cryptoprocessor not in ("", now or SOFTWARE):
+            raise Invalid(
+                "CRYPTOPROCESSOR",
+                f"the module's cryptoprocessor is {now or SOFTWARE} for good, not {self.cryptoprocessor}",
+                "make another module with that one, and deliver the keys there",
+            )
+        return dataclasses.replace(self, cryptoprocessor=now)
+
     def check(self) -> Settings:
         """Raises Invalid."""
+        if self.cryptoprocessor and not limits.NAME.fullmatch(self.cryptoprocessor):
+            raise Invalid("CRYPTOPROCESSOR", f"a cryptoprocessor is {SOFTWARE}, or an HSM by its name in the host's configuration")
         for name, most in (("max_sessions", limits.MAX_SESSIONS), ("max_connections", limits.MAX_CONNECTIONS)):
             if not 0 <= getattr(self, name) <= most:
                 raise Invalid("SETTINGS", f"{name} is at most {most}; 0 is the default")

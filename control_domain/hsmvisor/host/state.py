@@ -49,6 +49,15 @@ class AttachmentRow:
 
 
 @dataclass(frozen=True)
+class PurgeRow:
+    """A module that is gone and whose keys are to be destroyed in the HSM where they lived."""
+
+    module_id: bytes
+    name: str
+    hsm: str
+
+
+@dataclass(frozen=True)
 class Request:
     """A changing call: its id, its method and the SHA-256 of what it asks."""
 
@@ -109,10 +118,12 @@ class State:
     async def begin_destroy(self, module_id: bytes) -> None:
         await self._database.run(lambda c: c.execute("UPDATE modules SET intent = ? WHERE module_id = ?", (DESTROYING, module_id)))
 
-    async def remove(self, module_id: bytes, request: Request | None, result: bytes = b"") -> None:
-        """Forgets a module and its records (secure_delete overwrites them), with the answer to the call that asked for it."""
+    async def remove(self, module_id: bytes, request: Request | None, result: bytes = b"", purge: PurgeRow | None = None) -> None:
+        """Forgets a module and its records (secure_delete overwrites them), with the answer to the call that asked for it; `purge`:
+        what is to be done in its HSM then."""
 
         def work(connection: sqlite3.Connection) -> None:
+            _note_purge(connection, purge)
             connection.execute("DELETE FROM modules WHERE module_id = ?", (module_id,))
             if request is not None:
                 _answer(connection, request, result)
@@ -120,13 +131,14 @@ class State:
         await self._database.run(work)
         await self._database.forget_journal()
 
-    async def replace(self, old_id: bytes, new: ModuleRow, request: Request, result: bytes) -> None:
+    async def replace(self, old_id: bytes, new: ModuleRow, request: Request, result: bytes, purge: PurgeRow | None = None) -> None:
         """Forgets a module with its records and has an empty one in its place, with the answer to the call: one step."""
         row = (new.module_id, new.name, new.number, new.created_at, new.root, new.settings, PRESENT, 0, b"")
 
         def work(connection: sqlite3.Connection) -> None:
             sql = "SELECT ?, qmp, asked_bus, bus, device, chardev, at, hybrid FROM attachments WHERE module_id = ?"
             attached = connection.execute(sql, (new.module_id, old_id)).fetchall()  # it stays in its guest
+            _note_purge(connection, purge)
             connection.execute("DELETE FROM modules WHERE module_id = ?", (old_id,))
             connection.execute("INSERT INTO modules VALUES (?,?,?,?,?,?,?,?,?)", row)
             connection.executemany("INSERT INTO attachments VALUES (?,?,?,?,?,?,?,?)", attached)
@@ -141,6 +153,13 @@ class State:
             _answer(connection, request, result)
 
         await self._database.run(work)
+
+    async def purges(self) -> list[PurgeRow]:
+        sql = "SELECT module_id, name, hsm FROM purges ORDER BY name, module_id"
+        return await self._database.run(lambda c: [PurgeRow(*row) for row in c.execute(sql)])
+
+    async def purged(self, module_id: bytes) -> None:
+        await self._database.run(lambda c: c.execute("DELETE FROM purges WHERE module_id = ?", (module_id,)))
 
     # ---- attachments --------------------------------------------------------------------------------------------
 
@@ -283,6 +302,12 @@ def forbid_signed_until(connection: sqlite3.Connection, at: int, skew: int) -> N
 def _modules(connection: sqlite3.Connection) -> list[ModuleRow]:
     sql = "SELECT module_id, name, number, created_at, root, settings, intent, version FROM modules ORDER BY name"
     return [ModuleRow(*row) for row in connection.execute(sql)]
+
+
+def _note_purge(connection: sqlite3.Connection, purge: PurgeRow | None) -> None:
+    if purge is not None:
+        row = (purge.module_id, purge.name, purge.hsm)
+        connection.execute("INSERT OR IGNORE INTO purges VALUES (?, ?, ?)", row)
 
 
 def _open_enrolments(connection: sqlite3.Connection, now: int) -> list[EnrolmentRow]:

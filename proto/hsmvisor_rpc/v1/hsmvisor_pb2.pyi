@@ -36,6 +36,7 @@ class ModuleSettings(_message.Message):
     MAX_CONNECTIONS_FIELD_NUMBER: _builtins.int
     POLICY_FIELD_NUMBER: _builtins.int
     GUEST_TOKEN_FIELD_NUMBER: _builtins.int
+    CRYPTOPROCESSOR_FIELD_NUMBER: _builtins.int
     log_signatures: _builtins.bool
     """an audit line for each signature"""
     max_sessions: _builtins.int
@@ -44,6 +45,8 @@ class ModuleSettings(_message.Message):
     """0 = default (256)"""
     guest_token: _builtins.bool
     """slot 1: a token where the guest makes and keeps keys of its own"""
+    cryptoprocessor: _builtins.str
+    """where keys live: the name of an HSM of the host's configuration; empty (or software) = in software."""
     @_builtins.property
     def policy(self) -> Global___Policy: ...
     def __init__(
@@ -54,10 +57,11 @@ class ModuleSettings(_message.Message):
         max_connections: _builtins.int = ...,
         policy: Global___Policy | None = ...,
         guest_token: _builtins.bool = ...,
+        cryptoprocessor: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["guest_token", b"guest_token", "log_signatures", b"log_signatures", "max_connections", b"max_connections", "max_sessions", b"max_sessions", "policy", b"policy"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cryptoprocessor", b"cryptoprocessor", "guest_token", b"guest_token", "log_signatures", b"log_signatures", "max_connections", b"max_connections", "max_sessions", b"max_sessions", "policy", b"policy"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -138,6 +142,7 @@ class Module(_message.Message):
     MEASURES_FIELD_NUMBER: _builtins.int
     FAILURE_FIELD_NUMBER: _builtins.int
     DEVICE_FIELD_NUMBER: _builtins.int
+    HSM_HELPER_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """1-64 of a-z 0-9 . _ -, begins with a letter or digit"""
     module_id: _builtins.bytes
@@ -169,6 +174,10 @@ class Module(_message.Message):
 
     @_builtins.property
     def device(self) -> Global___Device: ...
+    @_builtins.property
+    def hsm_helper(self) -> Global___HsmHelper:
+        """none: its keys live in software"""
+
     def __init__(
         self,
         *,
@@ -189,14 +198,45 @@ class Module(_message.Message):
         measures: _abc.Iterable[Global___Measure] | None = ...,
         failure: _builtins.str = ...,
         device: Global___Device | None = ...,
+        hsm_helper: Global___HsmHelper | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "device", b"device", "settings", b"settings"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "device", b"device", "hsm_helper", b"hsm_helper", "settings", b"settings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "connections", b"connections", "created_at", b"created_at", "device", b"device", "failure", b"failure", "materials", b"materials", "measures", b"measures", "module_id", b"module_id", "name", b"name", "pid", b"pid", "pin_set", b"pin_set", "restarts", b"restarts", "root", b"root", "sessions", b"sessions", "settings", b"settings", "state", b"state", "token_present", b"token_present"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "connections", b"connections", "created_at", b"created_at", "device", b"device", "failure", b"failure", "hsm_helper", b"hsm_helper", "materials", b"materials", "measures", b"measures", "module_id", b"module_id", "name", b"name", "pid", b"pid", "pin_set", b"pin_set", "restarts", b"restarts", "root", b"root", "sessions", b"sessions", "settings", b"settings", "state", b"state", "token_present", b"token_present"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Module: _TypeAlias = Module  # noqa: Y015
+
+@_typing.final
+class HsmHelper(_message.Message):
+    """The process that uses a module's keys in its HSM."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PID_FIELD_NUMBER: _builtins.int
+    RESTARTS_FIELD_NUMBER: _builtins.int
+    TOKEN_FIELD_NUMBER: _builtins.int
+    pid: _builtins.int
+    """0 = none now: keys cannot be used, and failure says why"""
+    restarts: _builtins.int
+    """since the host service began"""
+    token: _builtins.str
+    """maker, model and serial number"""
+    def __init__(
+        self,
+        *,
+        pid: _builtins.int = ...,
+        restarts: _builtins.int = ...,
+        token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["pid", b"pid", "restarts", b"restarts", "token", b"token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HsmHelper: _TypeAlias = HsmHelper  # noqa: Y015
 
 @_typing.final
 class Device(_message.Message):
@@ -452,12 +492,17 @@ Global___DestroyModuleRequest: _TypeAlias = DestroyModuleRequest  # noqa: Y015
 class DestroyModuleResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    KEYS_LEFT_FIELD_NUMBER: _builtins.int
+    keys_left: _builtins.str
+    """why keys are still in the module's HSM; they are destroyed there as soon as that is possible"""
     def __init__(
         self,
+        *,
+        keys_left: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["keys_left", b"keys_left"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1236,6 +1281,7 @@ class Host(_message.Message):
     KEY_PROVIDER_FIELD_NUMBER: _builtins.int
     CALLER_FIELD_NUMBER: _builtins.int
     ROLES_FIELD_NUMBER: _builtins.int
+    HSMS_FIELD_NUMBER: _builtins.int
     host_key: _builtins.bytes
     """raw Ed25519 public key; SHA-256 of it is the host_id"""
     version: _builtins.str
@@ -1251,6 +1297,10 @@ class Host(_message.Message):
     def roles(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """and what you may be"""
 
+    @_builtins.property
+    def hsms(self) -> _containers.RepeatedCompositeFieldContainer[Global___Hsm]:
+        """of its configuration"""
+
     def __init__(
         self,
         *,
@@ -1262,14 +1312,56 @@ class Host(_message.Message):
         key_provider: _builtins.str = ...,
         caller: _builtins.str = ...,
         roles: _abc.Iterable[_builtins.str] | None = ...,
+        hsms: _abc.Iterable[Global___Hsm] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["started_at", b"started_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "host_key", b"host_key", "key_provider", b"key_provider", "measures", b"measures", "modules", b"modules", "roles", b"roles", "started_at", b"started_at", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "host_key", b"host_key", "hsms", b"hsms", "key_provider", b"key_provider", "measures", b"measures", "modules", b"modules", "roles", b"roles", "started_at", b"started_at", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Host: _TypeAlias = Host  # noqa: Y015
+
+@_typing.final
+class Hsm(_message.Message):
+    """A hardware security module in which modules' keys may live."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    LIBRARY_FIELD_NUMBER: _builtins.int
+    TOKEN_FIELD_NUMBER: _builtins.int
+    MODULES_FIELD_NUMBER: _builtins.int
+    FAILURE_FIELD_NUMBER: _builtins.int
+    PURGES_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    library: _builtins.str
+    """its maker's PKCS#11 module"""
+    token: _builtins.str
+    """label"""
+    modules: _builtins.int
+    """that have their keys there"""
+    failure: _builtins.str
+    """a wrong PIN: nothing is tried there before somebody asks"""
+    purges: _builtins.int
+    """modules that are gone and whose keys are still to be destroyed there"""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        library: _builtins.str = ...,
+        token: _builtins.str = ...,
+        modules: _builtins.int = ...,
+        failure: _builtins.str = ...,
+        purges: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "library", b"library", "modules", b"modules", "name", b"name", "purges", b"purges", "token", b"token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Hsm: _TypeAlias = Hsm  # noqa: Y015
 
 @_typing.final
 class EnrolRequest(_message.Message):
