@@ -62,7 +62,7 @@ class FakeWorker:
                 if self.scenario == "stores-before-boot":
                     data += encode_frame(Frame(1, Kind.REQUEST, m.StoreState(1, "", b"", (), (), ()).encode()))
                 self.sock.sendall(data)
-            elif name == "load-state":
+            elif name in ("load-state", "use-hsm"):
                 self.send(Kind.REPLY, frame.id, m.Done())
             elif name == "boot":
                 boot = m.Boot.decode(frame.payload)

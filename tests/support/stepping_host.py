@@ -30,8 +30,8 @@ if __name__ == "__main__":
     child._INHERITED = (*child._INHERITED, VARIABLE)
     spawn = child.Spawned.__init__
 
-    def spawned(self: child.Spawned, name: str, arguments: Any) -> None:
-        spawn(self, HELPERS[name], arguments)
+    def spawned(self: child.Spawned, name: str, *arguments: Any) -> None:
+        spawn(self, HELPERS[name], *arguments)
 
     child.Spawned.__init__ = spawned  # type: ignore[method-assign]
     instrument()

@@ -123,7 +123,7 @@ def test_a_status_is_read() -> None:
 
 
 def test_every_refusal_of_a_worker_has_its_code() -> None:
-    for reason in (*Reason, m.REASON_PHASE, m.REASON_STORAGE, m.REASON_INTERNAL, m.REASON_UNSEALED):
+    for reason in (*Reason, m.REASON_PHASE, m.REASON_STORAGE, m.REASON_INTERNAL, m.REASON_UNSEALED, m.REASON_HSM):
         error = errors.refused(m.Error(reason, "detail"))
         assert error.reason == reason
         assert errors.code(error).name in {

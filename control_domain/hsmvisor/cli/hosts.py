@@ -41,8 +41,16 @@ def show(ctx: Context) -> None:
     def text() -> None:
         table(("", ""), rows)
         table(("measure", "", "detail"), [(m.name, "yes" if m.applied else "NO", m.detail) for m in found.measures])
+        if found.hsms:
+            table(("HSM", "token", "library", "modules", ""), [_hsm(hsm) for hsm in found.hsms])
 
     ctx.result(found, text)
+
+
+def _hsm(hsm: pb.Hsm) -> tuple[str, ...]:
+    told = [f"{hsm.failure}; not tried again"] if hsm.failure else []
+    told += [f"keys of {hsm.purges} modules that are gone are still to be destroyed"] if hsm.purges else []
+    return hsm.name, hsm.token, hsm.library, str(hsm.modules), "; ".join(told) or "-"
 
 
 @host.command("new-secret")

@@ -10,7 +10,8 @@ from typing import Any, BinaryIO, TextIO
 import click
 import grpc
 from hsmvisor.cli.context import REFUSED, USAGE, CommandError, Context, Group, pass_context, plain, table, when
-from hsmvisor.cli.parameters import HexBytes, MechanismName
+from hsmvisor.cli.parameters import CryptoprocessorName, HexBytes, MechanismName
+from hsmvisor.host.config import SOFTWARE
 from hsmvisor_rpc.internal.mechanisms import FORBIDDABLE
 from hsmvisor_rpc.v1 import hsmvisor_pb2 as pb
 
@@ -31,6 +32,7 @@ def _settings(
     guest_token: bool,
     mechanisms: tuple[str, ...],
     forbidden: tuple[str, ...],
+    cryptoprocessor: str = SOFTWARE,
     **policy: Any,
 ) -> pb.ModuleSettings:
     allowed = pb.Policy(mechanisms=sorted(set(mechanisms)), forbidden=sorted(set(forbidden)), **policy)
@@ -40,6 +42,7 @@ def _settings(
         max_connections=max_connections,
         policy=allowed if allowed.ByteSize() else None,
         guest_token=guest_token,
+        cryptoprocessor="" if cryptoprocessor == SOFTWARE else cryptoprocessor,
     )
 
 
@@ -91,6 +94,7 @@ def show_module(m: pb.Module) -> None:
         ("token", "attached" if m.token_present else "detached"),
         ("in use", f"{m.connections} connections, {m.sessions} sessions, {m.materials} materials"),
     ]
+    rows.append(("cryptoprocessor", _cryptoprocessor(m)))
     rows.append(("guest's own keys", "slot 1" if m.settings.guest_token else "-"))
     rows.append(("policy", _policy(m.settings.policy)))
     rows.append(("guest", _guest(m.device)))
@@ -100,6 +104,13 @@ def show_module(m: pb.Module) -> None:
     if m.measures:
         click.echo("sandbox:")
         table(("measure", "", "detail"), [(x.name, "yes" if x.applied else "NO", x.detail) for x in m.measures])
+
+
+def _cryptoprocessor(m: pb.Module) -> str:
+    if not m.settings.cryptoprocessor:
+        return SOFTWARE
+    helper = f"helper pid {m.hsm_helper.pid}, {m.hsm_helper.restarts} restarts" if m.hsm_helper.pid else "no helper now"
+    return f"{m.settings.cryptoprocessor} ({m.hsm_helper.token or 'token not known'}), {helper}"
 
 
 def _policy(policy: pb.Policy) -> str:
@@ -128,6 +139,13 @@ def _guest(device: pb.Device) -> str:
 @module.command()
 @click.argument("name")
 @_settings_options
+@click.option(
+    "--cryptoprocessor",
+    default=SOFTWARE,
+    show_default=True,
+    type=CryptoprocessorName(),
+    help="Where its keys live, for good: software, or an HSM of the host's configuration (hsmvisor host show).",
+)
 @click.option("--root", type=HexBytes(32), help="Hexadecimal root key that the module obeys; default: this authority's.")
 @click.option("--request-id", "ident", help="Makes a repeated call the same call.")
 @pass_context
@@ -149,6 +167,9 @@ def create(ctx: Context, /, name: str, root: bytes | None, ident: str | None, **
         found = ctx.modules.CreateModule(request, timeout=ctx.timeout)
     elif found.root != hashlib.sha256(key).digest():
         raise CommandError(f"module {name} exists and obeys another root", REFUSED, "choose another name, or give its authority")
+    elif wanted.cryptoprocessor not in (found.settings.cryptoprocessor, ""):
+        where = found.settings.cryptoprocessor or SOFTWARE
+        raise CommandError(f"module {name} exists and its keys live in {where}, for good", REFUSED, "choose another name")
     elif wanted not in (found.settings, pb.ModuleSettings()):
         raise CommandError(f"module {name} exists with other settings", REFUSED, f"hsmvisor module settings {name} changes them")
     ctx.result(found, lambda: click.echo(f"module {found.name} serves at {found.address}"))
@@ -159,8 +180,11 @@ def create(ctx: Context, /, name: str, root: bytes | None, ident: str | None, **
 def list_(ctx: Context) -> None:
     """The modules of the host."""
     found = ctx.all_modules()
-    columns = ("name", "state", "materials", "connections", "pid", "restarts", "address")
-    rows = [(m.name, m.state, m.materials, m.connections, m.pid or "-", m.restarts, m.address) for m in found]
+    columns = ("name", "state", "cryptoprocessor", "materials", "connections", "pid", "restarts", "address")
+    rows = [
+        (m.name, m.state, m.settings.cryptoprocessor or SOFTWARE, m.materials, m.connections, m.pid or "-", m.restarts, m.address)
+        for m in found
+    ]
     ctx.result({"modules": [plain(m) for m in found]}, lambda: table(columns, rows))
 
 
@@ -182,8 +206,14 @@ def destroy(ctx: Context, name: str, yes: bool, ident: str | None) -> None:
     """End a module and forget its keys; this cannot be undone."""
     if not yes:
         click.confirm(f"Destroy module {name} with all its keys?", abort=True, err=True)
-    ctx.modules.DestroyModule(pb.DestroyModuleRequest(request_id=ident or request_id(), name=name), timeout=ctx.timeout)
-    ctx.result({"destroyed": name}, lambda: click.echo(f"module {name} is destroyed"))
+    done = ctx.modules.DestroyModule(pb.DestroyModuleRequest(request_id=ident or request_id(), name=name), timeout=ctx.timeout)
+
+    def text() -> None:
+        click.echo(f"module {name} is destroyed")
+        if done.keys_left:
+            click.echo(f"its keys are still in its HSM ({done.keys_left}); the host destroys them there when that is possible")
+
+    ctx.result({"destroyed": name, "keys_left": done.keys_left}, text)
 
 
 @module.command()
@@ -292,7 +322,9 @@ def upgrade(ctx: Context, names: tuple[str, ...], every: bool, keep_launcher: bo
     """Replace the worker processes of modules, in service.
 
     The new process runs the code that is installed now. State, connections, sessions and open operations go along; guests notice
-    nothing. Example: hsmvisor module upgrade --all
+    nothing. A module that failed is tried again at once, also where a wrong PIN of its HSM stood in the way.
+
+    Example: hsmvisor module upgrade --all
     """
     if every == bool(names):
         raise click.UsageError("give the names of modules, or --all")
@@ -302,7 +334,8 @@ def upgrade(ctx: Context, names: tuple[str, ...], every: bool, keep_launcher: bo
         with ctx.patience(f"replacing the worker of {name}"):
             done.append(ctx.modules.UpgradeModule(request, timeout=ctx.timeout))
         if not ctx.json:
-            click.echo(f"{name}: replaced in {done[-1].seconds * 1000:.0f} ms", err=True)
+            what = "replaced" if done[-1].old_pid else "it had failed, and was started"
+            click.echo(f"{name}: {what} in {done[-1].seconds * 1000:.0f} ms", err=True)
     columns = ("name", "pid", "was", "connections", "applications", "lingering", "paused ms")
     rows = [(u.name, u.pid, u.old_pid, u.connections, u.applications, u.lingering, f"{u.paused_seconds * 1000:.1f}") for u in done]
     ctx.result({"upgraded": [plain(u) for u in done]}, lambda: table(columns, rows))

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from typing import Any
 
 import click
+import grpc
 from click.shell_completion import CompletionItem
+from hsmvisor.client import connect
+from hsmvisor.host.config import SOFTWARE
 from hsmvisor_rpc.internal import mechanisms
+from hsmvisor_rpc.v1 import hsmvisor_pb2 as pb
+from hsmvisor_rpc.v1 import hsmvisor_pb2_grpc as rpc
 
+_COMPLETE_WITHIN = 2.0  #: seconds
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -42,6 +49,25 @@ class HexBytes(click.ParamType[bytes]):
         if self._size and len(found) != self._size:
             self.fail(f"{self._size} bytes in hexadecimal are wanted, these are {len(found)}", param, ctx)
         return found
+
+
+class CryptoprocessorName(click.ParamType[str]):
+    """`software`, or an HSM by its name in the host's configuration, which the host knows."""
+
+    name = "name"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        return str(value)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Asks a host that is reached by its unix socket."""
+        names = [SOFTWARE]
+        address = str(ctx.find_root().params.get("address", ""))
+        if address.startswith("unix:"):
+            with contextlib.suppress(grpc.RpcError, ValueError, OSError), connect(address) as channel:
+                told = rpc.HostServiceStub(channel).GetHost(pb.GetHostRequest(), timeout=_COMPLETE_WITHIN)
+                names += [hsm.name for hsm in told.hsms]
+        return [CompletionItem(name) for name in names if name.startswith(incomplete)]
 
 
 class MechanismName(click.ParamType[str]):

@@ -44,7 +44,8 @@ def child_environment() -> dict[str, str]:
 class Spawned:
     """A running helper: its process and our end of its socket, before an event loop is there."""
 
-    def __init__(self, module: str, arguments: Sequence[str]) -> None:
+    def __init__(self, module: str, arguments: Sequence[str], stderr: int | None = None) -> None:
+        """`stderr`: a descriptor for what it says; None: it says it where we do."""
         self.sock, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with theirs:
             command = [sys.executable, "-m", module, "--control-fd", str(theirs.fileno()), *arguments]
@@ -54,6 +55,7 @@ class Spawned:
                 env=child_environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
+                stderr=stderr,
                 start_new_session=True,
             )
 

@@ -6,7 +6,9 @@ import dataclasses
 
 from google.protobuf.timestamp_pb2 import Timestamp
 from hsmvisor.host import limits, reports
+from hsmvisor.host.cryptoprocessor import Cryptoprocessor
 from hsmvisor.host.enrolment import OneTimeSecret
+from hsmvisor.host.hsms import Hsm
 from hsmvisor.host.measures import Measure
 from hsmvisor.host.module import Module, Upgraded
 from hsmvisor.host.modules import Change
@@ -33,7 +35,14 @@ def settings(message: pb.ModuleSettings) -> Settings:
     p = message.policy
     lists = tuple(p.mechanisms), tuple(p.forbidden)
     policy = Policy(lists[0], p.min_rsa_bits, p.min_ec_bits, p.rate, p.burst, lists[1], p.min_pin, p.legacy)
-    return Settings(message.log_signatures, message.max_sessions, message.max_connections, policy, message.guest_token).check()
+    return Settings(
+        message.log_signatures,
+        message.max_sessions,
+        message.max_connections,
+        policy,
+        message.guest_token,
+        message.cryptoprocessor,
+    ).check()
 
 
 def settings_message(settings: Settings) -> pb.ModuleSettings:
@@ -44,6 +53,7 @@ def settings_message(settings: Settings) -> pb.ModuleSettings:
         max_connections=settings.max_connections,
         policy=policy,
         guest_token=settings.guest_token,
+        cryptoprocessor=settings.cryptoprocessor,
     )
 
 
@@ -69,9 +79,23 @@ def module(module: Module, status: reports.Status | None) -> pb.Module:
         materials=len(told.materials),
         connections=min(told.connections, 2**32 - 1),
         sessions=min(told.sessions, 2**32 - 1),
-        measures=map(measure, told.measures or module.measures),
+        measures=map(measure, (*(told.measures or module.measures), *module.cryptoprocessor.measures)),
         failure=module.failure,
         device=_device(module),
+        hsm_helper=_hsm_helper(module.cryptoprocessor),
+    )
+
+
+def _hsm_helper(cryptoprocessor: Cryptoprocessor) -> pb.HsmHelper | None:
+    if not cryptoprocessor.hsm:
+        return None
+    return pb.HsmHelper(pid=cryptoprocessor.pid, restarts=cryptoprocessor.restarts, token=cryptoprocessor.token)
+
+
+def hsm(hsm: Hsm, modules: int, purges: int) -> pb.Hsm:
+    row = hsm.row
+    return pb.Hsm(
+        name=row.name, library=row.library, token=row.token, modules=modules, failure=reports.clean(hsm.barred), purges=purges
     )
 
 

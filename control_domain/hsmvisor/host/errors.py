@@ -117,6 +117,7 @@ _REFUSALS: dict[str, int] = {
     m.REASON_PHASE: code_pb2.UNAVAILABLE,
     m.REASON_INTERNAL: code_pb2.INTERNAL,
     m.REASON_UNSEALED: code_pb2.INTERNAL,
+    m.REASON_HSM: code_pb2.UNAVAILABLE,
 }
 
 _STATUS_CODES = {c.value[0]: c for c in grpc.StatusCode}
@@ -128,6 +129,7 @@ _HINTS: dict[str, str] = {
     Reason.NOT_YET_VALID: "compare the clocks of manager and host",
     Reason.UNKNOWN_MANAGER: "the module obeys the root it was created with: sign with that root or a signer it certified",
     Reason.WRONG_HOST: "fetch the module's identity from this host and check it against the pinned host key",
+    m.REASON_HSM: "see hsmvisor module show; hsmvisor doctor looks at library and token",
     m.REASON_STORAGE: "nothing was changed; look at the host's log and disk, then try again",
 }
 

@@ -37,6 +37,9 @@ MAX_ENROLMENT_ATTEMPTS = 10  #: wrong proofs until a one-time secret is void
 MAX_ENROLMENT_LIFETIME = 7 * 86400  #: seconds
 DEFAULT_ENROLMENT_LIFETIME = 3600  #: seconds
 
+MAX_SAID = 256  #: characters of one line that an HSM's helper or library says
+HELPER_LINES = 20  #: of them that are logged at once; one a second after that
+
 VSOCK_PORT = 9111  #: at which a guest reaches its module, CID 2; as in hsmvisord/limits.py
 FIRST_CID = 1024  #: module number n is plugged into a guest of CID FIRST_CID + n
 MAX_DEVICE_STATE = 64 * 1024  #: bytes that a worker may have kept of its device

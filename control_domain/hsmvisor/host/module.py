@@ -14,11 +14,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from hsmvisor.host import errors, places, reports
+from hsmvisor.host import errors, pauses, places, reports
 from hsmvisor.host.adoption import end_stranger, returned_listener
 from hsmvisor.host.child import HelperLost
+from hsmvisor.host.cryptoprocessor import Cryptoprocessor
 from hsmvisor.host.device import Device
 from hsmvisor.host.happenings import DeviceHappenings, Happenings
+from hsmvisor.host.hsm_helper import HsmFault
 from hsmvisor.host.hybrid import Hybrid
 from hsmvisor.host.intake import Passing
 from hsmvisor.host.link import LinkClosed, PeerError
@@ -52,8 +54,6 @@ _log = logging.getLogger(__name__)
 STARTING, SERVING, RESTARTING, FAILED, DESTROYED = "starting", "serving", "restarting", "failed", "destroyed"
 
 _DEATHS, _WITHIN = 5, 30.0  #: that many deaths in that many seconds: failed
-_QUICK_PAUSES = (0.05, 0.2, 0.5)  #: seconds to the next attempt after the first failures to start
-_FAILED_PAUSE, _LONGEST_PAUSE = 10.0, 300.0  #: and when it counts as failed
 LINGER = 10.0  #: seconds that a replaced worker serves applications which are in a long operation
 _LEAVING_WITHIN = 5.0  #: seconds that it may take to end after that
 _MOST_LACKING = 32
@@ -75,6 +75,7 @@ class Module:
         self._deaths: deque[float] = deque(maxlen=_DEATHS)
         self._failures = 0
         self._is_serving = asyncio.Event()
+        self._asked, self._tried = asyncio.Event(), asyncio.Event()  #: to be started now; that was tried
         self._replacing = asyncio.Lock()  #: held while a successor takes over
         self._leaving: dict[asyncio.Task[None], WorkerProcess] = {}  #: predecessors on their way out
         self.ending = asyncio.Lock()  #: held by who destroys it
@@ -83,6 +84,15 @@ class Module:
         self.attachment: AttachmentRow | None = None  #: into which guest it was plugged by us
         self.passing = Passing(row.name, self._give)
         self.hybrid = Hybrid(surroundings.config, self.passing)
+        self.cryptoprocessor = Cryptoprocessor(
+            surroundings.hsms,
+            self.settings.cryptoprocessor,
+            row.name,
+            row.module_id,
+            surroundings.config.workers.start_timeout_seconds,
+            lambda: self._worker if self._is_serving.is_set() else None,
+            self._told_of_hsm,
+        )
         self._happenings = Happenings(row.name, surroundings.audit, surroundings.events)
         self._device_happenings = DeviceHappenings(row.name, surroundings.audit, surroundings.events)
 
@@ -151,15 +161,21 @@ class Module:
                     await self._buried()
             if len(self._deaths) == _DEATHS and self._deaths[-1] - self._deaths[0] < _WITHIN:
                 self._fail(f"its worker ended {_DEATHS} times within {_WITHIN:.0f} s: {self.failure or 'see the host log'}")
-            await asyncio.sleep(self._pause())
+            await self._rest()
             await self._try_start()
 
-    def _pause(self) -> float:
-        """Seconds until the worker is started again."""
+    async def _rest(self) -> None:
+        """Until the worker is started again: a while, or until somebody asks.  A wrong PIN of its HSM is not tried before that."""
         if self.state != FAILED:
-            return _QUICK_PAUSES[self._failures - 1] if self._failures else 0
-        self._deaths.clear()
-        return min(_FAILED_PAUSE * 2.0 ** max(0, self._failures - len(_QUICK_PAUSES)), _LONGEST_PAUSE)
+            await asyncio.sleep(pauses.after(self._failures))
+        elif self.cryptoprocessor.barred:
+            await self.cryptoprocessor.opened()
+        else:
+            self._deaths.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pauses.lasting(self._failures)):
+                    await self._asked.wait()
+        self._asked.clear()
 
     async def _buried(self) -> None:
         """Takes note of a worker's death."""
@@ -184,11 +200,15 @@ class Module:
         except (WorkerFault, errors.HostError, OSError) as error:
             await self._end_worker(0)
             detail = error.detail if isinstance(error, errors.HostError) else str(error)
+            if isinstance(error, HsmFault) and error.hint:
+                detail = f"{detail}: {error.hint}"
             self._failures += 1
-            if self._failures > len(_QUICK_PAUSES):
-                self._fail(f"its worker does not start: {detail}")
-            else:
+            if pauses.quick(self._failures) and not (isinstance(error, HsmFault) and error.final):
                 _log.warning("module %s: its worker does not start: %s; tried again", self.name, detail)
+            else:
+                self._fail(f"its worker does not start: {detail}")
+        finally:
+            self._tried.set()
 
     def _fail(self, failure: str) -> None:
         if self.failure != failure:
@@ -196,6 +216,13 @@ class Module:
             self._s.audit.note("module.failed", who="host", module=self.name, result="failed", detail=reports.clean(failure))
             self._s.events.emit("module-failed", self.name, {"detail": reports.clean(failure)})
         self._set(FAILED, failure)
+
+    def _told_of_hsm(self, failure: str) -> None:
+        """Of a worker that serves, and cannot use its keys; or can again."""
+        if failure:
+            self._fail(failure)
+        elif self.state == FAILED and self._is_serving.is_set():
+            self._set(SERVING)
 
     def _set(self, state: str, failure: str = "") -> None:
         if (state, failure) != (self.state, self.failure):
@@ -213,8 +240,10 @@ class Module:
         self._listen_for_hybrid()
         version, records = await self._s.state.sealed(self.module_id) if self._version else (0, [])
         try:
+            await self.cryptoprocessor.ready()
             worker = await self._spawn(within)
             await worker.attach(version, within)
+            await self.cryptoprocessor.give(worker)
             await worker.load(records, within)
             del records
             booted = await worker.boot(self._boot(version), within)
@@ -278,6 +307,7 @@ class Module:
         self._failures = 0
         self._is_serving.set()
         self._set(SERVING)
+        self.cryptoprocessor.look()
 
     async def _adopt(self) -> bool:
         """Takes over a worker that an earlier supervisor left; one that is not whole is ended.  Says whether it serves."""
@@ -311,15 +341,20 @@ class Module:
     # ---- a successor --------------------------------------------------------------------------------------------
 
     async def upgrade(self, linger: float = LINGER) -> Upgraded:
-        """Replaces the worker by a new one that takes its state, connections and sessions over.  Raises HostError; then the old
-        one serves on, or one is started again."""
+        """Replaces the worker by a new one that takes its state, connections and sessions over; one that failed is tried again now.
+        Raises HostError; then the old one serves on, or one is started again."""
+        self.cryptoprocessor.reopen()
+        if self.state == FAILED and self._worker is None:
+            return await self._try_now()
         async with self._replacing:
             old = await self._serving_worker()
             within = self._s.config.workers.start_timeout_seconds
-            began = time.monotonic()
+            began, helper = time.monotonic(), None
             try:
+                helper = await self.cryptoprocessor.fresh()
                 new = await self._spawn(within, successor=True)
                 await new.attach(self._version, within)
+                await self.cryptoprocessor.connect(helper, new)
                 self._is_serving.clear()  # who asks now waits for the new one
                 frozen = time.monotonic()
                 version = await old.freeze(within)
@@ -328,16 +363,30 @@ class Module:
                 booted, handed = await self._succession(old, new, version, linger, within)
             except (WorkerFault, LinkClosed, PeerError, TimeoutError, OSError, errors.HostError) as error:
                 await self._without_successor(old, within)
+                if helper is not None:
+                    await helper.end()
                 raise errors.Unavailable(
                     "WORKER", f"the worker of module {self.name} is not replaced: {str(error) or 'no answer'}", "see the host's log"
                 ) from None
             places.succeed(self._s.places, self.module_id)
             self._worker, self._successor = new, None
+            self.cryptoprocessor.succeed(helper, new)
             self._serves(booted.recipient, booted.root, booted.report)
             self.device.succeeded(new, within)
             self._see_out(old, linger)
             now = time.monotonic()
             return Upgraded(old.pid, new.pid, handed.applications, handed.connections, handed.lingering, now - began, now - frozen)
+
+    async def _try_now(self) -> Upgraded:
+        """For one that failed and has no worker: it is started at once.  Raises HostError when it fails again."""
+        began = time.monotonic()
+        self._tried.clear()
+        self._asked.set()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(2 * self._s.config.workers.start_timeout_seconds):
+                await self._tried.wait()
+        worker, took = await self._serving_worker(), time.monotonic() - began
+        return Upgraded(0, worker.pid, 0, 0, 0, took, took)
 
     async def forget_key(self) -> None:
         """No process that held a destroyed key goes on: the worker is replaced in service, or else ended and started again."""
@@ -347,6 +396,7 @@ class Module:
             _log.warning("module %s: %s; its worker is ended instead", self.name, error.detail)
             if self._worker is not None:
                 self._worker.kill()
+            self.cryptoprocessor.kill()
         await asyncio.gather(*self._leaving)
 
     async def _succession(
@@ -371,6 +421,7 @@ class Module:
         if old.phase is Phase.SERVING:
             await old.thaw(within)
             self._is_serving.set()
+            self.cryptoprocessor.look()
         else:
             old.kill()  # it has given its connections away; another one is started
 
@@ -433,7 +484,8 @@ class Module:
         return reports.statistics((await self.ask(m.QueryStatistics(), m.Report)).report)
 
     async def configure(self, settings: Settings, request: Request, result: bytes) -> None:
-        """The worker says first whether it takes them; then they are stored for its next start too."""
+        """The worker says first whether it takes them; then they are stored for its next start too.  Raises HostError."""
+        settings = settings.beside(self.settings)
         await self.ask(m.Configure(settings.encode()), m.Done)
         try:
             await self._s.state.update_settings(self.module_id, settings.encode(), request, result)
@@ -472,6 +524,7 @@ class Module:
                 self._worker = None
             else:
                 await self._end_worker(self._s.config.workers.drain_seconds)
+                await self.cryptoprocessor.end()
         if (guest := self._let_go()) is not None:
             guest.close()
 
@@ -487,6 +540,7 @@ class Module:
         await self._halt()
         async with self._replacing:
             await self._end_worker(0)
+            await self.cryptoprocessor.end()
         return self._let_go()
 
     def take_place(self, guest: socket.socket | None) -> None:
@@ -500,6 +554,7 @@ class Module:
         self._set(DESTROYED)
 
     async def _halt(self) -> None:
+        await self.cryptoprocessor.halt()
         if self._keeper is not None:
             self._keeper.cancel()
             with contextlib.suppress(asyncio.CancelledError):

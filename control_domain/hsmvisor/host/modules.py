@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 
 from hsmvisor.host import places
 from hsmvisor.host.adoption import end_orphans, end_stranger
-from hsmvisor.host.errors import Exhausted, Exists, HostError, NotFound, Unavailable
+from hsmvisor.host.errors import Exhausted, Exists, HostError, Invalid, NotFound, Unavailable
 from hsmvisor.host.module import DESTROYED, Module, Upgraded
 from hsmvisor.host.settings import Settings
-from hsmvisor.host.state import CREATING, DESTROYING, PRESENT, ModuleRow, Request
+from hsmvisor.host.state import CREATING, DESTROYING, PRESENT, ModuleRow, PurgeRow, Request
 from hsmvisor.host.surroundings import Surroundings
 
 _log = logging.getLogger(__name__)
@@ -52,6 +52,7 @@ class Modules:
                 self._modules[row.name] = Module(row, self._s, self._changed)
             else:
                 await self._settle(row)
+        await self._s.purges.start()
         by_id = {module.module_id: module for module in self._modules.values()}
         for attached in await self._s.state.attachments():
             if attached.module_id in by_id:
@@ -64,7 +65,7 @@ class Modules:
         """A creation that was never acknowledged is undone, a destruction that had begun is finished."""
         await end_stranger(self._s.places, row.module_id)
         places.remove(self._s.places, row.module_id, row.name)
-        await self._s.state.remove(row.module_id, None)
+        await self._s.state.remove(row.module_id, None, purge=_purge_of(row))
         kind = {CREATING: "module.create.undone", DESTROYING: "module.destroy.finished"}[row.intent]
         _log.warning("module %s: %s after an interruption", row.name, kind)
         await self._s.audit.record(kind, who="host", module=row.name, module_id=row.module_id.hex(), result="ok")
@@ -80,7 +81,7 @@ class Modules:
                 places.forget(self._s.places, module_id)
 
     def _end_orphans(self) -> None:
-        helpers = {self._s.launcher.child.pid, self._s.provider.child.pid}
+        helpers = {self._s.launcher.child.pid, self._s.provider.child.pid, *self._s.hsms.pids}
         end_orphans(helpers.union(*(m.pids for m in (*self._making, *self._modules.values()))))
 
     def end_watching(self) -> None:
@@ -107,6 +108,7 @@ class Modules:
 
     async def create(self, name: str, root: bytes, settings: Settings, request: Request) -> bytes:
         """Makes a module; returns its id when it serves, which is the stored answer to `request`.  Raises HostError."""
+        self._demand_hsm(settings.cryptoprocessor)
         if name in self._modules or name in self._reserved:
             raise Exists("MODULE", f"module {name} exists", "choose another name, or destroy that one first")
         number = self._free_number()
@@ -123,6 +125,14 @@ class Modules:
         self._s.events.emit("module-created", name, {"module_id": module.module_id.hex()})
         return module.module_id
 
+    def _demand_hsm(self, name: str) -> None:
+        if not name:
+            return
+        hsm = self._s.hsms.find(name)
+        if hsm is None:
+            raise Invalid("CRYPTOPROCESSOR", f"there is no HSM {name} in the host's configuration", self._s.hsms.known)
+        hsm.reconsider()
+
     async def _make(self, module: Module, request: Request) -> None:
         """The intent is stored while the worker is forked; its first StoreState queues behind it."""
         row = module.row
@@ -137,7 +147,10 @@ class Modules:
             await self._s.state.finish_create(row.module_id, request, row.module_id)
         except BaseException:
             await module.destroy()
-            await self._s.state.remove(row.module_id, None)
+            purge = _purge_of(row) if module.cryptoprocessor.used else None
+            await self._s.state.remove(row.module_id, None, purge=purge)
+            if purge:
+                await self._s.purges.carry_out(purge)
             raise
 
     def _free_number(self) -> int:
@@ -156,16 +169,19 @@ class Modules:
         self._s.events.emit("worker-replaced", name, {"old_pid": upgraded.old_pid, "pid": upgraded.new_pid})
         return upgraded
 
-    async def destroy(self, name: str, request: Request) -> None:
+    async def destroy(self, name: str, request: Request) -> str:
+        """Returns "" or why keys of it are still in its HSM; they are destroyed there when that is possible.  Raises HostError."""
         module = self.get(name)
         async with module.ending:  # of two who ask, the second finds none
             if self._modules.get(name) is not module:
                 raise _not_found(name)
             await self._s.state.begin_destroy(module.module_id)
             await module.destroy()
-            await self._s.state.remove(module.module_id, request)
+            purge = _purge_of(module.row)
+            await self._s.state.remove(module.module_id, request, purge=purge)
             del self._modules[name]
         self._s.events.emit("module-destroyed", name, {"module_id": module.module_id.hex()})
+        return await self._s.purges.carry_out(purge) if purge else ""
 
     async def break_glass(self, name: str, root: bytes, request: Request) -> Module:
         """Empties a module and has it obey `root`: another id, another recipient key; the same name, address, uid and settings.
@@ -180,7 +196,8 @@ class Modules:
             row = _new_row(os.urandom(16), name, old.row.number, root, old.settings)
             guest = await old.give_way()
             try:
-                await self._s.state.replace(old.module_id, row, request, row.module_id)
+                purge = _purge_of(old.row)
+                await self._s.state.replace(old.module_id, row, request, row.module_id, purge)
             except BaseException:
                 old.take_place(guest)
                 raise
@@ -193,6 +210,8 @@ class Modules:
         detail = {"old_module_id": old.module_id.hex(), "module_id": new.module_id.hex(), "root": hashlib.sha256(root).hexdigest()}
         self._s.events.emit("module-break-glass", name, detail)
         _log.warning("module %s was emptied and obeys another root (break-glass); its keys are to be delivered again", name)
+        if purge:
+            await self._s.purges.carry_out(purge)
         with contextlib.suppress(HostError):
             await new.status()  # the caller would rather see it serve
         return new
@@ -235,6 +254,12 @@ class Modules:
 
 def _new_row(module_id: bytes, name: str, number: int, root: bytes, settings: Settings) -> ModuleRow:
     return ModuleRow(module_id, name, number, int(time.time()), root, settings.encode(), CREATING, 0)
+
+
+def _purge_of(row: ModuleRow) -> PurgeRow | None:
+    """Returns what is to be done in the HSM of a module that goes; None: it has none."""
+    hsm = Settings.decode(row.settings).cryptoprocessor
+    return PurgeRow(row.module_id, row.name, hsm) if hsm else None
 
 
 def _not_found(name: str) -> NotFound:

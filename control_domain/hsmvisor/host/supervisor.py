@@ -18,10 +18,12 @@ from hsmvisor.host.enrolment import Enrolments
 from hsmvisor.host.errors import HostError
 from hsmvisor.host.events import Events
 from hsmvisor.host.foundation import Foundation
+from hsmvisor.host.hsms import Hsms
 from hsmvisor.host.interceptor import Gate
 from hsmvisor.host.measures import Measure
 from hsmvisor.host.metrics import HostCounts, Metrics
 from hsmvisor.host.modules import Modules
+from hsmvisor.host.purges import Purges
 from hsmvisor.host.replugs import Replugs
 from hsmvisor.host.requests import Requests
 from hsmvisor.host.restored import Note
@@ -59,6 +61,8 @@ class Supervisor:
             begin_after=foundation.restored.place if foundation.restored else None,
         )
         self.events = Events(self.state)
+        self.hsms = Hsms(config.hsms)
+        self.purges = Purges(self.hsms, self.state, self.audit, config.workers.command_timeout_seconds)
         surroundings = Surroundings(
             config,
             foundation.places,
@@ -68,6 +72,8 @@ class Supervisor:
             foundation.identity,
             self.audit,
             self.events,
+            self.hsms,
+            self.purges,
         )
         self.modules = Modules(surroundings)
         self.requests = Requests(self.state, self.audit)
@@ -90,7 +96,9 @@ class Supervisor:
         registry, identity = self._server.registry, self._f.identity
         enrolments = Enrolments(self.state, identity)
         backups = Backups(self.config, identity, self._f.provider, lambda: self.audit.place, VERSION)
-        host = HostService(about, self._f, self.modules, enrolments, self.requests, self.metrics, self.audit, backups)
+        host = HostService(
+            about, self._f, self.modules, enrolments, self.requests, self.metrics, self.audit, backups, self.hsms, self.purges
+        )
         modules = ModuleService(self.modules, self._attachments, self.requests, self.state, identity)
         rpc.add_ModuleServiceServicer_to_server(modules, registry)
         rpc.add_MaterialServiceServicer_to_server(MaterialService(self.modules, self.requests, self.state, self.events), registry)
@@ -134,6 +142,7 @@ class Supervisor:
     def _start_helpers(self) -> None:
         self._f.launcher.child.start()
         self._f.provider.child.start()
+        self.hsms.start()
 
     async def _complain(self) -> None:
         """What this kernel or installation lacks is said at start; of workers, when the first one serves (module.py)."""
@@ -161,7 +170,9 @@ class Supervisor:
         self.modules.end_watching()
         await self._server.stop()
         await self.requests.finish()
+        await self.purges.stop()
         await self.modules.stop(leave_workers=leave_workers)
+        self.hsms.abandon()
         with contextlib.suppress(HostError):
             await self.audit.record("host.stop", who="host", workers="left" if leave_workers else "stopped", result="ok")
         await self.audit.close()
@@ -173,7 +184,9 @@ class Supervisor:
         """Takes over who may call (roles, keys); certificates are read again at each handshake; the rest waits for a restart."""
         self._gate.authenticator = self._authenticator(config)
         await self.audit.record("host.reload", who="host", result="ok")
-        changed = [name for name in ("guests", "workers", "provider", "audit", "metrics") if _differ(self.config, config, name)]
+        changed = [
+            name for name in ("guests", "workers", "provider", "hsms", "audit", "metrics") if _differ(self.config, config, name)
+        ]
         if changed:
             _log.warning("configuration: changes in %s take effect when the service is started again", ", ".join(changed))
 

@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 from hsmvisor.host.audit import Audit
 from hsmvisor.host.config import Config
 from hsmvisor.host.events import Events
+from hsmvisor.host.hsms import Hsms
 from hsmvisor.host.identity import HostIdentity
 from hsmvisor.host.launcher import Launcher
 from hsmvisor.host.measures import Measure
 from hsmvisor.host.places import Places
 from hsmvisor.host.provider import Provider
+from hsmvisor.host.purges import Purges
 from hsmvisor.host.state import State
 
 
@@ -25,4 +27,6 @@ class Surroundings:
     identity: HostIdentity
     audit: Audit
     events: Events
+    hsms: Hsms
+    purges: Purges
     lacking: set[Measure] = field(default_factory=set)  #: what workers could not apply, and is said

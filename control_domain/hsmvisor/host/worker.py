@@ -120,6 +120,10 @@ class WorkerProcess:
         self.phase = Phase.SERVING
         return booted
 
+    async def use_hsm(self, sock: socket.socket, within: float) -> None:
+        """Has it use its keys through the helper at the other end of `sock`."""
+        await self._ask(m.UseHsm(), m.Done, within, give=[sock.fileno()])
+
     async def plug(self, plug: m.PlugDevice, descriptors: Sequence[int], within: float) -> None:
         """Has it be the device of the front-end at the other end of the first descriptor."""
         await self._ask(plug, m.Done, within, give=descriptors)

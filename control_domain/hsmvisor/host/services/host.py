@@ -13,10 +13,12 @@ from hsmvisor.host.backup import Backups
 from hsmvisor.host.enrolment import Enrolments
 from hsmvisor.host.errors import HostError, Invalid
 from hsmvisor.host.foundation import Foundation
+from hsmvisor.host.hsms import Hsm, Hsms
 from hsmvisor.host.interceptor import caller, origin
 from hsmvisor.host.measures import Measure
 from hsmvisor.host.metrics import Metrics
 from hsmvisor.host.modules import Modules
+from hsmvisor.host.purges import Purges
 from hsmvisor.host.requests import Requests, request
 from hsmvisor_rpc.v1 import hsmvisor_pb2 as pb
 from hsmvisor_rpc.v1 import hsmvisor_pb2_grpc as rpc
@@ -44,9 +46,12 @@ class HostService(rpc.HostServiceServicer):
         metrics: Metrics,
         audit: Audit,
         backups: Backups,
+        hsms: Hsms,
+        purges: Purges,
     ) -> None:
         self._about, self._foundation, self._modules, self._enrolments = about, foundation, modules, enrolments
         self._requests, self._metrics, self._audit, self._backups = requests, metrics, audit, backups
+        self._hsms, self._purges = hsms, purges
 
     async def GetHost(self, untrusted: pb.GetHostRequest, context: Any) -> pb.Host:
         known = caller()
@@ -60,7 +65,12 @@ class HostService(rpc.HostServiceServicer):
             key_provider=key_provider,
             caller=known.name,
             roles=sorted(known.roles),
+            hsms=map(self._hsm, self._hsms.all()),
         )
+
+    def _hsm(self, hsm: Hsm) -> pb.Hsm:
+        modules = sum(module.settings.cryptoprocessor == hsm.row.name for module in self._modules.all())
+        return convert.hsm(hsm, modules, self._purges.left(hsm.row.name))
 
     async def Enrol(self, untrusted: pb.EnrolRequest, context: Any) -> pb.EnrolResponse:
         manager = reports.clean(untrusted.manager)

@@ -9,10 +9,11 @@ from typing import Any
 
 from hsmvisor.host import convert, limits, qemu_arguments, reports
 from hsmvisor.host.attachments import Attachments, plug_of
+from hsmvisor.host.config import SOFTWARE
 from hsmvisor.host.errors import Forbidden, HostError, Invalid
 from hsmvisor.host.identity import HostIdentity
 from hsmvisor.host.interceptor import caller, origin
-from hsmvisor.host.module import SERVING, Module
+from hsmvisor.host.module import FAILED, SERVING, Module
 from hsmvisor.host.modules import Modules
 from hsmvisor.host.pages import page
 from hsmvisor.host.requests import Requests, request
@@ -26,7 +27,7 @@ _STATUS_WITHIN = 2.0  #: seconds that a list waits for the workers' own words
 
 async def _status(module: Module) -> reports.Status | None:
     """What the worker says, None when it says nothing in time."""
-    if module.state != SERVING:
+    if module.state not in (SERVING, FAILED):  # one that failed may have a worker that only cannot use its keys
         return None
     try:
         async with asyncio.timeout(_STATUS_WITHIN):
@@ -48,9 +49,13 @@ class ModuleService(rpc.ModuleServiceServicer):
 
     async def CreateModule(self, untrusted: pb.CreateModuleRequest, context: Any) -> pb.Module:
         name, root = limits.module_name(untrusted.name), limits.root(untrusted.root)
-        settings = convert.settings(untrusted.settings)
+        settings = convert.settings(untrusted.settings).beginning()
         asked = request(untrusted.request_id, "CreateModule", name.encode(), root, settings.encode().encode())
-        fields = {"module": name, "root": hashlib.sha256(root).hexdigest()}
+        fields = {
+            "module": name,
+            "root": hashlib.sha256(root).hexdigest(),
+            "cryptoprocessor": settings.cryptoprocessor or SOFTWARE,
+        }
         await self._requests.once(
             origin(), "module.create", asked, fields, lambda: self._modules.create(name, root, settings, asked)
         )
@@ -77,16 +82,21 @@ class ModuleService(rpc.ModuleServiceServicer):
     async def DestroyModule(self, untrusted: pb.DestroyModuleRequest, context: Any) -> pb.DestroyModuleResponse:
         name = limits.module_name(untrusted.name)
         asked = request(untrusted.request_id, "DestroyModule", name.encode())
+        fields: dict[str, Any] = {"module": name}
+        left = ""
 
         async def work() -> bytes:
+            nonlocal left
             module = self._modules.get(name)
-            await self._modules.destroy(name, asked)  # first: keys end at once, whatever the guest does
+            left = await self._modules.destroy(name, asked)  # first: keys end at once, whatever the guest does
+            if left:
+                fields.update(keys_left_in=module.settings.cryptoprocessor, why_left=reports.clean(left))
             if module.attachment is not None and module.attachment.qmp:
                 await self._attachments.clear(plug_of(module), module.attachment.qmp)
             return b""
 
-        await self._requests.once(origin(), "module.destroy", asked, {"module": name}, work)
-        return pb.DestroyModuleResponse()
+        await self._requests.once(origin(), "module.destroy", asked, fields, work)
+        return pb.DestroyModuleResponse(keys_left=left)
 
     async def GetIdentity(self, untrusted: pb.GetIdentityRequest, context: Any) -> pb.Identity:
         module = self._modules.get(limits.module_name(untrusted.name))
