@@ -45,7 +45,7 @@ def sign_on(token: pkcs11.Token, label: str, kind: str, number: int, pause: floa
 
 
 def main(path: str, label: str, kind: str, threads: int, pause: float) -> None:
-    token = pkcs11.lib(path).get_token()
+    token = next(iter(pkcs11.lib(path).get_tokens()))  # of slot 0
     running = [threading.Thread(target=sign_on, args=(token, label, kind, n, pause)) for n in range(threads)]
     for thread in running:
         thread.start()
