@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import grpc
 import pytest
@@ -16,6 +18,7 @@ from hsmvisor.host.audit_verify import verify
 from hsmvisor_rpc.sealed.commands import Action
 from hsmvisor_rpc.v1 import hsmvisor_pb2 as pb
 from support.delivery import Delivery
+from support.host_hsm import HostHsm
 from support.host_process import HostProcess, new_id, reason, wait_for
 from support.processes import descendants, unreaped
 from support.steps import ROLES, VARIABLE, Board
@@ -32,6 +35,8 @@ class Stepping:
         path = self.host.state / "steps"  # the helpers open it, and may write nowhere else
         self.board = Board(path)
         self.host.environment = {VARIABLE: str(path)}
+        self.hsm = HostHsm(self.host.directory / "hsm")
+        self.host.configure(self.hsm.settings())
         self.host.start()
 
     def again(self) -> None:
@@ -74,6 +79,7 @@ class Subject:
     stepping: Stepping
     name: str
     number: int = 0
+    settings: ClassVar[dict[str, Any]] = {}
 
     @property
     def host(self) -> HostProcess:
@@ -91,6 +97,16 @@ class Subject:
         """What must be in the end."""
         assert self.host.serving(self.name).state == "serving"
         wait_for(lambda: len(self.stepping.workers(self.name)) == 1, what="one worker")
+        if self.settings:
+            wait_for(self.nothing_strange, what="the keys in the HSM that there are to be")
+
+    def keys(self) -> int:
+        """How many it has in its HSM."""
+        return 0
+
+    def nothing_strange(self) -> bool:
+        there = Counter(row["label"].split()[-1] for row in self.stepping.hsm.objects())
+        return there == Counter({self.host.get(self.name).module_id.hex(): self.keys()})
 
     def end(self) -> None:
         request = pb.DestroyModuleRequest(request_id=new_id(), name=self.name)
@@ -102,7 +118,7 @@ class Creation(Subject):
         self.name = f"{self.name.partition('-')[0]}-{self.number}"
 
     def act(self, request_id: str) -> object:
-        return self.host.create(self.name, request_id=request_id)
+        return self.host.create(self.name, request_id=request_id, **self.settings)
 
     def halfway(self) -> None:
         listed = [m.name for m in self.host.modules.ListModules(pb.ListModulesRequest(), timeout=10).modules]
@@ -113,6 +129,7 @@ class Creation(Subject):
         super().done()
         super().end()
         assert self.stepping.workers(self.name) == []
+        assert not self.settings or self.stepping.hsm.objects() == []
 
     def end(self) -> None: ...
 
@@ -121,7 +138,10 @@ class Destruction(Creation):
     def prepare(self) -> None:
         super().prepare()
         self.others = set((self.host.run / "workers").iterdir())
-        self.host.create(self.name)
+        self.host.create(self.name, **self.settings)
+        self.deliver()
+
+    def deliver(self) -> None: ...
 
     def act(self, request_id: str) -> object:
         request = pb.DestroyModuleRequest(request_id=request_id, name=self.name)
@@ -138,6 +158,7 @@ class Destruction(Creation):
         assert self.stepping.workers(self.name) == []
         assert not (self.host.run / "modules" / self.name).exists()
         assert set((self.host.run / "workers").iterdir()) == self.others
+        wait_for(lambda: not self.settings or self.stepping.hsm.objects() == [], what="the end of its keys")
 
 
 class Upgrade(Subject):
@@ -200,6 +221,10 @@ class Step(Subject):
         self.host.serving(self.name)
         assert self.delivery.states() in (self.before, self.after)
 
+    def keys(self) -> int:
+        listed = self.host.material.ListMaterials(pb.ListMaterialsRequest(module=self.name), timeout=10).materials
+        return sum(g.state != "destroyed" for row in listed for g in row.generations)
+
     def done(self) -> None:
         super().done()
         assert self.delivery.states() == self.after
@@ -216,6 +241,31 @@ ACTIONS: dict[str, type[Subject]] = {
     **{f"{action}-generation": type(action, (Step,), {"action": action}) for action in LIFE},
 }
 
+
+class WithKey(Destruction):
+    """Destroys a module that has a key."""
+
+    def deliver(self) -> None:
+        delivery = Delivery(self.host, self.name)
+        self.stepping.repeat(lambda: delivery.execute(delivery.command(Action.STAGE, 1), new_id()))
+
+
+#: The same, of modules whose keys live in an HSM.
+IN_HSM: dict[str, type[Subject]] = {
+    f"{name}-in-hsm": type(name, (base,), {"settings": {"cryptoprocessor": "rack"}} | more)
+    for name, base, more in (
+        ("create", Creation, {}),
+        ("destroy", WithKey, {}),
+        ("upgrade", Upgrade, {}),
+        ("stage", Step, {"action": Action.STAGE}),
+        ("destroy-generation", Step, {"action": Action.DESTROY}),
+    )
+}
+WALKS = [
+    *((role, action) for role in ROLES if role != "hsm helper" for action in ACTIONS),
+    *((role, action) for role in ("supervisor", "worker", "hsm helper") for action in IN_HSM),
+]
+
 #: Actions in which a role has no step.
 IDLE = {
     "launcher": {"destroy", "set-pin", *(f"{action}-generation" for action in LIFE)},
@@ -227,13 +277,12 @@ def test_every_step_of_a_generation_is_walked() -> None:
     assert set(LIFE) == set(Action) - {Action.CHANGE_ROOT}
 
 
-@pytest.mark.parametrize("action", ACTIONS)
-@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize(("role", "action"), WALKS)
 @pytest.mark.timeout(180)
 def test_death_before_every_step(stepping: Stepping, role: str, action: str) -> None:
-    subject = ACTIONS[action](stepping, action if action in ("create", "destroy") else f"{action}-{ROLES.index(role)}")
+    subject = (ACTIONS | IN_HSM)[action](stepping, f"{action}-{ROLES.index(role)}")
     if not isinstance(subject, Creation):
-        stepping.host.create(subject.name)
+        stepping.host.create(subject.name, **subject.settings)
     steps: list[str] = []
     for step in itertools.count(1):
         subject.number = 1000 * ROLES.index(role) + step
@@ -255,7 +304,7 @@ def test_death_before_every_step(stepping: Stepping, role: str, action: str) -> 
         if died:
             stepping.repeat(subject.halfway)
         answer = stepping.repeat(lambda r=request_id: subject.act(r))  # type: ignore[misc]
-        assert first is None or answer == first or action in ("create", "set-pin", "destroy")
+        assert first is None or answer == first or action.startswith(("create", "set-pin", "destroy"))
         stepping.repeat(subject.done)
         wait_for(lambda: not stepping.zombies(), what="the dead are reaped")
         if not died:

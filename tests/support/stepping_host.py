@@ -12,6 +12,7 @@ from support.steps import VARIABLE, Stepper, type_of
 HELPERS = {
     "hsmvisord.launcher.main": "support.stepping_launcher",
     "hsmvisord.keyprovider.main": "support.stepping_key_provider",
+    "hsmvisord.hsm.main": "support.stepping_hsm",
 }
 
 

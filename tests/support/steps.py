@@ -17,10 +17,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-ROLES = ("supervisor", "launcher", "key provider", "worker")
+ROLES = ("supervisor", "launcher", "key provider", "worker", "hsm helper")
 VARIABLE = "HSMVISOR_STEPS"  #: names the file behind the shared memory
 
-_COUNTS = struct.Struct("<4q")  #: steps that each role may still take; 0: it is dead; below 0: nobody counts
+_COUNTS = struct.Struct(f"<{len(ROLES)}q")  #: steps that each role may still take; 0: it is dead; below 0: nobody counts
+_NOBODY = _COUNTS.pack(*[-1] * len(ROLES))
 _NAME = 128  #: bytes for what each role was about to do when it died
 _SIZE = 4096
 
@@ -35,7 +36,7 @@ class Board:
 
     def __init__(self, path: Path) -> None:
         if not path.exists():
-            path.write_bytes(_COUNTS.pack(-1, -1, -1, -1).ljust(_SIZE, b"\0"))
+            path.write_bytes(_NOBODY.ljust(_SIZE, b"\0"))
         with path.open("r+b") as file:
             self._memory = mmap.mmap(file.fileno(), _SIZE)
 
@@ -45,7 +46,7 @@ class Board:
         self._memory[: _COUNTS.size] = _COUNTS.pack(*counts)
 
     def disarm(self) -> None:
-        self._memory[: _COUNTS.size] = _COUNTS.pack(-1, -1, -1, -1)
+        self._memory[: _COUNTS.size] = _NOBODY
 
     def died(self, role: str) -> str:
         """What the process of that role was about to do when it died; empty: it took all its steps."""

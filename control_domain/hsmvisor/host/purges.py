@@ -13,6 +13,7 @@ from hsmvisor.host.errors import HostError
 from hsmvisor.host.hsms import Hsms
 from hsmvisor.host.state import PurgeRow, State
 
+_PATIENCE = 5.0  #: seconds that a caller waits while it is tried again
 _log = logging.getLogger(__name__)
 
 
@@ -38,10 +39,11 @@ class Purges:
         return tried
 
     async def _run(self, row: PurgeRow, tried: asyncio.Future[str]) -> None:
-        failures = 0
+        failures, began = 0, asyncio.get_running_loop().time()
         while (why := await self._try(row)) != "":
             failures += 1
-            if not tried.done():
+            hopeless = self._closed(row) or not pauses.quick(failures)
+            if not tried.done() and (hopeless or asyncio.get_running_loop().time() - began > _PATIENCE):
                 tried.set_result(why)
                 _log.warning("module %s: its keys are left in HSM %s: %s; tried again", row.name, row.hsm, why)
             await self._rest(row, failures)
@@ -66,7 +68,12 @@ class Purges:
         elif hsm.barred:
             await hsm.opened.wait()
         else:
-            await asyncio.sleep(pauses.lasting(failures))
+            await asyncio.sleep(pauses.after(failures))
+
+    def _closed(self, row: PurgeRow) -> bool:
+        """Says whether somebody has to do something first."""
+        hsm = self._hsms.find(row.hsm)
+        return hsm is None or bool(hsm.barred)
 
     def left(self, hsm: str) -> int:
         """Returns of how many modules keys may be left in an HSM."""
