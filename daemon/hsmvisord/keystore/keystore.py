@@ -21,6 +21,7 @@ from hsmvisord import ck
 from hsmvisord import limits as daemon_limits
 from hsmvisord.budget import Pace
 from hsmvisord.ck import CkError
+from hsmvisord.crypto.hardware.channel import Away
 from hsmvisord.crypto.interface import CryptoProvider, PrivateKey
 from hsmvisord.crypto.rsa import MIN_BITS
 from hsmvisord.keystore import changes, guests, persistence, pin
@@ -184,6 +185,8 @@ class Keystore:
             raise Refusal(Reason.TOO_LARGE, f"a private key has at most {limits.MAX_PKCS8} bytes")
         try:
             private = self._provider.load_private_key(material.pkcs8)
+        except Away:  # nothing is wrong with the key
+            raise
         except CkError as error:
             raise Refusal(Reason.UNSUPPORTED_KEY, f"the delivered key cannot be used: {error}") from None
         if private.kind.key_type not in DELIVERED or private.kind.name in NOT_DELIVERED:

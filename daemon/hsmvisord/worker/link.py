@@ -50,6 +50,8 @@ class Link:
         self._listener, self._supervisor_uid = listener, supervisor_uid
         self.phase = Phase.EMPTY
         self.requests: queue.SimpleQueue[Incoming] = queue.SimpleQueue()
+        #: Takes UseHsm of a module that serves: not in the row of requests, where one may wait for what it brings.
+        self.on_hardware: Callable[[Incoming], None] = self.requests.put
         self._ids = itertools.count(1)
         self._send_lock = threading.Lock()
         self._changed = threading.Condition()
@@ -119,7 +121,11 @@ class Link:
                 self._attached += 1
                 self._stored_version = message.stored_version
                 self._changed.notify_all()
-        self.requests.put(Incoming(message, self._claim(descriptors_of(message)), reply))
+        incoming = Incoming(message, self._claim(descriptors_of(message)), reply)
+        if isinstance(message, m.UseHsm) and self.phase is Phase.SERVING:
+            self.on_hardware(incoming)
+        else:
+            self.requests.put(incoming)
 
     def _claim(self, count: int) -> list[int]:
         descriptors, self._descriptors = self._descriptors[:count], self._descriptors[count:]

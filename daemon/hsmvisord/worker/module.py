@@ -73,6 +73,7 @@ class Module:
         self._came: tuple[socket.socket, str] | None = None  #: a connection that is taken once that is answered
 
     def start(self) -> None:
+        self._link.on_hardware = lambda incoming: memory.start_thread("hardware", partial(self._use_next_helper, incoming))
         memory.start_thread("commands", self._commands)
         memory.start_thread("clock", self._clock)
 
@@ -250,6 +251,22 @@ class Module:
             gc.collect()
         with contextlib.suppress(CkError):  # tried again at the next start
             self._provider.clean()
+
+    def _use_next_helper(self, incoming: Incoming) -> None:
+        """A thread of its own: a command may wait for the hardware meanwhile."""
+        reply: Record
+        try:
+            sock = _connected(incoming.descriptors)
+            if not isinstance(self._provider, HardwareProvider):
+                sock.close()
+                raise ValueError("the module's cryptoprocessor is another one")
+            self._provider.connect(sock)
+            reply = m.Done()
+        except Away as error:
+            reply = m.Error(m.REASON_HSM, str(error))
+        except ValueError as error:
+            reply = m.Error("INVALID", str(error))
+        incoming.reply(reply, [])
 
     def _use_hardware(self, sock: socket.socket) -> None:
         """Raises Away."""

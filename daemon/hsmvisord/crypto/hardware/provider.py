@@ -92,7 +92,15 @@ class HardwareProvider(SoftwareProvider):
             if self._held[name] <= 0:
                 del self._held[name]
                 if not self.retired:
-                    self.channel.ask(hsm.Destroy(name), hsm.Data)
+                    self._destroy(name)
+
+    def _destroy(self, name: bytes) -> None:
+        try:
+            self.channel.ask(hsm.Destroy(name), hsm.Data)
+        except CkError:  # the next `clean` tries again
+            self._held[name] = 1
+            self._dropped.put(name)
+            raise
 
     def sweep(self) -> int:
         """Destroys what no object refers to: the whole state is loaded.  Returns how many.  Raises CkError."""
