@@ -209,6 +209,46 @@ def test_signatures_go_on_when_the_worker_or_its_helper_is_killed(rack: Rack, mo
     assert len(rack.keys(module)) == 1
 
 
+def test_what_needs_the_hsm_waits_for_the_next_helper(rack: Rack, module: Module) -> None:
+    """A delivery and a destruction that find the helper dead: the worker asks the next one."""
+    first, second = new_key("p256"), new_key("p256")
+    number = module.push("web", first)
+    for act, left in (
+        (lambda: module.push("web", second), 2),
+        (lambda: module.destroy_generation("web", number), 1),
+    ):
+        before = helper(module)
+        os.kill(before, signal.SIGKILL)
+        wait_for(lambda pid=before: gone(pid))  # type: ignore[misc]
+        act()
+        helper(module, not_pid=before)
+        wait_for(lambda count=left: len(rack.keys(module)) == count, what=f"{left} keys")  # type: ignore[misc]
+    demand(used(rack, module, "web", "p256"), second)
+
+
+def test_an_hsm_that_is_away_is_said_and_comes_back(rack: Rack, module: Module) -> None:
+    key, new = new_key("p256"), new_key("p256")
+    module.push("web", key)
+    away, worker = rack.hsm.tokens.with_name("away"), module.pid
+    rack.hsm.tokens.rename(away)
+    rack.hsm.tokens.mkdir()
+    os.kill(helper(module), signal.SIGKILL)
+    failed = wait_for(lambda: (m := module.status()).state == "failed" and m, what="the failure")
+    assert f"there is no token with the label {rack.hsm.label!r}" in failed.failure
+    assert (failed.pid, failed.materials, failed.hsm_helper.pid) == (worker, 1, 0), "the rest of it serves"
+    with pytest.raises(grpc.RpcError) as caught:
+        module.push("web", new)
+    assert reason(caught.value) == (grpc.StatusCode.UNAVAILABLE, "HSM"), caught.value.details()
+    made = used(rack, module, "web", "p256", seconds=4)
+    assert made and {m.error.split()[0] for m in made} == {"DeviceError"}
+    rack.hsm.tokens.rmdir()
+    away.rename(rack.hsm.tokens)
+    rack.upgrade(module)
+    assert (module.serving().failure, module.status().restarts) == ("", 0)
+    module.push("web", new)
+    demand(used(rack, module, "web", "p256"), new)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_signatures_go_on_while_the_service_is_away(rack: Rack, module: Module, number: int) -> None:
     key = new_key("p256")
