@@ -51,7 +51,7 @@ class Cryptoprocessor:
         if self.hsm:
             async with self._one:
                 if self._helper is None or not self._helper.usable:
-                    self._helper = await self._start()
+                    self._helper, self._connected = await self._start(), None
 
     async def give(self, worker: WorkerProcess) -> None:
         """Connects a worker with the helper.  Raises HsmFault, PeerError, LinkClosed, TimeoutError, OSError."""
@@ -131,6 +131,8 @@ class Cryptoprocessor:
             return
         self._helper = None
         self.restarts += 1
+        if (hsm := self._hsms.find(self.hsm)) and helper.wrong_pin:
+            hsm.bar(helper.last)
         _log.error("module %s: helper %d of HSM %s is gone; another one is started", self._module, helper.pid, self.hsm)
         if asyncio.get_running_loop().time() - helper.began > _STEADY:
             self._failures = 0

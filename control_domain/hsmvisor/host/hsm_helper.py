@@ -103,6 +103,11 @@ class Helper:
         if self._process.returncode != 0:
             raise self._fault(self.last or f"its helper ended with {self._process.returncode}")
 
+    @property
+    def wrong_pin(self) -> bool:
+        """Says whether its last words were of a PIN that the HSM does not take any more."""
+        return self.last.startswith(_WRONG_PIN)
+
     def _fault(self, untrusted_detail: str) -> HsmFault:
         detail = reports.clean(untrusted_detail)
         return HsmFault(self.hsm, detail, wrong_pin=detail.startswith(_WRONG_PIN))

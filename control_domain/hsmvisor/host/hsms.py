@@ -109,14 +109,17 @@ class Hsm:
 
     def _note(self, error: BaseException) -> None:
         if isinstance(error, HsmFault) and error.wrong_pin:
-            self.barred, self._tried, self._proved = error.said, self._pin_file(), -_PROVED_FOR
-            self.opened.clear()
             error.hint = self.what_to_do
-            _log.error(
-                "HSM %s: %s; nothing is tried there before you ask: wrong PINs lock it.  %s", self.row.name, error.said, error.hint
-            )
+            self.bar(error.said)
         elif isinstance(error, HsmFault) and not error.hint:
             error.hint = "hsmvisor doctor looks at library and token"
+
+    def bar(self, why: str) -> None:
+        """Nobody logs in before somebody asks."""
+        self.barred, self._tried, self._proved = why, self._pin_file(), -_PROVED_FOR
+        self.opened.clear()
+        told = "HSM %s: %s; nothing is tried there before you ask: wrong PINs lock it.  %s"
+        _log.error(told, self.row.name, why, self.what_to_do)
 
     def _succeeded(self) -> None:
         self._proved = asyncio.get_running_loop().time()
