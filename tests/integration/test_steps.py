@@ -6,8 +6,6 @@ The steps are not listed: each walk goes on, one step further each time, until t
 from __future__ import annotations
 
 import itertools
-import os
-import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -82,7 +80,6 @@ class Subject:
     name: str
     number: int = 0
     settings: ClassVar[dict[str, Any]] = {}
-    untold: ClassVar[bool] = False  #: a helper that died may have made a key of which it told nobody: the next worker destroys it
 
     @property
     def host(self) -> HostProcess:
@@ -101,10 +98,6 @@ class Subject:
         assert self.host.serving(self.name).state == "serving"
         wait_for(lambda: len(self.stepping.workers(self.name)) == 1, what="one worker")
         if self.settings:
-            if self.untold and not self.nothing_strange():
-                pid = self.host.get(self.name).pid
-                os.kill(pid, signal.SIGKILL)
-                self.host.serving(self.name, not_pid=pid)
             wait_for(self.nothing_strange, what="the keys in the HSM that there are to be")
 
     def keys(self) -> int:
@@ -264,7 +257,7 @@ IN_HSM: dict[str, type[Subject]] = {
         ("create", Creation, {}),
         ("destroy", WithKey, {}),
         ("upgrade", Upgrade, {}),
-        ("stage", Step, {"action": Action.STAGE, "untold": True}),
+        ("stage", Step, {"action": Action.STAGE}),
         ("destroy-generation", Step, {"action": Action.DESTROY}),
     )
 }

@@ -14,8 +14,10 @@ from pathlib import Path
 
 import pytest
 from hsmvisor_rpc.internal import hsm
+from hsmvisor_rpc.sealed.canonical import Record
 from hsmvisord import ck, limits
 from hsmvisord.ck import CkError
+from hsmvisord.crypto.hardware.channel import Away
 from hsmvisord.crypto.hardware.provider import HardwareProvider
 from hsmvisord.wire.calls import Mechanism
 from support.cryptoprocessors import KEYS, refused, signs
@@ -92,6 +94,30 @@ def test_a_key_that_is_refused_after_it_was_made_is_not_left(helper: Helper) -> 
     del target, reference
     clean(provider)
     assert len(names(provider)) == 1
+
+
+def test_a_key_that_was_made_and_not_heard_of_is_not_left(helper: Helper, monkeypatch: pytest.MonkeyPatch) -> None:
+    provider = helper.provider()
+    ask = provider.channel.ask
+
+    def deaf(question: Record, expected: type[Record]) -> Record:
+        answer = ask(question, expected)
+        if isinstance(question, hsm.MakeSecret):
+            raise Away("the answer did not come")
+        return answer
+
+    monkeypatch.setattr(provider.channel, "ask", deaf)
+    refused(ck.CKR_DEVICE_ERROR, provider.generate_secret, ck.CKM_AES_KEY_GEN, 16)
+    assert len(names(provider)) == 1
+    clean(provider)
+    assert not names(provider)
+
+
+def test_a_question_that_is_asked_again_makes_one_key(helper: Helper) -> None:
+    channel = helper.provider().channel
+    for _ in range(2):
+        channel.ask(hsm.MakeSecret(b"n" * 16, ck.CKK_AES, 16, False, False), hsm.Made)
+    assert channel.ask(hsm.List(), hsm.Keys).names == (b"n" * 16,)
 
 
 def test_modules_do_not_see_each_others_keys(token: Token, helper: Helper) -> None:
@@ -199,12 +225,14 @@ def test_questions_that_nobody_should_ask(helper: Helper) -> None:
         hsm.Use("format", bytes(16), ck.CKM_ECDSA, (), b""),
         hsm.Use(hsm.SIGN, bytes(16), ck.CKM_ECDSA, (), b""),
         hsm.Use(hsm.SIGN, b"", ck.CKM_ECDSA, (b"x",), b""),
-        hsm.MakePair(ck.CKK_RSA, 7, b"", False, False),
-        hsm.MakeSecret(0x1234, 16, False, False),
-        hsm.TakePrivate(b"x", False, False),
-        hsm.Unwrap(bytes(16), 1 << 40, (), b"", True, 5, 0, True, True),
+        hsm.MakePair(bytes(16), ck.CKK_RSA, 7, b"", False, False),
+        hsm.MakeSecret(bytes(16), 0x1234, 16, False, False),
+        hsm.TakePrivate(bytes(16), b"x", False, False),
+        hsm.Unwrap(bytes(16), bytes(16), 1 << 40, (), b"", True, 5, 0, True, True),
         hsm.Wrap(b"", b"spki", ck.CKM_RSA_PKCS, (), bytes(16)),
         hsm.Export(b"x" * 1000),
+        hsm.MakeSecret(b"short", ck.CKK_AES, 16, False, False),
+        hsm.MakeSecret(bytes(17), ck.CKK_AES, 16, False, False),
     ):
         with pytest.raises(CkError):
             channel.ask(question, hsm.Data)

@@ -7,7 +7,6 @@ python-pkcs11 initializes a library for one thread at a time (C_Initialize witho
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -45,15 +44,14 @@ _TOLD = {
     failures.GeneralError: ck.CKR_FUNCTION_FAILED,  # SoftHSM2 says so of what does not decrypt
     failures.FunctionFailed: ck.CKR_FUNCTION_FAILED,
 }
-#: After these a new session may do better.
-_STALE = (
+#: After these nothing works but a new login, and that is the supervisor's to order: a PIN that is wrong by now would be tried by
+#: the helper of each module.
+_OVER = (
     failures.SessionHandleInvalid,
     failures.SessionClosed,
     failures.UserNotLoggedIn,
     failures.DeviceRemoved,
     failures.TokenNotPresent,
-    failures.KeyHandleInvalid,
-    failures.ObjectHandleInvalid,
 )
 _MAX_HANDLES = 4096  #: of keys that are remembered
 _LABEL = "hsmvisor {}"
@@ -65,6 +63,10 @@ _PRIVATE_USES = {
 _SECRET_USES = (
     Attribute.SIGN, Attribute.VERIFY, Attribute.ENCRYPT, Attribute.DECRYPT, Attribute.WRAP, Attribute.UNWRAP, Attribute.DERIVE,
 )  # fmt: skip
+
+
+class SessionOver(Exception):
+    """The hardware does not know the session any more: another helper logs in."""
 
 
 class WrongPin(Exception):
@@ -103,14 +105,13 @@ class Hardware:
 
     @contextlib.contextmanager
     def _speaking(self) -> Iterator[Any]:
-        """Gives the session; after an error that a new one may mend, there is a new one for the next question."""
+        """Gives the session.  Raises SessionOver, and CkError for all else that the hardware says."""
         try:
             yield self._session
-        except _STALE as error:
+        except _OVER as error:
+            raise SessionOver(f"the session with the hardware is over: {type(error).__name__}") from None
+        except (failures.KeyHandleInvalid, failures.ObjectHandleInvalid) as error:
             self._known.clear()
-            with contextlib.suppress(failures.PKCS11Error):
-                self._session.close()
-            self._session = self._log_in()
             raise _failed(error) from None
         except failures.PKCS11Error as error:
             raise _failed(error) from None
@@ -139,6 +140,13 @@ class Hardware:
             key = self._known[name] = found[0]
         return key
 
+    def _new(self, untrusted_name: bytes) -> bytes:
+        """Returns the name of a key that is about to be made: what an earlier attempt made under it is destroyed."""
+        if len(untrusted_name) != hsm.KEY_NAME:
+            raise CkError(ck.CKR_ARGUMENTS_BAD, f"a key's name has {hsm.KEY_NAME} bytes")
+        self.destroy(untrusted_name)
+        return untrusted_name
+
     def _template(self, name: bytes, readable: bool, wrappable: bool) -> dict[Attribute, Any]:
         return {
             Attribute.TOKEN: True,
@@ -150,7 +158,7 @@ class Hardware:
         }
 
     def make_pair(self, ask: hsm.MakePair) -> hsm.Made:
-        name = os.urandom(hsm.KEY_NAME)
+        name = self._new(ask.key)
         private = self._template(name, ask.readable, ask.wrappable)
         with self._speaking() as session:
             public: dict[Attribute, Any] = {Attribute.TOKEN: False, Attribute.LABEL: self._label}
@@ -163,20 +171,20 @@ class Hardware:
                 made = domain.generate_keypair(capabilities=USES[ask.key_type], public_template=public, private_template=private)
             public_key = spki(ask.key_type, made[0])
             made[0].destroy()
-        return hsm.Made(name, ask.key_type, public_key, 0)
+        return hsm.Made(ask.key_type, public_key, 0)
 
     def make_secret(self, ask: hsm.MakeSecret) -> hsm.Made:
-        name = os.urandom(hsm.KEY_NAME)
+        name = self._new(ask.key)
         template = self._template(name, ask.readable, ask.wrappable)
         with self._speaking() as session:
             session.generate_key(KeyType(ask.key_type), 8 * ask.size, capabilities=USES[ask.key_type], template=template)
-        return hsm.Made(name, ask.key_type, b"", ask.size)
+        return hsm.Made(ask.key_type, b"", ask.size)
 
     def take_private(self, ask: hsm.TakePrivate) -> hsm.Made:
         """Raises CkError(KEY_TYPE_INCONSISTENT) for a type that hardware does not keep."""
         key = serialization.load_der_private_key(ask.pkcs8, None)
         key_type, attributes = secret_attributes(key)
-        name = os.urandom(hsm.KEY_NAME)
+        name = self._new(ask.key)
         uses = dict.fromkeys(
             (Attribute.SIGN, Attribute.DECRYPT, Attribute.UNWRAP) if key_type == ck.CKK_RSA else (Attribute.SIGN,), True
         )
@@ -186,10 +194,10 @@ class Hardware:
         with self._speaking() as session:
             session.create_object(whole | attributes | uses | self._template(name, ask.readable, ask.wrappable))
         public_key = key.public_key().public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
-        return hsm.Made(name, key_type, public_key, 0)
+        return hsm.Made(key_type, public_key, 0)
 
     def take_secret(self, ask: hsm.TakeSecret) -> hsm.Made:
-        name = os.urandom(hsm.KEY_NAME)
+        name = self._new(ask.key)
         uses = dict.fromkeys(
             (
                 Attribute.SIGN,
@@ -205,7 +213,7 @@ class Hardware:
         whole = {Attribute.CLASS: ObjectClass.SECRET_KEY, Attribute.KEY_TYPE: KeyType(ask.key_type), Attribute.VALUE: ask.value}
         with self._speaking() as session:
             session.create_object(whole | uses | self._template(name, ask.readable, ask.wrappable))
-        return hsm.Made(name, ask.key_type, b"", len(ask.value))
+        return hsm.Made(ask.key_type, b"", len(ask.value))
 
     def export(self, name: bytes) -> bytes:
         """Raises CkError(KEY_UNEXTRACTABLE)."""
@@ -275,7 +283,7 @@ class Hardware:
 
     def unwrap(self, ask: hsm.Unwrap, parameter: Any) -> hsm.Made:
         mechanism, told = parameters.of(ask.mechanism, parameter)
-        name = os.urandom(hsm.KEY_NAME)
+        name = self._new(ask.key)
         template = self._template(name, ask.readable, ask.wrappable)
         with self._speaking() as session:
             made = self._key(session, ask.unwrapper).unwrap_key(
@@ -288,11 +296,11 @@ class Hardware:
                 template=template,
             )
             if not ask.private:
-                return hsm.Made(name, ask.key_type, b"", self._size(made, ask))
+                return hsm.Made(ask.key_type, b"", self._size(made, ask))
             if ask.key_type != ck.CKK_RSA:  # a private key on a curve does not tell its point
                 made.destroy()
                 raise CkError(ck.CKR_KEY_TYPE_INCONSISTENT, "the hardware unwraps private keys of RSA alone")
-            return hsm.Made(name, ask.key_type, spki(ask.key_type, made), 0)
+            return hsm.Made(ask.key_type, spki(ask.key_type, made), 0)
 
     @staticmethod
     def _size(made: Any, ask: hsm.Unwrap) -> int:

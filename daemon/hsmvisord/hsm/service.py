@@ -13,7 +13,7 @@ from hsmvisor_rpc.sealed.canonical import MalformedRecord, Record
 
 from hsmvisord import ck
 from hsmvisord.ck import CkError
-from hsmvisord.hsm.hardware import Hardware, WrongPin
+from hsmvisord.hsm.hardware import Hardware, SessionOver
 
 
 class Service:
@@ -53,7 +53,7 @@ class Service:
             return hsm.Failed(error.rv, str(error))
         except MalformedRecord:
             return hsm.Failed(ck.CKR_MECHANISM_PARAM_INVALID, "a parameter that cannot be")
-        except WrongPin as error:  # another session cannot be opened: a new process is told so too, and does not try again
+        except SessionOver as error:
             print(f"hsmvisord: {error}", file=sys.stderr, flush=True)
             os._exit(1)
         except Exception as error:

@@ -46,6 +46,7 @@ class MakePair(Record):
     """-> Made"""
 
     TYPE: ClassVar[str] = "hsm-make-pair"
+    key: bytes  #: the name of the new key; the worker chooses it, and can destroy what it had no answer about
     key_type: int  #: CKK_
     bits: int  #: of an RSA key
     parameters: bytes  #: CKA_EC_PARAMS of others
@@ -58,6 +59,7 @@ class MakeSecret(Record):
     """-> Made"""
 
     TYPE: ClassVar[str] = "hsm-make-secret"
+    key: bytes
     key_type: int
     size: int  #: bytes
     readable: bool
@@ -69,6 +71,7 @@ class TakePrivate(Record):
     """-> Made"""
 
     TYPE: ClassVar[str] = "hsm-take-private"
+    key: bytes
     pkcs8: bytes = field(repr=False)
     readable: bool
     wrappable: bool
@@ -79,6 +82,7 @@ class TakeSecret(Record):
     """-> Made"""
 
     TYPE: ClassVar[str] = "hsm-take-secret"
+    key: bytes
     key_type: int
     value: bytes = field(repr=False)
     readable: bool
@@ -102,6 +106,7 @@ class Unwrap(Record):
     """-> Made"""
 
     TYPE: ClassVar[str] = "hsm-unwrap"
+    key: bytes
     unwrapper: bytes
     mechanism: int
     parameter: tuple[bytes, ...]
@@ -147,7 +152,6 @@ class Made(Record):
     """A key that is in the hardware now."""
 
     TYPE: ClassVar[str] = "hsm-made"
-    key: bytes
     key_type: int
     public: bytes  #: SubjectPublicKeyInfo; of a secret key empty
     size: int  #: bytes of a secret key

@@ -135,10 +135,17 @@ class HardwareProvider(SoftwareProvider):
     def _export(self, name: bytes) -> bytes:
         return self.channel.ask(hsm.Export(name), hsm.Data).data
 
-    def _made(self, question: Record) -> StoredKey:
-        made = self.channel.ask(question, hsm.Made)
+    def _made(self, ask: Callable[[bytes], Record]) -> StoredKey:
+        """`ask`: from the name of the new key to the question.  What is made and not heard of is destroyed by the next `clean`."""
+        name = os.urandom(hsm.KEY_NAME)
+        try:
+            made = self.channel.ask(ask(name), hsm.Made)
+        except CkError:
+            self._held[name] += 1
+            self._dropped.put(name)
+            raise
         rejection = os.urandom(32) if made.key_type == ck.CKK_RSA else b""
-        return StoredKey(made.key, made.key_type, made.public, made.size, rejection)
+        return StoredKey(name, made.key_type, made.public, made.size, rejection)
 
     # ---- keys -----------------------------------------------------------------------------------------------------
 
@@ -154,19 +161,22 @@ class HardwareProvider(SoftwareProvider):
     def load_private_key(self, pkcs8: bytes, access: Access = LOCKED_IN) -> PrivateKey:
         key = super().load_private_key(pkcs8)  # checked as all keys are; then it goes
         supported(key.kind)
-        return self._private(self._made(hsm.TakePrivate(pkcs8, access.readable, access.wrappable)))
+        return self._private(self._made(lambda name: hsm.TakePrivate(name, pkcs8, access.readable, access.wrappable)))
 
     def private_of_parts(self, key_type: int, parts: Mapping[int, Any], access: Access = LOCKED_IN) -> PrivateKey:
         return self.load_private_key(super().private_of_parts(key_type, parts).pkcs8(), access)
 
     def load_secret_key(self, key_type: int, value: bytes, access: Access = LOCKED_IN) -> SecretKey:
         supported(kind_of(key_type, len(value)))
-        return self._secret(self._made(hsm.TakeSecret(key_type, value, access.readable, access.wrappable)))
+        return self._secret(self._made(lambda name: hsm.TakeSecret(name, key_type, value, access.readable, access.wrappable)))
 
     def generate_pair(self, mechanism: int, wanted: Wanted, access: Access = LOCKED_IN) -> PrivateKey:
         key_type = generation.PAIRS[mechanism][0]
         generation.check(mechanism, wanted)
-        question = hsm.MakePair(key_type, wanted.bits, wanted.parameters, access.readable, access.wrappable)
+
+        def question(name: bytes) -> hsm.MakePair:
+            return hsm.MakePair(name, key_type, wanted.bits, wanted.parameters, access.readable, access.wrappable)
+
         if key_type != ck.CKK_RSA:
             return self._private(self._made(question))
         with generation.making_rsa():
@@ -175,7 +185,7 @@ class HardwareProvider(SoftwareProvider):
     def generate_secret(self, mechanism: int, length: int, access: Access = LOCKED_IN) -> SecretKey:
         key_type, size = generation.secret_size(mechanism, length)
         supported(kind_of(key_type, size))
-        return self._secret(self._made(hsm.MakeSecret(key_type, size, access.readable, access.wrappable)))
+        return self._secret(self._made(lambda name: hsm.MakeSecret(name, key_type, size, access.readable, access.wrappable)))
 
     # ---- wrapping -------------------------------------------------------------------------------------------------
 
@@ -220,7 +230,11 @@ class HardwareProvider(SoftwareProvider):
         unwrapper.decrypter(mechanism)  # checks the parameter
         told = hsm.encode_parameter(mechanism.parameter)
         name: bytes = unwrapper.name  # type: ignore[union-attr]
-        question = hsm.Unwrap(name, mechanism.type, told, wrapped, private, key_type, length, access.readable, access.wrappable)
+
+        def question(new: bytes) -> hsm.Unwrap:
+            allowed = (access.readable, access.wrappable)
+            return hsm.Unwrap(new, name, mechanism.type, told, wrapped, private, key_type, length, *allowed)
+
         try:
             return self._made(question)
         except CkError as error:
