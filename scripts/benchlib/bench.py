@@ -12,10 +12,10 @@ from typing import Any
 from support.c_programs import build_p11bench
 from support.host import Host
 
-from benchlib import allocator, control, hostile, plot, raw, report, signing, vsock
+from benchlib import allocator, control, hostile, plot, raw, report, signing, token, vsock
 from benchlib.setups import KEYS, all_setups
 
-PARTS = ["signing", "allocator", "control", "hostile", "vsock"]
+PARTS = ["signing", "allocator", "control", "hostile", "vsock", "token"]
 SETUPS = ["softhsm", "p11kit-softhsm", "hsmvisor", "hsmvisor-p11kit"]
 
 
@@ -78,6 +78,8 @@ def written(results: dict[str, Any]) -> tuple[list[str], bool]:
         section("Beside a hostile guest", "hostile", report.hostile_table(results["hostile"], hostile.GOAL))
     if "vsock" in results:
         section("A guest's vsock", "vsock", *vsock.text(results["vsock"]))
+    if "token" in results:
+        section("A guest's own token", "token", *token.text(results["token"]))
     return text, met
 
 
@@ -110,6 +112,9 @@ def main() -> int:
         if "vsock" in given.only:
             begins(results, "vsock", plan)
             results["vsock"] = vsock.measure(plan.rounds, plan.seconds)
+        if "token" in given.only:
+            begins(results, "token", plan)
+            results["token"] = token.measure(plan.rounds, plan.seconds, 2000 if given.quick else token.OBJECTS)
     text, met = written(results)
     print("\n".join(text))
     if given.output:

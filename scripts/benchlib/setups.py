@@ -46,7 +46,8 @@ def all_setups(directory: Path, names: list[str]) -> Iterator[tuple[list[Setup],
         else:
             address = ""
         if any("softhsm" in name for name in names):
-            _make_softhsm(directory, keys)
+            make_softhsm_token(directory, "bench")
+            _fill_softhsm(directory, keys)
         yield [stack.enter_context(makers[name](directory, address)) for name in names], keys
 
 
@@ -56,21 +57,26 @@ def _host() -> Iterator[Host]:
         yield host
 
 
-def _softhsm_environment(directory: Path) -> dict[str, str]:
+def softhsm_environment(directory: Path) -> dict[str, str]:
     return {"SOFTHSM2_CONF": str(directory / "softhsm2.conf")}
 
 
-def _make_softhsm(directory: Path, keys: dict[str, PrivateKey]) -> None:
+def make_softhsm_token(directory: Path, label: str) -> None:
+    """An empty token, in files below the directory."""
     tokens = directory / "tokens"
     tokens.mkdir()
     (directory / "softhsm2.conf").write_text(f"directories.tokendir = {tokens}\nlog.level = ERROR\n")
-    environment = os.environ | _softhsm_environment(directory)
+    command = ["softhsm2-util", "--init-token", "--free", "--label", label, "--so-pin", PIN, "--pin", PIN]
+    subprocess.run(command, env=os.environ | softhsm_environment(directory), check=True, capture_output=True)
+
+
+def _fill_softhsm(directory: Path, keys: dict[str, PrivateKey]) -> None:
+    environment = os.environ | softhsm_environment(directory)
 
     def run(*command: str) -> None:
         subprocess.run(command, env=environment, check=True, capture_output=True)
 
-    run("softhsm2-util", "--init-token", "--free", "--label", "bench", "--so-pin", PIN, "--pin", PIN)
-    module = str(_softhsm_module())
+    module = str(softhsm_module())
     for number, (name, key) in enumerate(keys.items(), 1):
         file = directory / f"{name}.der"
         file.write_bytes(pkcs8(key))
@@ -105,21 +111,29 @@ def _make_softhsm(directory: Path, keys: dict[str, PrivateKey]) -> None:
             run("pkcs11-tool", *common, "--type", "privkey", "--usage-sign")
 
 
-def _softhsm_module() -> Path:
+def softhsm_module() -> Path:
     return system_file("**/softhsm/libsofthsm2.so")
 
 
 @contextmanager
 def _softhsm(directory: Path, address: str) -> Iterator[Setup]:
-    yield Setup("softhsm", "SoftHSM2 in the application", _softhsm_module(), _softhsm_environment(directory), PIN)
+    yield Setup("softhsm", "SoftHSM2 in the application", softhsm_module(), softhsm_environment(directory), PIN)
 
 
 @contextmanager
 def _p11kit_softhsm(directory: Path, address: str) -> Iterator[Setup]:
+    with p11kit_server(directory) as environment:
+        lacks = frozenset({"ed25519"})
+        yield Setup("p11kit-softhsm", "p11-kit server + SoftHSM2", library("p11-kit").path, environment, PIN, lacks)
+
+
+@contextmanager
+def p11kit_server(directory: Path) -> Iterator[dict[str, str]]:
+    """Gives the environment of the client that reaches the directory's SoftHSM2 through a server."""
     socket = directory / "p11-kit.sock"
     server = subprocess.Popen(
-        ["p11-kit", "server", "--foreground", "--name", str(socket), "--provider", str(_softhsm_module()), "pkcs11:"],
-        env=os.environ | _softhsm_environment(directory),
+        ["p11-kit", "server", "--foreground", "--name", str(socket), "--provider", str(softhsm_module()), "pkcs11:"],
+        env=os.environ | softhsm_environment(directory),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
@@ -129,9 +143,7 @@ def _p11kit_softhsm(directory: Path, address: str) -> Iterator[Setup]:
             if time.monotonic() > end:
                 raise RuntimeError("p11-kit server did not start within 10 s")
             time.sleep(0.05)
-        client = library("p11-kit")
-        environment = {client.variable: f"unix:path={socket}"}
-        yield Setup("p11kit-softhsm", "p11-kit server + SoftHSM2", client.path, environment, PIN, frozenset({"ed25519"}))
+        yield {library("p11-kit").variable: f"unix:path={socket}"}
     finally:
         server.terminate()
         server.wait(10)

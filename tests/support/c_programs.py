@@ -22,5 +22,14 @@ def build_stream_echo(directory: Path) -> Path:
 
 def build_p11bench(directory: Path) -> Path:
     """Signs on and on with any PKCS#11 library."""
-    flags = subprocess.run(["pkg-config", "--cflags", "p11-kit-1"], check=True, capture_output=True, text=True).stdout.split()
-    return _compiled("scripts/benchlib/p11bench.c", directory, *flags, "-ldl")
+    return _compiled("scripts/benchlib/p11bench.c", directory, *_cryptoki(), "-ldl")
+
+
+def build_tokenbench(directory: Path) -> Path:
+    """Times single calls of any PKCS#11 library."""
+    calls = REPOSITORY / "scripts/benchlib/tokencalls.c"
+    return _compiled("scripts/benchlib/tokenbench.c", directory, str(calls), *_cryptoki(), "-ldl")
+
+
+def _cryptoki() -> list[str]:
+    return subprocess.run(["pkg-config", "--cflags", "p11-kit-1"], check=True, capture_output=True, text=True).stdout.split()
