@@ -22,6 +22,7 @@ from hsmvisord.keystore import pin
 from hsmvisord.keystore.keystore import Cause, Keystore
 from hsmvisord.keystore.persistence import SealedChange
 from hsmvisord.keystore.state import GuestToken, Pin, State
+from hsmvisord.keystore.vault import Manifest
 from hsmvisord.token import making
 from hsmvisord.token.catalogue import Index
 from hsmvisord.token.policy import Policy
@@ -52,7 +53,7 @@ class World:
         self.bench.provider = CachingProvider()
         self.changes: list[SealedChange] = []
         self.recipient = RecipientKey(RECIPIENT)
-        self._open(self.bench.keystore.state, {})
+        self._open(self.bench.keystore.state, Manifest())
         self.keys: list[PrivateKey] = []
         for generation in (1, 2):
             self.keys.append(self.bench.push(generation, chained=True, alias_id=b"alias"))
@@ -87,7 +88,7 @@ class World:
         self.keys.append(load_der_private_key(pair.key.pkcs8(), None))  # type: ignore[union-attr, arg-type]
         return [item.handle for item in keystore.add_objects([(one.attributes, one.key) for one in made])]
 
-    def _open(self, state: State, manifest: dict[str, int]) -> None:
+    def _open(self, state: State, manifest: Manifest) -> None:
         bench = self.bench
         bench.keystore = Keystore(
             state, self.recipient, manifest, bench.vault, bench.provider, lambda: self.bench.now, self._persist
@@ -110,7 +111,7 @@ class World:
         self.bench.happened.clear()
         self.bench.now = EPOCH
         state = replace(self._state, pin=self._pin) if with_pin else self._state
-        self._open(state, dict(self._manifest))
+        self._open(state, self._manifest)
         return self.bench.keystore
 
     def token(self, with_pin: bool = False) -> Token:

@@ -10,7 +10,8 @@ from hsmvisord import ck, limits
 from hsmvisord.ck import CkError
 from hsmvisord.crypto.interface import AnyKey
 from hsmvisord.keystore import values
-from hsmvisord.keystore.state import GuestObject, GuestToken, Pin, State
+from hsmvisord.keystore.pages import GuestObject, Objects
+from hsmvisord.keystore.state import GuestToken, Pin, State
 
 #: What a new object is made of.
 Made = tuple[Mapping[int, Any], AnyKey | None]
@@ -30,7 +31,7 @@ def key_bytes(attributes: Mapping[int, Any], key: Any) -> bytes:
 
 
 def used(state: State) -> int:
-    return sum(item.size for item in state.objects.values())
+    return state.objects.size
 
 
 def added(state: State, made: Sequence[Made]) -> tuple[State, list[GuestObject]]:
@@ -44,24 +45,23 @@ def added(state: State, made: Sequence[Made]) -> tuple[State, list[GuestObject]]
         raise CkError(ck.CKR_DEVICE_MEMORY, "the module has used up its handles")
     if len(state.objects) + len(objects) > limits.MAX_GUEST_OBJECTS:
         raise CkError(ck.CKR_DEVICE_MEMORY, f"the token keeps at most {limits.MAX_GUEST_OBJECTS} objects")
-    whole = dict(state.objects) | {item.handle: item for item in objects}
-    return _within(replace(state, objects=whole, next_handle=after)), objects
+    return _within(replace(state, objects=state.objects.with_items(objects), next_handle=after)), objects
 
 
 def changed(state: State, handle: int, attributes: Mapping[int, Any]) -> State:
     item = _there(state, handle)
     item = replace(item, attributes=attributes, size=size(attributes, key_bytes(attributes, item.key)))
-    return _within(replace(state, objects={**state.objects, handle: item}))
+    return _within(replace(state, objects=state.objects.with_items([item])))
 
 
 def removed(state: State, handle: int) -> State:
     _there(state, handle)
-    return replace(state, objects={h: item for h, item in state.objects.items() if h != handle})
+    return replace(state, objects=state.objects.without(handle))
 
 
 def initialized(state: State, label: bytes, so: Pin) -> State:
     """C_InitToken: all objects go, and so does the user's PIN (5.5.3)."""
-    return replace(state, guest=GuestToken(label, so), objects={})
+    return replace(state, guest=GuestToken(label, so), objects=Objects())
 
 
 def _there(state: State, handle: int) -> GuestObject:

@@ -26,9 +26,10 @@ from hsmvisord.crypto.interface import CryptoProvider, PrivateKey
 from hsmvisord.crypto.rsa import MIN_BITS
 from hsmvisord.keystore import changes, guests, persistence, pin
 from hsmvisord.keystore.chain import parse_chain
+from hsmvisord.keystore.pages import GuestObject
 from hsmvisord.keystore.persistence import SealedChange, Usage
-from hsmvisord.keystore.state import EXTEND, GenerationState, GuestObject, Pin, State, Step
-from hsmvisord.keystore.vault import Vault
+from hsmvisord.keystore.state import EXTEND, GenerationState, Pin, State, Step
+from hsmvisord.keystore.vault import Manifest, Vault
 
 LEAP = 60.0  #: seconds by which the clock may run ahead between two looks at drains
 HOLD = 3600.0  #: seconds after a leap in which no drain ends: to set the clock right, and to see which keys are in use
@@ -73,7 +74,7 @@ class Keystore:
         self,
         state: State,
         recipient: RecipientKey,
-        manifest: dict[str, int],
+        manifest: Manifest,
         vault: Vault,
         provider: CryptoProvider,
         clock: Callable[[], float],
@@ -112,7 +113,7 @@ class Keystore:
         """Begins an empty module with a recipient key of its own, and stores it."""
         recipient = RecipientKey()
         state = State(0, module_id, host_id, root, created_at, 0, 1, 1, True, Pin(), {}, {}, {})
-        store = cls(state, recipient, {}, vault, provider, clock, persist, usage)
+        store = cls(state, recipient, Manifest(), vault, provider, clock, persist, usage)
         store._commit(store.state, Cause())
         return store
 

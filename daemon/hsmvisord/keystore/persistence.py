@@ -12,6 +12,7 @@ from hsmvisord import ck
 from hsmvisord.crypto.interface import AnyKey, CryptoProvider
 from hsmvisord.keystore import guests, values
 from hsmvisord.keystore.chain import read_all
+from hsmvisord.keystore.pages import PAGES, GuestObject, Objects
 from hsmvisord.keystore.records import (
     CertificateRecord,
     GenerationRecord,
@@ -20,6 +21,7 @@ from hsmvisord.keystore.records import (
     MaterialRecord,
     MetaRecord,
     ObjectRecord,
+    PageRecord,
 )
 from hsmvisord.keystore.state import (
     AFTER_DRAIN,
@@ -30,14 +32,13 @@ from hsmvisord.keystore.state import (
     Certificate,
     Generation,
     GenerationState,
-    GuestObject,
     GuestToken,
     Key,
     Material,
     Pin,
     State,
 )
-from hsmvisord.keystore.vault import META, UnsealError, Vault, check_manifest
+from hsmvisord.keystore.vault import META, Manifest, UnsealError, Vault, check_missing, check_strange
 
 #: What a generation was used since the worker began: (material, number) -> (operations, seconds of last use).
 Usage = Mapping[tuple[str, int], tuple[int, int]]
@@ -52,9 +53,7 @@ class SealedChange:
     delete: tuple[str, ...]
 
 
-def load(
-    blobs: Mapping[str, bytes], vault: Vault, provider: CryptoProvider, version: int
-) -> tuple[State, RecipientKey, dict[str, int]]:
+def load(blobs: Mapping[str, bytes], vault: Vault, provider: CryptoProvider, version: int) -> tuple[State, RecipientKey, Manifest]:
     """Returns the state, the recipient key and the manifest; raises UnsealError, and CkError for a key that the provider
     refuses."""
     try:
@@ -63,20 +62,24 @@ def load(
         raise UnsealError("the stored state opens, but this release cannot read it: it was written by another") from None
 
 
-def _load(
-    blobs: Mapping[str, bytes], vault: Vault, provider: CryptoProvider, version: int
-) -> tuple[State, RecipientKey, dict[str, int]]:
+def _load(blobs: Mapping[str, bytes], vault: Vault, provider: CryptoProvider, version: int) -> tuple[State, RecipientKey, Manifest]:
     if META not in blobs:
         raise UnsealError("the stored state has no meta record")
     meta = MetaRecord.decode(vault.open(META, blobs[META]))
     if meta.version != version:
         raise UnsealError(f"the stored state has version {meta.version}, the host has acknowledged {version}")
-    manifest = check_manifest(meta.manifest_names, meta.manifest_versions, blobs)
+    listed = dict(zip(meta.manifest_names, meta.manifest_versions, strict=True))
+    check_missing(listed, blobs)
+    manifest = _manifest(listed, blobs, vault)
+    versions = {object_name(h): v for page in manifest.pages.values() for h, v in page.items()}
+    check_missing(versions, blobs)
+    check_strange(manifest.records.keys() | versions.keys(), blobs)
     keys: dict[int, Key] = {}
     certificates: dict[int, Certificate] = {}
     materials: dict[str, Material] = {}
-    guest, objects = GuestToken(), dict[int, GuestObject]()
-    for name, blob_version in manifest.items():
+    guest, objects = GuestToken(), list[GuestObject]()
+    others = {name: v for name, v in manifest.records.items() if not name.startswith(_PAGE)}
+    for name, blob_version in (others | versions).items():
         plain = vault.open(name, blobs[name], blob_version)
         match name.split("/", 1)[0]:
             case "key":
@@ -91,8 +94,7 @@ def _load(
             case "guest":
                 guest = _guest(GuestRecord.decode(plain))
             case "object":
-                item = object_of(ObjectRecord.decode(plain), provider)
-                objects[item.handle] = item
+                objects.append(object_of(ObjectRecord.decode(plain), provider))
             case kind:
                 raise UnsealError(f"the stored state has records of kind {kind!r}: it was written by a newer release")
     state = State(
@@ -110,7 +112,7 @@ def _load(
         certificates=certificates,
         materials=materials,
         guest=guest,
-        objects=objects,
+        objects=Objects.of(objects),
     )
     _check(state)
     return state, RecipientKey(meta.recipient), manifest
@@ -195,15 +197,47 @@ def object_record(item: GuestObject) -> ObjectRecord:
     return ObjectRecord(item.handle, *values.encode(item.attributes), guests.key_bytes(item.attributes, item.key))
 
 
+def object_name(handle: int) -> str:
+    return f"object/{handle}"
+
+
+_PAGE = "page/"
+_PAGE_NAMES = tuple(f"{_PAGE}{number}" for number in range(PAGES))
+
+
+def _manifest(listed: Mapping[str, int], blobs: Mapping[str, bytes], vault: Vault) -> Manifest:
+    """`listed`: by the meta record.  Before there were pages it listed objects; their pages are written with the next commit."""
+    pages: dict[int, dict[int, int]] = {}
+    records = {}
+    for name, version in listed.items():
+        kind, _, rest = name.partition("/")
+        if kind == "object":
+            pages.setdefault(int(rest) % PAGES, {})[int(rest)] = version
+            continue
+        records[name] = version
+        if kind == "page":
+            page = PageRecord.decode(vault.open(name, blobs[name], version))
+            if any(handle % PAGES != int(rest) for handle in page.handles):
+                raise ValueError("an object on another page")
+            pages[int(rest)] = dict(zip(page.handles, page.versions, strict=True))
+    return Manifest(records, pages)
+
+
 def seal_change(
-    old: State | None, new: State, recipient: RecipientKey, manifest: dict[str, int], vault: Vault, usage: Usage
-) -> tuple[SealedChange, dict[str, int]]:
+    old: State | None, new: State, recipient: RecipientKey, manifest: Manifest, vault: Vault, usage: Usage
+) -> tuple[SealedChange, Manifest]:
     """Returns the commit that leads from `old` (None: nothing) to `new`, and the manifest after it."""
     before, after = _parts(old), _parts(new)
     changed = {name: part for name, part in after.items() if before.get(name) is not part}
-    deleted = tuple(sorted(set(manifest) - set(after)))
+    pages, gone = _changed_pages(old, new, manifest, changed)
+    written = {_PAGE_NAMES[number]: page for number, page in pages.items() if page}
+    kept = after.keys() | {name for name in manifest.records if name.startswith(_PAGE)} - {_PAGE_NAMES[n] for n in pages}
+    deleted = tuple(sorted((manifest.records.keys() - kept - written.keys()) | gone))
     put = {name: vault.seal(name, new.version, _encode(part, usage)) for name, part in changed.items()}
-    manifest = {name: v for name, v in manifest.items() if name in after} | dict.fromkeys(changed, new.version)
+    put |= {name: vault.seal(name, new.version, PageRecord(tuple(p), tuple(p.values())).encode()) for name, p in written.items()}
+    records = {name: v for name, v in manifest.records.items() if name in kept}
+    records |= dict.fromkeys((name for name in changed if name in after), new.version) | dict.fromkeys(written, new.version)
+    manifest = Manifest(records, {number: page for number, page in (dict(manifest.pages) | pages).items() if page})
     meta = MetaRecord(
         version=new.version,
         module_id=new.module_id,
@@ -219,23 +253,40 @@ def seal_change(
         pin_verifier=new.pin.verifier,
         pin_failures=new.pin.failures,
         pin_failed_at=new.pin.failed_at,
-        manifest_names=tuple(manifest),
-        manifest_versions=tuple(manifest.values()),
+        manifest_names=tuple(manifest.records),
+        manifest_versions=tuple(manifest.records.values()),
     )
     put[META] = vault.seal(META, new.version, meta.encode())
     return SealedChange(new.version, put, deleted), manifest
+
+
+def _changed_pages(
+    old: State | None, new: State, manifest: Manifest, changed: dict[str, Part]
+) -> tuple[dict[int, dict[int, int]], set[str]]:
+    """Returns the pages whose part of the manifest changes, and names of objects that are gone; adds changed ones to `changed`."""
+    pages, gone = dict[int, dict[int, int]](), set[str]()
+    before = old.objects if old is not None else Objects()
+    for number, (was, now) in enumerate(zip(before.pages, new.objects.pages, strict=True)):
+        if was is now and (not now.items or _PAGE_NAMES[number] in manifest.records):
+            continue
+        others = {handle: item for handle, item in now.items.items() if was.items.get(handle) is not item}
+        changed |= {object_name(handle): item for handle, item in others.items()}
+        gone |= {object_name(handle) for handle in was.items.keys() - now.items.keys()}
+        stored = manifest.pages.get(number, {})
+        pages[number] = {handle: new.version if handle in others else stored[handle] for handle in now.items}
+    return pages, gone
 
 
 Part = Key | Certificate | Material | GuestToken | GuestObject
 
 
 def _parts(state: State | None) -> dict[str, Part]:
+    """All but objects, by name."""
     if state is None:
         return {}
     parts: dict[str, Part] = {f"key/{h}": k for h, k in state.keys.items()}
     parts |= {f"certificate/{h}": c for h, c in state.certificates.items()}
     parts |= {f"material/{name}": m for name, m in state.materials.items()}
-    parts |= {f"object/{h}": o for h, o in state.objects.items()}
     return parts | ({"guest": state.guest} if state.guest else {})
 
 

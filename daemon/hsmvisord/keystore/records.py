@@ -1,11 +1,12 @@
 """What a module keeps, as canonical records; each is sealed on its own (vault.py).
 
-    meta                     counters, root, recipient key, PIN, and the manifest of all other records
+    meta                     counters, root, recipient key, PIN, and the manifest of all other records but objects
     key/<handle>             a private key
     certificate/<handle>     a certificate
     material/<name>          a material with its generations
     guest                    slot 1, once its guest has initialized it
     object/<handle>          a token object of slot 1
+    page/<number>            the versions of the objects on one page (pages.py)
 
 Times are seconds since 1970, 0 = never.
 """
@@ -116,3 +117,12 @@ class ObjectRecord(Record):
     kinds: tuple[int, ...]
     values: tuple[bytes, ...] = field(repr=False)
     key: bytes = field(repr=False)
+
+
+@dataclass(frozen=True)
+class PageRecord(Record):
+    """The part of the manifest that names the objects of one page: a change of one object writes no other page's."""
+
+    TYPE: ClassVar[str] = "state-page"
+    handles: tuple[int, ...]
+    versions: tuple[int, ...]

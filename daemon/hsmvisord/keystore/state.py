@@ -5,11 +5,11 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from hsmvisor_rpc.sealed.commands import Action
 
-from hsmvisord.crypto.interface import AnyKey, PrivateKey
+from hsmvisord.crypto.interface import PrivateKey
+from hsmvisord.keystore.pages import Objects
 
 PIN = "pin"
 FOLLOW = "follow"
@@ -165,16 +165,6 @@ class GuestToken:
 
 
 @dataclass(frozen=True)
-class GuestObject:
-    """A token object of slot 1.  `key` stands for the parts of a key, which `attributes` do not hold."""
-
-    handle: int
-    attributes: Mapping[int, Any] = field(repr=False)
-    key: AnyKey | None = field(repr=False)
-    size: int  #: bytes that it counts
-
-
-@dataclass(frozen=True)
 class State:
     version: int
     module_id: bytes
@@ -190,7 +180,7 @@ class State:
     certificates: Mapping[int, Certificate]
     materials: Mapping[str, Material]
     guest: GuestToken = GuestToken()
-    objects: Mapping[int, GuestObject] = field(default_factory=dict)  #: by handle
+    objects: Objects = field(default_factory=Objects)  #: token objects of slot 1
 
     @property
     def watermark(self) -> int:

@@ -1,15 +1,15 @@
 """Sealed state: each record AES-256-GCM under the module's storage key, bound to module, name and version.
 
-A blob is `u64 version, 12 bytes nonce, ciphertext`.  The meta record lists the version of every other record, so records of
-different commits cannot be mixed.  An older copy of the whole state opens: that is noticed by the manager, which knows the
-sequence number it has reached (DESIGN "Secrets and trust").
+A blob is `u64 version, 12 bytes nonce, ciphertext`.  The meta record lists the version of every other record, those of objects by
+pages that list them, so records of different commits cannot be mixed.  An older copy of the whole state opens: that is noticed by
+the manager, which knows the sequence number it has reached (DESIGN "Secrets and trust").
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from cryptography.exceptions import InvalidTag
@@ -59,12 +59,21 @@ class Vault:
             raise UnsealError(f"record {name!r} does not open: altered, of another module, or sealed with another key") from None
 
 
-def check_manifest(names: tuple[str, ...], versions: tuple[int, ...], blobs: Mapping[str, bytes]) -> dict[str, int]:
-    """Returns the manifest as a mapping; raises UnsealError when records are missing or too many."""
-    manifest = dict(zip(names, versions, strict=True))
-    present = set(blobs) - {META}
-    if missing := set(manifest) - present:
+@dataclass(frozen=True)
+class Manifest:
+    """The version of every record."""
+
+    records: Mapping[str, int] = field(default_factory=dict)  #: of all but the meta record and objects
+    pages: Mapping[int, Mapping[int, int]] = field(default_factory=dict)  #: page -> handle -> version of its record
+
+
+def check_missing(wanted: Iterable[str], blobs: Mapping[str, bytes]) -> None:
+    """Raises UnsealError when records are missing."""
+    if missing := set(wanted) - set(blobs):
         raise UnsealError(f"{len(missing)} records of the state are missing, among them {min(missing)!r}")
-    if strange := present - set(manifest):
+
+
+def check_strange(wanted: Iterable[str], blobs: Mapping[str, bytes]) -> None:
+    """Raises UnsealError when there are records that do not belong to the state."""
+    if strange := set(blobs) - {META} - set(wanted):
         raise UnsealError(f"{len(strange)} records do not belong to the state, among them {min(strange)!r}")
-    return manifest

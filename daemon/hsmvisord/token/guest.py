@@ -15,6 +15,7 @@ from hsmvisord.ck import CkError
 from hsmvisord.crypto.interface import AnyKey, PrivateKey, PublicKey, SecretKey
 from hsmvisord.crypto.mechanisms import of_key_type
 from hsmvisord.keystore import pin
+from hsmvisord.keystore.pages import INDEXED
 from hsmvisord.token import answers, keepers, rules
 from hsmvisord.token.catalogue import Template, matches
 from hsmvisord.token.info import padded
@@ -113,9 +114,19 @@ class GuestUser:
         wanted = dict(template)
         if len(wanted) != len(template) or keepers.EVER in wanted:
             return []  # no object has two values of one attribute
-        stored = self._token.keystore.state.objects
-        found = [h for h, o in stored.items() if self._matches(GuestItem(h, o.attributes, o.key), wanted)]
+        found = self._find_stored(wanted)
         return found + [item.handle for item in list(self.items.values()) if self._matches(item, wanted)]
+
+    def _find_stored(self, wanted: dict[int, Any]) -> list[int]:
+        """Token objects, in the order of their handles."""
+        objects = self._token.keystore.state.objects
+        kind = next((kind for kind in INDEXED if kind in wanted), None)
+        seen = (False, True) if self.role == ck.CKU_USER else (False,)
+        value = None if kind is None else wanted[kind]
+        found = [handle for private in seen for handle in objects.having(kind, value, private)]
+        if len(wanted) > (kind is not None):
+            found = [h for h in found if self._matches(GuestItem(h, objects[h].attributes, objects[h].key), wanted)]
+        return sorted(found)
 
     def _matches(self, item: GuestItem, wanted: dict[int, Any]) -> bool:
         """A value that may not be read may not be guessed either."""

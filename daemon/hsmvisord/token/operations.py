@@ -6,6 +6,7 @@ CKR_BUFFER_TOO_SMALL and the question for the length).
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable
 from typing import Any
 
@@ -287,7 +288,7 @@ class FindOperation(Operation):
         self._budget, self._next = budget, 0
         if len(handles) > SHORT and not budget.take(len(handles)):
             raise CkError(ck.CKR_HOST_MEMORY, "the module's open searches have used up their room")
-        self._handles = handles
+        self._handles = array("I", handles)
         self._taken = len(handles) if len(handles) > SHORT else 0
 
     def __del__(self) -> None:

@@ -23,8 +23,8 @@ from hsmvisor_rpc.sealed.canonical import MAX_RECORD, MalformedRecord, Record, r
 from hsmvisord.ck import CkError
 from hsmvisord.face import journal
 from hsmvisord.keystore import persistence
+from hsmvisord.keystore.pages import GuestObject
 from hsmvisord.keystore.records import ObjectRecord
-from hsmvisord.keystore.state import GuestObject
 from hsmvisord.token import rules
 from hsmvisord.token.application import Application
 from hsmvisord.token.application import Saved as SavedApplication

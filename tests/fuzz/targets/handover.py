@@ -21,8 +21,8 @@ from hsmvisor_rpc.sealed.canonical import MalformedRecord, Record
 from hsmvisord import ck, limits
 from hsmvisord.crypto.software import SoftwareProvider
 from hsmvisord.face.journal import raw
+from hsmvisord.keystore.pages import GuestObject
 from hsmvisord.keystore.persistence import object_record
-from hsmvisord.keystore.state import GuestObject
 from hsmvisord.token import making
 from hsmvisord.token.secrets import secret_attributes
 from hsmvisord.token.token import Token

@@ -14,7 +14,7 @@ from fuzz.world import world
 from hsmvisord.ck import CkError
 from hsmvisord.keystore import persistence
 from hsmvisord.keystore.records import GenerationRecord, MaterialRecord
-from hsmvisord.keystore.vault import UnsealError
+from hsmvisord.keystore.vault import Manifest, UnsealError
 from hsmvisord.token.token import Token
 
 INVARIANT = (
@@ -45,7 +45,7 @@ def run(data: bytes) -> None:
     state = loaded(stored)
     if state is not None:
         bench = world().bench
-        world()._open(state, {})
+        world()._open(state, Manifest())
         token = Token("web-1", bench.keystore, bench.provider, lambda: bench.now, lambda: 0.0)
         for watermark in (0, token.watermark):
             token.index.view(watermark).find(())
