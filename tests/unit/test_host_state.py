@@ -113,6 +113,30 @@ def test_versions_follow_each_other(tmp_path: Path) -> None:
     with_state(tmp_path / "state.db", work)
 
 
+def test_how_much_a_module_may_have_is_counted_through_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hsmvisor.host.limits.MAX_MODULE_STATE", 100)
+
+    async def work(state: State) -> None:
+        await made(state)
+        await state.store(M, change(1, put={"a": bytes(60), "b": bytes(40)}), None)  # at the limit
+        for more in ({"a": bytes(61)}, {"c": b"1"}):
+            with pytest.raises(Exhausted):
+                await state.store(M, change(2, put=more), None)
+        await state.store(M, change(2, put={"a": bytes(10)}, delete=("b", "b", "nothing")), None)
+        with pytest.raises(Exhausted):
+            await state.store(M, change(3, put={"b": bytes(91)}), None)
+        await state.store(M, change(3, put={"b": bytes(90)}, delete=("b",)), None)
+        with pytest.raises(Exhausted):
+            await state.store(M, change(4, put={"c": b"1"}), None)
+        again = State(state._database)  # a service that was started again counts the same
+        with pytest.raises(Exhausted):
+            await again.store(M, change(4, put={"c": b"1"}), None)
+        await again.store(M, change(4, delete=("a",)), None)
+        await again.store(M, change(5, put={"c": bytes(10)}), None)
+
+    with_state(tmp_path / "state.db", work)
+
+
 def test_records_that_cannot_be_are_refused_and_nothing_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hsmvisor.host.limits.MAX_MODULE_STATE", 100)
 

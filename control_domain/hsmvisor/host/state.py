@@ -88,6 +88,7 @@ class State:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._sizes = _Sizes()
 
     # ---- modules ------------------------------------------------------------------------------------------------
 
@@ -125,6 +126,7 @@ class State:
         def work(connection: sqlite3.Connection) -> None:
             _note_purge(connection, purge)
             connection.execute("DELETE FROM modules WHERE module_id = ?", (module_id,))
+            self._sizes.forget(module_id)
             if request is not None:
                 _answer(connection, request, result)
 
@@ -140,6 +142,7 @@ class State:
             attached = connection.execute(sql, (new.module_id, old_id)).fetchall()  # it stays in its guest
             _note_purge(connection, purge)
             connection.execute("DELETE FROM modules WHERE module_id = ?", (old_id,))
+            self._sizes.forget(old_id)
             connection.execute("INSERT INTO modules VALUES (?,?,?,?,?,?,?,?,?)", row)
             connection.executemany("INSERT INTO attachments VALUES (?,?,?,?,?,?,?,?)", attached)
             _answer(connection, request, result)
@@ -202,7 +205,7 @@ class State:
 
         The next version is stored; the stored one, with the same content, was stored before; anything else is refused.
         """
-        await self._database.run(_store, module_id, change, request)
+        await self._database.run(_store, module_id, change, request, self._sizes)
 
     # ---- requests -----------------------------------------------------------------------------------------------
 
@@ -336,7 +339,39 @@ def reused(request_id: str) -> Conflict:
     return Conflict("REQUEST_ID_REUSED", f"request_id {request_id!r} was used with other content", "use a new id for a new request")
 
 
-def _store(connection: sqlite3.Connection, module_id: bytes, change: StoreState, request: Request | None) -> None:
+class _Sizes:
+    """Bytes of each module's sealed records, so that not all of them are looked at for each change; the state file's thread alone.
+
+    A size is that of one version: of a transaction that was rolled back it is of one that is not stored, and is counted anew.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[bytes, tuple[int, int]] = {}  #: module -> version, bytes
+
+    def before(self, connection: sqlite3.Connection, module_id: bytes, version: int, change: StoreState) -> int | None:
+        """Returns the bytes of what `change` does not touch; None when they are not known."""
+        known = self._known.get(module_id)
+        if known is None or known[0] != version:
+            return None
+        sql = "SELECT length(blob) FROM sealed WHERE module_id = ? AND name = ?"
+        touched = (connection.execute(sql, (module_id, name)).fetchone() for name in {*change.put_names, *change.delete_names})
+        return known[1] - sum(int(row[0]) for row in touched if row is not None)
+
+    def after(self, connection: sqlite3.Connection, module_id: bytes, change: StoreState, others: int | None) -> int:
+        """Returns the bytes that there are with the change; `others`: from `before`."""
+        if others is None:
+            sql = "SELECT total(length(blob)) FROM sealed WHERE module_id = ?"
+            size = int(connection.execute(sql, (module_id,)).fetchone()[0])
+        else:
+            size = others + sum(map(len, change.put_blobs))
+        self._known[module_id] = (change.version, size)
+        return size
+
+    def forget(self, module_id: bytes) -> None:
+        self._known.pop(module_id, None)
+
+
+def _store(connection: sqlite3.Connection, module_id: bytes, change: StoreState, request: Request | None, sizes: _Sizes) -> None:
     row = connection.execute("SELECT version, digest, intent FROM modules WHERE module_id = ?", (module_id,)).fetchone()
     if row is None or row[2] == DESTROYING:
         raise WrongState("MODULE", "the module is not there any more")
@@ -349,13 +384,13 @@ def _store(connection: sqlite3.Connection, module_id: bytes, change: StoreState,
         raise WrongState("RECORDS", "names and blobs do not pair up")
     if any(not 1 <= len(name) <= limits.MAX_RECORD_NAME for name in change.put_names):
         raise WrongState("RECORDS", f"a record's name has 1-{limits.MAX_RECORD_NAME} characters")
+    others = sizes.before(connection, module_id, stored, change)
     connection.executemany("DELETE FROM sealed WHERE module_id = ? AND name = ?", [(module_id, n) for n in change.delete_names])
     puts = [(module_id, name, blob) for name, blob in zip(change.put_names, change.put_blobs, strict=True)]
     connection.executemany(
         "INSERT INTO sealed VALUES (?, ?, ?) ON CONFLICT (module_id, name) DO UPDATE SET blob = excluded.blob", puts
     )
-    size = connection.execute("SELECT total(length(blob)) FROM sealed WHERE module_id = ?", (module_id,)).fetchone()[0]
-    if size > limits.MAX_MODULE_STATE:
+    if sizes.after(connection, module_id, change, others) > limits.MAX_MODULE_STATE:
         raise Exhausted("MODULE_STATE", f"a module's sealed state has at most {limits.MAX_MODULE_STATE} bytes")
     connection.execute("UPDATE modules SET version = ?, digest = ? WHERE module_id = ?", (change.version, digest, module_id))
     if request is not None:
