@@ -22,7 +22,7 @@ MAX_PROGRAM = 64  #: bytes of a program's name for itself that are kept
 
 # ---- frames and messages ------------------------------------------------------------------------------------------------
 
-MAX_MESSAGE = 1 << 20  #: bytes of a request's message, and of a reply's
+MAX_MESSAGE = (1 << 20) + (1 << 16)  #: bytes of a request's message, and of a reply's: 1 MiB of data, and what stands beside it
 MAX_PASSED = (1 << 31) - 1  #: of p11-kit: one past MAX_MESSAGE is passed over, for its client dies when a connection is closed
 MAX_OPTIONS = 4096  #: bytes of a frame's options
 MAX_NATIVE_OPTIONS = 256  #: of them in the native dialect

@@ -51,7 +51,7 @@ static CK_RV attach_keeping(struct call *call, bool again)
 
 CK_RV call_run(struct call *call, enum replay replay)
 {
-    if (call->out->failed)
+    if (call->out->failed || call->out->length > largest_request() + HEADER_SIZE)
         return CKR_ARGUMENTS_BAD; /* a count or length past what a message may hold */
     bool again = false;
     for (unsigned try = 0; try < MOST_TRIES; try++) {

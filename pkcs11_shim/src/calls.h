@@ -74,7 +74,8 @@
     F(FIND_ONCE, 260, "C_FindObjectsInit") \
     F(VERIFY_ONCE, 261, "C_VerifyInit and C_Verify") \
     F(DIGEST_ONCE, 262, "C_DigestInit and C_Digest") \
-    F(ROTATION_WAIT, 263, "C_Rotation_Wait")
+    F(ROTATION_WAIT, 263, "C_Rotation_Wait") \
+    F(ENCRYPT_ONCE, 279, "C_EncryptInit and C_Encrypt")
 
 #define CALL_ID_(name, id, text) CALL_##name = id,
 enum { CALLS(CALL_ID_) };

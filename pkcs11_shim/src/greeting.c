@@ -22,6 +22,7 @@ static bool ticket_valid;
 static _Atomic unsigned current;
 static _Atomic uint64_t watermark;
 static _Atomic unsigned most = MOST_CONNECTIONS;
+static _Atomic uint32_t largest = LEAST_REQUEST;
 
 void greeting_lock(void)
 {
@@ -55,6 +56,11 @@ void saw_watermark(uint64_t seen)
 unsigned most_connections(void)
 {
     return most;
+}
+
+uint32_t largest_request(void)
+{
+    return largest;
 }
 
 void forget_ticket(void)
@@ -97,11 +103,12 @@ static CK_RV hello(struct connection *c, enum mode mode, struct answer *answer)
     answer->joined = get_u8(&reply);
     get_u64(&reply); /* epoch: `joined` says as much */
     answer->watermark = get_u64(&reply);
-    get_u64(&reply); /* the module's largest message: ours are smaller */
+    uint64_t message = get_u64(&reply);
     uint64_t connections = get_u64(&reply);
     if (reply.failed || reply.length || !valid || !given)
         return CKR_DEVICE_ERROR;
     memcpy(answer->ticket, given, TICKET_SIZE);
+    largest = message < LEAST_REQUEST ? LEAST_REQUEST : message < MAX_REQUEST ? (uint32_t)message : MAX_REQUEST;
     most = connections && connections < MOST_CONNECTIONS ? (unsigned)connections : MOST_CONNECTIONS;
     return CKR_OK;
 }

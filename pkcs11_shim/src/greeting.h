@@ -18,6 +18,10 @@ void saw_watermark(uint64_t watermark);
 /* How many connections the module lets an application have. */
 unsigned most_connections(void);
 
+/* The largest message of a request that the module takes; what every one takes before it was asked. */
+#define LEAST_REQUEST (1u << 20)
+uint32_t largest_request(void);
+
 void forget_ticket(void);
 
 void greeting_lock(void);

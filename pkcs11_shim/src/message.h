@@ -8,7 +8,7 @@
 
 #include "pkcs11.h"
 
-#define MAX_REQUEST (1u << 20)
+#define MAX_REQUEST (17u << 16) /* 1 MiB of data, and what stands beside it */
 #define MAX_REPLY (16u << 20)
 #define HEADER_SIZE 12u
 

@@ -9,13 +9,13 @@ const struct kind SIGN = {OPERATION_SIGN, CALL_SIGN_INIT, CALL_SIGN_ONCE, CALL_S
 const struct kind VERIFY = {OPERATION_VERIFY, CALL_VERIFY_INIT, CALL_VERIFY_ONCE, CALL_VERIFY, CALL_VERIFY_UPDATE, CALL_VERIFY_FINAL, true};
 const struct kind DECRYPT = {OPERATION_DECRYPT, CALL_DECRYPT_INIT, CALL_DECRYPT_ONCE, CALL_DECRYPT, CALL_DECRYPT_UPDATE, CALL_DECRYPT_FINAL, true};
 const struct kind DIGEST = {OPERATION_DIGEST, CALL_DIGEST_INIT, CALL_DIGEST_ONCE, CALL_DIGEST, CALL_DIGEST_UPDATE, CALL_DIGEST_FINAL, false};
-const struct kind ENCRYPT = {OPERATION_ENCRYPT, CALL_ENCRYPT_INIT, 0, CALL_ENCRYPT, CALL_ENCRYPT_UPDATE, CALL_ENCRYPT_FINAL, true};
+const struct kind ENCRYPT = {OPERATION_ENCRYPT, CALL_ENCRYPT_INIT, CALL_ENCRYPT_ONCE, CALL_ENCRYPT, CALL_ENCRYPT_UPDATE, CALL_ENCRYPT_FINAL, true};
 const CK_FLAGS operation_flags[OPERATIONS] = {CKF_FIND_OBJECTS, CKF_SIGN, CKF_VERIFY, CKF_DECRYPT, CKF_DIGEST, CKF_ENCRYPT};
 
 static const CK_BYTE nothing[1];
 
-/* Data of one message; the rest of a request is smaller than what remains of MAX_REQUEST. */
-#define MOST_AT_ONCE (MAX_REQUEST - 16384u)
+/* Data of one message; the rest of a request is smaller than what remains. */
+#define MOST_AT_ONCE (largest_request() - 16384u)
 
 CK_RV operation_check(struct session *s, enum operation operation)
 {
@@ -75,6 +75,12 @@ static CK_RV send_init(const struct kind *kind, struct session *s, const uint8_t
     return call_end(&call, rv);
 }
 
+/* A module that takes larger messages than the first ones did knows EncryptOnce too. */
+static bool has_once(const struct kind *kind)
+{
+    return kind->once != CALL_ENCRYPT_ONCE || largest_request() > LEAST_REQUEST;
+}
+
 CK_RV operation_init(const struct kind *kind, CK_SESSION_HANDLE session, const CK_MECHANISM *mechanism, CK_OBJECT_HANDLE key)
 {
     CK_RV rv = application_check();
@@ -94,7 +100,7 @@ CK_RV operation_init(const struct kind *kind, CK_SESSION_HANDLE session, const C
     uint8_t encoded[MAX_PROVEN_MECHANISM];
     struct writer w = {.data = encoded, .room = sizeof encoded, .fixed = true};
     put_mechanism(&w, mechanism);
-    if (w.failed || !kind->once) {
+    if (w.failed || !has_once(kind)) {
         d->length = 0;
         return send_init(kind, s, NULL, 0, mechanism, key);
     }
@@ -207,7 +213,7 @@ static CK_RV cipher_in_parts(const struct kind *kind, CK_SESSION_HANDLE session,
         return out ? CKR_BUFFER_TOO_SMALL : CKR_OK;
     }
     while (in_len) {
-        CK_ULONG part = in_len < MOST_AT_ONCE ? in_len : MOST_AT_ONCE, room = *out_len - written;
+        CK_ULONG at_once = MOST_AT_ONCE, part = in_len < at_once ? in_len : at_once, room = *out_len - written;
         rv = operation_update(kind, kind->update, session, in, part, out + written, &room);
         if (rv != CKR_OK)
             return rv;
@@ -310,10 +316,11 @@ CK_RV operation_update(const struct kind *kind, uint32_t id, CK_SESSION_HANDLE s
 {
     if (!in && in_len)
         return operation_abandon(kind, session);
-    if (in_len > MOST_AT_ONCE && out_len)
+    const CK_ULONG most = MOST_AT_ONCE;
+    if (in_len > most && out_len)
         return too_long(kind, session);
-    for (; in_len > MOST_AT_ONCE; in += MOST_AT_ONCE, in_len -= MOST_AT_ONCE) {
-        CK_RV early = operation_update(kind, id, session, in, MOST_AT_ONCE, NULL, NULL);
+    for (; in_len > most; in += most, in_len -= most) {
+        CK_RV early = operation_update(kind, id, session, in, most, NULL, NULL);
         if (early != CKR_OK)
             return early;
     }

@@ -6,7 +6,7 @@
 
 struct kind {
     enum operation operation;
-    uint32_t init, once, shot; /* call ids; once 0 = no deferral */
+    uint32_t init, once, shot; /* call ids */
     uint32_t update, final;
     bool has_key;
 };

@@ -16,6 +16,32 @@ struct proof {
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static struct proof proofs[PROOFS];
 
+/* The words without what stands in a cipher's byte strings (NATIVE.md, "Mechanism"): an IV is another one each time, and no Init looks at
+ * more of it than its length. */
+static void blank(uint8_t *words, enum operation kind, const uint8_t *mechanism, uint32_t length)
+{
+    enum { TYPE = 8, HEAD = 9, RAW = 1, STRUCTURED = 2, NUMBER = 9, LENGTH = 4 };
+    memcpy(words, mechanism, length);
+    if (length <= HEAD || (kind != OPERATION_ENCRYPT && kind != OPERATION_DECRYPT))
+        return;
+    if (words[TYPE] == RAW)
+        memset(words + HEAD, 0, length - HEAD);
+    if (words[TYPE] != STRUCTURED)
+        return;
+    for (uint32_t at = HEAD + 1; at + 1 + LENGTH <= length;) {
+        if (words[at] == 'u') {
+            at += NUMBER;
+            continue;
+        }
+        uint32_t size = (uint32_t)words[at + 3] << 8 | words[at + 4]; /* of MAX_PROVEN_MECHANISM bytes at most */
+        at += 1 + LENGTH;
+        if (size > length - at)
+            return;
+        memset(words + at, 0, size);
+        at += size;
+    }
+}
+
 /* Two that meet in one place push each other out: slower, never wrong. */
 static struct proof *place(enum operation kind, CK_OBJECT_HANDLE key, const uint8_t *mechanism, uint32_t length)
 {
@@ -30,8 +56,10 @@ static bool proves(const struct proof *p, enum operation kind, CK_OBJECT_HANDLE 
     return p->length == length && p->kind == kind && p->key == key && !memcmp(p->mechanism, mechanism, length);
 }
 
-bool proof_find(enum operation kind, CK_OBJECT_HANDLE key, const uint8_t *mechanism, uint32_t length, CK_ULONG *output_size)
+bool proof_find(enum operation kind, CK_OBJECT_HANDLE key, const uint8_t *encoded, uint32_t length, CK_ULONG *output_size)
 {
+    uint8_t mechanism[MAX_PROVEN_MECHANISM];
+    blank(mechanism, kind, encoded, length);
     const struct proof *p = place(kind, key, mechanism, length);
     pthread_mutex_lock(&lock);
     bool found = proves(p, kind, key, mechanism, length);
@@ -40,8 +68,10 @@ bool proof_find(enum operation kind, CK_OBJECT_HANDLE key, const uint8_t *mechan
     return found;
 }
 
-void proof_add(enum operation kind, CK_OBJECT_HANDLE key, const uint8_t *mechanism, uint32_t length, CK_ULONG output_size)
+void proof_add(enum operation kind, CK_OBJECT_HANDLE key, const uint8_t *encoded, uint32_t length, CK_ULONG output_size)
 {
+    uint8_t mechanism[MAX_PROVEN_MECHANISM];
+    blank(mechanism, kind, encoded, length);
     struct proof *p = place(kind, key, mechanism, length);
     pthread_mutex_lock(&lock);
     if (!proves(p, kind, key, mechanism, length)) {
@@ -56,8 +86,10 @@ void proof_add(enum operation kind, CK_OBJECT_HANDLE key, const uint8_t *mechani
     pthread_mutex_unlock(&lock);
 }
 
-void proof_drop(enum operation kind, CK_OBJECT_HANDLE key, const uint8_t *mechanism, uint32_t length)
+void proof_drop(enum operation kind, CK_OBJECT_HANDLE key, const uint8_t *encoded, uint32_t length)
 {
+    uint8_t mechanism[MAX_PROVEN_MECHANISM];
+    blank(mechanism, kind, encoded, length);
     struct proof *p = place(kind, key, mechanism, length);
     pthread_mutex_lock(&lock);
     if (proves(p, kind, key, mechanism, length))

@@ -11,7 +11,7 @@ enum operation { OPERATION_FIND, OPERATION_SIGN, OPERATION_VERIFY, OPERATION_DEC
 
 #define MAX_PROVEN_MECHANISM 128u /* bytes of an encoded mechanism that is remembered */
 
-/* Whether an Init with this encoded mechanism and key has succeeded; `output_size` is what the operation gave then, 0 = not known. */
+/* Whether an Init with this encoded mechanism and key (of a cipher: with an IV and the like of the same lengths) has succeeded; `output_size` is what the operation gave then, 0 = not known. */
 bool proof_find(enum operation kind, CK_OBJECT_HANDLE key, const uint8_t *mechanism, uint32_t length, CK_ULONG *output_size);
 void proof_add(enum operation kind, CK_OBJECT_HANDLE key, const uint8_t *mechanism, uint32_t length, CK_ULONG output_size);
 

@@ -61,7 +61,9 @@ def test_hello_with_a_nul_in_the_programs_name() -> None:
 SESSION, KEY = "0000000000000001", "0000000000000005"
 
 
-@pytest.mark.parametrize(("call", "text"), [(Call.SIGN_ONCE, "00000102"), (Call.DECRYPT_ONCE, "00000103")])
+@pytest.mark.parametrize(
+    ("call", "text"), [(Call.SIGN_ONCE, "00000102"), (Call.DECRYPT_ONCE, "00000103"), (Call.ENCRYPT_ONCE, "00000117")]
+)
 def test_once(call: Call, text: str) -> None:
     head = text + SESSION + "0000000000001041 00" + KEY
     request = decoded(head + "01 00000002 abcd 00000040")

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hsmvisord import ck
+from hsmvisord import ck, limits
 from hsmvisord.wire.calls import Call
 from hsmvisord.wire.table import CALLS
 
@@ -182,6 +182,7 @@ class ScriptedModule:
         self.answers: dict[Call, Callable[..., Any]] = {}  #: call -> answer(module, application, request), instead of the usual one
         self.applications: dict[bytes, Application] = {}
         self.max_connections = 64  #: that an application is told
+        self.max_message = limits.MAX_MESSAGE  #: bytes, likewise
         self.refuse_after: int | None = None  #: connections at a time; the next are answered CKR_HOST_MEMORY
         self.watermark = 7
         self.changed = threading.Condition()
@@ -311,7 +312,14 @@ class ScriptedModule:
             application = Application(os.urandom(16))
             self.applications[application.ticket] = application
         application.connections += 1
-        return application, (application.ticket, int(joined), 1, watermark or self.watermark, 1 << 20, self.max_connections)
+        return application, (
+            application.ticket,
+            int(joined),
+            1,
+            watermark or self.watermark,
+            self.max_message,
+            self.max_connections,
+        )
 
     # ---- the usual answers ---------------------------------------------------------------------------------------------
 

@@ -153,11 +153,14 @@ def encrypt_init(caller: Caller, args: Args) -> Args:
         if mechanism is None:
             session.cancel("encrypt")
             return ()
-        session.check_free("encrypt")
-        public = _usable(caller.application, session, key, mechanism, ck.CKA_ENCRYPT)
-        operation = EncryptOperation(mechanism.type, None, public.encrypter(mechanism))
-        caller.application.begin(session, operation, key, False)
+        _encrypt_init(caller.application, session, mechanism, key)
     return ()
+
+
+def _encrypt_init(application: Application, session: Session, mechanism: Mechanism, key: int) -> None:
+    session.check_free("encrypt")
+    public = _usable(application, session, key, mechanism, ck.CKA_ENCRYPT)
+    application.begin(session, EncryptOperation(mechanism.type, None, public.encrypter(mechanism)), key, False)
 
 
 def update(kind: type[EncryptOperation | DecryptOperation]) -> Handler:
@@ -182,10 +185,23 @@ def final(kind: type[EncryptOperation | DecryptOperation]) -> Handler:
     return handler
 
 
+def _encrypt(caller: Caller, session: Session, data: bytes | None, room: int | None) -> Args:
+    with session.running(EncryptOperation, caller.counters, caller.token.wall()) as operation:
+        return (operation.run(data or b"", room),)
+
+
 def encrypt(caller: Caller, args: Args) -> Args:
     session = caller.application.session(args[0])
-    with session.lock, session.running(EncryptOperation, caller.counters, caller.token.wall()) as operation:
-        return (operation.run(args[1] or b"", args[2]),)
+    with session.lock:
+        return _encrypt(caller, session, args[1], args[2])
+
+
+def encrypt_once(caller: Caller, args: Args) -> Args:
+    session_handle, mechanism, key, data, room = args
+    session = caller.application.session(session_handle)
+    with session.lock:
+        _encrypt_init(caller.application, session, mechanism, key)
+        return _encrypt(caller, session, data, room)
 
 
 # ---- decrypt ------------------------------------------------------------------------------------------------------------
@@ -350,6 +366,7 @@ TABLE: dict[Call, Handler] = {
     Call.VERIFY_FINAL: verify_final,
     Call.ENCRYPT_INIT: encrypt_init,
     Call.ENCRYPT: encrypt,
+    Call.ENCRYPT_ONCE: encrypt_once,
     Call.ENCRYPT_UPDATE: update(EncryptOperation),
     Call.ENCRYPT_FINAL: final(EncryptOperation),
     Call.DECRYPT_INIT: decrypt_init,

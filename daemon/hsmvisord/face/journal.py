@@ -25,12 +25,12 @@ NOTED: dict[Call, str] = {
 }
 
 
-def raw(ident: int, options: bytes, message: bytes) -> bytes:
+def raw(ident: int, options: bytes, message: bytes | memoryview) -> bytes:
     """Returns the frame as it came."""
-    return HEADER.pack(ident, len(options), len(message)) + options + message
+    return b"".join((HEADER.pack(ident, len(options), len(message)), options, message))
 
 
-def note(caller: Caller, request: Request, frame: tuple[int, bytes, bytes]) -> None:
+def note(caller: Caller, request: Request, frame: tuple[int, bytes, bytes | memoryview]) -> None:
     """After a request of `NOTED` was answered: keeps it with the operation that it made, if that is open."""
     application = caller.application_or_none
     if application is None:

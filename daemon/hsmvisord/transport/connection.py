@@ -17,39 +17,17 @@ from hsmvisord.budget import Budget
 from hsmvisord.face import face, journal, prepared
 from hsmvisord.face.caller import Caller, take_number
 from hsmvisord.face.prepared import Prepared
+from hsmvisord.face.waits import MAY_WAIT, waits
 from hsmvisord.token.application import Application
-from hsmvisord.token.info import GUEST_SLOT
 from hsmvisord.token.token import Token
 from hsmvisord.transport.parking import Parking
 from hsmvisord.wire.calls import BadMessage, Call, Request, WireError
 from hsmvisord.wire.frames import FrameBuffer
 from hsmvisord.wire.handshake import negotiate
 
-#: Calls that may wait for the host to store something: never on a reactor.
-#: Calls that wait for the host to store something: always, and those of slot 1.
-_ASKING = frozenset({Call.LOGIN, Call.LOGIN_USER})
-_STORING = frozenset(
-    {
-        Call.INIT_TOKEN,
-        Call.INIT_TOKEN2,
-        Call.INIT_PIN,
-        Call.SET_PIN,
-        Call.CREATE_OBJECT,
-        Call.COPY_OBJECT,
-        Call.SET_ATTRIBUTE_VALUE,
-        Call.DESTROY_OBJECT,
-        Call.GENERATE_KEY,
-        Call.GENERATE_KEY_PAIR,
-        Call.UNWRAP_KEY,
-        Call.DERIVE_KEY,
-        Call.DERIVE_KEY2,
-    }
-)
-_MAY_WAIT = _ASKING | _STORING
-
 _NEVER = float("inf")
 NOT_GREETED = 256  #: in the place of a client's first byte
-_NOTHING = (0, b"", b"")
+_NOTHING: tuple[int, bytes, bytes | memoryview] = (0, b"", b"")
 
 #: A process has one module: all its connections share these.
 LARGE_REQUESTS = Budget(limits.MAX_LARGE_REQUESTS)
@@ -101,7 +79,7 @@ class Connection:
         self.write_wanted: Callable[[Connection], None] = lambda connection: None  #: the reactor's: bytes wait for the socket
         self.greeting = NOT_GREETED  #: the client's first byte, also one that nobody understands
         self._buffer = FrameBuffer()
-        self._frame: tuple[int, bytes, bytes] = _NOTHING  #: of the request that is being answered
+        self._frame: tuple[int, bytes, bytes | memoryview] = _NOTHING  #: of the request that is being answered
         self._pending: Request | None = None
         self.told = False  #: `begun` was called
         self.prepared: Prepared | None = None  #: its next requests are a lane's, when the reactor gives it one
@@ -109,21 +87,29 @@ class Connection:
         self._equal = 0
         self._lane_after = limits.LANE_AFTER
         self._lock = threading.Lock()
-        self._unsent = b""
+        self._unsent: bytes | memoryview = b""  #: of a reply that is large a view: it is copied for no piece that is sent
         sock.setblocking(False)
 
     # ---- the leader ---------------------------------------------------------------------------------------------
 
     def receive(self) -> None:
         """Takes what the socket has; raises Ended."""
+        space = self._buffer.space
         try:
-            data = self.sock.recv(limits.RECEIVE)
+            if space is not None:  # of a large request that has begun: as much of it as there is
+                got = self.sock.recv_into(space)
+            else:
+                data = self.sock.recv(limits.RECEIVE)
+                got = len(data)
         except (BlockingIOError, InterruptedError):
             return
         except OSError as error:
             raise Ended(f"connection lost: {error.strerror}") from None
-        if not data:
+        if not got:
             raise Ended("closed by the client")
+        if space is not None:
+            self._buffer.filled(got)
+            return
         if self.caller is None:
             data = self._greet(data)
         self._buffer.feed(data)
@@ -154,7 +140,7 @@ class Connection:
             request = self._next(caller)
             if request is None:
                 return False
-            if (self.slow and not self.alone) or (request.call in _MAY_WAIT and self._waits(request)):
+            if (self.slow and not self.alone) or self._waits(request):
                 self._pending = request
                 return True
             began = perf_counter()
@@ -168,11 +154,7 @@ class Connection:
         return self._pending is not None and self._waits(self._pending)
 
     def _waits(self, request: Request) -> bool:
-        if request.call not in _STORING:
-            return request.call in _ASKING
-        application = self.caller.application_or_none if self.caller is not None else None
-        session = application.sessions.get(request.args[0]) if application is not None else None
-        return request.call in (Call.INIT_TOKEN, Call.INIT_TOKEN2) or (session is not None and session.slot == GUEST_SLOT)
+        return request.call in MAY_WAIT and waits(self.caller.application_or_none if self.caller is not None else None, request)
 
     def _next(self, caller: Caller) -> Request | None:
         while True:
@@ -197,7 +179,9 @@ class Connection:
         wanted = self._buffer.wanted
         if wanted > limits.SMALL_FRAME and not self._request_room:
             self.starved = not LARGE_REQUESTS.take(wanted)
-            self._request_room = 0 if self.starved else wanted
+            if not self.starved:
+                self._request_room = wanted
+                self._buffer.gather()
         if not wanted or self.starved:
             self.overdue_at = self._at_rest
         elif self.overdue_at == self._at_rest:
@@ -232,14 +216,14 @@ class Connection:
 
     def _count_equal(self, caller: Caller, request: Request) -> None:
         _, options, message = self._frame
-        head = message[: prepared.HEAD]
+        head = bytes(message[: prepared.HEAD])
         if head != self._head or options:
             self._head, self._equal = head, 0
             return
         self._equal += 1
         if self._equal >= self._lane_after and not self._buffer.mid_frame:
             self._equal = 0
-            self.prepared = prepared.prepare(caller, request, message)
+            self.prepared = prepared.prepare(caller, request, bytes(message))
 
     def back(self, served: int, received: bytes, unsent: bytes) -> None:
         """From a lane.  One that was not worth its while comes later the next time."""
@@ -249,7 +233,7 @@ class Connection:
             self._buffer.feed(received)
         if unsent:
             with self._lock:
-                self._unsent = unsent + self._unsent
+                self._unsent = b"".join((unsent, self._unsent))
                 self.overdue_at = monotonic() + limits.FRAME_SECONDS
 
     # ---- the thread that has given up the lead ------------------------------------------------------------------
@@ -301,7 +285,7 @@ class Connection:
         """Writes at once what the socket takes; the rest waits for the reader.  Never blocks."""
         with self._lock:
             if self._unsent:
-                self._unsent += frame
+                self._unsent = b"".join((self._unsent, frame))
                 if len(self._unsent) > limits.MAX_UNSENT:
                     self._drop()
                 return
@@ -314,7 +298,7 @@ class Connection:
             if sent == len(frame):
                 self._all_sent()
                 return
-            self._unsent = frame[sent:]
+            self._unsent = memoryview(frame)[sent:]
             self.overdue_at = monotonic() + limits.FRAME_SECONDS
         self.write_wanted(self)
 
@@ -366,7 +350,7 @@ class Connection:
             self.refused,
             list(caller.counters.cells),
             self._buffer.rest(),
-            self._unsent,
+            bytes(self._unsent),
             self._parking.saved(caller),
         )
 

@@ -39,13 +39,13 @@ def kind_of(attribute: int) -> Kind:
 
 def from_memory(attribute: int, raw: bytes, ulong_size: int) -> Any:
     """Returns the value that `raw`, the client's memory, means; bytes that do not have the kind's length stay bytes."""
-    match kind_of(attribute):
-        case Kind.BOOL if len(raw) == 1:
-            return raw != b"\0"
-        case Kind.ULONG if len(raw) == ulong_size:
-            return widened(int.from_bytes(raw, "little"), ulong_size)
-        case Kind.ULONGS if len(raw) % ulong_size == 0 and len(raw) <= limits.MAX_ARRAY * ulong_size:
-            return struct.unpack(f"<{len(raw) // ulong_size}{'Q' if ulong_size == 8 else 'I'}", raw)
+    kind = kind_of(attribute)
+    if kind is Kind.BOOL and len(raw) == 1:
+        return raw != b"\0"
+    if kind is Kind.ULONG and len(raw) == ulong_size:
+        return widened(int.from_bytes(raw, "little"), ulong_size)
+    if kind is Kind.ULONGS and len(raw) % ulong_size == 0 and len(raw) <= limits.MAX_ARRAY * ulong_size:
+        return struct.unpack(f"<{len(raw) // ulong_size}{'Q' if ulong_size == 8 else 'I'}", raw)
     return raw
 
 

@@ -98,6 +98,7 @@ class Call(enum.IntEnum):
     VERIFY_ONCE = 261
     DIGEST_ONCE = 262
     ROTATION_WAIT = 263
+    ENCRYPT_ONCE = 279
 
 
 #: Calls of p11-kit that no release of this daemon serves: CKR_FUNCTION_NOT_SUPPORTED.

@@ -33,7 +33,7 @@ class Codec(Protocol):
     dialect: ClassVar[str]
     ulong_size: int  #: of the client: 4 or 8
 
-    def decode(self, ident: int, options: bytes, message: bytes) -> Request:
+    def decode(self, ident: int, options: bytes, message: bytes | memoryview) -> Request:
         """Raises BadMessage; the connection goes on."""
         ...
 

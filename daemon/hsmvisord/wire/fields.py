@@ -103,6 +103,22 @@ class Reader:
             raise Malformed(f"{self.end - self.offset} bytes too many")
 
 
+class ViewReader(Reader):
+    """Of a message that is a view: what is read is copied out of it, once."""
+
+    __slots__ = ()
+
+    def __init__(self, data: bytes | memoryview, offset: int = 0) -> None:
+        super().__init__(data, offset)  # type: ignore[arg-type]
+
+    def take(self, count: int) -> bytes:
+        return bytes(super().take(count))
+
+
+def reader_of(message: bytes | memoryview, offset: int = 0) -> Reader:
+    return Reader(message, offset) if type(message) is bytes else ViewReader(message, offset)
+
+
 def check_parameter(size: int) -> None:
     """Raises Malformed for a mechanism's parameter that is too long."""
     if size > limits.MAX_PARAMETER:

@@ -24,6 +24,7 @@ _UNBOUNDED = limits.MAX_MESSAGE  #: room of a template's attributes: the library
 
 _U32 = struct.Struct(">I")
 _OPTION = struct.Struct(">HH")
+_ATTRIBUTE = struct.Struct(">QBI")  #: up to its value, or to the count of a template's attributes
 _ERROR = struct.Struct(">IIIIQ")
 
 # The hot path
@@ -31,7 +32,7 @@ _ONCE = struct.Struct(">IQQBQBI")  #: session, mechanism without parameter, key,
 _DATA = struct.Struct(">IQBI")  #: session, up to the length of the data
 _INIT = struct.Struct(">IQQBQ")  #: session, mechanism without parameter, key
 _BYTES_REPLY = struct.Struct(">IIIIBI")
-_ONCE_CALLS = {258: Call.SIGN_ONCE, 259: Call.DECRYPT_ONCE}
+_ONCE_CALLS = {258: Call.SIGN_ONCE, 259: Call.DECRYPT_ONCE, 279: Call.ENCRYPT_ONCE}
 _DATA_CALLS = {int(call): call for call, (request, _) in SIGNATURES.items() if request == b"uayfy"}
 _INIT_CALLS = {int(call): call for call, (request, _) in SIGNATURES.items() if request == b"uMu"}
 
@@ -43,13 +44,15 @@ class NativeCodec(TableCodec):
         super().__init__()
         self._read["M"] = read_mechanism
 
-    def decode(self, ident: int, options: bytes, message: bytes) -> Request:
+    def decode(self, ident: int, options: bytes, message: bytes | memoryview) -> Request:
         deadline = self._deadline(ident, options) if options else 0
         size = len(message)
         if size < 4:
             raise BadMessage(ident, ck.CKR_DEVICE_ERROR, "no call")
         call_id = _U32.unpack_from(message)[0]
-        if call_id in _ONCE_CALLS:
+        if type(message) is not bytes:
+            pass
+        elif call_id in _ONCE_CALLS:
             if size >= 38 and message[20] == ABSENT:
                 _, session, kind, _, key, valid, length = _ONCE.unpack_from(message)
                 if valid and size == 38 + length:
@@ -66,7 +69,7 @@ class NativeCodec(TableCodec):
             return Request(ident, _INIT_CALLS[call_id], (session, Mechanism(kind), key), deadline)
         call = known_call(ident, call_id, NATIVE_CALLS)
         try:
-            return Request(ident, call, self.read_fields(call, Reader(message, 4), self._read), deadline)
+            return Request(ident, call, self.read_fields(call, fields.reader_of(message, 4), self._read), deadline)
         except Malformed as error:
             raise bad_message(ident, call, error) from None
 
@@ -103,10 +106,11 @@ class NativeCodec(TableCodec):
             raise Malformed("templates nested too deep")
         attributes = []
         for _ in range(reader.count_attributes()):
-            kind, form = reader.u64(), reader.u8()
+            kind, form, size = _ATTRIBUTE.unpack(reader.take(_ATTRIBUTE.size))
             if form == MEMORY:
-                attributes.append(Attribute(kind, from_memory(kind, reader.prefixed(), self.ulong_size)))
+                attributes.append(Attribute(kind, from_memory(kind, reader.take(size), self.ulong_size)))
             elif form == TEMPLATE and kind_of(kind) is Kind.TEMPLATE:
+                reader.offset -= 4  # the count of its attributes
                 attributes.append(Attribute(kind, self.read_attributes(reader, depth + 1)))
             else:
                 raise Malformed(f"attribute 0x{kind:x} of form {form}")

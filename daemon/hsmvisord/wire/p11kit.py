@@ -49,9 +49,11 @@ class P11KitCodec(TableCodec):
         old = self._read | {"M": lambda reader: p11kit_mechanism.read(reader, False, client_version)}
         self._forms: tuple[FieldReaders, FieldReaders] = (new, old) if client_version >= 2 else (old, new)
 
-    def decode(self, ident: int, options: bytes, message: bytes) -> Request:
+    def decode(self, ident: int, options: bytes, message: bytes | memoryview) -> Request:
         size = len(message)
-        if size >= 30 and message[4:13] == _DATA_SIGNATURE:
+        if type(message) is not bytes:
+            pass
+        elif size >= 30 and message[4:13] == _DATA_SIGNATURE:
             hot = _DATA_CALLS.get(_U32.unpack_from(message)[0])
             session, valid, length = _DATA.unpack_from(message, 13)
             if hot is not None and valid and size == 30 + length:
@@ -68,8 +70,8 @@ class P11KitCodec(TableCodec):
                 return Request(ident, hot, (session, Mechanism(kind), key))
         return self._decode_any(ident, message)
 
-    def _decode_any(self, ident: int, message: bytes) -> Request:
-        reader = Reader(message)
+    def _decode_any(self, ident: int, message: bytes | memoryview) -> Request:
+        reader = fields.reader_of(message)
         try:
             call_id = reader.u32()
             signature = reader.prefixed()
@@ -80,16 +82,16 @@ class P11KitCodec(TableCodec):
             raise BadMessage(ident, ck.CKR_DEVICE_ERROR, f"{call.name}: signature {signature[:32]!r}")
         return Request(ident, call, self._decode_fields(ident, call, message, reader.offset))
 
-    def _decode_fields(self, ident: int, call: Call, message: bytes, offset: int) -> tuple[Any, ...]:
+    def _decode_fields(self, ident: int, call: Call, message: bytes | memoryview, offset: int) -> tuple[Any, ...]:
         """Tries the mechanism form of the client's release, then the other: a message must be consumed exactly."""
         first, other = self._forms
         try:
-            return self._checked(call, self.read_fields(call, Reader(message, offset), first))
+            return self._checked(call, self.read_fields(call, fields.reader_of(message, offset), first))
         except Malformed as error:
             failure = error
         if b"M" in SIGNATURES[call][0]:
             try:
-                return self.read_fields(call, Reader(message, offset), other)
+                return self.read_fields(call, fields.reader_of(message, offset), other)
             except Malformed:
                 pass  # the failure of the form that was to be expected tells more
         raise bad_message(ident, call, failure)

@@ -22,7 +22,7 @@ _ROWS = """
 60 uMuufy ay         61 uMuayaA u         62 uMuaA u           63 uay -             64 ufy ay
 65 u u               66 uuayay -          67 uu -              88 uays -            89 uMuaA uPu
 256 yyayuzu ayyuuuu  257 au au            258 uMuayfy ay       259 uMuayfy ay       260 uaAu auyu
-261 uMuayay -        262 uMayfy ay        263 u u
+261 uMuayay -        262 uMayfy ay        263 u u              279 uMuayfy ay
 """
 
 #: One field code of a signature.
