@@ -14,7 +14,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.decrepit.ciphers.algorithms import TripleDES
 from cryptography.hazmat.primitives import padding
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
-from cryptography.hazmat.primitives.ciphers.aead import AESCCM, ChaCha20Poly1305
+from cryptography.hazmat.primitives.ciphers.aead import AESCCM, AESGCM, ChaCha20Poly1305
 from cryptography.hazmat.primitives.keywrap import (
     InvalidUnwrap,
     aes_key_unwrap,
@@ -179,14 +179,18 @@ def _gcm(algorithm: algorithms.AES, mechanism: Mechanism, encrypting: bool) -> R
     if len(iv) not in USUAL_IVS:
         gcm = Gcm(algorithm, iv)
         return _sealed(lambda data: (gcm.encrypt if encrypting else gcm.decrypt)(data, more, tag), tag, encrypting)
+    whole = AESGCM(bytes(algorithm.key)) if tag == BLOCK else None  # in one piece it is many times as fast as a context
     if encrypting:
 
         def begin() -> ByteStream:
             return ByteStream(gcm_context(algorithm, iv, more, None), tag=tag)
 
-        return ReadyCipher(lambda length: length + tag, _through(begin), begin)
+        one = (lambda data: whole.encrypt(iv, data, more)) if whole is not None else _through(begin)
+        return ReadyCipher(lambda length: length + tag, one, begin)
 
     def run(data: bytes) -> bytes:
+        if whole is not None:
+            return whole.decrypt(iv, data, more)
         context = gcm_context(algorithm, iv, more, data[-tag:])
         return bytes(context.update(data[:-tag]) + context.finalize())
 
