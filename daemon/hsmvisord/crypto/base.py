@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import hashlib
 from typing import Any
 
@@ -43,8 +44,11 @@ class BasePublicKey:
     def __init__(self, key: Any, kind: KeyKind) -> None:
         self.kind = kind
         self.spki: bytes = key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
-        self.key_id = key_identifier(self.spki)
         self._verifiers = Cache()
+
+    @functools.cached_property
+    def key_id(self) -> bytes:
+        return key_identifier(self.spki)
 
     def attributes(self) -> dict[int, Any]:
         raise NotImplementedError

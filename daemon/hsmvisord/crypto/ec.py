@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from cryptography.exceptions import InvalidSignature
@@ -93,9 +94,12 @@ class EcPublicKey(BasePublicKey):
         self._key = key
         self.size = (bits + 7) // 8
 
+    @functools.cached_property
+    def _point(self) -> bytes:
+        return octet_string(self._key.public_bytes(serialization.Encoding.X962, serialization.PublicFormat.UncompressedPoint))
+
     def attributes(self) -> dict[int, Any]:
-        point = self._key.public_bytes(serialization.Encoding.X962, serialization.PublicFormat.UncompressedPoint)
-        return {ck.CKA_EC_PARAMS: self.kind.parameters, ck.CKA_EC_POINT: octet_string(point)}
+        return {ck.CKA_EC_PARAMS: self.kind.parameters, ck.CKA_EC_POINT: self._point}
 
     def make_verifier(self, mechanism: Mechanism) -> Verifier:
         no_parameter(mechanism.parameter)

@@ -13,6 +13,7 @@ Each class and key type has one table of rules.  The standard's footnotes (4.2, 
 from __future__ import annotations
 
 import enum
+import functools
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -325,16 +326,36 @@ def new_object(template: Template, by: By, officer: bool = False, **made: Any) -
             raise CkError(ck.CKR_ATTRIBUTE_READ_ONLY, f"attribute 0x{kind:x} is made by the token")
         if rule.officer and value and not officer:
             raise CkError(ck.CKR_ATTRIBUTE_READ_ONLY, f"attribute 0x{kind:x} is set by the security officer alone")
-    for kind, rule in rules.items():
-        if by in rule.required and kind not in values:
-            raise CkError(ck.CKR_TEMPLATE_INCOMPLETE, f"attribute 0x{kind:x}")
-        if by in rule.forbidden and kind in values:
-            raise CkError(ck.CKR_TEMPLATE_INCONSISTENT, f"attribute 0x{kind:x} is not given here")
+    outline = _outline(values[ck.CKA_CLASS], values.get(ck.CKA_KEY_TYPE), by)
+    if missing := outline.required - values.keys():
+        raise CkError(ck.CKR_TEMPLATE_INCOMPLETE, f"attribute 0x{min(missing):x}")
+    if forbidden := outline.forbidden & values.keys():
+        raise CkError(ck.CKR_TEMPLATE_INCONSISTENT, f"attribute 0x{min(forbidden):x} is not given here")
+    return (outline.able if USES.keys().isdisjoint(values) else outline.defaults) | values, rules
+
+
+@dataclass(frozen=True)
+class _Outline:
+    """Of all objects of a class and key type that come to be in one way."""
+
+    required: frozenset[int]
+    forbidden: frozenset[int]
+    defaults: dict[int, Any]
+    able: dict[int, Any]  #: the defaults of a key whose template names no use
+
+
+@functools.cache
+def _outline(cls: int, key_type: int | None, by: By) -> _Outline:
+    """Of a row of TABLES; they are few."""
+    rules = rules_of({ck.CKA_CLASS: cls, ck.CKA_KEY_TYPE: key_type})
     defaults = {kind: rule.default for kind, rule in rules.items() if rule.default is not None}
-    defaults[ck.CKA_PRIVATE] = values[ck.CKA_CLASS] in _PRIVATE_CLASSES
-    if not USES.keys() & values.keys():
-        defaults |= dict.fromkeys(_all_uses(rules, values.get(ck.CKA_KEY_TYPE, -1)), True)
-    return defaults | values, rules
+    defaults[ck.CKA_PRIVATE] = cls in _PRIVATE_CLASSES
+    return _Outline(
+        required=frozenset(kind for kind, rule in rules.items() if by in rule.required),
+        forbidden=frozenset(kind for kind, rule in rules.items() if by in rule.forbidden),
+        defaults=defaults,
+        able=defaults | dict.fromkeys(_all_uses(rules, -1 if key_type is None else key_type), True),
+    )
 
 
 def _all_uses(rules: Rules, key_type: int) -> Iterator[int]:
