@@ -71,6 +71,7 @@ class ControlFuzzer:
         rng = self.rng
         if field.type == field.TYPE_STRING:
             likely = {"name": self.names, "module": self.names, "request_id": [f"{rng.getrandbits(64):x}", "again"]}
+            likely["cryptoprocessor"] = [""]
             likely["mechanisms"] = ["ECDSA", "CKM_EDDSA", "sha256-rsa-pkcs"]
             texts = likely.get(field.name, TEXTS) if rng.random() < 0.7 else TEXTS
             return rng.choice(texts)

@@ -6,7 +6,7 @@ import pytest
 from fuzz.control import ControlFuzzer
 from support.host import Host
 
-CALLS = 250
+CALLS = 400
 
 
 @pytest.mark.slow
