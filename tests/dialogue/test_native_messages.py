@@ -153,7 +153,7 @@ def test_error() -> None:
         ("00000001", ck.CKR_FUNCTION_NOT_SUPPORTED),
         ("00000058", ck.CKR_FUNCTION_NOT_SUPPORTED),
         ("00000059", ck.CKR_FUNCTION_NOT_SUPPORTED),
-        ("00000044", ck.CKR_FUNCTION_NOT_SUPPORTED),
+        ("00000045", ck.CKR_FUNCTION_NOT_SUPPORTED),
         ("7fffffff", ck.CKR_FUNCTION_NOT_SUPPORTED),
     ],
 )

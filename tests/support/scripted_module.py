@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from hsmvisord import ck, limits
-from hsmvisord.wire.calls import Call
+from hsmvisord.wire.calls import MORE_FOLLOWS, Call
 from hsmvisord.wire.table import CALLS
 
 HEADER = struct.Struct(">III")
@@ -141,6 +141,8 @@ class Fields:
                 return [self.number(8) for _ in range(count)] if valid else None
             case "fy" | "fu":
                 return self.room()
+            case "Ny":
+                return self.room() if self.number(1) else MORE_FOLLOWS
             case "aA":
                 return self.attributes()
             case "fA":

@@ -11,7 +11,7 @@ import struct
 from typing import Any
 
 from hsmvisord import ck
-from hsmvisord.wire.calls import Attribute, Call, Mechanism, Needed
+from hsmvisord.wire.calls import MORE_FOLLOWS, Attribute, Call, Mechanism, Needed
 from hsmvisord.wire.table import CALLS
 
 HEADER = struct.Struct(">III")
@@ -118,6 +118,8 @@ class Encoding:
                 return self.room(value)
             case "fu":
                 return self.count(value)
+            case "Ny":
+                return b"\0" if value == MORE_FOLLOWS else b"\1" + self.room(value)
             case "aA":
                 return self.template(value)
             case "fA":

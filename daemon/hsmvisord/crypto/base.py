@@ -60,6 +60,9 @@ class BasePublicKey:
     def encrypter(self, mechanism: Mechanism) -> Cipher:
         return self.make_encrypter(mechanism)
 
+    def recoverer(self, mechanism: Mechanism) -> Cipher:
+        raise CkError(ck.CKR_KEY_TYPE_INCONSISTENT, f"{ck.mechanism_name(mechanism.type)} and a key of type {self.kind.name}")
+
     def make_verifier(self, mechanism: Mechanism) -> Verifier:
         raise CkError(ck.CKR_KEY_TYPE_INCONSISTENT, f"{ck.mechanism_name(mechanism.type)} and a key of type {self.kind.name}")
 

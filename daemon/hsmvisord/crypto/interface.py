@@ -145,6 +145,10 @@ class PublicKey(Protocol):
 
     def encrypter(self, mechanism: Mechanism) -> Cipher: ...
 
+    def recoverer(self, mechanism: Mechanism) -> Cipher:
+        """Returns what makes of a signature the data in it; raises CkError as a verification does."""
+        ...
+
     def encapsulate(self, mechanism: Mechanism) -> tuple[bytes, bytes]:
         """Returns a ciphertext and the secret in it (ML-KEM)."""
         ...

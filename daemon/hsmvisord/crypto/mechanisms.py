@@ -14,7 +14,9 @@ from hsmvisord.crypto.digests import DIGESTS
 from hsmvisord.crypto.interface import KeyKind
 from hsmvisord.wire.calls import Mechanism
 
-_SIGN = ck.CKF_SIGN | ck.CKF_VERIFY
+_MESSAGES = ck.CKF_MESSAGE_SIGN | ck.CKF_MESSAGE_VERIFY
+_SIGN_ONCE = ck.CKF_SIGN | ck.CKF_VERIFY | _MESSAGES  #: in one part
+_SIGN = _SIGN_ONCE | ck.CKF_MULTI_MESSAGE
 _CRYPT = ck.CKF_ENCRYPT | ck.CKF_DECRYPT
 _EC = ck.CKF_EC_F_P | ck.CKF_EC_NAMEDCURVE | ck.CKF_EC_UNCOMPRESS
 
@@ -38,13 +40,13 @@ def _ec(flags: int) -> Row:
 
 
 TABLE: dict[int, Row] = {
-    ck.CKM_RSA_PKCS: _rsa(_SIGN | _CRYPT),
-    ck.CKM_RSA_X_509: _rsa(_SIGN | _CRYPT),
+    ck.CKM_RSA_PKCS: _rsa(_SIGN_ONCE | _CRYPT),
+    ck.CKM_RSA_X_509: _rsa(_SIGN_ONCE | _CRYPT),
     ck.CKM_RSA_PKCS_OAEP: _rsa(_CRYPT),
-    ck.CKM_RSA_PKCS_PSS: _rsa(_SIGN),
+    ck.CKM_RSA_PKCS_PSS: _rsa(_SIGN_ONCE),
     **dict.fromkeys(rsa.HASHED_PKCS1, _rsa(_SIGN)),
     **dict.fromkeys(rsa.HASHED_PSS, _rsa(_SIGN)),
-    ck.CKM_ECDSA: _ec(_SIGN),
+    ck.CKM_ECDSA: _ec(_SIGN_ONCE),
     **dict.fromkeys(ec.HASHED, _ec(_SIGN)),
     ck.CKM_ECDH1_DERIVE: _ec(ck.CKF_DERIVE),
     ck.CKM_ECDH1_COFACTOR_DERIVE: _ec(ck.CKF_DERIVE),
@@ -54,6 +56,8 @@ TABLE: dict[int, Row] = {
 }
 
 _WRAP = ck.CKF_WRAP | ck.CKF_UNWRAP
+_RECOVER = ck.CKF_SIGN_RECOVER | ck.CKF_VERIFY_RECOVER
+_CRYPT_MESSAGES = _CRYPT | ck.CKF_MESSAGE_ENCRYPT | ck.CKF_MESSAGE_DECRYPT | ck.CKF_MULTI_MESSAGE
 
 
 def _aes(flags: int) -> Row:
@@ -70,7 +74,8 @@ _SECRETS = (ck.CKK_GENERIC_SECRET, *ck.HMAC_KEY_TYPES, ck.CKK_AES)
 
 #: The mechanisms of slot 1: those of slot 0, and what guests do with keys of their own.  Sizes of secret keys are bytes.
 GUEST_TABLE: dict[int, Row] = TABLE | {
-    ck.CKM_RSA_PKCS: _more(ck.CKM_RSA_PKCS, (), _WRAP),
+    ck.CKM_RSA_PKCS: _more(ck.CKM_RSA_PKCS, (), _WRAP | _RECOVER),
+    ck.CKM_RSA_X_509: _more(ck.CKM_RSA_X_509, (), _RECOVER),
     ck.CKM_RSA_PKCS_OAEP: _more(ck.CKM_RSA_PKCS_OAEP, (), _WRAP),
     ck.CKM_RSA_AES_KEY_WRAP: _rsa(_WRAP),
     ck.CKM_ECDH1_DERIVE: _more(ck.CKM_ECDH1_DERIVE, (ck.CKK_EC_MONTGOMERY,), 0),
@@ -79,13 +84,14 @@ GUEST_TABLE: dict[int, Row] = TABLE | {
     ck.CKM_AES_CBC: _aes(_CRYPT | _WRAP),
     ck.CKM_AES_CBC_PAD: _aes(_CRYPT | _WRAP),
     ck.CKM_AES_CTR: _aes(_CRYPT),
-    ck.CKM_AES_GCM: _aes(_CRYPT | _WRAP),
-    ck.CKM_AES_CCM: _aes(_CRYPT | _WRAP),
+    ck.CKM_AES_GCM: _aes(_CRYPT_MESSAGES | _WRAP),
+    ck.CKM_AES_CCM: _aes(_CRYPT_MESSAGES | _WRAP),
     ck.CKM_AES_KEY_WRAP: _aes(_CRYPT | _WRAP),
     ck.CKM_AES_KEY_WRAP_KWP: _aes(_CRYPT | _WRAP),
     **dict.fromkeys(macs.AES_MACS, _aes(_SIGN)),
     **dict.fromkeys(encrypted_data.AES, _aes(ck.CKF_DERIVE)),
-    ck.CKM_CHACHA20_POLY1305: Row((ck.CKK_CHACHA20,), 32, 32, _CRYPT),
+    ck.CKM_AES_GMAC: _aes(ck.CKF_SIGN | ck.CKF_VERIFY),  # no messages: each would need an IV of its own
+    ck.CKM_CHACHA20_POLY1305: Row((ck.CKK_CHACHA20,), 32, 32, _CRYPT_MESSAGES),
     **{
         mechanism: Row(
             (ck.CKK_GENERIC_SECRET, *(kind for kind, of in ck.HMAC_KEY_TYPES.items() if of == name)), 1, limits.MAX_SECRET, _SIGN

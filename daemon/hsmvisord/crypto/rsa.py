@@ -149,6 +149,30 @@ class RsaPublicKey(BasePublicKey):
         if self._power(signature) != int.from_bytes(data, "big"):
             raise CkError(ck.CKR_SIGNATURE_INVALID)
 
+    def recoverer(self, mechanism: Mechanism) -> ReadyCipher:
+        kind = mechanism.type
+        no_parameter(mechanism.parameter)
+        if kind == ck.CKM_RSA_PKCS:
+            return ReadyCipher(at_most(self.size - 11), self._recover)
+        if kind == ck.CKM_RSA_X_509:
+            return ReadyCipher(at_most(self.size), self._recover_raw)
+        raise CkError(ck.CKR_KEY_TYPE_INCONSISTENT, f"{ck.mechanism_name(kind)} and an RSA key")
+
+    def _recover(self, signature: bytes) -> bytes:
+        if len(signature) != self.size:
+            raise CkError(ck.CKR_SIGNATURE_LEN_RANGE)
+        try:
+            return self._key.recover_data_from_signature(signature, PKCS1, None)
+        except InvalidSignature:
+            raise CkError(ck.CKR_SIGNATURE_INVALID) from None
+
+    def _recover_raw(self, signature: bytes) -> bytes:
+        if len(signature) != self.size:
+            raise CkError(ck.CKR_SIGNATURE_LEN_RANGE)
+        if int.from_bytes(signature, "big") >= self._key.public_numbers().n:
+            raise CkError(ck.CKR_SIGNATURE_INVALID)
+        return self._power(signature).to_bytes(self.size, "big")
+
     def _power(self, data: bytes) -> int:
         """The public operation; its input and output are public."""
         numbers = self._key.public_numbers()

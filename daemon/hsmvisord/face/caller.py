@@ -56,3 +56,17 @@ class Caller:
 
 Args = tuple[Any, ...]
 Handler = Callable[[Caller, Args], Args]
+
+
+def shaped(act: Callable[[], Args], shape: Callable[[Args], Args]) -> Args:
+    """Returns `shape` of what `act` returns; later, if that is parked."""
+
+    def later() -> Args | None:
+        values = parked.ready()
+        return None if values is None else shape(values)
+
+    try:
+        return shape(act())
+    except Parked as waits:
+        parked = waits
+    raise Parked(later)

@@ -8,7 +8,7 @@ from hsmvisord import ck, limits
 from hsmvisord.ck import CkError
 from hsmvisord.crypto.interface import PublicKey, SecretKey
 from hsmvisord.face import guest
-from hsmvisord.face.caller import Args, Caller, Handler
+from hsmvisord.face.caller import Args, Caller, Handler, shaped
 from hsmvisord.token.application import Application
 from hsmvisord.token.operations import DecryptOperation, DigestOperation, EncryptOperation, VerifyOperation
 from hsmvisord.token.secrets import secret_attributes
@@ -79,25 +79,36 @@ def _public_key(application: Application, handle: int) -> PublicKey:
     return found.public
 
 
-def _usable(application: Application, session: Session, handle: int, mechanism: Mechanism, attribute: int) -> PublicKey | SecretKey:
-    """Returns the key that verifies or encrypts; `attribute` is CKA_VERIFY or CKA_ENCRYPT."""
+#: What is asked of a public key, as CKF_ of a mechanism -> as CKA_ of the key.
+_PERMITTED = {
+    ck.CKF_VERIFY: ck.CKA_VERIFY,
+    ck.CKF_MESSAGE_VERIFY: ck.CKA_VERIFY,
+    ck.CKF_VERIFY_RECOVER: ck.CKA_VERIFY_RECOVER,
+    ck.CKF_ENCRYPT: ck.CKA_ENCRYPT,
+    ck.CKF_MESSAGE_ENCRYPT: ck.CKA_ENCRYPT,
+}
+
+
+def usable(
+    application: Application, session: Session, handle: int, mechanism: Mechanism, function: int, counted: bool = True
+) -> PublicKey | SecretKey:
+    """Returns the key that verifies or encrypts; `counted`: an operation begins now."""
+    ask = application.token.begin if counted else application.token.check
     if session.slot:
-        key, allowed = application.guest.other(handle, attribute)
-        function = ck.CKF_VERIFY if attribute == ck.CKA_VERIFY else ck.CKF_ENCRYPT
-        application.token.begin(mechanism, allowed, key.kind, function)
+        key, allowed = application.guest.other(handle, _PERMITTED[function])
+        ask(mechanism, allowed, key.kind, function)
         return key
     public = _public_key(application, handle)
     attributes = application.token.index.by_handle[handle].attributes
-    if not attributes[attribute]:
+    if not attributes[_PERMITTED[function]]:
         raise CkError(ck.CKR_KEY_FUNCTION_NOT_PERMITTED)
-    function = ck.CKF_VERIFY if attribute == ck.CKA_VERIFY else ck.CKF_ENCRYPT
-    application.token.begin(mechanism, attributes[ck.CKA_ALLOWED_MECHANISMS], public.kind, function)
+    ask(mechanism, attributes[ck.CKA_ALLOWED_MECHANISMS], public.kind, function)
     return public
 
 
 def _verify_init(application: Application, session: Session, mechanism: Mechanism, key: int) -> None:
     session.check_free("verify")
-    public = _usable(application, session, key, mechanism, ck.CKA_VERIFY)
+    public = usable(application, session, key, mechanism, ck.CKF_VERIFY)
     application.begin(session, VerifyOperation(mechanism.type, public.verifier(mechanism)), key, False)
 
 
@@ -159,7 +170,7 @@ def encrypt_init(caller: Caller, args: Args) -> Args:
 
 def _encrypt_init(application: Application, session: Session, mechanism: Mechanism, key: int) -> None:
     session.check_free("encrypt")
-    public = _usable(application, session, key, mechanism, ck.CKA_ENCRYPT)
+    public = usable(application, session, key, mechanism, ck.CKF_ENCRYPT)
     application.begin(session, EncryptOperation(mechanism.type, None, public.encrypter(mechanism)), key, False)
 
 
@@ -336,7 +347,7 @@ def derive_key(caller: Caller, args: Args) -> Args:
 
 def derive_key2(caller: Caller, args: Args) -> Args:
     """p11-kit's newer form: rv, the mechanism's parameter update, handle."""
-    return ck.CKR_OK, args[1], _derive(caller, args)
+    return shaped(lambda: (_derive(caller, args),), lambda made: (ck.CKR_OK, args[1], *made))
 
 
 def generate_random(caller: Caller, args: Args) -> Args:
@@ -347,10 +358,6 @@ def generate_random(caller: Caller, args: Args) -> Args:
     if room > limits.MAX_RANDOM:
         raise CkError(ck.CKR_ARGUMENTS_BAD, f"at most {limits.MAX_RANDOM} bytes at a time")
     return (caller.token.seeds.mixed(caller.token.provider.random, room),)
-
-
-def not_supported(caller: Caller, args: Args) -> Args:
-    raise CkError(ck.CKR_FUNCTION_NOT_SUPPORTED)
 
 
 TABLE: dict[Call, Handler] = {
@@ -383,12 +390,4 @@ TABLE: dict[Call, Handler] = {
     Call.DERIVE_KEY: derive_key,
     Call.DERIVE_KEY2: derive_key2,
     Call.GENERATE_RANDOM: generate_random,
-    Call.SIGN_RECOVER_INIT: not_supported,
-    Call.SIGN_RECOVER: not_supported,
-    Call.VERIFY_RECOVER_INIT: not_supported,
-    Call.VERIFY_RECOVER: not_supported,
-    Call.DIGEST_ENCRYPT_UPDATE: not_supported,
-    Call.DECRYPT_DIGEST_UPDATE: not_supported,
-    Call.SIGN_ENCRYPT_UPDATE: not_supported,
-    Call.DECRYPT_VERIFY_UPDATE: not_supported,
 }

@@ -6,11 +6,13 @@ from collections.abc import Callable
 
 from hsmvisord import ck
 from hsmvisord.ck import CkError
-from hsmvisord.face import cryptography, general, native, objects
+from hsmvisord.face import combined, cryptography, encapsulation, general, messages, native, objects
 from hsmvisord.face.caller import Args, Caller, Handler, Parked
 from hsmvisord.wire.calls import BadMessage, Call, Request
 
-HANDLERS: dict[Call, Handler] = general.TABLE | objects.TABLE | cryptography.TABLE | native.TABLE
+HANDLERS: dict[Call, Handler] = (
+    general.TABLE | objects.TABLE | cryptography.TABLE | combined.TABLE | messages.TABLE | encapsulation.TABLE | native.TABLE
+)
 
 #: What a client may ask before C_Initialize (p11-kit) or Hello (native).
 BEFORE_INITIALIZE = frozenset({Call.INITIALIZE, Call.HELLO, Call.GET_INFO})

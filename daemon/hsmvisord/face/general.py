@@ -85,7 +85,14 @@ def get_mechanism_info(caller: Caller, args: Args) -> Args:
     told = mechanisms.mechanism_info(mechanism, slot, caller.token.policing.policy.legacy)
     if not caller.token.offers(mechanism):
         raise CkError(ck.CKR_MECHANISM_INVALID, "the module's policy does not allow it, or its cryptoprocessor does not have it")
-    return told
+    return told if Call.MESSAGE_ENCRYPT_INIT in caller.codec.calls else _without_messages(*told)
+
+
+def _without_messages(smallest: int, largest: int, flags: int) -> Args:
+    """What a mechanism does in a dialect that has no message-based encryption."""
+    if flags & (ck.CKF_MESSAGE_ENCRYPT | ck.CKF_MESSAGE_DECRYPT):
+        flags &= ~(ck.CKF_MESSAGE_ENCRYPT | ck.CKF_MESSAGE_DECRYPT | ck.CKF_MULTI_MESSAGE)
+    return smallest, largest, flags
 
 
 def write_protected(caller: Caller, args: Args) -> Args:
@@ -177,10 +184,20 @@ def session_cancel(caller: Caller, args: Args) -> Args:
     handle, flags = args
     session = caller.application.session(handle)
     with session.lock:
-        for flag, name in CANCEL_FLAGS.items():
+        for flag, names in CANCEL_FLAGS.items():
             if flags & flag:
-                session.cancel(name)
+                for name in names:
+                    session.cancel(name)
     return ()
+
+
+def get_session_validation_flags(caller: Caller, args: Args) -> Args:
+    """The token has no validation (CKO_VALIDATION), so no operation was one under it (PKCS#11 3.2, 4.15.3)."""
+    session_handle, kind = args
+    caller.application.session(session_handle)
+    if kind != ck.CKS_LAST_VALIDATION_OK:
+        raise CkError(ck.CKR_ARGUMENTS_BAD, "there is no such kind of validation flags")
+    return (0,)
 
 
 def seed_random(caller: Caller, args: Args) -> Args:
@@ -234,5 +251,6 @@ TABLE: dict[Call, Handler] = {
     Call.LOGOUT: logout,
     Call.SESSION_CANCEL: session_cancel,
     Call.SEED_RANDOM: seed_random,
+    Call.GET_SESSION_VALIDATION_FLAGS: get_session_validation_flags,
     Call.WAIT_FOR_SLOT_EVENT: wait_for_slot_event,
 }

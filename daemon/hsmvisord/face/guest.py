@@ -75,7 +75,7 @@ def size(item: GuestItem) -> int:
     return sum(len(v) if isinstance(v, bytes) else 8 for v in item.attributes.values())
 
 
-def _added(caller: Caller, session: Session, make: Callable[[], Sequence[Made]]) -> Args:
+def added(caller: Caller, session: Session, make: Callable[[], Sequence[Made]]) -> Args:
     """Makes objects, adds them and returns their handles; what is the token's waits while nothing can be stored."""
     made: list[Made] = []
 
@@ -100,13 +100,13 @@ def _checked(caller: Caller, one: Made) -> Made:
 def create_object(caller: Caller, session: Session, template: Template) -> Args:
     application = caller.application
     caller.token.policing.permit("create")
-    return _added(caller, session, lambda: [making.created(template, application.guest.officer, caller.token.provider)])
+    return added(caller, session, lambda: [making.created(template, application.guest.officer, caller.token.provider)])
 
 
 def copy_object(caller: Caller, session: Session, handle: int, template: Template) -> Args:
     guest = caller.application.guest
     item = guest.known(handle)
-    return _added(caller, session, lambda: [making.copied(item.attributes, item.key, template, guest.officer)])
+    return added(caller, session, lambda: [making.copied(item.attributes, item.key, template, guest.officer)])
 
 
 def set_attribute_value(caller: Caller, session: Session, handle: int, template: Template) -> Args:
@@ -150,7 +150,7 @@ def generate_key(caller: Caller, args: Args) -> Args:
             return [Made(domain_parameters.generated(mechanism.type, template, guest.officer))]
         return [making.generated(mechanism.type, template, guest.officer, provider)]
 
-    (handle,) = _added(caller, session, make)
+    (handle,) = added(caller, session, make)
     caller.counters.cell("generate", mechanism.type, None).observe(perf_counter() - began, caller.token.wall())
     return (handle,)
 
@@ -173,7 +173,7 @@ def generate_key_pair(caller: Caller, args: Args) -> Args:
     mechanism, _ = _begin(caller, mechanism, ck.CKF_GENERATE_KEY_PAIR, bits if isinstance(bits, int) else 0, generation.PAIRS)
     began = perf_counter()
     guest, provider = caller.application.guest, caller.token.provider
-    handles = _added(caller, session, lambda: making.generated_pair(mechanism.type, public, private, guest.officer, provider))
+    handles = added(caller, session, lambda: making.generated_pair(mechanism.type, public, private, guest.officer, provider))
     caller.counters.cell("generate", mechanism.type, None).observe(perf_counter() - began, caller.token.wall())
     return handles
 
@@ -202,7 +202,7 @@ def derive_key(caller: Caller, session: Session, mechanism: Mechanism, handle: i
         keepers.check_length(bases, made.attributes[ck.CKA_VALUE_LEN])
         return [made]
 
-    (derived,) = _added(caller, session, make)
+    (derived,) = added(caller, session, make)
     caller.counters.cell("derive", mechanism.type, None).observe(perf_counter() - began, caller.token.wall())
     return int(derived)
 
@@ -237,31 +237,46 @@ def _wrapped_key(item: GuestItem) -> PrivateKey | SecretKey:
     return item.key  # type: ignore[return-value]
 
 
-def wrap_key(caller: Caller, args: Args) -> Args:
-    session_handle, mechanism, wrapping, handle, room = args
+#: From a mechanism with its parameter to the most bytes that come out, and what wraps.
+Wrapping = Callable[[Mechanism], tuple[int, Callable[[], bytes]]]
+
+
+def wrapping_of(caller: Caller, mechanism: int, wrapping: int, handle: int) -> Wrapping:
+    """Returns what wraps a key with another, which may be done now."""
     guest = caller.application.guest
-    caller.application.session(session_handle)
-    if mechanism is None:
-        raise CkError(ck.CKR_ARGUMENTS_BAD)
     wrapper = guest.known(wrapping, ck.CKR_WRAPPING_KEY_HANDLE_INVALID)
     item = guest.known(handle, ck.CKR_KEY_HANDLE_INVALID)
     if wrapper.attributes[ck.CKA_CLASS] not in (ck.CKO_PUBLIC_KEY, ck.CKO_SECRET_KEY):
         raise CkError(ck.CKR_WRAPPING_KEY_TYPE_INCONSISTENT)
     target = _wrapped_key(item)
     key, allowed = guest.other(wrapping, ck.CKA_WRAP)
-    keepers.check_wrapping(item.attributes, wrapper.attributes, mechanism.type)
+    keepers.check_wrapping(item.attributes, wrapper.attributes, mechanism)
     guest.check_private_half(item, wrapper)
-    caller.token.begin(mechanism, allowed, key.kind, ck.CKF_WRAP)
-    began = perf_counter()
-    bound, wrap = caller.token.provider.wrap(key, mechanism, target)
-    if room is None:
-        return (Needed(bound),)
+    caller.token.begin(Mechanism(mechanism), allowed, key.kind, ck.CKF_WRAP)
+    return lambda told: caller.token.provider.wrap(key, told, target)
+
+
+def wrapped_by(wrap: Callable[[], bytes]) -> bytes:
+    """Returns the wrapped key."""
     try:
-        wrapped = wrap()
+        return wrap()
     except CkError as error:
         if error.rv in (ck.CKR_DATA_LEN_RANGE, ck.CKR_DATA_INVALID):
             raise CkError(ck.CKR_KEY_SIZE_RANGE, "this mechanism does not wrap a key of this length") from None
         raise
+
+
+def wrap_key(caller: Caller, args: Args) -> Args:
+    session_handle, mechanism, wrapping, handle, room = args
+    caller.application.session(session_handle)
+    if mechanism is None:
+        raise CkError(ck.CKR_ARGUMENTS_BAD)
+    prepared = wrapping_of(caller, mechanism.type, wrapping, handle)
+    began = perf_counter()
+    bound, wrap = prepared(mechanism)
+    if room is None:
+        return (Needed(bound),)
+    wrapped = wrapped_by(wrap)
     caller.counters.cell("wrap", mechanism.type, None).observe(perf_counter() - began, caller.token.wall())
     return (wrapped if len(wrapped) <= room else Needed(len(wrapped)),)
 
@@ -276,10 +291,15 @@ _UNWRAPPED_AS = {
 
 def unwrap_key(caller: Caller, args: Args) -> Args:
     session_handle, mechanism, unwrapping, wrapped, template = args
-    guest = caller.application.guest
     session = caller.application.session(session_handle)
     if mechanism is None:
         raise CkError(ck.CKR_ARGUMENTS_BAD)
+    return unwrapped(caller, session, mechanism, unwrapping, wrapped or b"", template)
+
+
+def unwrapped(caller: Caller, session: Session, mechanism: Mechanism, unwrapping: int, wrapped: bytes, template: Template) -> Args:
+    """Returns the handle of the new key."""
+    guest = caller.application.guest
     unwrapper = guest.known(unwrapping, ck.CKR_UNWRAPPING_KEY_HANDLE_INVALID)
     if unwrapper.attributes[ck.CKA_CLASS] not in (ck.CKO_PRIVATE_KEY, ck.CKO_SECRET_KEY):
         raise CkError(ck.CKR_UNWRAPPING_KEY_TYPE_INCONSISTENT)
@@ -297,11 +317,11 @@ def unwrap_key(caller: Caller, args: Args) -> Args:
     def make() -> list[Made]:
         try:
             private = values.get(ck.CKA_CLASS) == ck.CKO_PRIVATE_KEY
-            unwrapped = making.unwrapped_private if private else making.unwrapped_secret
-            return [unwrapped(use.private, mechanism, wrapped or b"", values.items(), guest.officer, provider)]
+            made = making.unwrapped_private if private else making.unwrapped_secret
+            return [made(use.private, mechanism, wrapped, values.items(), guest.officer, provider)]
         except CkError as error:
             raise CkError(_UNWRAPPED_AS.get(error.rv, error.rv), str(error)) from None
 
-    (handle,) = _added(caller, session, make)
+    (handle,) = added(caller, session, make)
     caller.counters.cell("unwrap", mechanism.type, None).observe(perf_counter() - began, caller.token.wall())
     return (handle,)

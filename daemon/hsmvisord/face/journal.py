@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import struct
+
+from hsmvisord import limits
 from hsmvisord.face import face
 from hsmvisord.face.caller import Caller
 from hsmvisord.token.journal import Journal
+from hsmvisord.token.operations import Operation
 from hsmvisord.wire.calls import BadMessage, Call, Request, WireError
 from hsmvisord.wire.frames import HEADER, FrameBuffer
+
+#: An option of a kept frame, not of the wire (NATIVE.md): what an operation's requests do not tell (Operation.carried).
+CARRIED = 0xFFFF
+MAX_CARRIED = limits.MAX_NATIVE_OPTIONS - 4  #: bytes of it
+
+_OPTION = struct.Struct(">HH")
 
 #: The operation that a request begins or goes on with.
 NOTED: dict[Call, str] = {
@@ -22,6 +32,26 @@ NOTED: dict[Call, str] = {
     Call.DIGEST_UPDATE: "digest",
     Call.FIND_OBJECTS_INIT: "find",
     Call.FIND_OBJECTS: "find",
+    Call.SIGN_RECOVER_INIT: "sign recover",
+    Call.VERIFY_RECOVER_INIT: "verify recover",
+    Call.VERIFY_SIGNATURE_INIT: "verify signature",
+    Call.VERIFY_SIGNATURE_UPDATE: "verify signature",
+    Call.MESSAGE_SIGN_INIT: "message sign",
+    Call.SIGN_MESSAGE: "message sign",
+    Call.SIGN_MESSAGE_BEGIN: "message sign",
+    Call.SIGN_MESSAGE_NEXT: "message sign",
+    Call.MESSAGE_VERIFY_INIT: "message verify",
+    Call.VERIFY_MESSAGE: "message verify",
+    Call.VERIFY_MESSAGE_BEGIN: "message verify",
+    Call.VERIFY_MESSAGE_NEXT: "message verify",
+    Call.MESSAGE_ENCRYPT_INIT: "message encrypt",
+    Call.ENCRYPT_MESSAGE: "message encrypt",
+    Call.ENCRYPT_MESSAGE_BEGIN: "message encrypt",
+    Call.ENCRYPT_MESSAGE_NEXT: "message encrypt",
+    Call.MESSAGE_DECRYPT_INIT: "message decrypt",
+    Call.DECRYPT_MESSAGE: "message decrypt",
+    Call.DECRYPT_MESSAGE_BEGIN: "message decrypt",
+    Call.DECRYPT_MESSAGE_NEXT: "message decrypt",
 }
 
 
@@ -37,10 +67,38 @@ def note(caller: Caller, request: Request, frame: tuple[int, bytes, bytes | memo
         return
     session = application.sessions.get(request.args[0])
     operation = session.operations.get(NOTED[request.call]) if session else None
-    if operation is not None:
-        if operation.journal is None:
-            operation.journal = Journal()
-        application.token.journals.add(operation.journal, raw(*frame))
+    if operation is None:
+        return
+    journals = application.token.journals
+    if operation.journal is None:
+        operation.journal = Journal()
+    elif operation.resting:
+        journals.rewind(operation.journal)
+        return
+    ident, _, message = frame
+    journals.add(operation.journal, raw(ident, b"", message))
+
+
+def saved(operation: Operation) -> tuple[bytes, ...]:
+    """Returns the frames that make an operation, for `replay`."""
+    assert operation.journal is not None
+    first, *others = operation.journal.frames
+    state = operation.carried()
+    if state:
+        ident, _, size = HEADER.unpack_from(first)
+        first = raw(ident, _OPTION.pack(CARRIED, len(state)) + state, first[HEADER.size : HEADER.size + size])
+    return first, *others
+
+
+def _carry(caller: Caller, request: Request, options: bytes) -> None:
+    """After an Init was carried out again."""
+    session = caller.application.sessions.get(request.args[0])
+    operation = session.operations.get(NOTED[request.call]) if session else None
+    if options and operation is not None:
+        kind, size = _OPTION.unpack_from(options)
+        if kind != CARRIED or size != len(options) - _OPTION.size:
+            raise ValueError("options of a kept frame")
+        operation.carry(options[_OPTION.size :])
 
 
 def replay(caller: Caller, frames: tuple[bytes, ...]) -> bool:
@@ -60,6 +118,10 @@ def replay(caller: Caller, frames: tuple[bytes, ...]) -> bool:
             return False
         face.handle(caller, request, lambda request, ready: None)
         note(caller, request, parts)
+        try:
+            _carry(caller, request, parts[1])
+        except (ValueError, struct.error):
+            return False
     if request is None:
         return False
     session = caller.application.sessions.get(request.args[0])

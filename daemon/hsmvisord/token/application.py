@@ -93,6 +93,8 @@ class Application:
         self.check_present(slot)
         if not flags & ck.CKF_SERIAL_SESSION:
             raise CkError(ck.CKR_SESSION_PARALLEL_NOT_SUPPORTED)
+        if flags & ck.CKF_ASYNC_SESSION:
+            raise CkError(ck.CKR_SESSION_ASYNC_NOT_SUPPORTED)
         if slot == GUEST_SLOT:
             self.guest.check_session(flags)
         # OpenSSH and pkcs11-tool --test open nothing but read-write sessions, so these are let in; what would write is refused.

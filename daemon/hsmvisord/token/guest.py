@@ -236,6 +236,7 @@ class GuestUser:
             refuse_after=float("inf"),
             generation=None,
             asks_again=item.may(ck.CKA_ALWAYS_AUTHENTICATE),
+            may_recover=item.may(ck.CKA_SIGN_RECOVER),
         )
 
     def other(self, handle: int, attribute: int) -> tuple[PublicKey | SecretKey, frozenset[int]]:

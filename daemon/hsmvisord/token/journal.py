@@ -12,7 +12,7 @@ from hsmvisord import limits
 
 
 class Journal:
-    """`whole` False: there were too many bytes; the operation cannot be handed over."""
+    """`whole` False: there were too many bytes, or what nobody can repeat; the operation cannot be handed over."""
 
     __slots__ = ("__weakref__", "frames", "size", "whole")
 
@@ -38,8 +38,17 @@ class Journals:
             journal.size += len(frame)
         else:
             journal.whole = False
-            journal.frames.clear()
-            journal.size = 0
+            self._keep_first(journal)
+
+    def rewind(self, journal: Journal) -> None:
+        """A message-based process is between two messages: what made it is its Init alone."""
+        self._keep_first(journal)
+        journal.whole = bool(journal.frames)
+
+    @staticmethod
+    def _keep_first(journal: Journal) -> None:
+        del journal.frames[1:]
+        journal.size = sum(map(len, journal.frames))
 
     def _has_room(self, journal: Journal, more: int) -> bool:
         size = journal.size + more

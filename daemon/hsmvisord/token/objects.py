@@ -52,6 +52,7 @@ class KeyUse:
     refuse_after: float  #: seconds since 1970; infinite unless the material refuses after its certificate's expiry
     generation: tuple[str, int] | None  #: material, number; None: a guest's own key
     asks_again: bool = False  #: for the PIN, at each use
+    may_recover: bool = False  #: signs so that the data can be recovered
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from array import array
 from collections.abc import Callable
 from typing import Any
 
-from hsmvisord import ck
+from hsmvisord import ck, limits
 from hsmvisord.budget import Budget
 from hsmvisord.ck import CkError
 from hsmvisord.crypto.interface import Cipher, MultiPart, MultiPartVerify, Signer, Stream, Verifier
@@ -28,9 +28,13 @@ def _fits(size: int, room: int | None) -> bool:
 
 
 class Operation:
-    """One open operation.  `done` tells the session to forget it."""
+    """One open operation.  `done` tells the session to forget it.
+
+    `name`: of its kind, of which a session has one; `counted`: as statistics have it, if another.
+    """
 
     name = ""
+    counted = ""
     __slots__ = ("done", "generation", "journal", "key_handle", "locked", "mechanism")
 
     def __init__(self, mechanism: int, generation: tuple[str, int] | None) -> None:
@@ -40,6 +44,18 @@ class Operation:
         self.journal: Journal | None = None
         self.key_handle = 0  #: of a guest's own key
         self.locked: Any = None  #: the ready operation, while a login for this use is missing
+
+    @property
+    def resting(self) -> bool:
+        """Whether its Init alone makes what it is now: a message-based process between two messages."""
+        return False
+
+    def carried(self) -> bytes:
+        """What its requests do not tell a successor (at most journal.MAX_CARRIED bytes)."""
+        return b""
+
+    def carry(self, state: bytes) -> None:
+        """Takes that over, after its Init was carried out again.  Raises ValueError."""
 
     def lock(self) -> None:
         """It waits for a login (CKA_ALWAYS_AUTHENTICATE)."""
@@ -59,11 +75,11 @@ class _Gone:
     def refuse(self, *_: Any) -> Any:
         raise CkError(ck.CKR_KEY_HANDLE_INVALID, "the key was destroyed")
 
-    sign = verify = run = update = finish = room = last = bound = refuse
+    sign = verify = run = update = finish = room = last = bound = encrypter = decrypter = refuse
     output_size = begin = property(refuse)
 
 
-_GONE: Any = _Gone()
+GONE: Any = _Gone()
 
 
 class _Locked:
@@ -76,7 +92,7 @@ class _Locked:
     output_size = begin = property(refuse)
 
 
-_LOCKED: Any = _Locked()
+LOCKED: Any = _Locked()
 
 
 class SignOperation(Operation):
@@ -118,16 +134,23 @@ class SignOperation(Operation):
         return self._parts.finish()
 
     def lock(self) -> None:
-        self.locked, self._signer = self._signer, _LOCKED
+        self.locked, self._signer = self._signer, LOCKED
 
     def unlock(self) -> None:
         super().unlock()
         self._signer, self.locked = self.locked, None
 
     def revoke(self) -> None:
-        self._signer, self.locked = _GONE, None
+        self._signer, self.locked = GONE, None
         if self._parts is not None:
-            self._parts = _GONE
+            self._parts = GONE
+
+
+class SignRecoverOperation(SignOperation):
+    """In one part; the data can be recovered from the signature."""
+
+    name = "sign recover"
+    __slots__ = ()
 
 
 class VerifyOperation(Operation):
@@ -161,9 +184,28 @@ class VerifyOperation(Operation):
         self._parts.finish(signature)
 
     def revoke(self) -> None:
-        self._verifier = _GONE
+        self._verifier = GONE
         if self._parts is not None:
-            self._parts = _GONE
+            self._parts = GONE
+
+
+class VerifySignatureOperation(VerifyOperation):
+    """The signature comes first (PKCS#11 3.2, 5.15.7)."""
+
+    name, counted = "verify signature", "verify"
+    __slots__ = ("_signature",)
+
+    def __init__(self, mechanism: int, verifier: Verifier, signature: bytes) -> None:
+        super().__init__(mechanism, verifier)
+        if len(signature) > limits.MAX_SIGNATURE:
+            raise CkError(ck.CKR_SIGNATURE_LEN_RANGE, f"no signature has more than {limits.MAX_SIGNATURE} bytes")
+        self._signature = signature
+
+    def check(self, data: bytes) -> None:
+        self.verify(data, self._signature)
+
+    def end(self) -> None:
+        self.final(self._signature)
 
 
 class _CipherOperation(Operation):
@@ -204,6 +246,10 @@ class _CipherOperation(Operation):
             self._output = stream.finish()
         return self._given(self._output, room)
 
+    def needed(self, size: int) -> int:
+        """Returns what `update` with so many bytes gives; nothing has happened."""
+        return self._parts(begins=False).room(size)
+
     def _parts(self, begins: bool = True) -> Stream:
         """`begins` False: a question for the length, after which all is as before."""
         if self._stream is not None:
@@ -223,16 +269,16 @@ class _CipherOperation(Operation):
         return output
 
     def lock(self) -> None:
-        self.locked, self._cipher = self._cipher, _LOCKED
+        self.locked, self._cipher = self._cipher, LOCKED
 
     def unlock(self) -> None:
         super().unlock()
         self._cipher, self.locked = self.locked, None
 
     def revoke(self) -> None:
-        self._cipher, self._output, self.locked = _GONE, None, None
+        self._cipher, self._output, self.locked = GONE, None, None
         if self._stream is not None:
-            self._stream = _GONE
+            self._stream = GONE
 
 
 class DecryptOperation(_CipherOperation):
@@ -242,6 +288,13 @@ class DecryptOperation(_CipherOperation):
 
 class EncryptOperation(_CipherOperation):
     name = "encrypt"
+    __slots__ = ()
+
+
+class VerifyRecoverOperation(_CipherOperation):
+    """In one part: a signature in, the data out."""
+
+    name = "verify recover"
     __slots__ = ()
 
 

@@ -4,6 +4,7 @@ A request is `Request(id, call, args)`; `args` follow the call's request signatu
 
     u, y  int            v  (major, minor)     s, z  bytes         ay  bytes, or None for a NULL pointer
     au    tuple of int   fy, fu  room: None for a NULL pointer (size query), else int >= 0
+    Ny    room as fy, or MORE_FOLLOWS
     aA    tuple of Attribute                   fA    tuple of (type, room), room as fy
     M     Mechanism, or None for a NULL mechanism
 In replies `ay` and `au` may be Needed(n) instead.
@@ -88,6 +89,20 @@ class Call(enum.IntEnum):
     WAIT_FOR_SLOT_EVENT = 65
     LOGIN_USER = 66
     SESSION_CANCEL = 67
+    MESSAGE_ENCRYPT_INIT = 68
+    MESSAGE_ENCRYPT_FINAL = 72
+    MESSAGE_DECRYPT_INIT = 73
+    MESSAGE_DECRYPT_FINAL = 77
+    MESSAGE_SIGN_INIT = 78
+    SIGN_MESSAGE = 79
+    SIGN_MESSAGE_BEGIN = 80
+    SIGN_MESSAGE_NEXT = 81
+    MESSAGE_SIGN_FINAL = 82
+    MESSAGE_VERIFY_INIT = 83
+    VERIFY_MESSAGE = 84
+    VERIFY_MESSAGE_BEGIN = 85
+    VERIFY_MESSAGE_NEXT = 86
+    MESSAGE_VERIFY_FINAL = 87
     INIT_TOKEN2 = 88
     DERIVE_KEY2 = 89
     HELLO = 256
@@ -98,11 +113,26 @@ class Call(enum.IntEnum):
     VERIFY_ONCE = 261
     DIGEST_ONCE = 262
     ROTATION_WAIT = 263
+    ENCRYPT_MESSAGE = 264
+    ENCRYPT_MESSAGE_BEGIN = 265
+    ENCRYPT_MESSAGE_NEXT = 266
+    DECRYPT_MESSAGE = 267
+    DECRYPT_MESSAGE_BEGIN = 268
+    DECRYPT_MESSAGE_NEXT = 269
+    VERIFY_SIGNATURE_INIT = 270
+    VERIFY_SIGNATURE = 271
+    VERIFY_SIGNATURE_UPDATE = 272
+    VERIFY_SIGNATURE_FINAL = 273
+    ENCAPSULATE_KEY = 274
+    DECAPSULATE_KEY = 275
+    WRAP_KEY_AUTHENTICATED = 276
+    UNWRAP_KEY_AUTHENTICATED = 277
+    GET_SESSION_VALIDATION_FLAGS = 278
     ENCRYPT_ONCE = 279
 
 
-#: Calls of p11-kit that no release of this daemon serves: CKR_FUNCTION_NOT_SUPPORTED.
-MESSAGE_CALLS = range(68, 88)
+#: A room (`Ny`) of a caller that gives no place for an output: there is more to come.
+MORE_FOLLOWS = -1
 
 
 class Attribute(NamedTuple):

@@ -22,6 +22,11 @@ _CANCELLING = frozenset(
         Call.SIGN_RECOVER_INIT,
         Call.VERIFY_INIT,
         Call.VERIFY_RECOVER_INIT,
+        Call.VERIFY_SIGNATURE_INIT,
+        Call.MESSAGE_ENCRYPT_INIT,
+        Call.MESSAGE_DECRYPT_INIT,
+        Call.MESSAGE_SIGN_INIT,
+        Call.MESSAGE_VERIFY_INIT,
     }
 )
 
@@ -31,6 +36,7 @@ FieldReaders = dict[str, Callable[[Reader], Any]]
 
 class Codec(Protocol):
     dialect: ClassVar[str]
+    calls: ClassVar[frozenset[Call]]  #: that it has
     ulong_size: int  #: of the client: 4 or 8
 
     def decode(self, ident: int, options: bytes, message: bytes | memoryview) -> Request:
@@ -50,6 +56,7 @@ class TableCodec:
     """Decodes and encodes by the call table; a dialect adds its attributes, mechanisms (`M`) and message head."""
 
     dialect: ClassVar[str] = ""
+    calls: ClassVar[frozenset[Call]] = frozenset()
 
     def __init__(self) -> None:
         self.ulong_size = 8
@@ -63,6 +70,7 @@ class TableCodec:
             "au": Reader.ulong_array,
             "fy": Reader.room,
             "fu": Reader.room,
+            "Ny": Reader.room_or_none,
             "aA": lambda reader: self.read_attributes(reader, 0),
             "fA": lambda reader: self.read_rooms(reader, 0),
         }

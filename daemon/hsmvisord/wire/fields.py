@@ -6,7 +6,7 @@ import struct
 from collections.abc import Sequence
 
 from hsmvisord import ck, limits
-from hsmvisord.wire.calls import Needed
+from hsmvisord.wire.calls import MORE_FOLLOWS, Needed
 
 _U32 = struct.Struct(">I")
 _U64 = struct.Struct(">Q")
@@ -68,6 +68,10 @@ class Reader:
     def room(self) -> int | None:
         """`fy`"""
         return room_of(self.u32())
+
+    def room_or_none(self) -> int | None:
+        """`Ny`"""
+        return self.room() if self.u8() else MORE_FOLLOWS
 
     def version(self) -> tuple[int, int]:
         """`v`"""

@@ -39,6 +39,7 @@ _INIT_CALLS = {int(call): call for call, (request, _) in SIGNATURES.items() if r
 
 class NativeCodec(TableCodec):
     dialect: ClassVar[str] = "native"
+    calls: ClassVar[frozenset[Call]] = NATIVE_CALLS
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,7 +68,7 @@ class NativeCodec(TableCodec):
         elif call_id in _INIT_CALLS and size == 29 and message[20] == ABSENT:
             _, session, kind, _, key = _INIT.unpack(message)
             return Request(ident, _INIT_CALLS[call_id], (session, Mechanism(kind), key), deadline)
-        call = known_call(ident, call_id, NATIVE_CALLS)
+        call = known_call(ident, call_id, self.calls)
         try:
             return Request(ident, call, self.read_fields(call, fields.reader_of(message, 4), self._read), deadline)
         except Malformed as error:

@@ -28,10 +28,10 @@ _HEADS = {call: struct.pack(">II", call, len(reply)) + reply for call, (_, reply
 
 # The hot path: calls of one signature, by the bytes that stand between the call and the fields.
 _DATA_SIGNATURE = b"\0\0\0\5uayfy"  #: session, data, room
-_DATA_CALLS = {int(call): call for call, (request, _) in SIGNATURES.items() if request == b"uayfy"}
+_DATA_CALLS = {int(call): call for call in P11KIT_CALLS if SIGNATURES[call][0] == b"uayfy"}
 _DATA = struct.Struct(">QBI")  #: at 13: session, valid, length
 _INIT_SIGNATURE = b"\0\0\0\3uMu"  #: session, mechanism, key
-_INIT_CALLS = {int(call): call for call, (request, _) in SIGNATURES.items() if request == b"uMu"}
+_INIT_CALLS = {int(call): call for call in P11KIT_CALLS if SIGNATURES[call][0] == b"uMu"}
 _INIT_OLD = struct.Struct(">QIIQ")  #: at 11, a mechanism without parameter, followed by a NULL
 _INIT_NEW = struct.Struct(">QIQ")  #: the same, followed by nothing
 _WITH_PARAMETER = frozenset({0, p11kit_mechanism.NULL_MECHANISM, *p11kit_mechanism.PARAMETERS})  #: or with another meaning
@@ -39,6 +39,7 @@ _WITH_PARAMETER = frozenset({0, p11kit_mechanism.NULL_MECHANISM, *p11kit_mechani
 
 class P11KitCodec(TableCodec):
     dialect: ClassVar[str] = "p11-kit"
+    calls: ClassVar[frozenset[Call]] = P11KIT_CALLS
 
     def __init__(self, client_version: int) -> None:
         super().__init__()
@@ -77,7 +78,7 @@ class P11KitCodec(TableCodec):
             signature = reader.prefixed()
         except Malformed as error:
             raise BadMessage(ident, error.rv, str(error)) from None
-        call = known_call(ident, call_id, P11KIT_CALLS)
+        call = known_call(ident, call_id, self.calls)
         if signature != SIGNATURES[call][0]:
             raise BadMessage(ident, ck.CKR_DEVICE_ERROR, f"{call.name}: signature {signature[:32]!r}")
         return Request(ident, call, self._decode_fields(ident, call, message, reader.offset))

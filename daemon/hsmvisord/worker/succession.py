@@ -206,9 +206,7 @@ def _whole(application: Application) -> bool:
 def _application_record(application: Application, connections: list[Connection]) -> h.SavedApplication:
     saved = application.saved()
     operations = [
-        h.SavedOperation(tuple(o.journal.frames)).encode()
-        for o in application.operations()
-        if o.journal is not None and o.journal.whole
+        h.SavedOperation(journal.saved(o)).encode() for o in application.operations() if o.journal is not None and o.journal.whole
     ]
     return h.SavedApplication(
         ticket=saved.ticket,
