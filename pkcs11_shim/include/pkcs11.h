@@ -1,6 +1,6 @@
-/* PKCS#11 3.0 (OASIS): the types, values and functions that this library needs, by their standard names.
+/* PKCS#11 3.2 (OASIS): the types, values and functions that this library needs, by their standard names.
  *
- * Functions stand once, in two lists; prototypes, the function lists and the exports are made from them.
+ * Functions stand once, in three lists; prototypes, the function lists and the exports are made from them.
  */
 #ifndef HSMVISOR_PKCS11_H
 #define HSMVISOR_PKCS11_H
@@ -103,6 +103,25 @@ typedef struct {
     void *pAdditionalDerivedKeys;
 } CK_SP800_108_KDF_PARAMS;
 
+
+/* Parameters of one message: pIv, pNonce and pTag, pMAC are also where the module's answer goes. */
+typedef struct { CK_BYTE *pIv; CK_ULONG ulIvLen, ulIvFixedBits, ivGenerator; CK_BYTE *pTag; CK_ULONG ulTagBits; } CK_GCM_MESSAGE_PARAMS;
+typedef struct {
+    CK_ULONG ulDataLen;
+    CK_BYTE *pNonce;
+    CK_ULONG ulNonceLen, ulNonceFixedBits, nonceGenerator;
+    CK_BYTE *pMAC;
+    CK_ULONG ulMACLen;
+} CK_CCM_MESSAGE_PARAMS;
+typedef struct { CK_BYTE *pNonce; CK_ULONG ulNonceLen; CK_BYTE *pTag; } CK_SALSA20_CHACHA20_POLY1305_MSG_PARAMS;
+
+typedef struct {
+    CK_ULONG ulVersion;
+    CK_BYTE *pValue;
+    CK_ULONG ulValue;
+    CK_OBJECT_HANDLE hObject, hAdditionalObject;
+} CK_ASYNC_DATA;
+
 #define CK_SP800_108_ITERATION_VARIABLE 0x1UL
 #define CK_SP800_108_COUNTER 0x2UL
 #define CK_SP800_108_DKM_LENGTH 0x3UL
@@ -148,12 +167,19 @@ typedef struct {
 #define CKF_RW_SESSION 0x2UL
 #define CKF_SERIAL_SESSION 0x4UL
 #define CKF_INTERFACE_FORK_SAFE 0x1UL
+#define CKF_END_OF_MESSAGE 0x1UL
+#define CKF_MESSAGE_ENCRYPT 0x2UL
+#define CKF_MESSAGE_DECRYPT 0x4UL
+#define CKF_MESSAGE_SIGN 0x8UL
+#define CKF_MESSAGE_VERIFY 0x10UL
 #define CKF_FIND_OBJECTS 0x40UL
 #define CKF_ENCRYPT 0x100UL
 #define CKF_DECRYPT 0x200UL
 #define CKF_DIGEST 0x400UL
 #define CKF_SIGN 0x800UL
+#define CKF_SIGN_RECOVER 0x1000UL
 #define CKF_VERIFY 0x2000UL
+#define CKF_VERIFY_RECOVER 0x4000UL
 
 #define CKR_OK 0x0UL
 #define CKR_HOST_MEMORY 0x2UL
@@ -171,13 +197,16 @@ typedef struct {
 #define CKR_FUNCTION_CANCELED 0x50UL
 #define CKR_FUNCTION_NOT_PARALLEL 0x51UL
 #define CKR_FUNCTION_NOT_SUPPORTED 0x54UL
+#define CKR_MECHANISM_PARAM_INVALID 0x71UL
 #define CKR_OPERATION_ACTIVE 0x90UL
 #define CKR_OPERATION_NOT_INITIALIZED 0x91UL
 #define CKR_SESSION_CLOSED 0xB0UL
 #define CKR_SESSION_HANDLE_INVALID 0xB3UL
 #define CKR_SESSION_PARALLEL_NOT_SUPPORTED 0xB4UL
+#define CKR_SIGNATURE_LEN_RANGE 0xC1UL
 #define CKR_TOKEN_NOT_PRESENT 0xE0UL
 #define CKR_BUFFER_TOO_SMALL 0x150UL
+#define CKR_SAVED_STATE_INVALID 0x160UL
 #define CKR_STATE_UNSAVEABLE 0x180UL
 #define CKR_CRYPTOKI_NOT_INITIALIZED 0x190UL
 #define CKR_CRYPTOKI_ALREADY_INITIALIZED 0x191UL
@@ -289,11 +318,30 @@ typedef struct {
     F(C_VerifyMessageNext, (S_, PARAMETER_, IN_, CK_BYTE *signature, CK_ULONG signature_len)) \
     F(C_MessageVerifyFinal, (S_))
 
+#define DATA_ CK_BYTE *data, CK_ULONG data_len
+
+/* What 3.2 adds, in the order of CK_FUNCTION_LIST_3_2. */
+#define PKCS11_3_2(F) \
+    F(C_EncapsulateKey, (S_, CK_MECHANISM *mechanism, CK_OBJECT_HANDLE public_key, TEMPLATE_, OUT_, CK_OBJECT_HANDLE *key)) \
+    F(C_DecapsulateKey, (S_, CK_MECHANISM *mechanism, CK_OBJECT_HANDLE private_key, TEMPLATE_, IN_, CK_OBJECT_HANDLE *key)) \
+    F(C_VerifySignatureInit, (S_, CK_MECHANISM *mechanism, CK_OBJECT_HANDLE key, CK_BYTE *signature, CK_ULONG signature_len)) \
+    F(C_VerifySignature, (S_, IN_)) \
+    F(C_VerifySignatureUpdate, (S_, IN_)) \
+    F(C_VerifySignatureFinal, (S_)) \
+    F(C_GetSessionValidationFlags, (S_, CK_ULONG type, CK_FLAGS *flags)) \
+    F(C_AsyncComplete, (S_, CK_UTF8CHAR *function, CK_ASYNC_DATA *result)) \
+    F(C_AsyncGetID, (S_, CK_UTF8CHAR *function, CK_ULONG *id)) \
+    F(C_AsyncJoin, (S_, CK_UTF8CHAR *function, CK_ULONG id, CK_BYTE *out, CK_ULONG out_len)) \
+    F(C_WrapKeyAuthenticated, (S_, CK_MECHANISM *mechanism, CK_OBJECT_HANDLE wrapping_key, CK_OBJECT_HANDLE key, DATA_, OUT_)) \
+    F(C_UnwrapKeyAuthenticated, (S_, CK_MECHANISM *mechanism, CK_OBJECT_HANDLE unwrapping_key, IN_, TEMPLATE_, DATA_, \
+                                 CK_OBJECT_HANDLE *key))
+
 struct CK_FUNCTION_LIST;
 
 #define PKCS11_PROTOTYPE_(name, parameters) extern __attribute__((visibility("default"))) CK_RV name parameters;
 PKCS11_2_40(PKCS11_PROTOTYPE_)
 PKCS11_3_0(PKCS11_PROTOTYPE_)
+PKCS11_3_2(PKCS11_PROTOTYPE_)
 
 #define PKCS11_MEMBER_(name, parameters) CK_RV (*name) parameters;
 typedef struct CK_FUNCTION_LIST {
@@ -305,5 +353,11 @@ typedef struct {
     PKCS11_2_40(PKCS11_MEMBER_)
     PKCS11_3_0(PKCS11_MEMBER_)
 } CK_FUNCTION_LIST_3_0;
+typedef struct {
+    CK_VERSION version;
+    PKCS11_2_40(PKCS11_MEMBER_)
+    PKCS11_3_0(PKCS11_MEMBER_)
+    PKCS11_3_2(PKCS11_MEMBER_)
+} CK_FUNCTION_LIST_3_2;
 
 #endif

@@ -67,6 +67,20 @@
     F(WAIT_FOR_SLOT_EVENT, 65, "C_WaitForSlotEvent") \
     F(LOGIN_USER, 66, "C_LoginUser") \
     F(SESSION_CANCEL, 67, "C_SessionCancel") \
+    F(MESSAGE_ENCRYPT_INIT, 68, "C_MessageEncryptInit") \
+    F(MESSAGE_ENCRYPT_FINAL, 72, "C_MessageEncryptFinal") \
+    F(MESSAGE_DECRYPT_INIT, 73, "C_MessageDecryptInit") \
+    F(MESSAGE_DECRYPT_FINAL, 77, "C_MessageDecryptFinal") \
+    F(MESSAGE_SIGN_INIT, 78, "C_MessageSignInit") \
+    F(SIGN_MESSAGE, 79, "C_SignMessage") \
+    F(SIGN_MESSAGE_BEGIN, 80, "C_SignMessageBegin") \
+    F(SIGN_MESSAGE_NEXT, 81, "C_SignMessageNext") \
+    F(MESSAGE_SIGN_FINAL, 82, "C_MessageSignFinal") \
+    F(MESSAGE_VERIFY_INIT, 83, "C_MessageVerifyInit") \
+    F(VERIFY_MESSAGE, 84, "C_VerifyMessage") \
+    F(VERIFY_MESSAGE_BEGIN, 85, "C_VerifyMessageBegin") \
+    F(VERIFY_MESSAGE_NEXT, 86, "C_VerifyMessageNext") \
+    F(MESSAGE_VERIFY_FINAL, 87, "C_MessageVerifyFinal") \
     F(HELLO, 256, "Hello") \
     F(RESTORE_SESSIONS, 257, "RestoreSessions") \
     F(SIGN_ONCE, 258, "C_SignInit and C_Sign") \
@@ -75,6 +89,21 @@
     F(VERIFY_ONCE, 261, "C_VerifyInit and C_Verify") \
     F(DIGEST_ONCE, 262, "C_DigestInit and C_Digest") \
     F(ROTATION_WAIT, 263, "C_Rotation_Wait") \
+    F(ENCRYPT_MESSAGE, 264, "C_EncryptMessage") \
+    F(ENCRYPT_MESSAGE_BEGIN, 265, "C_EncryptMessageBegin") \
+    F(ENCRYPT_MESSAGE_NEXT, 266, "C_EncryptMessageNext") \
+    F(DECRYPT_MESSAGE, 267, "C_DecryptMessage") \
+    F(DECRYPT_MESSAGE_BEGIN, 268, "C_DecryptMessageBegin") \
+    F(DECRYPT_MESSAGE_NEXT, 269, "C_DecryptMessageNext") \
+    F(VERIFY_SIGNATURE_INIT, 270, "C_VerifySignatureInit") \
+    F(VERIFY_SIGNATURE, 271, "C_VerifySignature") \
+    F(VERIFY_SIGNATURE_UPDATE, 272, "C_VerifySignatureUpdate") \
+    F(VERIFY_SIGNATURE_FINAL, 273, "C_VerifySignatureFinal") \
+    F(ENCAPSULATE_KEY, 274, "C_EncapsulateKey") \
+    F(DECAPSULATE_KEY, 275, "C_DecapsulateKey") \
+    F(WRAP_KEY_AUTHENTICATED, 276, "C_WrapKeyAuthenticated") \
+    F(UNWRAP_KEY_AUTHENTICATED, 277, "C_UnwrapKeyAuthenticated") \
+    F(GET_SESSION_VALIDATION_FLAGS, 278, "C_GetSessionValidationFlags") \
     F(ENCRYPT_ONCE, 279, "C_EncryptInit and C_Encrypt")
 
 #define CALL_ID_(name, id, text) CALL_##name = id,

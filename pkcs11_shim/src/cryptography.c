@@ -8,7 +8,7 @@
 
 CK_RV C_SignInit(CK_SESSION_HANDLE session, CK_MECHANISM *mechanism, CK_OBJECT_HANDLE key)
 {
-    return operation_init(&SIGN, session, mechanism, key);
+    return operation_init(&SIGN, session, mechanism, key, NULL);
 }
 
 CK_RV C_Sign(CK_SESSION_HANDLE session, CK_BYTE *in, CK_ULONG in_len, CK_BYTE *out, CK_ULONG *out_len)
@@ -28,7 +28,7 @@ CK_RV C_SignFinal(CK_SESSION_HANDLE session, CK_BYTE *out, CK_ULONG *out_len)
 
 CK_RV C_VerifyInit(CK_SESSION_HANDLE session, CK_MECHANISM *mechanism, CK_OBJECT_HANDLE key)
 {
-    return operation_init(&VERIFY, session, mechanism, key);
+    return operation_init(&VERIFY, session, mechanism, key, NULL);
 }
 
 CK_RV C_Verify(CK_SESSION_HANDLE session, CK_BYTE *in, CK_ULONG in_len, CK_BYTE *signature, CK_ULONG signature_len)
@@ -48,7 +48,7 @@ CK_RV C_VerifyFinal(CK_SESSION_HANDLE session, CK_BYTE *signature, CK_ULONG sign
 
 CK_RV C_DecryptInit(CK_SESSION_HANDLE session, CK_MECHANISM *mechanism, CK_OBJECT_HANDLE key)
 {
-    return operation_init(&DECRYPT, session, mechanism, key);
+    return operation_init(&DECRYPT, session, mechanism, key, NULL);
 }
 
 CK_RV C_Decrypt(CK_SESSION_HANDLE session, CK_BYTE *in, CK_ULONG in_len, CK_BYTE *out, CK_ULONG *out_len)
@@ -68,7 +68,7 @@ CK_RV C_DecryptFinal(CK_SESSION_HANDLE session, CK_BYTE *out, CK_ULONG *out_len)
 
 CK_RV C_EncryptInit(CK_SESSION_HANDLE session, CK_MECHANISM *mechanism, CK_OBJECT_HANDLE key)
 {
-    return operation_init(&ENCRYPT, session, mechanism, key);
+    return operation_init(&ENCRYPT, session, mechanism, key, NULL);
 }
 
 CK_RV C_Encrypt(CK_SESSION_HANDLE session, CK_BYTE *in, CK_ULONG in_len, CK_BYTE *out, CK_ULONG *out_len)
@@ -88,7 +88,7 @@ CK_RV C_EncryptFinal(CK_SESSION_HANDLE session, CK_BYTE *out, CK_ULONG *out_len)
 
 CK_RV C_DigestInit(CK_SESSION_HANDLE session, CK_MECHANISM *mechanism)
 {
-    return operation_init(&DIGEST, session, mechanism, 0);
+    return operation_init(&DIGEST, session, mechanism, 0, NULL);
 }
 
 CK_RV C_Digest(CK_SESSION_HANDLE session, CK_BYTE *in, CK_ULONG in_len, CK_BYTE *out, CK_ULONG *out_len)
@@ -106,38 +106,6 @@ CK_RV C_DigestFinal(CK_SESSION_HANDLE session, CK_BYTE *out, CK_ULONG *out_len)
     return operation_final(&DIGEST, CALL_DIGEST_FINAL, session, NULL, 0, out, out_len);
 }
 
-/* ---- calls that go to the module as they are ---- */
-
-static CK_RV plain_init(uint32_t id, CK_SESSION_HANDLE session, const CK_MECHANISM *mechanism, CK_OBJECT_HANDLE key)
-{
-    struct call call;
-    CK_RV rv = call_begin(&call, id);
-    if (rv == CKR_OK) {
-        put_ulong(call.out, session);
-        put_mechanism(call.out, mechanism);
-        put_ulong(call.out, key);
-        rv = call_run(&call, ONCE_ONLY);
-    }
-    return call_end(&call, rv);
-}
-
-static CK_RV plain_output(uint32_t id, CK_SESSION_HANDLE session, const CK_BYTE *in, CK_ULONG in_len, CK_BYTE *out, CK_ULONG *out_len)
-{
-    if (!out_len)
-        return CKR_ARGUMENTS_BAD;
-    struct call call;
-    CK_RV rv = call_begin(&call, id);
-    if (rv == CKR_OK) {
-        put_ulong(call.out, session);
-        put_bytes(call.out, in, in_len);
-        put_room(call.out, out, *out_len);
-        rv = call_run(&call, ONCE_ONLY);
-        if (rv == CKR_OK)
-            rv = get_output(&call.reply, out, out_len);
-    }
-    return call_end(&call, rv);
-}
-
 CK_RV C_DigestKey(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE key)
 {
     return operation_key(&DIGEST, CALL_DIGEST_KEY, session, key);
@@ -145,43 +113,112 @@ CK_RV C_DigestKey(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE key)
 
 CK_RV C_SignRecoverInit(CK_SESSION_HANDLE session, CK_MECHANISM *mechanism, CK_OBJECT_HANDLE key)
 {
-    return plain_init(CALL_SIGN_RECOVER_INIT, session, mechanism, key);
+    return operation_init(&SIGN_RECOVER, session, mechanism, key, NULL);
 }
 
 CK_RV C_SignRecover(CK_SESSION_HANDLE session, CK_BYTE *in, CK_ULONG in_len, CK_BYTE *out, CK_ULONG *out_len)
 {
-    return plain_output(CALL_SIGN_RECOVER, session, in, in_len, out, out_len);
+    return operation_shot(&SIGN_RECOVER, session, in, in_len, NULL, 0, out, out_len);
 }
 
 CK_RV C_VerifyRecoverInit(CK_SESSION_HANDLE session, CK_MECHANISM *mechanism, CK_OBJECT_HANDLE key)
 {
-    return plain_init(CALL_VERIFY_RECOVER_INIT, session, mechanism, key);
+    return operation_init(&VERIFY_RECOVER, session, mechanism, key, NULL);
 }
 
 CK_RV C_VerifyRecover(CK_SESSION_HANDLE session, CK_BYTE *in, CK_ULONG in_len, CK_BYTE *out, CK_ULONG *out_len)
 {
-    return plain_output(CALL_VERIFY_RECOVER, session, in, in_len, out, out_len);
+    return operation_shot(&VERIFY_RECOVER, session, in, in_len, NULL, 0, out, out_len);
+}
+
+/* ---- dual functions: one call, for the module alone can do both or neither ---- */
+
+static CK_RV dual(const struct kind *cipher, const struct kind *other, uint32_t id, CK_SESSION_HANDLE session, const CK_BYTE *in,
+                  CK_ULONG in_len, CK_BYTE *out, CK_ULONG *out_len)
+{
+    if (!out_len || (!in && in_len) || in_len > MOST_AT_ONCE) { /* as any error, it ends both */
+        operation_abandon(cipher, session);
+        CK_RV rv = operation_abandon(other, session);
+        return rv != CKR_ARGUMENTS_BAD || in_len <= MOST_AT_ONCE ? rv : CKR_DATA_LEN_RANGE;
+    }
+    struct session *s = session_find(session);
+    CK_RV rv = operation_begin_part(cipher, s);
+    if (rv == CKR_OK)
+        rv = operation_begin_part(other, s);
+    if (rv != CKR_OK)
+        return rv;
+    struct call call;
+    rv = call_begin(&call, id);
+    if (rv == CKR_OK) {
+        put_ulong(call.out, session);
+        put_bytes(call.out, in ? in : (const CK_BYTE *)"", in_len);
+        put_room(call.out, out, *out_len);
+        call.bound = s->begun[cipher->operation];
+        rv = call_run(&call, ONCE_ONLY);
+        if (rv == CKR_OK)
+            rv = get_output(&call.reply, out, out_len);
+        bool open = rv == CKR_OK || rv == CKR_BUFFER_TOO_SMALL;
+        if (rv != CKR_OPERATION_NOT_INITIALIZED) { /* which leaves the other one as it is */
+            operation_after(s, cipher->operation, &call, open);
+            operation_after(s, other->operation, &call, open);
+        }
+    }
+    return call_end_wiped(&call, rv);
 }
 
 CK_RV C_DigestEncryptUpdate(CK_SESSION_HANDLE session, CK_BYTE *in, CK_ULONG in_len, CK_BYTE *out, CK_ULONG *out_len)
 {
-    return plain_output(CALL_DIGEST_ENCRYPT_UPDATE, session, in, in_len, out, out_len);
+    return dual(&ENCRYPT, &DIGEST, CALL_DIGEST_ENCRYPT_UPDATE, session, in, in_len, out, out_len);
 }
 
 CK_RV C_DecryptDigestUpdate(CK_SESSION_HANDLE session, CK_BYTE *in, CK_ULONG in_len, CK_BYTE *out, CK_ULONG *out_len)
 {
-    return plain_output(CALL_DECRYPT_DIGEST_UPDATE, session, in, in_len, out, out_len);
+    return dual(&DECRYPT, &DIGEST, CALL_DECRYPT_DIGEST_UPDATE, session, in, in_len, out, out_len);
 }
 
 CK_RV C_SignEncryptUpdate(CK_SESSION_HANDLE session, CK_BYTE *in, CK_ULONG in_len, CK_BYTE *out, CK_ULONG *out_len)
 {
-    return plain_output(CALL_SIGN_ENCRYPT_UPDATE, session, in, in_len, out, out_len);
+    return dual(&ENCRYPT, &SIGN, CALL_SIGN_ENCRYPT_UPDATE, session, in, in_len, out, out_len);
 }
 
 CK_RV C_DecryptVerifyUpdate(CK_SESSION_HANDLE session, CK_BYTE *in, CK_ULONG in_len, CK_BYTE *out, CK_ULONG *out_len)
 {
-    return plain_output(CALL_DECRYPT_VERIFY_UPDATE, session, in, in_len, out, out_len);
+    return dual(&DECRYPT, &VERIFY, CALL_DECRYPT_VERIFY_UPDATE, session, in, in_len, out, out_len);
 }
+
+/* ---- the signature first (PKCS#11 3.2, 5.15.7) ---- */
+
+CK_RV C_VerifySignatureInit(CK_SESSION_HANDLE session, CK_MECHANISM *mechanism, CK_OBJECT_HANDLE key, CK_BYTE *signature,
+                            CK_ULONG signature_len)
+{
+    if (!signature && signature_len)
+        return CKR_ARGUMENTS_BAD;
+    return operation_init(&VERIFY_SIGNATURE, session, mechanism, key, &(struct piece){signature, signature_len});
+}
+
+CK_RV C_VerifySignature(CK_SESSION_HANDLE session, CK_BYTE *in, CK_ULONG in_len)
+{
+    if (!in && in_len)
+        return operation_abandon(&VERIFY, session);
+    if (in_len <= MOST_AT_ONCE)
+        return operation_call(&VERIFY, CALL_VERIFY_SIGNATURE, session, &(struct piece){in, in_len}, false);
+    CK_RV rv = C_VerifySignatureUpdate(session, in, in_len);
+    if (rv == CKR_FUNCTION_NOT_SUPPORTED)
+        return CKR_DATA_LEN_RANGE;
+    return rv == CKR_OK ? C_VerifySignatureFinal(session) : rv;
+}
+
+CK_RV C_VerifySignatureUpdate(CK_SESSION_HANDLE session, CK_BYTE *in, CK_ULONG in_len)
+{
+    return operation_update(&VERIFY, CALL_VERIFY_SIGNATURE_UPDATE, session, in, in_len, NULL, NULL);
+}
+
+CK_RV C_VerifySignatureFinal(CK_SESSION_HANDLE session)
+{
+    return operation_call(&VERIFY, CALL_VERIFY_SIGNATURE_FINAL, session, NULL, false);
+}
+
+/* ---- random numbers ---- */
 
 CK_RV C_SeedRandom(CK_SESSION_HANDLE session, CK_BYTE *in, CK_ULONG in_len)
 {

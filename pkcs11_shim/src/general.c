@@ -360,3 +360,19 @@ CK_RV C_CancelFunction(CK_SESSION_HANDLE session)
 {
     return C_GetFunctionStatus(session);
 }
+
+CK_RV C_GetSessionValidationFlags(CK_SESSION_HANDLE session, CK_ULONG type, CK_FLAGS *flags)
+{
+    if (!flags)
+        return CKR_ARGUMENTS_BAD;
+    struct call call;
+    CK_RV rv = call_begin(&call, CALL_GET_SESSION_VALIDATION_FLAGS);
+    if (rv == CKR_OK) {
+        put_ulong(call.out, session);
+        put_ulong(call.out, type);
+        rv = call_run(&call, REPLAY);
+        if (rv == CKR_OK)
+            *flags = get_ulong(&call.reply);
+    }
+    return call_end(&call, rv);
+}

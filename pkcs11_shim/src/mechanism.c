@@ -1,17 +1,17 @@
 /* Mechanisms as fields: a parameter that holds pointers cannot travel as memory (NATIVE.md, "Mechanism"). */
 #include <string.h>
 
-#include "message.h"
+#include "fields.h"
 
 enum { PARAMETER_ABSENT, PARAMETER_RAW, PARAMETER_FIELDS, MECHANISM_NULL = 255 };
 
-static void field_u(struct writer *w, CK_ULONG value)
+void field_u(struct writer *w, CK_ULONG value)
 {
     put_u8(w, 'u');
     put_ulong(w, value);
 }
 
-static void field_b(struct writer *w, const void *data, CK_ULONG length)
+void field_b(struct writer *w, const void *data, CK_ULONG length)
 {
     put_u8(w, 'b');
     put_text(w, data, data ? length : 0);
@@ -59,7 +59,7 @@ static bool is_general_mac(CK_MECHANISM_TYPE type)
     }
 }
 
-static void begin(struct writer *w, uint8_t items)
+void fields_begin(struct writer *w, uint8_t items)
 {
     put_u8(w, PARAMETER_FIELDS);
     put_u8(w, items);
@@ -101,7 +101,7 @@ static bool put_sp800_108(struct writer *w, const CK_SP800_108_KDF_PARAMS *kdf)
             return false;
         items = (uint8_t)(items + more);
     }
-    begin(w, items);
+    fields_begin(w, items);
     field_u(w, kdf->prfType);
     for (CK_ULONG n = 0; n < kdf->ulNumberOfDataParams; n++) {
         const CK_PRF_DATA_PARAM *part = &kdf->pDataParams[n];
@@ -132,24 +132,24 @@ static bool put_asymmetric(struct writer *w, const CK_MECHANISM *m)
     CK_ULONG size = m->ulParameterLen;
     if (is_pss(m->mechanism) && size == sizeof(CK_RSA_PKCS_PSS_PARAMS)) {
         const CK_RSA_PKCS_PSS_PARAMS *pss = p;
-        begin(w, 3);
+        fields_begin(w, 3);
         field_u(w, pss->hashAlg);
         field_u(w, pss->mgf);
         field_u(w, pss->sLen);
     } else if (m->mechanism == CKM_RSA_PKCS_OAEP && size == sizeof(CK_RSA_PKCS_OAEP_PARAMS)) {
-        begin(w, 4);
+        fields_begin(w, 4);
         oaep_fields(w, p);
     } else if (m->mechanism == CKM_RSA_AES_KEY_WRAP && size == sizeof(CK_RSA_AES_KEY_WRAP_PARAMS)) {
         const CK_RSA_AES_KEY_WRAP_PARAMS *wrap = p;
         if (!wrap->pOAEPParams)
             return false;
-        begin(w, 5);
+        fields_begin(w, 5);
         field_u(w, wrap->ulAESKeyBits);
         oaep_fields(w, wrap->pOAEPParams);
     } else if ((m->mechanism == CKM_ECDH1_DERIVE || m->mechanism == CKM_ECDH1_COFACTOR_DERIVE) &&
                size == sizeof(CK_ECDH1_DERIVE_PARAMS)) {
         const CK_ECDH1_DERIVE_PARAMS *ecdh = p;
-        begin(w, 3);
+        fields_begin(w, 3);
         field_u(w, ecdh->kdf);
         field_b(w, ecdh->pSharedData, ecdh->ulSharedDataLen);
         field_b(w, ecdh->pPublicData, ecdh->ulPublicDataLen);
@@ -157,14 +157,14 @@ static bool put_asymmetric(struct writer *w, const CK_MECHANISM *m)
         const CK_EDDSA_PARAMS *eddsa = p;
         if (eddsa->ulContextDataLen && !eddsa->pContextData)
             return false; /* not a signature without the context */
-        begin(w, 2);
+        fields_begin(w, 2);
         field_u(w, eddsa->phFlag);
         field_b(w, eddsa->pContextData, eddsa->ulContextDataLen);
     } else if (m->mechanism == CKM_ML_DSA && size == sizeof(CK_SIGN_ADDITIONAL_CONTEXT)) {
         const CK_SIGN_ADDITIONAL_CONTEXT *context = p;
         if (context->ulContextLen && !context->pContext)
             return false;
-        begin(w, 2);
+        fields_begin(w, 2);
         field_u(w, context->hedgeVariant);
         field_b(w, context->pContext, context->ulContextLen);
     } else {
@@ -180,36 +180,36 @@ static bool put_symmetric(struct writer *w, const CK_MECHANISM *m)
     CK_ULONG size = m->ulParameterLen, type = m->mechanism;
     if (type == CKM_AES_CTR && size == sizeof(CK_AES_CTR_PARAMS)) {
         const CK_AES_CTR_PARAMS *ctr = p;
-        begin(w, 2);
+        fields_begin(w, 2);
         field_u(w, ctr->ulCounterBits);
         field_b(w, ctr->cb, sizeof ctr->cb);
     } else if ((type == CKM_AES_GCM || type == CKM_AES_GMAC) && size == sizeof(CK_GCM_PARAMS)) {
         const CK_GCM_PARAMS *gcm = p;
-        begin(w, 4);
+        fields_begin(w, 4);
         field_b(w, gcm->pIv, gcm->ulIvLen);
         field_u(w, gcm->ulIvBits);
         field_b(w, gcm->pAAD, gcm->ulAADLen);
         field_u(w, gcm->ulTagBits);
     } else if (type == CKM_AES_CCM && size == sizeof(CK_CCM_PARAMS)) {
         const CK_CCM_PARAMS *ccm = p;
-        begin(w, 4);
+        fields_begin(w, 4);
         field_u(w, ccm->ulDataLen);
         field_b(w, ccm->pNonce, ccm->ulNonceLen);
         field_b(w, ccm->pAAD, ccm->ulAADLen);
         field_u(w, ccm->ulMACLen);
     } else if (type == CKM_CHACHA20_POLY1305 && size == sizeof(CK_SALSA20_CHACHA20_POLY1305_PARAMS)) {
         const CK_SALSA20_CHACHA20_POLY1305_PARAMS *chacha = p;
-        begin(w, 2);
+        fields_begin(w, 2);
         field_b(w, chacha->pNonce, chacha->ulNonceLen);
         field_b(w, chacha->pAAD, chacha->ulAADLen);
     } else if (is_general_mac(type) && size == sizeof(CK_ULONG)) {
         CK_ULONG length;
         memcpy(&length, p, sizeof length);
-        begin(w, 1);
+        fields_begin(w, 1);
         field_u(w, length);
     } else if ((type == CKM_HKDF_DERIVE || type == CKM_HKDF_DATA) && size == sizeof(CK_HKDF_PARAMS)) {
         const CK_HKDF_PARAMS *hkdf = p;
-        begin(w, 7);
+        fields_begin(w, 7);
         field_u(w, hkdf->bExtract);
         field_u(w, hkdf->bExpand);
         field_u(w, hkdf->prfHashMechanism);

@@ -95,6 +95,13 @@ void put_room(struct writer *w, const void *out, CK_ULONG length)
         put_u32(w, length >= EMPTY_ROOM ? EMPTY_ROOM - 1 : (uint32_t)length);
 }
 
+void put_room_or_none(struct writer *w, const void *out, const CK_ULONG *length)
+{
+    put_u8(w, length != NULL);
+    if (length)
+        put_room(w, out, *length);
+}
+
 static bool is_template(CK_ATTRIBUTE_TYPE type)
 {
     return type == CKA_WRAP_TEMPLATE || type == CKA_UNWRAP_TEMPLATE || type == CKA_DERIVE_TEMPLATE;

@@ -29,7 +29,9 @@ void put_text(struct writer *w, const void *data, size_t length);  /* `z`, and t
 void put_room(struct writer *w, const void *out, CK_ULONG length);  /* `fy`, `fu` */
 void put_attributes(struct writer *w, const CK_ATTRIBUTE *attributes, CK_ULONG count, int depth);
 void put_rooms(struct writer *w, const CK_ATTRIBUTE *attributes, CK_ULONG count);
+void put_room_or_none(struct writer *w, const void *out, const CK_ULONG *length); /* `Ny`; NULL length = there is more to come */
 void put_mechanism(struct writer *w, const CK_MECHANISM *mechanism); /* NULL cancels */
+void put_message_mechanism(struct writer *w, const CK_MECHANISM *mechanism); /* the same; its parameter is that of a message */
 
 struct reader {
     const uint8_t *data;

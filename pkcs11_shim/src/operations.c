@@ -5,17 +5,29 @@
 #include "call.h"
 #include "greeting.h"
 
-const struct kind SIGN = {OPERATION_SIGN, CALL_SIGN_INIT, CALL_SIGN_ONCE, CALL_SIGN, CALL_SIGN_UPDATE, CALL_SIGN_FINAL, true};
-const struct kind VERIFY = {OPERATION_VERIFY, CALL_VERIFY_INIT, CALL_VERIFY_ONCE, CALL_VERIFY, CALL_VERIFY_UPDATE, CALL_VERIFY_FINAL, true};
-const struct kind DECRYPT = {OPERATION_DECRYPT, CALL_DECRYPT_INIT, CALL_DECRYPT_ONCE, CALL_DECRYPT, CALL_DECRYPT_UPDATE, CALL_DECRYPT_FINAL, true};
-const struct kind DIGEST = {OPERATION_DIGEST, CALL_DIGEST_INIT, CALL_DIGEST_ONCE, CALL_DIGEST, CALL_DIGEST_UPDATE, CALL_DIGEST_FINAL, false};
-const struct kind ENCRYPT = {OPERATION_ENCRYPT, CALL_ENCRYPT_INIT, CALL_ENCRYPT_ONCE, CALL_ENCRYPT, CALL_ENCRYPT_UPDATE, CALL_ENCRYPT_FINAL, true};
-const CK_FLAGS operation_flags[OPERATIONS] = {CKF_FIND_OBJECTS, CKF_SIGN, CKF_VERIFY, CKF_DECRYPT, CKF_DIGEST, CKF_ENCRYPT};
+const struct kind SIGN = {OPERATION_SIGN, CALL_SIGN_INIT, CALL_SIGN_ONCE, CALL_SIGN, CALL_SIGN_UPDATE, CALL_SIGN_FINAL, true, false};
+const struct kind VERIFY = {
+    OPERATION_VERIFY, CALL_VERIFY_INIT, CALL_VERIFY_ONCE, CALL_VERIFY, CALL_VERIFY_UPDATE, CALL_VERIFY_FINAL, true, false};
+const struct kind DECRYPT = {
+    OPERATION_DECRYPT, CALL_DECRYPT_INIT, CALL_DECRYPT_ONCE, CALL_DECRYPT, CALL_DECRYPT_UPDATE, CALL_DECRYPT_FINAL, true, false};
+const struct kind DIGEST = {
+    OPERATION_DIGEST, CALL_DIGEST_INIT, CALL_DIGEST_ONCE, CALL_DIGEST, CALL_DIGEST_UPDATE, CALL_DIGEST_FINAL, false, false};
+const struct kind ENCRYPT = {
+    OPERATION_ENCRYPT, CALL_ENCRYPT_INIT, CALL_ENCRYPT_ONCE, CALL_ENCRYPT, CALL_ENCRYPT_UPDATE, CALL_ENCRYPT_FINAL, true, false};
+const struct kind SIGN_RECOVER = {OPERATION_SIGN_RECOVER, CALL_SIGN_RECOVER_INIT, 0, CALL_SIGN_RECOVER, 0, 0, true, false};
+const struct kind VERIFY_RECOVER = {OPERATION_VERIFY_RECOVER, CALL_VERIFY_RECOVER_INIT, 0, CALL_VERIFY_RECOVER, 0, 0, true, false};
+/* The same operation as that of C_VerifyInit: a session has one of both. */
+const struct kind VERIFY_SIGNATURE = {OPERATION_VERIFY, CALL_VERIFY_SIGNATURE_INIT, 0, 0, 0, 0, true, false};
+const struct kind MESSAGE_ENCRYPT = {OPERATION_MESSAGE_ENCRYPT, CALL_MESSAGE_ENCRYPT_INIT, 0, 0, 0, 0, true, true};
+const struct kind MESSAGE_DECRYPT = {OPERATION_MESSAGE_DECRYPT, CALL_MESSAGE_DECRYPT_INIT, 0, 0, 0, 0, true, true};
+const struct kind MESSAGE_SIGN = {OPERATION_MESSAGE_SIGN, CALL_MESSAGE_SIGN_INIT, 0, 0, 0, 0, true, false};
+const struct kind MESSAGE_VERIFY = {OPERATION_MESSAGE_VERIFY, CALL_MESSAGE_VERIFY_INIT, 0, 0, 0, 0, true, false};
+const CK_FLAGS operation_flags[OPERATIONS] = {
+    CKF_FIND_OBJECTS, CKF_SIGN,         CKF_VERIFY,          CKF_DECRYPT,         CKF_DIGEST,       CKF_ENCRYPT,
+    CKF_SIGN_RECOVER, CKF_VERIFY_RECOVER, CKF_MESSAGE_ENCRYPT, CKF_MESSAGE_DECRYPT, CKF_MESSAGE_SIGN, CKF_MESSAGE_VERIFY,
+};
 
 static const CK_BYTE nothing[1];
-
-/* Data of one message; the rest of a request is smaller than what remains. */
-#define MOST_AT_ONCE (largest_request() - 16384u)
 
 CK_RV operation_check(struct session *s, enum operation operation)
 {
@@ -27,8 +39,7 @@ CK_RV operation_check(struct session *s, enum operation operation)
     return CKR_DEVICE_ERROR;
 }
 
-/* The end of a call that needed an operation: what is known of it now. */
-static void after(struct session *s, enum operation operation, const struct call *call, bool open)
+void operation_after(struct session *s, enum operation operation, const struct call *call, bool open)
 {
     s->begun[operation] = open ? call->incarnation : 0;
     s->uncertain[operation] = call->unknown;
@@ -49,8 +60,16 @@ static void cancel(struct session *s, enum operation operation)
     call_end(&call, rv);
 }
 
+static void put_any_mechanism(struct writer *w, const struct kind *kind, const CK_MECHANISM *mechanism)
+{
+    if (kind->messages)
+        put_message_mechanism(w, mechanism);
+    else
+        put_mechanism(w, mechanism);
+}
+
 static CK_RV send_init(const struct kind *kind, struct session *s, const uint8_t *encoded, size_t length, const CK_MECHANISM *mechanism,
-                       CK_OBJECT_HANDLE key)
+                       CK_OBJECT_HANDLE key, const struct piece *more)
 {
     enum operation operation = kind->operation;
     if (s->uncertain[operation])
@@ -62,26 +81,29 @@ static CK_RV send_init(const struct kind *kind, struct session *s, const uint8_t
         if (encoded)
             put_raw(call.out, encoded, length);
         else
-            put_mechanism(call.out, mechanism);
+            put_any_mechanism(call.out, kind, mechanism);
         if (kind->has_key)
             put_ulong(call.out, key);
+        if (more)
+            put_bytes(call.out, more->data, more->length);
         call.session = s->handle;
         call.cancel = s->begun[operation] ? 0 : operation_flags[operation];
         rv = call_run(&call, REPLAY);
     }
     bool cancels = !encoded && !mechanism;
     if (rv == CKR_OK)
-        after(s, operation, &call, !cancels);
+        operation_after(s, operation, &call, !cancels);
     return call_end(&call, rv);
 }
 
 /* A module that takes larger messages than the first ones did knows EncryptOnce too. */
 static bool has_once(const struct kind *kind)
 {
-    return kind->once != CALL_ENCRYPT_ONCE || largest_request() > LEAST_REQUEST;
+    return kind->once && (kind->once != CALL_ENCRYPT_ONCE || largest_request() > LEAST_REQUEST);
 }
 
-CK_RV operation_init(const struct kind *kind, CK_SESSION_HANDLE session, const CK_MECHANISM *mechanism, CK_OBJECT_HANDLE key)
+CK_RV operation_init(const struct kind *kind, CK_SESSION_HANDLE session, const CK_MECHANISM *mechanism, CK_OBJECT_HANDLE key,
+                     const struct piece *more)
 {
     CK_RV rv = application_check();
     if (rv != CKR_OK)
@@ -92,23 +114,24 @@ CK_RV operation_init(const struct kind *kind, CK_SESSION_HANDLE session, const C
     struct deferred *d = &s->deferred[kind->operation];
     if (!mechanism) { /* NULL ends the operation (PKCS#11 3.0, 5.8.1) */
         d->pending = false;
-        return send_init(kind, s, NULL, 0, NULL, key);
+        return send_init(kind, s, NULL, 0, NULL, key, more);
     }
     if (d->pending)
         return CKR_OPERATION_ACTIVE;
     operation_check(s, kind->operation); /* what a lost connection ended is over */
     uint8_t encoded[MAX_PROVEN_MECHANISM];
     struct writer w = {.data = encoded, .room = sizeof encoded, .fixed = true};
-    put_mechanism(&w, mechanism);
+    if (has_once(kind))
+        put_mechanism(&w, mechanism);
     if (w.failed || !has_once(kind)) {
         d->length = 0;
-        return send_init(kind, s, NULL, 0, mechanism, key);
+        return send_init(kind, s, NULL, 0, mechanism, key, more);
     }
     if (!s->begun[kind->operation] && !s->uncertain[kind->operation] &&
         proof_find(kind->operation, key, encoded, (uint32_t)w.length, &d->output_size)) {
         d->pending = true;
     } else {
-        rv = send_init(kind, s, encoded, w.length, mechanism, key);
+        rv = send_init(kind, s, encoded, w.length, mechanism, key, NULL);
         if (rv != CKR_OK)
             return rv;
         proof_add(kind->operation, key, encoded, (uint32_t)w.length, 0);
@@ -126,7 +149,7 @@ static CK_RV settle(const struct kind *kind, struct session *s)
     if (!d->pending)
         return CKR_OK;
     d->pending = false;
-    CK_RV rv = send_init(kind, s, d->mechanism, d->length, NULL, d->key);
+    CK_RV rv = send_init(kind, s, d->mechanism, d->length, NULL, d->key, NULL);
     if (rv != CKR_OK)
         proof_drop(kind->operation, d->key, d->mechanism, d->length);
     return rv;
@@ -158,7 +181,7 @@ static bool answer_size(const struct kind *kind, const struct deferred *d, const
 }
 
 /* CKR_OK with NULL and CKR_BUFFER_TOO_SMALL keep an operation; anything else ends it (PKCS#11 3.0, 5.2). */
-static CK_RV begin_part(const struct kind *kind, struct session *s)
+CK_RV operation_begin_part(const struct kind *kind, struct session *s)
 {
     CK_RV rv = application_check();
     if (rv == CKR_OK)
@@ -181,6 +204,8 @@ static CK_RV too_long(const struct kind *kind, CK_SESSION_HANDLE session)
         return rv;
     if (!open)
         return CKR_OPERATION_NOT_INITIALIZED;
+    if (kind->operation == OPERATION_VERIFY_RECOVER)
+        return CKR_SIGNATURE_LEN_RANGE;
     return kind->operation == OPERATION_DECRYPT ? CKR_ENCRYPTED_DATA_LEN_RANGE : CKR_DATA_LEN_RANGE;
 }
 
@@ -197,7 +222,7 @@ static CK_RV cipher_in_parts(const struct kind *kind, CK_SESSION_HANDLE session,
                              CK_ULONG *out_len)
 {
     struct session *s = session_find(session);
-    CK_RV rv = begin_part(kind, s);
+    CK_RV rv = operation_begin_part(kind, s);
     if (rv != CKR_OK)
         return rv;
     if (!s->begun[kind->operation])
@@ -232,6 +257,8 @@ static CK_RV cipher_in_parts(const struct kind *kind, CK_SESSION_HANDLE session,
 static CK_RV shot_in_parts(const struct kind *kind, CK_SESSION_HANDLE session, const CK_BYTE *in, CK_ULONG in_len,
                            const CK_BYTE *signature, CK_ULONG signature_len, CK_BYTE *out, CK_ULONG *out_len)
 {
+    if (!kind->update)
+        return too_long(kind, session);
     if (is_cipher(kind))
         return cipher_in_parts(kind, session, in, in_len, out, out_len);
     CK_RV rv;
@@ -292,7 +319,7 @@ CK_RV operation_shot(const struct kind *kind, CK_SESSION_HANDLE session, const C
         rv = call_run(&call, once ? REPLAY : ONCE_ONLY);
         if (rv == CKR_OK && output)
             rv = get_output(&call.reply, out, out_len);
-        after(s, kind->operation, &call, keeps(rv, output, out));
+        operation_after(s, kind->operation, &call, keeps(rv, output, out));
     }
     rv = kind->operation == OPERATION_DECRYPT ? call_end_wiped(&call, rv) : call_end(&call, rv);
     bool good = rv == CKR_OK || rv == CKR_BUFFER_TOO_SMALL;
@@ -325,7 +352,7 @@ CK_RV operation_update(const struct kind *kind, uint32_t id, CK_SESSION_HANDLE s
             return early;
     }
     struct session *s = session_find(session);
-    CK_RV rv = begin_part(kind, s);
+    CK_RV rv = operation_begin_part(kind, s);
     if (rv != CKR_OK)
         return rv;
     struct call call;
@@ -339,15 +366,34 @@ CK_RV operation_update(const struct kind *kind, uint32_t id, CK_SESSION_HANDLE s
         rv = call_run(&call, ONCE_ONLY);
         if (rv == CKR_OK && out_len)
             rv = get_output(&call.reply, out, out_len);
-        after(s, kind->operation, &call, rv == CKR_OK || rv == CKR_BUFFER_TOO_SMALL);
+        operation_after(s, kind->operation, &call, rv == CKR_OK || rv == CKR_BUFFER_TOO_SMALL);
     }
     return kind->operation == OPERATION_DECRYPT ? call_end_wiped(&call, rv) : call_end(&call, rv);
+}
+
+CK_RV operation_call(const struct kind *kind, uint32_t id, CK_SESSION_HANDLE session, const struct piece *in, bool goes_on)
+{
+    struct session *s = session_find(session);
+    CK_RV rv = operation_begin_part(kind, s);
+    if (rv != CKR_OK)
+        return rv;
+    struct call call;
+    rv = call_begin(&call, id);
+    if (rv == CKR_OK) {
+        put_ulong(call.out, session);
+        if (in)
+            put_bytes(call.out, in->data ? in->data : nothing, in->length);
+        call.bound = s->begun[kind->operation];
+        rv = call_run(&call, ONCE_ONLY);
+        operation_after(s, kind->operation, &call, goes_on && rv == CKR_OK);
+    }
+    return call_end(&call, rv);
 }
 
 CK_RV operation_key(const struct kind *kind, uint32_t id, CK_SESSION_HANDLE session, CK_OBJECT_HANDLE key)
 {
     struct session *s = session_find(session);
-    CK_RV rv = begin_part(kind, s);
+    CK_RV rv = operation_begin_part(kind, s);
     if (rv != CKR_OK)
         return rv;
     struct call call;
@@ -357,7 +403,7 @@ CK_RV operation_key(const struct kind *kind, uint32_t id, CK_SESSION_HANDLE sess
         put_ulong(call.out, key);
         call.bound = s->begun[kind->operation];
         rv = call_run(&call, ONCE_ONLY);
-        after(s, kind->operation, &call, rv == CKR_OK);
+        operation_after(s, kind->operation, &call, rv == CKR_OK);
     }
     return call_end(&call, rv);
 }
@@ -369,7 +415,7 @@ CK_RV operation_final(const struct kind *kind, uint32_t id, CK_SESSION_HANDLE se
     if (output ? !out_len : !signature && signature_len)
         return operation_abandon(kind, session);
     struct session *s = session_find(session);
-    CK_RV rv = begin_part(kind, s);
+    CK_RV rv = operation_begin_part(kind, s);
     if (rv != CKR_OK)
         return rv;
     struct call call;
@@ -384,7 +430,7 @@ CK_RV operation_final(const struct kind *kind, uint32_t id, CK_SESSION_HANDLE se
         rv = call_run(&call, ONCE_ONLY);
         if (rv == CKR_OK && output)
             rv = get_output(&call.reply, out, out_len);
-        after(s, kind->operation, &call, keeps(rv, output, out));
+        operation_after(s, kind->operation, &call, keeps(rv, output, out));
     }
     return kind->operation == OPERATION_DECRYPT ? call_end_wiped(&call, rv) : call_end(&call, rv);
 }

@@ -25,6 +25,7 @@ struct session {
     unsigned begun[OPERATIONS];     /* incarnation() in which the module has it open; 0 = it has not */
     bool uncertain[OPERATIONS];     /* an answer was lost: the module may have it open, and is told to cancel before the next Init */
     struct deferred deferred[OPERATIONS];
+    CK_MECHANISM_TYPE messages[OPERATIONS]; /* of an open message-based encryption: it says what the parameter of a message is */
     CK_OBJECT_HANDLE *found;        /* FIND_AT_ONCE handles of an open search that were fetched with it; stays allocated */
     CK_ULONG found_count, found_next;
     bool found_more;                /* the module holds the rest */

@@ -1,4 +1,4 @@
-"""Makes control_domain/docs/pkcs11.md from the code: every function of PKCS#11 3.0 and every mechanism, with what a module does."""
+"""Makes control_domain/docs/pkcs11.md from the code: every function of PKCS#11 3.2 and every mechanism, with what a module does."""
 
 from __future__ import annotations
 
@@ -7,9 +7,6 @@ from pathlib import Path
 
 from hsmvisord import ck
 from hsmvisord.crypto import mechanisms
-from hsmvisord.face import cryptography
-from hsmvisord.face.face import HANDLERS
-from hsmvisord.wire.calls import Call
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENT = ROOT / "control_domain/docs/pkcs11.md"
@@ -27,6 +24,10 @@ _FLAGS = {
     ck.CKF_GENERATE_KEY_PAIR: "generate a pair",
     ck.CKF_ENCAPSULATE: "encapsulate",
     ck.CKF_DECAPSULATE: "decapsulate",
+    ck.CKF_SIGN_RECOVER: "sign with recovery",
+    ck.CKF_VERIFY_RECOVER: "verify with recovery",
+    ck.CKF_MESSAGE_SIGN: "messages",
+    ck.CKF_MESSAGE_ENCRYPT: "messages",
 }
 _KEYS = {value: name.removeprefix("CKK_").replace("_", " ") for name, value in vars(ck).items() if name.startswith("CKK_")}
 
@@ -42,6 +43,24 @@ _SLOT_0 = {
     "C_GenerateKeyPair": "CKR_MECHANISM_INVALID",
     "C_WrapKey": "CKR_KEY_UNEXTRACTABLE",
     "C_UnwrapKey": "CKR_MECHANISM_INVALID",
+    "C_SignRecoverInit": "CKR_KEY_FUNCTION_NOT_PERMITTED",
+    "C_SignRecover": "CKR_OPERATION_NOT_INITIALIZED",
+    "C_VerifyRecoverInit": "CKR_KEY_FUNCTION_NOT_PERMITTED",
+    "C_VerifyRecover": "CKR_OPERATION_NOT_INITIALIZED",
+    "C_MessageEncryptInit": "CKR_MECHANISM_INVALID",
+    "C_EncryptMessage": "CKR_OPERATION_NOT_INITIALIZED",
+    "C_EncryptMessageBegin": "CKR_OPERATION_NOT_INITIALIZED",
+    "C_EncryptMessageNext": "CKR_OPERATION_NOT_INITIALIZED",
+    "C_MessageEncryptFinal": "CKR_OPERATION_NOT_INITIALIZED",
+    "C_MessageDecryptInit": "CKR_MECHANISM_INVALID",
+    "C_DecryptMessage": "CKR_OPERATION_NOT_INITIALIZED",
+    "C_DecryptMessageBegin": "CKR_OPERATION_NOT_INITIALIZED",
+    "C_DecryptMessageNext": "CKR_OPERATION_NOT_INITIALIZED",
+    "C_MessageDecryptFinal": "CKR_OPERATION_NOT_INITIALIZED",
+    "C_EncapsulateKey": "CKR_MECHANISM_INVALID",
+    "C_DecapsulateKey": "CKR_MECHANISM_INVALID",
+    "C_WrapKeyAuthenticated": "CKR_MECHANISM_INVALID",
+    "C_UnwrapKeyAuthenticated": "CKR_MECHANISM_INVALID",
 }
 #: Functions that answer one code in any slot, and why.
 _ALWAYS = {
@@ -49,28 +68,19 @@ _ALWAYS = {
     "C_SetOperationState": "CKR_SAVED_STATE_INVALID",
     "C_GetFunctionStatus": "CKR_FUNCTION_NOT_PARALLEL",
     "C_CancelFunction": "CKR_FUNCTION_NOT_PARALLEL",
+    "C_AsyncComplete": "CKR_OPERATION_NOT_INITIALIZED",
+    "C_AsyncGetID": "CKR_OPERATION_NOT_INITIALIZED",
+    "C_AsyncJoin": "CKR_SAVED_STATE_INVALID",
 }
 
 
 def functions() -> list[str]:
-    """Returns the names of both function lists, in their order."""
+    """Returns the names of the function list of 3.2, in their order; those of 3.0 and 2.40 are its beginning."""
     return re.findall(r"F\((C_\w+),", (ROOT / "pkcs11_shim/include/pkcs11.h").read_text())
-
-
-def _not_in_library() -> set[str]:
-    return set(re.findall(r"^NOT_SUPPORTED\((C_\w+)", (ROOT / "pkcs11_shim/src/interface.c").read_text(), re.MULTILINE))
-
-
-def _call(function: str) -> Call | None:
-    name = re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", function.removeprefix("C_")).upper()
-    return Call.__members__.get(name)
 
 
 def _does(function: str) -> tuple[str, str]:
     """What slot 0 and slot 1 answer."""
-    call = _call(function)
-    if function in _not_in_library() or (call is not None and HANDLERS.get(call) is cryptography.not_supported):
-        return ("CKR_FUNCTION_NOT_SUPPORTED",) * 2
     if function in _ALWAYS:
         return (_ALWAYS[function],) * 2
     return _SLOT_0.get(function, "yes"), "yes"
@@ -85,21 +95,47 @@ def _row(mechanism: int, row: mechanisms.Row) -> str:
 
 
 def _functions(table: dict[int, mechanisms.Row], mechanism: int) -> str:
-    return ", ".join(name for flag, name in _FLAGS.items() if flag & table[mechanism].flags) if mechanism in table else "-"
+    if mechanism not in table:
+        return "-"
+    flags = table[mechanism].flags
+    names = [name for flag, name in _FLAGS.items() if flag & flags]
+    return ", ".join(names) + (" in parts" if flags & ck.CKF_MULTI_MESSAGE else "")
+
+
+_HEAD = """# PKCS#11: functions and mechanisms
+
+Made from the code by `scripts/generate`; a test holds it to it.
+
+Slot 0 has what was delivered. Slot 1 is the guest's own token, where the operator allows it (`--guest-token`).
+
+## Functions
+
+The interface of 3.2 has all of them; that of 3.0, the default, those up to C_MessageVerifyFinal; that of 2.40 those up to
+C_WaitForSlotEvent. A stock p11-kit client has those of 3.0 from release 0.25 on, without message-based encryption: its parameters do
+not travel in p11-kit's protocol.
+
+| function | slot 0 | slot 1 |
+|---|---|---|
+"""
+_MECHANISMS = """
+## Mechanisms
+
+Sizes are what C_GetMechanismInfo tells: bits, or bytes for secret keys and lattices. `messages`: with the message-based functions
+too, `in parts` also with their ..Begin and ..Next.
+
+What says (legacy) is there where the module's policy says it too (`--legacy`). So are P-192, curves by explicit parameters that are a
+named curve's, and public RSA keys of 512 to 1023 bits.
+
+| mechanism | keys | sizes | slot 0 | slot 1 |
+|---|---|---|---|---|
+"""
 
 
 def text() -> str:
-    lines = ["# PKCS#11: functions and mechanisms", "", "Made from the code by `scripts/generate`; a test holds it to it.", ""]
-    lines += ["Slot 0 has what was delivered. Slot 1 is the guest's own token, where the operator allows it (`--guest-token`).", ""]
-    lines += ["## Functions", "", "| function | slot 0 | slot 1 |", "|---|---|---|"]
-    lines += [f"| {name} | {' | '.join(_does(name))} |" for name in functions()]
-    lines += ["", "## Mechanisms", "", "Sizes are what C_GetMechanismInfo tells: bits, or bytes for secret keys and lattices.", ""]
-    lines += ["What says (legacy) is there where the module's policy says it too (`--legacy`). So are P-192, curves by explicit"]
-    lines += ["parameters that are a named curve's, and public RSA keys of 512 to 1023 bits.", ""]
-    lines += ["| mechanism | keys | sizes | slot 0 | slot 1 |", "|---|---|---|---|---|"]
+    rows = [f"| {name} | {' | '.join(_does(name))} |" for name in functions()]
     named = sorted((ck.mechanism_name(mechanism), mechanism, row) for mechanism, row in mechanisms.GUEST_TABLE.items())
-    lines += [_row(mechanism, row) for _, mechanism, row in named]
-    return "\n".join(lines) + "\n"
+    table = [_row(mechanism, row) for _, mechanism, row in named]
+    return _HEAD + "\n".join(rows) + "\n" + _MECHANISMS + "\n".join(table) + "\n"
 
 
 if __name__ == "__main__":

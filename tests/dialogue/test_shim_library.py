@@ -8,7 +8,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
-from ctypes import byref, c_ulong, c_void_p
+from ctypes import POINTER, byref, c_ubyte, c_ulong, c_void_p, cast
 from pathlib import Path
 
 import pytest
@@ -62,7 +62,7 @@ def test_only_functions_of_the_standard_are_exported() -> None:
     names = {line.split()[-1].split("@")[0] for line in listed.splitlines()}
     header = (REPOSITORY / "pkcs11_shim/include/pkcs11.h").read_text()
     assert names == set(re.findall(r"F\((C_\w+),", header))
-    assert len(names) == 68 + 24
+    assert len(names) == 68 + 24 + 12
 
 
 @pytest.mark.skipif("HSMVISOR_TEST_LIBRARY" in os.environ, reason="a sanitizer's build needs its library")
@@ -82,23 +82,41 @@ def test_interfaces() -> None:
     p11 = Cryptoki()
     count = c_ulong()
     p11.good("C_GetInterfaceList", None, byref(count))
-    assert count.value == 3
-    interfaces, small = (CkInterface * 3)(), c_ulong(2)
+    assert count.value == 4
+    interfaces, small = (CkInterface * 4)(), c_ulong(3)
     assert p11.call("C_GetInterfaceList", interfaces, byref(small)) == ck.CKR_BUFFER_TOO_SMALL
     p11.good("C_GetInterfaceList", interfaces, byref(count))
-    assert [i.name for i in interfaces] == [b"PKCS 11", b"PKCS 11", b"Vendor hsmvisor"]
+    assert [i.name for i in interfaces] == [b"PKCS 11", b"PKCS 11", b"PKCS 11", b"Vendor hsmvisor"]
+    assert [tuple(cast(i.functions, POINTER(c_ubyte))[:2]) for i in interfaces] == [(3, 0), (3, 2), (2, 40), (1, 0)]
     standard, vendor = b"PKCS 11", b"Vendor hsmvisor"
     for name, version, wanted in (
-        (None, None, 0), (standard, None, 0), (standard, b"\3\0", 0), (standard, b"\2\x28", 1), (vendor, None, 2),
-    ):  # fmt: skip
+        (None, None, 0),
+        (standard, None, 0),
+        (standard, b"\3\0", 0),
+        (standard, b"\3\2", 1),
+        (standard, b"\2\x28", 2),
+        (vendor, None, 3),
+    ):
         rv, found = p11.interface(name, version=version)
         assert (rv, found and found.functions) == (ck.CKR_OK, interfaces[wanted].functions)
-    for name, version, flags in ((b"PKCS 11", b"\3\2", 0), (b"PKCS 11", None, 1), (b"Vendor other", None, 0)):
+    for name, version, flags in ((b"PKCS 11", b"\3\1", 0), (b"PKCS 11", None, 1), (b"Vendor other", None, 0)):
         assert p11.interface(name, flags, version)[0] == ck.CKR_FUNCTION_FAILED
     functions = c_void_p()
     p11.good("C_GetFunctionList", byref(functions))
-    assert functions.value == interfaces[1].functions
+    assert functions.value == interfaces[2].functions
     assert p11.call("C_GetFunctionList", None) == ck.CKR_ARGUMENTS_BAD
+
+
+def test_the_lists_hold_the_functions_of_their_names() -> None:
+    """One is the beginning of the next, in the order of the standard's header."""
+    p11 = Cryptoki()
+    names = re.findall(r"F\((C_\w+),", (REPOSITORY / "pkcs11_shim/include/pkcs11.h").read_text())
+    for version, count in ((b"\2\x28", 68), (b"\3\0", 92), (b"\3\2", 104)):
+        _, found = p11.interface(b"PKCS 11", version=version)
+        assert found is not None
+        pointers = cast(found.functions, POINTER(c_void_p))[1 : 1 + count]
+        assert pointers == [cast(p11.library[name], c_void_p).value for name in names[:count]]
+    assert names[67] == "C_WaitForSlotEvent" and names[91] == "C_MessageVerifyFinal" and names[103] == "C_UnwrapKeyAuthenticated"
 
 
 # ---- configuration ---------------------------------------------------------------------------------------------------------

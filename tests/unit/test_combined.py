@@ -234,20 +234,31 @@ def judged(right: bool) -> Iterator[None]:
         yield
 
 
-def test_both_verifications_at_once_and_cancelled(guest: OwnGuest) -> None:
+def test_one_verification_at_a_time(guest: OwnGuest) -> None:
     public, private = pair(guest)
     signature = guest.sign(ECDSA, private, DATA)
-    guest.call(Call.VERIFY_SIGNATURE_INIT, guest.session, ECDSA, public, signature)
-    guest.verify(ECDSA, public, DATA, signature)
-    guest.call(Call.VERIFY_SIGNATURE, guest.session, DATA)
-    for cancel in (
-        lambda: guest.call(Call.SESSION_CANCEL, guest.session, ck.CKF_VERIFY),
-        lambda: guest.call(Call.VERIFY_SIGNATURE_INIT, guest.session, None, public, None),
+    inits = ((Call.VERIFY_INIT, ()), (Call.VERIFY_SIGNATURE_INIT, (signature,)))
+    for init, arguments in inits:
+        guest.call(init, guest.session, ECDSA, public, *arguments)
+        for other, more in inits:
+            with refused(ck.CKR_OPERATION_ACTIVE):
+                guest.call(other, guest.session, ECDSA, public, *more)
+        guest.call(Call.SESSION_CANCEL, guest.session, ck.CKF_VERIFY)
+    guest.call(Call.VERIFY_INIT, guest.session, ECDSA, public)
+    for call, data in (
+        (Call.VERIFY_SIGNATURE, (DATA,)),
+        (Call.VERIFY_SIGNATURE_UPDATE, (DATA,)),
+        (Call.VERIFY_SIGNATURE_FINAL, ()),
     ):
-        guest.call(Call.VERIFY_SIGNATURE_INIT, guest.session, ECDSA, public, signature)
-        cancel()
         with refused(ck.CKR_OPERATION_NOT_INITIALIZED):
-            guest.call(Call.VERIFY_SIGNATURE, guest.session, DATA)
+            guest.call(call, guest.session, *data)
+    guest.call(Call.VERIFY, guest.session, DATA, signature)
+    guest.call(Call.VERIFY_SIGNATURE_INIT, guest.session, ECDSA, public, signature)
+    with refused(ck.CKR_OPERATION_NOT_INITIALIZED):
+        guest.call(Call.VERIFY, guest.session, DATA, signature)
+    guest.call(Call.VERIFY_SIGNATURE_INIT, guest.session, None, public, None)
+    with refused(ck.CKR_OPERATION_NOT_INITIALIZED):
+        guest.call(Call.VERIFY_SIGNATURE, guest.session, DATA)
 
 
 def test_a_signature_at_its_limit(guest: OwnGuest) -> None:

@@ -21,12 +21,14 @@ def test_the_document_is_what_the_code_says() -> None:
 
 def test_it_names_everything() -> None:
     names = reference.functions()
-    assert len(names) == len(set(names)) and {"C_Initialize", "C_SignMessage", "C_SessionCancel"} <= set(names) and len(names) > 90
+    assert (
+        len(names) == len(set(names)) and {"C_Initialize", "C_SignMessage", "C_EncapsulateKey"} <= set(names) and len(names) > 100
+    )
     rows = re.findall(r"^\| (CKM_\w+)", reference.text(), re.MULTILINE)
     assert sorted(rows) == sorted(map(ck.mechanism_name, mechanisms.GUEST_TABLE))
 
 
-@pytest.mark.parametrize("name", ["C_GenerateKeyPair", "C_WrapKey", "C_GetOperationState", "C_SignMessage", "C_SignRecover"])
+@pytest.mark.parametrize("name", ["C_GenerateKeyPair", "C_WrapKey", "C_GetOperationState", "C_EncryptMessage", "C_AsyncJoin"])
 def test_what_is_not_there_is_said(name: str) -> None:
     (row,) = re.findall(rf"^\| {name} \| (\w+)", reference.text(), re.MULTILINE)
     assert row.startswith("CKR_")

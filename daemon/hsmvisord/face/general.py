@@ -184,10 +184,9 @@ def session_cancel(caller: Caller, args: Args) -> Args:
     handle, flags = args
     session = caller.application.session(handle)
     with session.lock:
-        for flag, names in CANCEL_FLAGS.items():
+        for flag, name in CANCEL_FLAGS.items():
             if flags & flag:
-                for name in names:
-                    session.cancel(name)
+                session.cancel(name)
     return ()
 
 

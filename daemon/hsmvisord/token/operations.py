@@ -153,7 +153,7 @@ class SignRecoverOperation(SignOperation):
     __slots__ = ()
 
 
-class VerifyOperation(Operation):
+class _VerifyOperation(Operation):
     name = "verify"
     __slots__ = ("_parts", "_verifier")
 
@@ -189,10 +189,13 @@ class VerifyOperation(Operation):
             self._parts = GONE
 
 
-class VerifySignatureOperation(VerifyOperation):
-    """The signature comes first (PKCS#11 3.2, 5.15.7)."""
+class VerifyOperation(_VerifyOperation):
+    __slots__ = ()
 
-    name, counted = "verify signature", "verify"
+
+class VerifySignatureOperation(_VerifyOperation):
+    """A verification whose signature comes first (PKCS#11 3.2, 5.15.7)."""
+
     __slots__ = ("_signature",)
 
     def __init__(self, mechanism: int, verifier: Verifier, signature: bytes) -> None:

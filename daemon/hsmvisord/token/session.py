@@ -20,18 +20,18 @@ _M = TypeVar("_M", bound=MessageOperation)
 
 #: C_SessionCancel's flags (PKCS#11 3.1, 5.6.9) and the kinds of operation they end.
 CANCEL_FLAGS = {
-    ck.CKF_SIGN: ("sign",),
-    ck.CKF_SIGN_RECOVER: ("sign recover",),
-    ck.CKF_VERIFY: ("verify", "verify signature"),
-    ck.CKF_VERIFY_RECOVER: ("verify recover",),
-    ck.CKF_DECRYPT: ("decrypt",),
-    ck.CKF_ENCRYPT: ("encrypt",),
-    ck.CKF_DIGEST: ("digest",),
-    ck.CKF_FIND_OBJECTS: ("find",),
-    ck.CKF_MESSAGE_ENCRYPT: ("message encrypt",),
-    ck.CKF_MESSAGE_DECRYPT: ("message decrypt",),
-    ck.CKF_MESSAGE_SIGN: ("message sign",),
-    ck.CKF_MESSAGE_VERIFY: ("message verify",),
+    ck.CKF_SIGN: "sign",
+    ck.CKF_SIGN_RECOVER: "sign recover",
+    ck.CKF_VERIFY: "verify",
+    ck.CKF_VERIFY_RECOVER: "verify recover",
+    ck.CKF_DECRYPT: "decrypt",
+    ck.CKF_ENCRYPT: "encrypt",
+    ck.CKF_DIGEST: "digest",
+    ck.CKF_FIND_OBJECTS: "find",
+    ck.CKF_MESSAGE_ENCRYPT: "message encrypt",
+    ck.CKF_MESSAGE_DECRYPT: "message decrypt",
+    ck.CKF_MESSAGE_SIGN: "message sign",
+    ck.CKF_MESSAGE_VERIFY: "message verify",
 }
 
 
