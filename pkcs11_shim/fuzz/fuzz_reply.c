@@ -279,10 +279,161 @@ static void log_in(void)
     C_Logout(session);
 }
 
+/* ---- what 3.0 and 3.2 add; the parameter's IV and tag, too, are exactly as large as they are said to be ---- */
+
+static CK_GCM_MESSAGE_PARAMS gcm;
+static CK_MECHANISM messages = {CKM_AES_GCM, &gcm, sizeof gcm};
+
+static void gcm_begin(void)
+{
+    CK_ULONG tag = next() % 17;
+    gcm = (CK_GCM_MESSAGE_PARAMS){malloc(12), 12, 0, next() % 5, tag ? malloc(tag) : NULL, 8 * tag};
+    memset(gcm.pIv, 7, 12);
+    if (tag)
+        memset(gcm.pTag, 7, tag);
+}
+
+static void gcm_end(void)
+{
+    free(gcm.pIv);
+    free(gcm.pTag);
+}
+
+static void encrypt_messages(void)
+{
+    CK_ULONG length = next() % 80;
+    CK_BYTE *out = length % 5 ? malloc(length) : NULL;
+    gcm_begin();
+    C_MessageEncryptInit(session, &messages, 5);
+    C_EncryptMessage(session, &gcm, sizeof gcm, (CK_BYTE *)"more", 4, (CK_BYTE *)"data", 4, out, &length);
+    C_EncryptMessageBegin(session, &gcm, sizeof gcm, NULL, 0);
+    length = out ? length : 0;
+    C_EncryptMessageNext(session, &gcm, sizeof gcm, (CK_BYTE *)"data", 4, out, &length, next() & 1);
+    C_MessageEncryptFinal(session);
+    gcm_end();
+    free(out);
+}
+
+static void decrypt_messages(void)
+{
+    CK_ULONG length = next() % 80;
+    CK_BYTE *out = length % 5 ? malloc(length) : NULL;
+    gcm_begin();
+    C_MessageDecryptInit(session, &messages, 5);
+    C_DecryptMessage(session, &gcm, sizeof gcm, (CK_BYTE *)"more", 4, (CK_BYTE *)"data", 4, out, &length);
+    C_DecryptMessageBegin(session, &gcm, sizeof gcm, NULL, 0);
+    length = out ? length : 0;
+    C_DecryptMessageNext(session, &gcm, sizeof gcm, (CK_BYTE *)"data", 4, out, &length, next() & 1);
+    C_MessageDecryptFinal(session);
+    gcm_end();
+    free(out);
+}
+
+static void sign_messages(void)
+{
+    CK_ULONG length = next() % 80;
+    CK_BYTE *out = length % 5 ? malloc(length) : NULL, signature[64] = {1};
+    C_MessageSignInit(session, &ecdsa, 5);
+    C_SignMessage(session, NULL, 0, (CK_BYTE *)"data", 4, out, &length);
+    C_SignMessageBegin(session, NULL, 0);
+    C_SignMessageNext(session, NULL, 0, (CK_BYTE *)"part", 4, NULL, NULL);
+    length = out ? length : 0;
+    C_SignMessageNext(session, NULL, 0, (CK_BYTE *)"part", 4, out, &length);
+    C_MessageSignFinal(session);
+    C_MessageVerifyInit(session, &ecdsa, 6);
+    C_VerifyMessage(session, NULL, 0, (CK_BYTE *)"data", 4, signature, sizeof signature);
+    C_VerifyMessageBegin(session, NULL, 0);
+    C_VerifyMessageNext(session, NULL, 0, (CK_BYTE *)"data", 4, next() & 1 ? signature : NULL, sizeof signature);
+    C_MessageVerifyFinal(session);
+    free(out);
+}
+
+static void signature_first(void)
+{
+    CK_BYTE signature[64] = {1};
+    C_VerifySignatureInit(session, &ecdsa, 6, signature, sizeof signature);
+    if (next() & 1) {
+        C_VerifySignatureUpdate(session, (CK_BYTE *)"part", 4);
+        C_VerifySignatureFinal(session);
+    } else {
+        C_VerifySignature(session, (CK_BYTE *)"data", 4);
+    }
+}
+
+static void encapsulate(void)
+{
+    CK_ULONG length = next() % 80;
+    CK_BYTE *out = length % 5 ? malloc(length) : NULL;
+    CK_OBJECT_HANDLE *made = malloc(sizeof *made);
+    C_EncapsulateKey(session, &ecdsa, 6, NULL, 0, out, &length, made);
+    C_DecapsulateKey(session, &ecdsa, 5, NULL, 0, (CK_BYTE *)"ciphertext", 10, made);
+    free(made);
+    free(out);
+}
+
+static void wrap_authenticated(void)
+{
+    CK_ULONG length = next() % 80;
+    CK_BYTE *out = length % 5 ? malloc(length) : NULL;
+    CK_OBJECT_HANDLE *made = malloc(sizeof *made);
+    gcm_begin();
+    C_WrapKeyAuthenticated(session, &messages, 5, 6, (CK_BYTE *)"more", 4, out, &length);
+    C_UnwrapKeyAuthenticated(session, &messages, 5, (CK_BYTE *)"wrapped", 7, NULL, 0, NULL, 0, made);
+    gcm_end();
+    free(made);
+    free(out);
+}
+
+static void dual(void)
+{
+    C_DigestInit(session, &ecdsa);
+    C_EncryptInit(session, &ecdsa, 5);
+    output(next() & 1 ? C_DigestEncryptUpdate : C_DecryptDigestUpdate);
+    C_SignInit(session, &ecdsa, 5);
+    C_DecryptInit(session, &ecdsa, 5);
+    output(next() & 1 ? C_SignEncryptUpdate : C_DecryptVerifyUpdate);
+}
+
+static void recover(void)
+{
+    C_SignRecoverInit(session, &ecdsa, 5);
+    output(C_SignRecover);
+    C_VerifyRecoverInit(session, &ecdsa, 6);
+    output(C_VerifyRecover);
+}
+
+static void validation(void)
+{
+    CK_FLAGS *flags = malloc(sizeof *flags);
+    C_GetSessionValidationFlags(session, 1, flags);
+    free(flags);
+}
+
+#define NEWER 208 /* from here on; below, what the kept corpus was found with */
+
+static void act_newer(uint8_t what)
+{
+    switch ((what - NEWER) % 9) {
+    case 0: encrypt_messages(); break;
+    case 1: decrypt_messages(); break;
+    case 2: sign_messages(); break;
+    case 3: signature_first(); break;
+    case 4: encapsulate(); break;
+    case 5: wrap_authenticated(); break;
+    case 6: dual(); break;
+    case 7: recover(); break;
+    case 8: validation(); break;
+    }
+}
+
 static void act(uint8_t what)
 {
     CK_OBJECT_HANDLE object;
     CK_SLOT_ID slot;
+    if (what >= NEWER) {
+        act_newer(what);
+        return;
+    }
     switch (what % 26) {
     case 0: C_OpenSession(0, CKF_SERIAL_SESSION, NULL, NULL, &session); break;
     case 1: numbers(slots); break;

@@ -3,6 +3,7 @@
 #define OPERATIONS_H
 
 #include "call.h"
+#include "greeting.h"
 #include "session.h"
 
 struct kind {

@@ -111,8 +111,8 @@ Slot 0 has what was delivered. Slot 1 is the guest's own token, where the operat
 ## Functions
 
 The interface of 3.2 has all of them; that of 3.0, the default, those up to C_MessageVerifyFinal; that of 2.40 those up to
-C_WaitForSlotEvent. A stock p11-kit client has those of 3.0 from release 0.25 on, without message-based encryption: its parameters do
-not travel in p11-kit's protocol.
+C_WaitForSlotEvent. A stock p11-kit client has those of 3.0 from release 0.25 on, without message-based encryption: its
+parameters do not travel in p11-kit's protocol.
 
 | function | slot 0 | slot 1 |
 |---|---|---|

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from hsmvisord import ck
-from hsmvisord.wire.calls import BadMessage, Call, Needed, Request, WireError
+from hsmvisord.wire.calls import MORE_FOLLOWS, BadMessage, Call, Needed, Request, WireError
 from hsmvisord.wire.frames import FrameBuffer
 from hsmvisord.wire.handshake import negotiate
 from hsmvisord.wire.p11kit import P11KitCodec
@@ -159,3 +159,29 @@ def test_a_frame_past_the_limit_ends_the_connection() -> None:
     buffer.feed(hexed("00000010 00000000 7fffffff"))
     with pytest.raises(WireError):
         buffer.next_frame()
+
+
+@pytest.mark.parametrize(
+    ("room", "reads"),
+    [("00", MORE_FOLLOWS), ("01 00000040", 64), ("01 00000000", None)],
+    ids=["more follows", "the last part", "a question for the length"],
+)
+def test_the_next_part_of_a_message_to_sign(room: str, reads: int | None) -> None:
+    """p11-kit says before the room whether there is a pointer to the length at all, and calls both `fy`."""
+    text = "00000051 00000007" + b"uayayfy".hex() + "0000000000000001 01 ffffffff 01 00000004 70617274" + room
+    request = decoded(1, text)
+    assert request == Request(0x10, Call.SIGN_MESSAGE_NEXT, (1, None, b"part", reads))
+    codec = P11KitCodec(1)
+    nothing = hexed("00000010 00000000 0000000f 00000051 00000002 6179 00 00000000")
+    assert codec.reply(request, Needed(0)) == nothing
+
+
+@pytest.mark.parametrize("call", [*range(68, 78)])
+def test_message_based_encryption_is_refused(call: int) -> None:
+    """Its parameters are structures with pointers in them, sent as they are in memory."""
+    signatures = {68: b"uMu", 69: b"uayayayfy", 70: b"uayay", 71: b"uayayfyu", 72: b"u"}
+    signature = signatures[call if call < 73 else call - 5]
+    message = call.to_bytes(4, "big") + len(signature).to_bytes(4, "big") + signature + bytes(40)
+    assert refused(1, message) == ck.CKR_FUNCTION_NOT_SUPPORTED
+    hot = hexed("00000044 00000003") + b"uMu" + hexed("0000000000000001 00001087 ffffffff 0000000000000001")
+    assert refused(1, hot) == ck.CKR_FUNCTION_NOT_SUPPORTED

@@ -19,6 +19,9 @@ _RELEASES = {0: "0.24.1", 1: "0.25.5", 2: "0.26.4"}
 TEMPLATE = (Attribute(ck.CKA_CLASS, ck.CKO_PRIVATE_KEY), Attribute(ck.CKA_SIGN, True), Attribute(ck.CKA_LABEL, b"tls"))
 ROOMS = ((ck.CKA_CLASS, 8), (ck.CKA_ID, 64), (ck.CKA_VALUE, 4096), (ck.CKA_MODULUS, None))
 
+GCM = Mechanism(ck.CKM_AES_GCM, (b"i" * 12, 32, ck.CKG_GENERATE_COUNTER, b"", 128))
+GCM_TAGGED = Mechanism(ck.CKM_AES_GCM, (b"i" * 12, 0, ck.CKG_NO_GENERATE, b"t" * 16, 128))
+
 _ARGUMENTS: dict[str, Any] = {
     "u": 1,
     "y": 1,
@@ -28,6 +31,7 @@ _ARGUMENTS: dict[str, Any] = {
     "au": (1, 0, 4),
     "fy": 4096,
     "fu": 16,
+    "Ny": 4096,
     "aA": TEMPLATE,
     "fA": ROOMS,
     "M": Mechanism(ck.CKM_ECDSA),
@@ -45,6 +49,18 @@ _SPECIAL: dict[Call, tuple[Any, ...]] = {
     Call.CLOSE_ALL_SESSIONS: (0,),
     Call.DIGEST_INIT: (1, Mechanism(ck.CKM_SHA256)),
     Call.DIGEST_ONCE: (1, Mechanism(ck.CKM_SHA256), b"data", 64),
+    Call.ENCRYPT_MESSAGE: (1, GCM, b"more", b"data", 64),
+    Call.ENCRYPT_MESSAGE_BEGIN: (1, GCM, b"more"),
+    Call.ENCRYPT_MESSAGE_NEXT: (1, GCM, b"data", 64, ck.CKF_END_OF_MESSAGE),
+    Call.DECRYPT_MESSAGE: (1, GCM_TAGGED, b"more", b"data", 64),
+    Call.DECRYPT_MESSAGE_BEGIN: (1, GCM_TAGGED, b"more"),
+    Call.DECRYPT_MESSAGE_NEXT: (1, GCM_TAGGED, b"data", 64, ck.CKF_END_OF_MESSAGE),
+    Call.SIGN_MESSAGE: (1, None, b"data", 64),
+    Call.SIGN_MESSAGE_BEGIN: (1, None),
+    Call.SIGN_MESSAGE_NEXT: (1, None, b"data", 64),
+    Call.VERIFY_MESSAGE: (1, None, b"data", b"s" * 64),
+    Call.VERIFY_MESSAGE_BEGIN: (1, None),
+    Call.VERIFY_MESSAGE_NEXT: (1, None, b"data", b"s" * 64),
 }
 
 

@@ -9,7 +9,7 @@ import pytest
 from fuzz.targets import wire
 from hsmvisord import ck
 from hsmvisord.wire.attributes import KINDS, Kind
-from hsmvisord.wire.calls import INVALID, SENSITIVE, Attribute, Call, Mechanism, Needed, Request
+from hsmvisord.wire.calls import INVALID, MORE_FOLLOWS, SENSITIVE, Attribute, Call, Mechanism, Needed, Request
 from hsmvisord.wire.frames import frame
 from hsmvisord.wire.native import NativeCodec
 from hsmvisord.wire.p11kit import MAGIC, P11KitCodec
@@ -79,6 +79,7 @@ def fields_of(call: Call, mechanisms: st.SearchStrategy[Mechanism]) -> st.Search
         "ay": st.one_of(st.none(), data),
         "au": st.lists(ulongs, max_size=9).map(tuple),
         "fy": rooms,
+        "Ny": st.one_of(rooms, st.just(MORE_FOLLOWS)),
         "fu": st.one_of(st.none(), st.integers(1, 1 << 20)),
         "aA": templates,
         "fA": plain_rooms.map(tuple),
@@ -106,7 +107,7 @@ def test_p11kit_requests_are_read_as_written(release: str, request: tuple[Call, 
     said = RELEASES[release]
     codes = CALLS[call][0]
     if not said.tells_empty_room:
-        args = tuple([value or None if code == "fy" else value for code, value in zip(codes, args, strict=True)])
+        args = tuple([value or None if code in ("fy", "Ny") else value for code, value in zip(codes, args, strict=True)])
     expected = args
     if call is Call.INIT_TOKEN:
         expected = (*args[:2], args[2][:32])

@@ -72,7 +72,8 @@ class World:
         self.version, self.stored = self._state.version, self._everything()
 
     def _own_token(self) -> list[int]:
-        """A token of the guest's own, initialized: handles of an AES key, a wrapping key, a private and a public EC key."""
+        """A token of the guest's own, initialized: handles of an AES key, a wrapping key, a private and a public EC key, the
+        same of ML-KEM and of RSA."""
         keystore, provider, of_token = self.bench.keystore, self.bench.provider, (ck.CKA_TOKEN, True)
         cheap = Pin(b"salt" * 4, b"v" * 32)  # of no PIN that there is
         keystore._commit(replace(keystore.state, guest=GuestToken(b"own".ljust(32), cheap, cheap)), Cause())
@@ -83,7 +84,11 @@ class World:
         wrapper = making.generated(ck.CKM_AES_KEY_GEN, [size, of_token, *wraps], False, provider)
         private = [(ck.CKA_SIGN, True), (ck.CKA_EXTRACTABLE, True), of_token]
         public, pair = making.generated_pair(ck.CKM_EC_KEY_PAIR_GEN, curve, private, False, provider)
-        made = [aes, wrapper, pair, public]
+        set_ = [(ck.CKA_PARAMETER_SET, ck.CKP_ML_KEM_768), of_token]
+        encapsulates, decapsulates = making.generated_pair(ck.CKM_ML_KEM_KEY_PAIR_GEN, set_, [of_token], False, provider)
+        rsa_bits = [(ck.CKA_MODULUS_BITS, 1024), of_token]
+        recovers, signs = making.generated_pair(ck.CKM_RSA_PKCS_KEY_PAIR_GEN, rsa_bits, [of_token], False, provider)
+        made = [aes, wrapper, pair, public, decapsulates, encapsulates, signs, recovers]
         self.values = [one.key.value for one in (aes, wrapper)]  # type: ignore[union-attr]
         self.keys.append(load_der_private_key(pair.key.pkcs8(), None))  # type: ignore[union-attr, arg-type]
         return [item.handle for item in keystore.add_objects([(one.attributes, one.key) for one in made])]

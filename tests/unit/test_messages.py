@@ -12,10 +12,14 @@ import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESCCM, AESGCM, ChaCha20Poly1305
 from hsmvisord import ck, limits
 from hsmvisord.crypto.mechanisms import GUEST_TABLE, TABLE
-from hsmvisord.face import journal
+from hsmvisord.face import face, journal
+from hsmvisord.face.caller import Caller
 from hsmvisord.token.policy import Policy
-from hsmvisord.wire.calls import MORE_FOLLOWS, Call, Mechanism, Needed
+from hsmvisord.wire.calls import MORE_FOLLOWS, Attribute, Call, Mechanism, Needed
+from hsmvisord.wire.frames import HEADER
+from hsmvisord.wire.handshake import negotiate
 from support.own_keys import RW, SPOKEN, USER, OwnGuest, OwnToken
+from support.p11kit_client import MAGIC, RELEASES, P11KitEncoding
 from support.wire_client import Refused
 
 P256, ED25519 = bytes.fromhex("06082a8648ce3d030107"), bytes.fromhex("06032b6570")
@@ -690,3 +694,38 @@ def test_what_two_operations_share_is_not_handed_over(own: OwnToken) -> None:
     assert all(o.journal is not None and o.journal.whole for o in operations.values()), "a question changes nothing"
     guest.call(Call.DIGEST_ENCRYPT_UPDATE, guest.session, b"data", 64)
     assert not any(o.journal is not None and o.journal.whole for o in operations.values())
+
+
+# ---- stock p11-kit clients ----------------------------------------------------------------------------------------------
+
+
+def test_p11kit_signs_messages_and_does_not_encrypt_them(own: OwnToken) -> None:
+    """Its protocol has no fields for the parameters of an encryption; those of signatures are empty."""
+    codec, _ = negotiate(1)
+    caller, spoken = Caller(own.token, codec, "test"), P11KitEncoding(RELEASES["0.25.5"])
+
+    def call(call: Call, *arguments: Any) -> tuple[Any, ...]:
+        reply = face.handle(caller, codec.decode(7, b"", spoken.request(call, *arguments)), lambda request, ready: None)
+        assert reply is not None
+        return spoken.reply(call, reply[HEADER.size :])
+
+    call(Call.INITIALIZE, MAGIC, 0, b"\0")
+    (session,) = call(Call.OPEN_SESSION, 1, RW)
+    call(Call.LOGIN, session, ck.CKU_USER, USER)
+    curve, yes = Attribute(ck.CKA_EC_PARAMS, P256), True
+    template = ((curve, Attribute(ck.CKA_VERIFY, yes)), (Attribute(ck.CKA_SIGN, yes),))
+    public, private = call(Call.GENERATE_KEY_PAIR, session, Mechanism(ck.CKM_EC_KEY_PAIR_GEN), *template)
+    ecdsa = Mechanism(ck.CKM_ECDSA_SHA256)
+    call(Call.MESSAGE_SIGN_INIT, session, ecdsa, private)
+    call(Call.MESSAGE_VERIFY_INIT, session, ecdsa, public)
+    (signature,) = call(Call.SIGN_MESSAGE, session, None, b"whole", 64)
+    call(Call.VERIFY_MESSAGE, session, None, b"whole", signature)
+    call(Call.SIGN_MESSAGE_BEGIN, session, None)
+    assert call(Call.SIGN_MESSAGE_NEXT, session, None, b"in ", MORE_FOLLOWS) == (Needed(0),)
+    (signature,) = call(Call.SIGN_MESSAGE_NEXT, session, None, b"parts", 64)
+    call(Call.VERIFY_MESSAGE, session, None, b"in parts", signature)
+    call(Call.MESSAGE_SIGN_FINAL, session)
+    messages = ck.CKF_MESSAGE_ENCRYPT | ck.CKF_MESSAGE_DECRYPT | ck.CKF_MULTI_MESSAGE
+    for mechanism, row in GUEST_TABLE.items():
+        flags = call(Call.GET_MECHANISM_INFO, 1, mechanism)[2]
+        assert flags == (row.flags & ~messages if row.flags & ck.CKF_MESSAGE_ENCRYPT else row.flags), ck.mechanism_name(mechanism)

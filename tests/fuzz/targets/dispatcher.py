@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fuzz.harness import Input, block
-from fuzz.samples import arguments, encoding, messages
+from fuzz.samples import GCM, GCM_TAGGED, arguments, encoding, messages
 from fuzz.world import PIN, shows_a_key, world
 from hsmvisor_rpc.sealed.refusal import Refusal
 from hsmvisord import ck, limits
@@ -19,7 +19,7 @@ from hsmvisord.face import face, journal
 from hsmvisord.face.caller import Caller
 from hsmvisord.keystore.keystore import Cause
 from hsmvisord.token.token import Token
-from hsmvisord.wire.calls import Attribute, BadMessage, Call, Mechanism, Request
+from hsmvisord.wire.calls import MORE_FOLLOWS, Attribute, BadMessage, Call, Mechanism, Request
 from hsmvisord.wire.frames import HEADER
 from hsmvisord.wire.handshake import negotiate
 from hsmvisord.wire.p11kit import P11KitCodec
@@ -141,6 +141,7 @@ class Guest:
             for operation in application.operations():
                 size = sum(map(len, operation.journal.frames)) if operation.journal else 0
                 assert size <= token_limits.MAX_JOURNAL
+                assert operation.journal is None or operation.journal.size == size
 
 
 def operate(what: int) -> None:
@@ -257,7 +258,7 @@ def _operations() -> dict[str, tuple[tuple[Any, ...], ...]]:
 
 def _own() -> dict[str, tuple[tuple[Any, ...], ...]]:
     """Dialogues with the guest's own token, by name."""
-    aes, wrapper, private, public = world().own
+    aes, wrapper, private, public = world().own[:4]
     token = (Attribute(ck.CKA_TOKEN, True),)
     new = (Attribute(ck.CKA_VALUE_LEN, 16), Attribute(ck.CKA_ENCRYPT, True), Attribute(ck.CKA_SENSITIVE, False))
     data = (Attribute(ck.CKA_CLASS, ck.CKO_DATA), Attribute(ck.CKA_VALUE, b"content"))
@@ -311,6 +312,91 @@ def _old(aes: int) -> dict[str, tuple[tuple[Any, ...], ...]]:
     }
 
 
+def _newer() -> dict[str, tuple[tuple[Any, ...], ...]]:
+    """Dialogues of 3.0 and 3.2 with the guest's own token, in the native dialect."""
+    aes, wrapper, private, public, decapsulates, encapsulates, signs, recovers = world().own
+    secret = (Attribute(ck.CKA_CLASS, ck.CKO_SECRET_KEY), Attribute(ck.CKA_KEY_TYPE, ck.CKK_AES), Attribute(ck.CKA_VALUE_LEN, 16))
+    unwrapped = (*secret[:2], Attribute(ck.CKA_SENSITIVE, False))
+    ccm = Mechanism(ck.CKM_AES_CCM, (4, b"n" * 12, 0, ck.CKG_GENERATE_RANDOM, b"", 16))
+    usual, kem, rsa, cbc = (
+        Mechanism(ck.CKM_AES_GCM),
+        Mechanism(ck.CKM_ML_KEM),
+        Mechanism(ck.CKM_RSA_PKCS),
+        Mechanism(ck.CKM_AES_CBC, b"i" * 16),
+    )
+    ecdsa, sha256 = Mechanism(ck.CKM_ECDSA_SHA256), Mechanism(ck.CKM_SHA256)
+    end = ck.CKF_END_OF_MESSAGE
+    return {
+        "messages-encrypt": (
+            (Call.MESSAGE_ENCRYPT_INIT, 1, usual, aes),
+            (Call.ENCRYPT_MESSAGE, 1, GCM, b"more", b"data", 64),
+            (Call.ENCRYPT_MESSAGE_BEGIN, 1, GCM, b"more"),
+            (Call.ENCRYPT_MESSAGE_NEXT, 1, GCM, b"first", 64, 0),
+            (Call.ENCRYPT_MESSAGE_NEXT, 1, GCM, b"last", None, end),
+            (Call.ENCRYPT_MESSAGE_NEXT, 1, GCM, b"last", 64, end),
+            (Call.MESSAGE_ENCRYPT_FINAL, 1),
+        ),
+        "messages-ccm": ((Call.MESSAGE_ENCRYPT_INIT, 1, ccm, aes), (Call.ENCRYPT_MESSAGE, 1, ccm, b"", b"data", 4)),
+        "messages-decrypt": (
+            (Call.MESSAGE_DECRYPT_INIT, 1, usual, aes),
+            (Call.DECRYPT_MESSAGE, 1, GCM_TAGGED, b"more", b"data", 64),
+            (Call.DECRYPT_MESSAGE_BEGIN, 1, GCM_TAGGED, b"more"),
+            (Call.DECRYPT_MESSAGE_NEXT, 1, GCM_TAGGED, b"data", 64, end),
+            (Call.MESSAGE_DECRYPT_FINAL, 1),
+        ),
+        "messages-sign": (
+            (Call.MESSAGE_SIGN_INIT, 1, ecdsa, private),
+            (Call.SIGN_MESSAGE, 1, None, b"data", 64),
+            (Call.SIGN_MESSAGE_BEGIN, 1, None),
+            (Call.SIGN_MESSAGE_NEXT, 1, None, b"data", MORE_FOLLOWS),
+            (Call.SIGN_MESSAGE_NEXT, 1, None, b"data", 64),
+            (Call.MESSAGE_SIGN_FINAL, 1),
+        ),
+        "messages-verify": (
+            (Call.MESSAGE_VERIFY_INIT, 1, ecdsa, public),
+            (Call.VERIFY_MESSAGE, 1, None, b"data", b"s" * 64),
+            (Call.VERIFY_MESSAGE_BEGIN, 1, None),
+            (Call.VERIFY_MESSAGE_NEXT, 1, None, b"data", None),
+            (Call.VERIFY_MESSAGE_NEXT, 1, None, b"data", b"s" * 64),
+        ),
+        "messages-cancel": ((Call.MESSAGE_SIGN_INIT, 1, ecdsa, private), (Call.SESSION_CANCEL, 1, ck.CKF_MESSAGE_SIGN)),
+        "signature-first": (
+            (Call.VERIFY_SIGNATURE_INIT, 1, ecdsa, public, b"s" * 64),
+            (Call.VERIFY_SIGNATURE_UPDATE, 1, b"data"),
+            (Call.VERIFY_SIGNATURE_FINAL, 1),
+            (Call.VERIFY_SIGNATURE_INIT, 1, ecdsa, public, b"s" * 64),
+            (Call.VERIFY_SIGNATURE, 1, b"data"),
+        ),
+        "encapsulate": ((Call.ENCAPSULATE_KEY, 1, kem, encapsulates, secret, 1088), (Call.FIND_OBJECTS_INIT, 1, secret)),
+        "decapsulate": ((Call.DECAPSULATE_KEY, 1, kem, decapsulates, b"c" * 1088, secret),),
+        "wrap-authenticated": (
+            (Call.WRAP_KEY_AUTHENTICATED, 1, GCM, wrapper, aes, b"more", 64),
+            (Call.UNWRAP_KEY_AUTHENTICATED, 1, GCM_TAGGED, wrapper, b"w" * 32, unwrapped, b"more"),
+        ),
+        "validation": ((Call.GET_SESSION_VALIDATION_FLAGS, 1, ck.CKS_LAST_VALIDATION_OK),),
+        "recover": (
+            (Call.SIGN_RECOVER_INIT, 1, rsa, signs),
+            (Call.SIGN_RECOVER, 1, b"data", 128),
+            (Call.VERIFY_RECOVER_INIT, 1, rsa, recovers),
+            (Call.VERIFY_RECOVER, 1, b"\1" * 128, 128),
+        ),
+        "dual-encrypt": (
+            (Call.DIGEST_INIT, 1, sha256),
+            (Call.ENCRYPT_INIT, 1, cbc, aes),
+            (Call.DIGEST_ENCRYPT_UPDATE, 1, b"d" * 32, 32),
+            (Call.SIGN_INIT, 1, ecdsa, private),
+            (Call.SIGN_ENCRYPT_UPDATE, 1, b"d" * 32, 32),
+        ),
+        "dual-decrypt": (
+            (Call.VERIFY_INIT, 1, ecdsa, public),
+            (Call.DECRYPT_INIT, 1, cbc, aes),
+            (Call.DECRYPT_VERIFY_UPDATE, 1, b"d" * 32, 32),
+            (Call.DIGEST_INIT, 1, sha256),
+            (Call.DECRYPT_DIGEST_UPDATE, 1, b"d" * 32, 16),
+        ),
+    }
+
+
 def seeds() -> dict[str, bytes]:
     made: dict[str, bytes] = {}
     for number in (1, 5):
@@ -319,6 +405,8 @@ def seeds() -> dict[str, bytes]:
         for name, calls in _own().items():
             if name != "old-derive" or number == 1:  # p11-kit has no such parameter
                 made[f"own-{number}-{name}"] = b"\0" + said(number, *calls)
+    for name, calls in _newer().items():
+        made[f"own-1-{name}"] = b"\0" + said(1, *calls)
     for number in (0, 2, 3, 4):
         for call, text in messages(GREETINGS[number]):
             made[f"{number}-{call.name}"] = b"\0" + step(number, FRAME, block(text))

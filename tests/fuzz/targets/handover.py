@@ -14,13 +14,13 @@ from functools import cache
 
 from fuzz.harness import Input, block
 from fuzz.records import varied
-from fuzz.samples import encoding
+from fuzz.samples import GCM, encoding
 from fuzz.world import shows_a_key, world
 from hsmvisor_rpc.internal import handover as h
 from hsmvisor_rpc.sealed.canonical import MalformedRecord, Record
 from hsmvisord import ck, limits
 from hsmvisord.crypto.software import SoftwareProvider
-from hsmvisord.face.journal import raw
+from hsmvisord.face.journal import CARRIED, raw
 from hsmvisord.keystore.pages import GuestObject
 from hsmvisord.keystore.persistence import object_record
 from hsmvisord.token import making
@@ -41,7 +41,7 @@ MAX_LENGTH = 3000
 TICKET = b"t" * 16
 PROVIDER = SoftwareProvider()
 
-MODULE, APPLICATION, CONNECTION, PAUSE, OBJECT, OPERATION, OWN_OBJECT = range(7)
+MODULE, APPLICATION, CONNECTION, PAUSE, OBJECT, OPERATION, OWN_OBJECT, MESSAGES = range(8)
 VARIED, RAW, BARE, STRANGE = 0x08, 0x10, 0x20, 0x40  #: one field; the payload; no descriptor; a descriptor of no socket
 
 
@@ -52,12 +52,25 @@ def made_of_aes() -> making.Made:
     return making.created(template, False, PROVIDER)
 
 
+def _messages() -> tuple[bytes, ...]:
+    """A message-based encryption in the middle of a message, with what it leaves behind."""
+    spoken = encoding(0x81)
+    state = b"\x0c" + b"i" * 12 + struct.pack(">BBHQ", ck.CKG_GENERATE_COUNTER, 12, 32, 3) + b"i" * 12 + bytes(12)
+    option = struct.pack(">HH", CARRIED, len(state)) + state
+    return (
+        raw(7, option, spoken.request(Call.MESSAGE_ENCRYPT_INIT, 2, Mechanism(ck.CKM_AES_GCM), world().own[0])),
+        raw(8, b"", spoken.request(Call.ENCRYPT_MESSAGE_BEGIN, 2, GCM, b"more")),
+        raw(9, b"", spoken.request(Call.ENCRYPT_MESSAGE_NEXT, 2, GCM, b"data", 64, 0)),
+    )
+
+
 def good() -> dict[int, Record]:
     spoken = encoding(0x81)
     init = raw(7, b"", spoken.request(Call.SIGN_INIT, 1, Mechanism(ck.CKM_ECDSA), 1))
     sign = raw(8, b"", spoken.request(Call.SIGN, 1, b"d" * 32, 64))
     wait = raw(9, b"", spoken.request(Call.ROTATION_WAIT, 99))
     operation = h.SavedOperation((init,))
+    messages = h.SavedOperation(_messages())
     template = {ck.CKA_CLASS: ck.CKO_SECRET_KEY, ck.CKA_KEY_TYPE: ck.CKK_GENERIC_SECRET, ck.CKA_LABEL: b"derived"}
     attributes = secret_attributes(template, b"secret" * 6, ck.CKM_ECDH1_DERIVE)
     values = tuple(map(_value, attributes.values()))
@@ -84,7 +97,7 @@ def good() -> dict[int, Record]:
     connection = h.SavedConnection(TICKET, 5, 0x81, 8, "peer", "program", 1, False, used, sign, b"", (wait,), (1000,))
     return {
         MODULE: h.SavedModule(7, 0), APPLICATION: application, CONNECTION: connection, PAUSE: h.Pause(0), OBJECT: item,
-        OPERATION: operation, OWN_OBJECT: own,
+        OPERATION: operation, OWN_OBJECT: own, MESSAGES: messages,
     }  # fmt: skip
 
 
@@ -100,7 +113,7 @@ def record(which: int, head: int, given: Input) -> bytes:
             made = h.SavedApplication(**(vars(application) | {"objects": (made.encode(),)}))
         elif which == OWN_OBJECT:
             made = h.SavedApplication(**(vars(application) | {"guest_objects": (made.encode(),)}))
-        elif which == OPERATION:
+        elif which in (OPERATION, MESSAGES):
             made = h.SavedApplication(**(vars(application) | {"operations": (made.encode(),)}))
         return made.encode()
     except (OverflowError, MalformedRecord):
