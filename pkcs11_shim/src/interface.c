@@ -17,8 +17,8 @@ static HSMVISOR_INTERFACE vendor = {{1, 0}, rotation_wait};
 
 /* Fork safe in the sense of PKCS#11 3.0, 5.4.4? No: a child has to call C_Initialize.  So the flag is not set.
  *
- * The first of a name is the default.  Who names no version (OpenSC's pkcs11-tool, NSS) takes what comes for the newest list that it was
- * built with, which is that of 3.0 in all that distributions ship; who knows 3.2 asks for it (python-pkcs11). */
+ * The first of a name is the default.  Who names no version takes what comes for the newest list that it was built with, and that is 3.0's
+ * (OpenSC's pkcs11-tool); who knows 3.2 asks for it (python-pkcs11). */
 static CK_INTERFACE interfaces[] = {
     {(CK_UTF8CHAR *)"PKCS 11", &list_3_0, 0},
     {(CK_UTF8CHAR *)"PKCS 11", &list_3_2, 0},

@@ -317,6 +317,17 @@ def test_what_an_encapsulated_key_is(guest: OwnGuest) -> None:
         assert guest.get(key, ck.CKA_VALUE) == [None]
 
 
+def test_an_encapsulated_key_is_nobody_elses_secret_and_wraps_none(guest: OwnGuest) -> None:
+    """Whoever made the ciphertext knows the key: it may not take out what is sensitive."""
+    public, private = kem_pair(guest)
+    target = guest.generate(ck.CKM_AES_KEY_GEN, AES | CRYPTS | {ck.CKA_EXTRACTABLE: True})
+    wraps = AES_KEY | WRAPS | {ck.CKA_EXTRACTABLE: False}
+    ciphertext, ours = encapsulate(guest, public, wraps)
+    for key in (ours, decapsulate(guest, private, ciphertext, wraps)):
+        with refused(ck.CKR_KEY_NOT_WRAPPABLE):
+            guest.wrap(Mechanism(ck.CKM_AES_KEY_WRAP_KWP), key, target)
+
+
 def test_encapsulation_refuses(guest: OwnGuest) -> None:
     public, private = kem_pair(guest)
     ciphertext, _ = encapsulate(guest, public, AES_KEY)

@@ -303,6 +303,9 @@ def test_made_ivs_at_their_limit(guest: OwnGuest) -> None:
     init(guest, "ENCRYPT", Mechanism(ck.CKM_AES_GCM), key)
     longest = gcm(bytes(limits.MAX_MADE_IV), generator=ck.CKG_GENERATE)
     assert len(encrypt(guest, longest, b"x")[0]) == limits.MAX_MADE_IV
+    guest.call(Call.ENCRYPT_MESSAGE_BEGIN, guest.session, longest, b"")
+    operation = guest.caller.application.sessions[guest.session].operations["message encrypt"]
+    assert 3 * limits.MAX_MADE_IV < len(operation.carried()) <= journal.MAX_CARRIED
 
 
 # ---- signing ------------------------------------------------------------------------------------------------------------
@@ -681,6 +684,48 @@ def test_what_no_predecessor_leaves_behind(guest: OwnGuest, state: bytes) -> Non
     with pytest.raises(ValueError, match=r"generator|leaves behind"):
         operation.carry(state)
     encrypt(guest, gcm(), b"x")
+
+
+def test_options_of_an_earlier_release_are_passed_over(own: OwnToken) -> None:
+    """It kept them as the client sent them: p11-kit's say \"client\"."""
+    guest = NotedGuest(own.token).begin()
+    key, _ = token_key(guest)
+    init(guest, "ENCRYPT", Mechanism(ck.CKM_AES_GCM), key)
+    kept = guest.caller.application.sessions[guest.session].operations["message encrypt"].journal
+    assert kept is not None
+    (frame,) = kept.frames
+    ident, _, size = HEADER.unpack_from(frame)
+    for options in (b"\0\1\0\4time", b"\xff\xff\0\5four"):
+        successor = NotedGuest(own.token).begin()
+        assert journal.replay(successor.caller, (journal.raw(ident, options, frame[-size:]),)) == options.startswith(b"\0")
+        assert options.startswith(b"\xff") or encrypt(successor, gcm(), b"x")
+
+
+@pytest.mark.parametrize("how", ["a state that cannot be", "a begin that is refused", "no request"])
+def test_what_cannot_be_carried_out_again_makes_no_iv_twice(own: OwnToken, how: str) -> None:
+    guest = NotedGuest(own.token).begin()
+    key, _ = token_key(guest)
+    parameter = gcm(generator=ck.CKG_GENERATE_COUNTER)
+    init(guest, "ENCRYPT", parameter, key)
+    (used,) = guest.call(Call.ENCRYPT_MESSAGE_BEGIN, guest.session, parameter, b"")
+    frames = list(journal.saved(guest.caller.application.sessions[guest.session].operations["message encrypt"]))
+    successor = NotedGuest(own.token).begin()
+    if how == "a begin that is refused":
+        own.token.settings = replace(own.settings, policy=Policy(rate=1, burst=1))
+        successor.generate(ck.CKM_AES_KEY_GEN, AES)
+        assert journal.replay(successor.caller, tuple(frames)), "the process goes on, without the message"
+        own.token.settings = own.settings
+    else:
+        if how == "no request":
+            frames[1] = b"\0" * len(frames[1])
+        else:
+            frames[0] = frames[0].replace(used, used + b"x")
+        assert not journal.replay(successor.caller, tuple(frames))
+        with refused(ck.CKR_OPERATION_NOT_INITIALIZED):
+            successor.call(Call.MESSAGE_ENCRYPT_FINAL, successor.session)
+        init(successor, "ENCRYPT", parameter, key)
+    made = {encrypt(successor, parameter, b"x")[0] for _ in range(3)}
+    assert used not in made and len(made) == 3
 
 
 def test_what_two_operations_share_is_not_handed_over(own: OwnToken) -> None:

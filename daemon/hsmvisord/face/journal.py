@@ -90,39 +90,44 @@ def saved(operation: Operation) -> tuple[bytes, ...]:
     return first, *others
 
 
-def _carry(caller: Caller, request: Request, options: bytes) -> None:
-    """After an Init was carried out again."""
-    session = caller.application.sessions.get(request.args[0])
-    operation = session.operations.get(NOTED[request.call]) if session else None
-    if options and operation is not None:
-        kind, size = _OPTION.unpack_from(options)
-        if kind != CARRIED or size != len(options) - _OPTION.size:
-            raise ValueError("options of a kept frame")
-        operation.carry(options[_OPTION.size :])
-
-
 def replay(caller: Caller, frames: tuple[bytes, ...]) -> bool:
-    """Carries them out again; says whether the operation that they make is open."""
+    """Carries them out again; says whether the operation that they make is open.  One that cannot be made whole is ended."""
     request = None
     for frame in frames:
         buffer = FrameBuffer()
         buffer.feed(frame)
         try:
             parts = buffer.next_frame()
-            if parts is None:
-                return False
-            request = caller.codec.decode(*parts)
+            again = caller.codec.decode(*parts) if parts is not None else None
         except (BadMessage, WireError):
-            return False
-        if request.call not in NOTED:
-            return False
+            again = None
+        if again is None or parts is None or again.call not in NOTED:
+            break
+        request = again
         face.handle(caller, request, lambda request, ready: None)
         note(caller, request, parts)
-        try:
-            _carry(caller, request, parts[1])
-        except (ValueError, struct.error):
-            return False
-    if request is None:
+        if not _carried(caller, request, parts[1]):
+            break
+    else:
+        return _operation(caller, request) is not None
+    if request is not None and _operation(caller, request) is not None:
+        caller.application.sessions[request.args[0]].cancel(NOTED[request.call])
+    return False
+
+
+def _operation(caller: Caller, request: Request | None) -> Operation | None:
+    session = caller.application.sessions.get(request.args[0]) if request is not None else None
+    return session.operations.get(NOTED[request.call]) if session is not None and request is not None else None
+
+
+def _carried(caller: Caller, request: Request, options: bytes) -> bool:
+    """After a request was carried out again: hands over what came with it; says whether that can be.  Other options, which earlier
+    releases kept as the client sent them, say nothing."""
+    operation = _operation(caller, request)
+    if operation is None or len(options) < _OPTION.size or _OPTION.unpack_from(options) != (CARRIED, len(options) - _OPTION.size):
+        return True
+    try:
+        operation.carry(options[_OPTION.size :])
+    except ValueError:
         return False
-    session = caller.application.sessions.get(request.args[0])
-    return session is not None and NOTED[request.call] in session.operations
+    return True

@@ -283,15 +283,14 @@ class MessageEncryptOperation(_CipherMessages):
 
     def begin(self, mechanism: Mechanism, associated: bytes) -> bytes:
         """Returns the IV, if the token made it."""
+        preset, self._preset = self._preset, b""  # whatever comes of it: an IV is for one message
         wanted = message_parameter(mechanism, self.mechanism)
         self.check_resting()
         _check_data(associated)
         with self._beginning():
-            nonce = self._preset or self._nonces.next(wanted.source)
-            stream = self._begin(wanted, nonce, associated, decrypting=False)
+            nonce = preset or self._nonces.next(wanted.source)
             made = self._told(wanted, nonce)
-            self._message = _Parts(stream, wanted.kind(), made)
-            self._preset = b""
+            self._message = _Parts(self._begin(wanted, nonce, associated, decrypting=False), wanted.kind(), made)
             return made
 
     def next(self, mechanism: Mechanism, data: bytes, room: int | None, last: bool) -> tuple[bytes, Output]:

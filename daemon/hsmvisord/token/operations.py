@@ -149,7 +149,7 @@ class SignOperation(Operation):
 class SignRecoverOperation(SignOperation):
     """In one part; the data can be recovered from the signature."""
 
-    name = "sign recover"
+    name, counted = "sign recover", "sign"
     __slots__ = ()
 
 
@@ -297,7 +297,7 @@ class EncryptOperation(_CipherOperation):
 class VerifyRecoverOperation(_CipherOperation):
     """In one part: a signature in, the data out."""
 
-    name = "verify recover"
+    name, counted = "verify recover", "verify"
     __slots__ = ()
 
 
