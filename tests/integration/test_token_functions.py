@@ -238,7 +238,8 @@ def test_random_and_its_limit(client: NativeClient) -> None:
         (Call.GENERATE_KEY_PAIR, (Mechanism(0x1040), (), ()), ck.CKR_MECHANISM_INVALID),
         (Call.GET_OPERATION_STATE, (64,), ck.CKR_OPERATION_NOT_INITIALIZED),
         (Call.SET_OPERATION_STATE, (b"state", 0, 0), ck.CKR_SAVED_STATE_INVALID),
-        (Call.SIGN_RECOVER_INIT, (Mechanism(1), 1), ck.CKR_FUNCTION_NOT_SUPPORTED),
+        (Call.ENCAPSULATE_KEY, (Mechanism(ck.CKM_ML_KEM), 1, (), 64), ck.CKR_MECHANISM_INVALID),
+        (Call.DECAPSULATE_KEY, (Mechanism(ck.CKM_ML_KEM), 1, b"", ()), ck.CKR_MECHANISM_INVALID),
     ],
 )
 def test_what_comes_later_answers_the_precise_code(client: NativeClient, call: Call, arguments: tuple[Any, ...], rv: int) -> None:
@@ -247,17 +248,35 @@ def test_what_comes_later_answers_the_precise_code(client: NativeClient, call: C
         client.call(call, session, *arguments)
 
 
+def test_what_delivered_keys_do_not_do(client: NativeClient) -> None:
+    session, rsa_pkcs = client.open_session(), Mechanism(ck.CKM_RSA_PKCS)
+    private, public = key(client, session, "rsa"), key(client, session, "rsa", ck.CKO_PUBLIC_KEY)
+    for call, handle, rv in (
+        (Call.SIGN_RECOVER_INIT, private, ck.CKR_KEY_FUNCTION_NOT_PERMITTED),
+        (Call.VERIFY_RECOVER_INIT, public, ck.CKR_KEY_FUNCTION_NOT_PERMITTED),
+        (Call.MESSAGE_DECRYPT_INIT, private, ck.CKR_MECHANISM_INVALID),
+        (Call.MESSAGE_ENCRYPT_INIT, public, ck.CKR_MECHANISM_INVALID),
+    ):
+        with refused(rv):
+            client.call(call, session, rsa_pkcs, handle)
+
+
 def test_each_signature_is_told_where_the_module_logs_it(worker: BareWorker) -> None:
     worker.ask(m.Configure(json.dumps({"log_signatures": True})))
     client = connect(worker)
     session = client.open_session()
     client.sign_once(session, ECDSA, key(client, session, "ec"), b"d" * 32)
+    client.call(Call.MESSAGE_SIGN_INIT, session, Mechanism(ck.CKM_ECDSA_SHA256), key(client, session, "ec"))
+    client.call(Call.SIGN_MESSAGE, session, None, b"one", 64)
+    client.call(Call.SIGN_MESSAGE_BEGIN, session, None)
+    client.call(Call.SIGN_MESSAGE_NEXT, session, None, b"another", 64)
     end = time.monotonic() + 10
     told: list[dict[str, Any]] = []
-    while not told and time.monotonic() < end:
+    while len(told) < 3 and time.monotonic() < end:
         worker.ask(m.QueryStatus())
         told = [json.loads(e.report) for e in worker.worker.events if e.kind == "signature"]
-    assert told and told[0]["material"] == "ec" and told[0]["mechanism"] == "CKM_ECDSA"
+    assert {one["material"] for one in told} == {"ec"}
+    assert [one["mechanism"] for one in told] == ["CKM_ECDSA", "CKM_ECDSA_SHA256", "CKM_ECDSA_SHA256"]
     worker.ask(m.Configure("{}"))
     client.close()
 
