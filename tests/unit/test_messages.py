@@ -18,6 +18,7 @@ from hsmvisord.token.policy import Policy
 from hsmvisord.wire.calls import MORE_FOLLOWS, Attribute, Call, Mechanism, Needed
 from hsmvisord.wire.frames import HEADER
 from hsmvisord.wire.handshake import negotiate
+from support.keystores import Bench
 from support.own_keys import RW, SPOKEN, USER, OwnGuest, OwnToken
 from support.p11kit_client import MAGIC, RELEASES, P11KitEncoding
 from support.wire_client import Refused
@@ -774,3 +775,49 @@ def test_p11kit_signs_messages_and_does_not_encrypt_them(own: OwnToken) -> None:
     for mechanism, row in GUEST_TABLE.items():
         flags = call(Call.GET_MECHANISM_INFO, 1, mechanism)[2]
         assert flags == (row.flags & ~messages if row.flags & ck.CKF_MESSAGE_ENCRYPT else row.flags), ck.mechanism_name(mechanism)
+
+
+# ---- delivered keys -----------------------------------------------------------------------------------------------------
+
+
+def delivered(bench: Bench, **changes: Any) -> tuple[OwnGuest, int, int]:
+    """A guest with a session of slot 0, and the handles of a private and a public key there."""
+    bench.push(1, **changes)
+    guest = OwnGuest(bench.token())
+    guest.session = guest.open(RW, 0)
+    (private,) = guest.find({ck.CKA_CLASS: ck.CKO_PRIVATE_KEY})
+    (public,) = guest.find({ck.CKA_CLASS: ck.CKO_PUBLIC_KEY})
+    return guest, private, public
+
+
+def test_delivered_keys_sign_messages() -> None:
+    guest, private, public = delivered(Bench())
+    init(guest, "SIGN", Mechanism(ck.CKM_ECDSA_SHA256), private)
+    init(guest, "VERIFY", Mechanism(ck.CKM_ECDSA_SHA256), public)
+    for message in (b"one", b"two"):
+        (signature,) = guest.call(Call.SIGN_MESSAGE, guest.session, None, message, 64)
+        guest.call(Call.VERIFY_MESSAGE, guest.session, None, message, signature)
+    assert guest.token.statistics()["sign", ck.CKM_ECDSA_SHA256, ("tls", 1)].count == 2
+    assert guest.token.usage()["tls", 1][0] == 2
+
+
+def test_a_delivered_key_is_asked_for_at_each_message() -> None:
+    """Its generation is destroyed: the open message ends too.  Its certificate expires: the next message does not begin."""
+    bench = Bench()
+    guest, private, _ = delivered(bench, chained=True, on_expiry="refuse")
+    init(guest, "SIGN", Mechanism(ck.CKM_ECDSA_SHA256), private)
+    guest.call(Call.SIGN_MESSAGE_BEGIN, guest.session, None)
+    bench.now += 400 * 86400
+    guest.call(Call.SIGN_MESSAGE_NEXT, guest.session, None, b"begun before", 64)
+    with refused(ck.CKR_KEY_FUNCTION_NOT_PERMITTED):
+        guest.call(Call.SIGN_MESSAGE, guest.session, None, b"x", 64)
+    bench = Bench()
+    guest, private, _ = delivered(bench)
+    init(guest, "SIGN", Mechanism(ck.CKM_ECDSA_SHA256), private)
+    guest.call(Call.SIGN_MESSAGE_BEGIN, guest.session, None)
+    bench.push(2)
+    bench.execute("destroy", "tls", 1)
+    with refused(ck.CKR_KEY_HANDLE_INVALID):
+        guest.call(Call.SIGN_MESSAGE_NEXT, guest.session, None, b"x", 64)
+    with refused(ck.CKR_KEY_HANDLE_INVALID):
+        guest.call(Call.SIGN_MESSAGE, guest.session, None, b"x", 64)
