@@ -21,7 +21,7 @@ from hsmvisord.crypto.mechanisms import GUEST_TABLE
 from hsmvisord.token.keepers import KEEPING
 from hsmvisord.wire.calls import Call, Mechanism
 from support.guest import REPOSITORY
-from support.own_keys import OwnGuest, OwnToken
+from support.own_keys import OwnGuest, OwnToken, template
 from support.wire_client import Refused
 from support.wrapping import (
     AES,
@@ -276,6 +276,18 @@ def test_attack_a_nonce_used_twice(guest: OwnGuest) -> None:
             guest.wrap(mechanism, wrapper, sensitive(guest))
 
 
+@pytest.mark.parametrize("generator", [ck.CKG_NO_GENERATE, ck.CKG_GENERATE_COUNTER_XOR, ck.CKG_GENERATE_RANDOM])
+def test_attack_a_nonce_used_twice_with_associated_data(guest: OwnGuest, generator: int) -> None:
+    """C_WrapKeyAuthenticated, too; nor does a key that keeps secrets unwrap so."""
+    wrapper, known = keeper(guest), guest.generate(ck.CKM_AES_KEY_GEN, AES | OPEN)
+    gcm = Mechanism(ck.CKM_AES_GCM, (NONCE, 0, generator, bytes(16), 128))
+    for key, rv in ((known, ck.CKR_MECHANISM_INVALID), (sensitive(guest), ck.CKR_KEY_NOT_WRAPPABLE)):
+        with refused(rv):
+            guest.call(Call.WRAP_KEY_AUTHENTICATED, guest.session, gcm, wrapper, key, b"", 64)
+    with refused(ck.CKR_MECHANISM_INVALID):
+        guest.call(Call.UNWRAP_KEY_AUTHENTICATED, guest.session, gcm, wrapper, bytes(32), template(SECRET), b"")
+
+
 def padding_oracle(guest: OwnGuest, key: int, block: bytes) -> bytes | None:
     """Returns the block's decryption with the key (Vaudenay, 2002), by errors of unwrapping alone; None where they tell nothing."""
 
@@ -416,7 +428,7 @@ def test_attack_a_key_for_unwrapping_begins_to_decrypt(guest: OwnGuest) -> None:
     _, private = guest.pair(
         ck.CKM_RSA_PKCS_KEY_PAIR_GEN, RSA, {ck.CKA_UNWRAP: True, ck.CKA_UNWRAP_TEMPLATE: ((ck.CKA_SENSITIVE, True),)}
     )
-    for kind in (ck.CKA_DECRYPT, ck.CKA_SIGN):
+    for kind in (ck.CKA_DECRYPT, ck.CKA_SIGN, ck.CKA_SIGN_RECOVER):
         with refused(ck.CKR_ATTRIBUTE_READ_ONLY):
             guest.set(private, {kind: True})
         with refused(ck.CKR_ATTRIBUTE_READ_ONLY):

@@ -15,9 +15,9 @@ import pytest
 from hsmvisord import ck
 from hsmvisord.token import keepers
 from hsmvisord.wire.calls import Call, Mechanism
-from support.own_keys import OwnGuest, OwnToken
+from support.own_keys import OwnGuest, OwnToken, template
 from support.wire_client import Refused
-from support.wrapping import AES, CBC_PAD, CRYPTS, GCM, HKDF, IV, KW, KWP, OPEN, SECRET, SHARED, WRAPS, copy, sensitive
+from support.wrapping import AES, CBC_PAD, CRYPTS, GCM, HKDF, IV, KW, KWP, NONCE, OPEN, SECRET, SHARED, WRAPS, copy, sensitive
 
 KW_OR_OTHER = (KW, KW, KW, KWP, CBC_PAD, Mechanism(ck.CKM_AES_CBC, IV), GCM)
 BLANK = {ck.CKA_VERIFY: False}  #: a use is named, so no other one is there by default
@@ -44,6 +44,7 @@ class Attacker:
         self._acts: tuple[Callable[[], None], ...] = (
             self.generate, self.create, self.copy, self.change, self.trust,
             self.wrap, self.wrap_target, self.unwrap, self.decrypt, self.encrypt, self.derive, self.read,
+            self.wrap_authenticated, self.unwrap_authenticated, self.encrypt_message, self.decrypt_message,
         )  # fmt: skip
 
     def step(self) -> None:
@@ -100,6 +101,34 @@ class Attacker:
     def derive(self) -> None:
         template = self.rng.choice((OPEN, self.template()))
         self.keys.append(self.guest.derive(HKDF, self.key(), SECRET | template | {ck.CKA_VALUE_LEN: 32}))
+
+    def wrap_authenticated(self) -> None:
+        key = self.rng.choice((self.key(), self.target))
+        arguments = (self.message(b""), self.key(), key, b"", 64)
+        _, tag, wrapped = self.guest.call(Call.WRAP_KEY_AUTHENTICATED, self.guest.session, *arguments)
+        self.known.append(wrapped + tag)
+
+    def unwrap_authenticated(self) -> None:
+        told, values = self.told(), self.rng.choice((SECRET, SECRET | OPEN, SECRET | self.template()))
+        arguments = (self.message(told[-16:]), self.key(), told[:-16], template(values), b"")
+        self.keys.append(int(self.guest.call(Call.UNWRAP_KEY_AUTHENTICATED, self.guest.session, *arguments)[0]))
+
+    def encrypt_message(self) -> None:
+        self.guest.call(Call.SESSION_CANCEL, self.guest.session, ck.CKF_MESSAGE_ENCRYPT)
+        self.guest.call(Call.MESSAGE_ENCRYPT_INIT, self.guest.session, Mechanism(ck.CKM_AES_GCM), self.key())
+        _, tag, sealed = self.guest.call(Call.ENCRYPT_MESSAGE, self.guest.session, self.message(b""), b"", self.told(), 4096)
+        self.known.append(sealed + tag)
+
+    def decrypt_message(self) -> None:
+        told = self.told()
+        self.guest.call(Call.SESSION_CANCEL, self.guest.session, ck.CKF_MESSAGE_DECRYPT)
+        self.guest.call(Call.MESSAGE_DECRYPT_INIT, self.guest.session, Mechanism(ck.CKM_AES_GCM), self.key())
+        arguments = (self.message(told[-16:]), b"", told[:-16], 4096)
+        self.known.append(self.guest.call(Call.DECRYPT_MESSAGE, self.guest.session, *arguments)[0])
+
+    @staticmethod
+    def message(tag: bytes) -> Mechanism:
+        return Mechanism(ck.CKM_AES_GCM, (NONCE, 0, ck.CKG_NO_GENERATE, tag, 128))
 
     def read(self) -> None:
         for key in self.keys[-6:]:

@@ -26,7 +26,7 @@ Attributes = Mapping[int, Any]
 #: Kept with a private or secret key's attributes, and no attribute that anybody may name: uses, CKA_EXTRACTABLE, CKA_TRUSTED, and
 #: CKA_COPYABLE of a key that could be copied while nobody trusted it.
 EVER = 0xFFFF_0001
-_OPENS = (ck.CKA_DECRYPT, ck.CKA_ENCRYPT, ck.CKA_SIGN, ck.CKA_VERIFY, ck.CKA_DERIVE)
+_OPENS = (ck.CKA_DECRYPT, ck.CKA_ENCRYPT, ck.CKA_SIGN, ck.CKA_SIGN_RECOVER, ck.CKA_VERIFY, ck.CKA_DERIVE)
 _CLOSES = (ck.CKA_WRAP, ck.CKA_UNWRAP)
 
 
