@@ -219,11 +219,11 @@ static bool put_symmetric(struct writer *w, const CK_MECHANISM *m)
         field_b(w, hkdf->pInfo, hkdf->ulInfoLen);
     } else if (type == CKM_AES_ECB_ENCRYPT_DATA && size == sizeof(CK_KEY_DERIVATION_STRING_DATA)) {
         const CK_KEY_DERIVATION_STRING_DATA *string = p;
-        begin(w, 1);
+        fields_begin(w, 1);
         field_b(w, string->pData, string->ulLen);
     } else if (type == CKM_AES_CBC_ENCRYPT_DATA && size == sizeof(CK_AES_CBC_ENCRYPT_DATA_PARAMS)) {
         const CK_AES_CBC_ENCRYPT_DATA_PARAMS *cbc = p;
-        begin(w, 2);
+        fields_begin(w, 2);
         field_b(w, cbc->iv, sizeof cbc->iv);
         field_b(w, cbc->pData, cbc->length);
     } else if (type == CKM_SP800_108_COUNTER_KDF && size == sizeof(CK_SP800_108_KDF_PARAMS)) {

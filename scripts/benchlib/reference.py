@@ -123,8 +123,8 @@ _MECHANISMS = """
 Sizes are what C_GetMechanismInfo tells: bits, or bytes for secret keys and lattices. `messages`: with the message-based functions
 too, `in parts` also with their ..Begin and ..Next.
 
-What says (legacy) is there where the module's policy says it too (`--legacy`). So are P-192, curves by explicit parameters that are a
-named curve's, and public RSA keys of 512 to 1023 bits.
+What says (legacy) is there where the module's policy says it too (`--legacy`). So are P-192, curves by explicit parameters that are
+a named curve's, and public RSA keys of 512 to 1023 bits.
 
 | mechanism | keys | sizes | slot 0 | slot 1 |
 |---|---|---|---|---|

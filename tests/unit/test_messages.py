@@ -333,8 +333,12 @@ def with_parameter(mechanism: int) -> Mechanism:
 @pytest.fixture(scope="module")
 def signers() -> Iterator[tuple[OwnGuest, dict[int, tuple[int, int]]]]:
     """A guest with a pair of keys, or twice one, of each type that signs."""
-    guest = OwnToken().guest().begin()
-    pairs = {kind: guest.pair(how, values | VERIFIES, SIGNS) for kind, (how, values) in KINDS.items()}
+    guest = OwnToken(policy=Policy(legacy=True)).guest().begin()
+    domain = guest.generate(ck.CKM_DSA_PARAMETER_GEN, {ck.CKA_PRIME_BITS: 1024})
+    parameters = (ck.CKA_PRIME, ck.CKA_SUBPRIME, ck.CKA_BASE)
+    old = (ck.CKM_DSA_KEY_PAIR_GEN, dict(zip(parameters, guest.get(domain, *parameters), strict=True)))
+    kinds = KINDS | {ck.CKK_DSA: old}
+    pairs = {kind: guest.pair(how, values | VERIFIES, SIGNS) for kind, (how, values) in kinds.items()}
     for kind in (ck.CKK_AES, ck.CKK_GENERIC_SECRET):
         how = ck.CKM_AES_KEY_GEN if kind == ck.CKK_AES else ck.CKM_GENERIC_SECRET_KEY_GEN
         pairs[kind] = (guest.generate(how, AES | SIGNS | VERIFIES),) * 2
@@ -510,6 +514,18 @@ def test_a_policy_that_changes_holds_for_the_next_message(own: OwnToken, guest: 
     own.token.settings = replace(own.settings, policy=Policy(mechanisms=frozenset((ck.CKM_AES_CBC,))))
     with refused(ck.CKR_MECHANISM_INVALID):
         encrypt(guest, gcm(), b"x")
+
+
+def test_old_mechanisms_are_there_for_messages_with_legacy_alone(own: OwnToken, guest: OwnGuest) -> None:
+    key = guest.generate(ck.CKM_AES_KEY_GEN, AES | SIGNS)
+    with refused(ck.CKR_MECHANISM_INVALID):
+        init(guest, "SIGN", Mechanism(ck.CKM_AES_MAC), key)
+    own.token.settings = replace(own.settings, policy=Policy(legacy=True))
+    init(guest, "SIGN", Mechanism(ck.CKM_AES_MAC), key)
+    assert len(guest.call(Call.SIGN_MESSAGE, guest.session, None, b"x", 64)[0]) == 8
+    own.token.settings = replace(own.settings, policy=Policy())
+    with refused(ck.CKR_MECHANISM_INVALID):
+        guest.call(Call.SIGN_MESSAGE, guest.session, None, b"x", 64)
 
 
 def test_messages_are_counted_as_operations(own: OwnToken, guest: OwnGuest) -> None:
@@ -772,6 +788,7 @@ def test_p11kit_signs_messages_and_does_not_encrypt_them(own: OwnToken) -> None:
     call(Call.VERIFY_MESSAGE, session, None, b"in parts", signature)
     call(Call.MESSAGE_SIGN_FINAL, session)
     messages = ck.CKF_MESSAGE_ENCRYPT | ck.CKF_MESSAGE_DECRYPT | ck.CKF_MULTI_MESSAGE
+    own.token.settings = replace(own.settings, policy=Policy(legacy=True))
     for mechanism, row in GUEST_TABLE.items():
         flags = call(Call.GET_MECHANISM_INFO, 1, mechanism)[2]
         assert flags == (row.flags & ~messages if row.flags & ck.CKF_MESSAGE_ENCRYPT else row.flags), ck.mechanism_name(mechanism)

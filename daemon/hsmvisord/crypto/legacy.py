@@ -17,7 +17,8 @@ EC_LEAST = 192
 
 _CRYPT = ck.CKF_ENCRYPT | ck.CKF_DECRYPT
 _WRAP = ck.CKF_WRAP | ck.CKF_UNWRAP
-_SIGN = ck.CKF_SIGN | ck.CKF_VERIFY
+_SIGN_ONCE = ck.CKF_SIGN | ck.CKF_VERIFY | ck.CKF_MESSAGE_SIGN | ck.CKF_MESSAGE_VERIFY  #: in one part
+_SIGN = _SIGN_ONCE | ck.CKF_MULTI_MESSAGE
 _DES = (ck.CKK_DES2, ck.CKK_DES3)
 _DSA, _DH = (ck.CKK_DSA,), (ck.CKK_DH,)
 
@@ -32,7 +33,7 @@ ROWS: dict[int, tuple[tuple[int, ...], int, int, int]] = {
     ck.CKM_AES_MAC_GENERAL: ((ck.CKK_AES,), 16, 32, _SIGN),
     ck.CKM_DSA_PARAMETER_GEN: (_DSA, min(dsa.SIZES), max(dsa.SIZES), ck.CKF_GENERATE),
     ck.CKM_DSA_KEY_PAIR_GEN: (_DSA, min(dsa.SIZES), max(dsa.SIZES), ck.CKF_GENERATE_KEY_PAIR),
-    ck.CKM_DSA: (_DSA, min(dsa.SIZES), max(dsa.SIZES), _SIGN),
+    ck.CKM_DSA: (_DSA, min(dsa.SIZES), max(dsa.SIZES), _SIGN_ONCE),
     **dict.fromkeys(dsa.HASHED, (_DSA, min(dsa.SIZES), max(dsa.SIZES), _SIGN)),
     ck.CKM_DH_PKCS_PARAMETER_GEN: (_DH, min(dh.GENERATED), max(dh.GENERATED), ck.CKF_GENERATE),
     ck.CKM_DH_PKCS_KEY_PAIR_GEN: (_DH, dh.LEAST, dh.MOST, ck.CKF_GENERATE_KEY_PAIR),
