@@ -371,6 +371,7 @@ static void answer(struct pool *pool)
 
 _Noreturn void pool_serve(struct pool *pool)
 {
+    heap_keep();
     pthread_mutex_lock(&pool->lock);
     pool->threads++;
     for (;;) {
