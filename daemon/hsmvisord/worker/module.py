@@ -7,7 +7,6 @@ answers parked calls and sends events; up to four are the reactor's, and one wai
 from __future__ import annotations
 
 import contextlib
-import gc
 import json
 import os
 import queue
@@ -28,8 +27,6 @@ from hsmvisor_rpc.sealed.refusal import Refusal
 from hsmvisord import ck, memory
 from hsmvisord.ck import CkError
 from hsmvisord.crypto.hardware.channel import Away
-from hsmvisord.crypto.hardware.provider import HardwareProvider
-from hsmvisord.crypto.software import SoftwareProvider
 from hsmvisord.keystore import persistence
 from hsmvisord.keystore.keystore import Cause, Happening, Keystore, StorageError, is_compromised
 from hsmvisord.keystore.persistence import SealedChange
@@ -42,6 +39,7 @@ from hsmvisord.transport.listener import Listener
 from hsmvisord.transport.parking import Parking
 from hsmvisord.transport.vsock.memory import close_descriptors
 from hsmvisord.worker import reports, sandbox
+from hsmvisord.worker.cryptoprocessor import Cryptoprocessor
 from hsmvisord.worker.link import Incoming, Link, Refused
 from hsmvisord.worker.plug import NoDevice, Plug
 from hsmvisord.worker.settings import parse_settings
@@ -57,7 +55,7 @@ RELEASE = "0.1.0"
 class Module:
     def __init__(self, spawn: m.Spawn, link: Link, guest: socket.socket, key_pipe: int, measures: list[dict[str, Any]]) -> None:
         self._spawn, self._link, self._guest, self._key_pipe, self._measures = spawn, link, guest, key_pipe, measures
-        self._provider: SoftwareProvider | HardwareProvider = SoftwareProvider()
+        self._crypto = Cryptoprocessor()
         self._parking = Parking(time.monotonic)
         self._visits = Visits(self._tell, time.monotonic)
         self._wake = threading.Event()
@@ -67,7 +65,6 @@ class Module:
         self._listener: Listener | None = None
         self._began = time.monotonic()
         self._destroyed = False
-        self._collected = 0  #: version of the state whose keys alone are left in hardware
         self._departure: Departure | None = None
         self._plug = Plug(self._take_connection, link.announce)
         self._came: tuple[socket.socket, str] | None = None  #: a connection that is taken once that is answered
@@ -155,7 +152,7 @@ class Module:
                     raise ValueError(f"a module's state has at most {MAX_STATE} bytes")
                 return m.Done()
             case m.UseHsm():
-                self._use_hardware(_connected(incoming.descriptors))
+                self._crypto.use(_connected(incoming.descriptors))
                 return m.Done()
             case m.Boot():
                 return self._boot(message)
@@ -194,7 +191,7 @@ class Module:
                 return m.Report(self._statistics(token))
             case m.Configure():
                 settings = parse_settings(message.settings)
-                self._check_cryptoprocessor(settings)
+                self._crypto.check(settings.cryptoprocessor)
                 token.settings = settings
                 self._log_signatures(token)
                 return m.Done()
@@ -203,11 +200,11 @@ class Module:
                 return m.Done()
             case m.Freeze():
                 frozen = m.Frozen(token.keystore.freeze())
-                self._keep_in_hardware(True)
+                self._crypto.retire(True)
                 return frozen
             case m.Thaw():
                 token.keystore.thaw()
-                self._keep_in_hardware(False)
+                self._crypto.retire(False)
                 self._wake.set()
                 return m.Done()
             case m.SetTokenPresent():
@@ -242,52 +239,19 @@ class Module:
         return made[-1]
 
     def _forget_keys(self) -> None:
-        """A destroyed key leaves the memory now; keys and what is cached of them refer to each other: a collection frees them.
-        Where keys are in hardware, it leaves that too."""
-        hardware = isinstance(self._provider, HardwareProvider)
-        version = self._token.keystore.state.version if self._token and hardware else 0
-        if self._destroyed or version != self._collected:
-            self._destroyed, self._collected = False, version
-            gc.collect()
-        with contextlib.suppress(CkError):  # tried again at the next start
-            self._provider.clean()
+        destroyed, self._destroyed = self._destroyed, False
+        self._crypto.forget(destroyed, self._token.keystore.state.version if self._token else 0)
 
     def _use_next_helper(self, incoming: Incoming) -> None:
         """A thread of its own: a command may wait for the hardware meanwhile."""
-        reply: Record
+        reply: Record = m.Done()
         try:
-            sock = _connected(incoming.descriptors)
-            if not isinstance(self._provider, HardwareProvider):
-                sock.close()
-                raise ValueError("the module's cryptoprocessor is another one")
-            self._provider.connect(sock)
-            reply = m.Done()
+            self._crypto.go_on(_connected(incoming.descriptors))
         except Away as error:
             reply = m.Error(m.REASON_HSM, str(error))
         except ValueError as error:
             reply = m.Error("INVALID", str(error))
         incoming.reply(reply, [])
-
-    def _use_hardware(self, sock: socket.socket) -> None:
-        """Raises Away."""
-        if not isinstance(self._provider, HardwareProvider):
-            self._provider = HardwareProvider()
-        self._provider.connect(sock)
-
-    def _keep_in_hardware(self, wanted: bool) -> None:
-        """What is dropped here while a successor is made, that may still have."""
-        if isinstance(self._provider, HardwareProvider):
-            self._provider.retired = wanted
-
-    def _sweep_hardware(self) -> None:
-        if isinstance(self._provider, HardwareProvider):
-            with contextlib.suppress(CkError):  # tried again at the next start
-                self._provider.sweep()
-
-    def _check_cryptoprocessor(self, settings: Settings) -> None:
-        """Raises ValueError: a module's keys do not move from hardware to software, nor back."""
-        if bool(settings.cryptoprocessor) != isinstance(self._provider, HardwareProvider):
-            raise ValueError("the module's cryptoprocessor is another one")
 
     def _statistics(self, token: Token) -> str:
         listener = self._listener
@@ -307,10 +271,10 @@ class Module:
     def _boot(self, boot: m.Boot) -> m.Booted:
         self._link.phase = Phase.BOOTING
         settings = parse_settings(boot.settings)
-        self._check_cryptoprocessor(settings)
+        self._crypto.check(settings.cryptoprocessor)
         vault = Vault(self._spawn.module_id, self._storage_key())
         keystore = self._load(boot.host_id, boot.version, vault) if boot.version else self._create(boot, vault)
-        self._sweep_hardware()
+        self._crypto.sweep()
         self._make_token(keystore, settings)[1].start()
         self._link.phase = Phase.SERVING
         return self._booted(keystore)
@@ -320,7 +284,7 @@ class Module:
 
     def _make_token(self, keystore: Keystore, settings: Settings) -> tuple[Token, Listener]:
         self._loaded.clear()
-        token = Token(self._spawn.name, keystore, self._provider, time.time, time.monotonic)
+        token = Token(self._spawn.name, keystore, self._crypto.provider, time.time, time.monotonic)
         token.policing.told = self._violations.refused
         token.settings = settings
         token.on_change = self._wake.set
@@ -343,18 +307,18 @@ class Module:
 
     def _load(self, host_id: bytes, version: int, vault: Vault) -> Keystore:
         try:
-            state, recipient, manifest = persistence.load(self._loaded, vault, self._provider, version)
+            state, recipient, manifest = persistence.load(self._loaded, vault, self._crypto.provider, version)
         except CkError as error:
             raise UnsealError(f"a stored key cannot be used: {error}") from None
         if state.module_id != self._spawn.module_id or state.host_id != host_id:
             raise UnsealError("the stored state is of another module or host")
-        return Keystore(state, recipient, manifest, vault, self._provider, time.time, self._persist)
+        return Keystore(state, recipient, manifest, vault, self._crypto.provider, time.time, self._persist)
 
     def _create(self, boot: m.Boot, vault: Vault) -> Keystore:
         if len(boot.root) != 32:
             raise ValueError("a root is a raw Ed25519 public key of 32 bytes")
         return Keystore.create(
-            self._spawn.module_id, boot.host_id, boot.root, boot.created_at, vault, self._provider, time.time, self._persist
+            self._spawn.module_id, boot.host_id, boot.root, boot.created_at, vault, self._crypto.provider, time.time, self._persist
         )
 
     def _persist(self, change: SealedChange, request_id: str, result: bytes) -> None:
@@ -381,7 +345,7 @@ class Module:
         """Serves as soon as it has what the old worker could give at once; the rest comes in the background."""
         self._link.phase = Phase.BOOTING
         settings = parse_settings(message.settings)
-        self._check_cryptoprocessor(settings)
+        self._crypto.check(settings.cryptoprocessor)
         keystore = self._load(message.host_id, message.version, Vault(self._spawn.module_id, self._storage_key()))
         token, listener = self._make_token(keystore, settings)
         arrival = Arrival(token, listener, stream, self._connection, self._plug)
