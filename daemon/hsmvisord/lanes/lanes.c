@@ -286,17 +286,12 @@ static struct lane *take_turn(struct pool *pool)
     return lane;
 }
 
-/* More lanes have turns at present than there are threads. */
-static bool is_crowded(const struct pool *pool)
-{
-    return pool->crowd >= (pool->threads + 1) * AVERAGE;
-}
-
 /* What this thread takes of what is ready; there is something.  A reply wakes its reader, who runs in our place or interrupts the
  * other threads: so what is quick is signed before the first of them is sent. */
 static unsigned take_turns(struct pool *pool, struct lane **turns)
 {
-    unsigned most = is_crowded(pool) ? TOGETHER : 1, count = 0;
+    bool crowded = pool->crowd >= (pool->threads + 1) * AVERAGE;
+    unsigned most = crowded ? TOGETHER : 1, count = 0;
     do
         turns[count++] = take_turn(pool);
     while (count < most && pool->ready.first && !turns[0]->slow && !pool->ready.first->slow);
@@ -327,11 +322,11 @@ static int look(struct pool *pool, struct epoll_event *events, bool alone)
     return 0;
 }
 
-/* Without the lock, by the one thread that watches.  In a crowd no look: it would keep clients, which share the processors, from asking. */
-static int watch(struct pool *pool, struct epoll_event *events, bool alone, bool crowded)
+/* Without the lock, by the one thread that watches. */
+static int watch(struct pool *pool, struct epoll_event *events, bool alone)
 {
     int count = 0;
-    if (!crowded && seconds(CLOCK_MONOTONIC) >= pool->look_at)
+    if (seconds(CLOCK_MONOTONIC) >= pool->look_at)
         count = look(pool, events, alone);
     while (count <= 0)
         count = epoll_wait(pool->epoll, events, EVENTS, -1);
@@ -341,10 +336,10 @@ static int watch(struct pool *pool, struct epoll_event *events, bool alone, bool
 static void watch_once(struct pool *pool)
 {
     struct epoll_event events[EVENTS];
-    bool alone = pool->streak >= pool->alone, crowded = is_crowded(pool);
+    bool alone = pool->streak >= pool->alone;
     pool->watched = true;
     pthread_mutex_unlock(&pool->lock);
-    int count = watch(pool, events, alone, crowded);
+    int count = watch(pool, events, alone);
     pthread_mutex_lock(&pool->lock);
     pool->watched = false;
     for (int i = 0; i < count; i++) {
