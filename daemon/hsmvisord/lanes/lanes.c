@@ -371,7 +371,6 @@ static void answer(struct pool *pool)
 
 _Noreturn void pool_serve(struct pool *pool)
 {
-    heap_keep();
     pthread_mutex_lock(&pool->lock);
     pool->threads++;
     for (;;) {

@@ -44,11 +44,6 @@ struct signer {
     size_t size;
 };
 
-/* The calling thread keeps pieces of libcrypto's memory for itself from now on: heap.c. */
-void heap_keep(void);
-/* Whether libcrypto takes its memory from heap.c: the library was opened before anything had used libcrypto. */
-bool heap_serves(void);
-
 struct key *key_new(const uint8_t *der, size_t length, int kind, size_t size);
 void key_free(struct key *key);
 /* One signature in the calling thread; false when libcrypto refuses. */

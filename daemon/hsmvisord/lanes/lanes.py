@@ -38,7 +38,6 @@ void gate_free(struct gate *gate);
 struct pool *pool_new(int64_t look_ns, unsigned alone, const double *bounds);
 void pool_serve(struct pool *pool);
 int pool_descriptor(struct pool *pool);
-bool heap_serves(void);
 struct lane *lane_new(int fd, const struct key *key, struct gate *first, struct gate *second, const struct plan *plan);
 void lane_free(struct lane *lane);
 bool pool_enter(struct pool *pool, struct lane *lane);
@@ -61,16 +60,8 @@ def _library() -> tuple[Any, Any]:
 
 
 def preload() -> None:
-    """Opens the library, so that forked workers share it and need no file later.
-
-    Before anything uses libcrypto: only then this takes its memory from heap.c, without which two threads that sign wait for each
-    other at the heap's lock."""
+    """Opens the library, so that forked workers share it and need no file later."""
     _library()
-
-
-def heap_serves() -> bool:
-    """Says whether libcrypto takes its memory from heap.c."""
-    return bool(_library()[1].heap_serves())
 
 
 def _made(pointer: Any, what: str) -> Any:
