@@ -29,7 +29,7 @@ from hsmvisord.lanes import lanes
 from hsmvisord.rings import rings
 from hsmvisord.transport.rehearsal import Rehearsal
 from hsmvisord.worker import main as worker
-from hsmvisord.worker import process, sandbox
+from hsmvisord.worker import process, rehearsal, sandbox
 
 ROOM = 4 << 20  #: bytes into which a worker's heap may grow before it asks the kernel
 SPAWN_DESCRIPTORS = 3  #: control listener, guest listener, read end of the key pipe
@@ -115,6 +115,7 @@ def main() -> None:
     lanes.preload()
     rings.preload()
     Rehearsal().run()
+    rehearsal.run()
     measures = sandbox.enter_launcher()
     # Everything that lives now lives in every worker: keep the collector from touching (and so copying) those pages.
     gc.collect()

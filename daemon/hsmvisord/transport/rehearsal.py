@@ -21,6 +21,7 @@ from hsmvisor_rpc.sealed.commands import Action, Command, Signer, Stage
 from hsmvisord import ck
 from hsmvisord.crypto.software import SoftwareProvider
 from hsmvisord.face import face
+from hsmvisord.face.native import NEW
 from hsmvisord.keystore import persistence
 from hsmvisord.keystore.keystore import Cause, Keystore
 from hsmvisord.keystore.persistence import SealedChange
@@ -31,7 +32,8 @@ from hsmvisord.transport.parking import Parking
 from hsmvisord.wire.calls import Attribute, Call, Request
 from hsmvisord.wire.frames import HEADER
 
-TIMES = 40  #: often enough for the interpreter to specialise what it runs (PEP 659)
+TIMES = 40  #: often enough for the interpreter to specialise what it runs (PEP 659): else each worker writes into the code's pages
+DELIVERIES = 12  #: each destroys the one before: a search finds one key
 
 _ID, _HOST = bytes(16), bytes(32)
 _SIGN_ONCE = struct.Struct(">IIIIQQBQBI32sI")
@@ -49,28 +51,55 @@ class Rehearsal:
 
     def _persist(self, change: SealedChange, request_id: str, result: bytes) -> None:
         self._stored.update(change.put)
+        for name in change.delete:
+            self._stored.pop(name, None)
 
     def run(self) -> None:
-        self._deliver()
-        persistence.load(self._stored, self._vault, self._provider, self._keystore.state.version)
+        for generation in range(1, DELIVERIES + 1):
+            self._deliver(generation)
+        for _ in range(TIMES):
+            persistence.load(self._stored, self._vault, self._provider, self._keystore.state.version)
+        for _ in range(TIMES):
+            self._greet()
         self._sign()
         assert [(cell.count, cell.errors) for cell in self._token.statistics().values()] == [(TIMES, 0)], "the rehearsal failed"
 
-    def _deliver(self) -> None:
+    def _deliver(self, generation: int) -> None:
         key = ec.generate_private_key(ec.SECP256R1())
         pkcs8 = key.private_bytes(serialization.Encoding.DER, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
         public = key.public_key().public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
         until = int(time.time()) + 600
         recipient = self._keystore.recipient_public
-        context = envelope.EnvelopeContext(_HOST, _ID, envelope.recipient_fingerprint(recipient), "key", 1, until)
+        context = envelope.EnvelopeContext(_HOST, _ID, envelope.recipient_fingerprint(recipient), "key", generation, until)
         sealed = envelope.seal(envelope.KeyMaterial(pkcs8), recipient, context)
-        self._execute(Action.STAGE, until, Stage(public, (), sealed, "pin", "any", b"", 0, "extend", "keep", True))
-        self._execute(Action.ACTIVATE, until, None)
+        self._execute(Action.STAGE, generation, until, Stage(public, (), sealed, "pin", "any", b"", 0, "extend", "keep", True))
+        self._execute(Action.ACTIVATE, generation, until, None)
+        if generation > 1:
+            self._execute(Action.DESTROY, generation - 1, until, commands.Destroy(False))
 
-    def _execute(self, action: Action, until: int, body: Record | None) -> None:
+    def _execute(self, action: Action, generation: int, until: int, body: Record | None) -> None:
         sequence = self._keystore.state.sequence + 1
-        command = Command(action, _HOST, _ID, sequence, until - 600, until, "key", 1, body.encode() if body else b"")
+        command = Command(action, _HOST, _ID, sequence, until - 600, until, "key", generation, body.encode() if body else b"")
         self._keystore.execute(Signer(self._root).sign(command), lambda command, signer: Cause())
+
+    def _greet(self) -> None:
+        """An application begins, opens a session and ends."""
+        ours, theirs = socket.socketpair()
+        connection = Connection(ours, "rehearsal", self._token, Parking(time.monotonic), False, lambda connection: None)
+        with theirs:
+            theirs.send(b"\x81")
+            connection.receive()
+            caller = connection.caller
+            assert caller is not None
+            for call, args in (
+                (Call.HELLO, (8, NEW, b"", 0, b"rehearsal", 1)),
+                (Call.OPEN_SESSION, (0, ck.CKF_SERIAL_SESSION)),
+                (Call.FINALIZE, (0,)),
+            ):
+                face.handle(caller, Request(1, call, args), lambda request, ready: None)
+        with contextlib.suppress(Ended):
+            connection.receive()
+        connection.end()
 
     def _sign(self) -> None:
         ours, theirs = socket.socketpair()

@@ -12,7 +12,7 @@ from hsmvisor_rpc.internal.mechanisms import named as mechanism_named
 from hsmvisord import ck, limits
 from hsmvisord.crypto.mechanisms import GUEST_TABLE
 from hsmvisord.keystore import pin
-from hsmvisord.token.policy import Policy
+from hsmvisord.token.policy import EVERYTHING, Policy
 from hsmvisord.token.token import Settings
 
 
@@ -43,6 +43,8 @@ def _policy(values: Any) -> Policy:
     known = {f.name for f in dataclasses.fields(Policy)}
     if not isinstance(values, dict) or set(values) - known:
         raise ValueError(f"a policy is of {', '.join(sorted(known))}")
+    if not any(values.values()):
+        return EVERYTHING  # without a look at each mechanism, which would copy the pages that they stand in
     numbers = {name: int(values.get(name) or 0) for name in known - {"mechanisms", "forbidden", "legacy"}}
     if bad := [name for name, value in numbers.items() if not 0 <= value <= limits.MOST_IN_POLICY]:
         raise ValueError(f"{min(bad)} is 0 to {limits.MOST_IN_POLICY}")
