@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from hsmvisor.authority.bundle import Bundle
-from hsmvisor.authority.store import AuthorityError, write_private
+from hsmvisor.authority.store import AuthorityError
+from hsmvisor.files import write_private
 
 KEPT = 8  #: delivered generations of a material that are remembered
 KEPT_DESTROYED = 64  #: and numbers of destroyed ones

@@ -17,6 +17,7 @@ from pathlib import Path
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from hsmvisor.files import write_private
 from hsmvisor_rpc.sealed.commands import Signed, Signer, SignerCertificate, certify, raw_public
 
 SIGNER_LIFETIME = 90 * 86400  #: seconds
@@ -25,22 +26,6 @@ RENEW_BEFORE = 30 * 86400
 
 class AuthorityError(Exception):
     """The authority cannot do what is asked; the message says what to do."""
-
-
-def write_private(path: Path, content: bytes) -> None:
-    """Writes a file that its owner alone may read, durably and whole or not at all."""
-    temporary = path.with_name(f".{path.name}.new")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(path)
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
 
 
 def default_directory() -> Path:

@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 
 import click
 from hsmvisor.cli.context import FAILURE, REFUSED, USAGE, Command, CommandError, Context, Group, pass_context, table
+from hsmvisor.files import sync_path
 from hsmvisor_rpc.v1 import hsmvisor_pb2 as pb
 from rich.console import Console
 from rich.progress import Progress
@@ -62,7 +63,7 @@ def _fetch(ctx: Context, out: Path, force: bool, why: str) -> dict[str, Any]:
             temporary.rename(out)
         else:
             os.link(temporary, out)  # fails where somebody else made it meanwhile
-        _sync(out.absolute().parent)
+        sync_path(out.absolute().parent)
         return report
     except OSError as error:
         raise CommandError(f"{out}: {error.strerror}", FAILURE, "look at the directory, its mode and its disk") from None
@@ -77,14 +78,6 @@ def _receive(ctx: Context, parts: Iterable[pb.BackupPart], file: BinaryIO) -> No
         for part in parts:
             file.write(part.data)
             progress.update(task, advance=len(part.data), total=part.total)
-
-
-def _sync(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _report(ctx: Context, file: BinaryIO, path: Path, host_key: bytes | None = None) -> dict[str, Any]:

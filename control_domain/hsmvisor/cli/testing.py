@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, mldsa, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from hsmvisor.authority import BundleError
-from hsmvisor.authority.store import write_private
+from hsmvisor.files import write_private
 
 KINDS: dict[str, Callable[[], Any]] = {
     "ec-p256": lambda: ec.generate_private_key(ec.SECP256R1()),

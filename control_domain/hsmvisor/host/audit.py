@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from hsmvisor.host.database import sync_path
+from hsmvisor.files import sync_path
 from hsmvisor.host.errors import Broken, Unavailable
 from hsmvisor_rpc.sealed.canonical import Record
 

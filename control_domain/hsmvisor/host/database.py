@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 
+from hsmvisor.files import sync_path
 from hsmvisor.host.errors import Broken, StorageUnavailable
 from hsmvisor.host.migrations import APPLICATION_ID, NUMBERED, migrate
 
@@ -129,14 +130,6 @@ def _create(path: Path) -> None:
     sync_path(new)
     os.rename(new, path)
     sync_path(path.parent)
-
-
-def sync_path(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def inspect(path: Path) -> None:

@@ -18,11 +18,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
+from hsmvisor.files import sync_path
 from hsmvisor.host import backup_file, database, foundation, identity, restored
 from hsmvisor.host.adoption import end_all
 from hsmvisor.host.backup_file import BadBackup, Manifest, WrongKey
 from hsmvisor.host.config import Config
-from hsmvisor.host.database import sync_path
 from hsmvisor.host.errors import Broken, HostError
 from hsmvisor.host.migrations import STEPS
 from hsmvisor.host.places import Places

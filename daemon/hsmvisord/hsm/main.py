@@ -8,7 +8,6 @@ guest's bytes, stays as confined as all workers.  It ends when nobody is left: n
 from __future__ import annotations
 
 import argparse
-import array
 import json
 import os
 import signal
@@ -19,8 +18,9 @@ from typing import Any
 
 from hsmvisor_rpc.confine.capabilities import PR_SET_DUMPABLE, prctl
 from hsmvisor_rpc.internal import messages as m
+from hsmvisor_rpc.internal.descriptors import receive
 from hsmvisor_rpc.internal.frames import Frame, FrameReader, Kind, encode_frame
-from hsmvisor_rpc.internal.phases import HSM_MAY_BE_ASKED, by_type, descriptors_of
+from hsmvisor_rpc.internal.phases import HSM_MAY_BE_ASKED, MAX_DESCRIPTORS, by_type, descriptors_of
 from hsmvisor_rpc.sealed.canonical import MalformedRecord, Record, record_type
 
 from hsmvisord.ck import CkError
@@ -42,10 +42,8 @@ class Helper:
 
     def run(self) -> None:
         while True:
-            data, ancillary, _, _ = self._control.recvmsg(1 << 16, socket.CMSG_SPACE(16 * 4), socket.MSG_CMSG_CLOEXEC)
-            for level, kind, content in ancillary:
-                if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-                    self._descriptors += array.array("i", content[: len(content) - len(content) % 4])
+            data, descriptors = receive(self._control, MAX_DESCRIPTORS)
+            self._descriptors += descriptors
             if not data:
                 break
             for frame in self._reader.feed(data):

@@ -7,7 +7,6 @@ passes through the supervisor.  It ends when its socket does.
 from __future__ import annotations
 
 import argparse
-import array
 import contextlib
 import hashlib
 import json
@@ -20,8 +19,9 @@ from typing import Any
 
 from hsmvisor_rpc.confine.capabilities import PR_SET_DUMPABLE, prctl
 from hsmvisor_rpc.internal import messages as m
+from hsmvisor_rpc.internal.descriptors import receive
 from hsmvisor_rpc.internal.frames import Frame, FrameReader, Kind, encode_frame
-from hsmvisor_rpc.internal.phases import PROVIDER_MAY_BE_ASKED, by_type
+from hsmvisor_rpc.internal.phases import MAX_DESCRIPTORS, PROVIDER_MAY_BE_ASKED, by_type
 from hsmvisor_rpc.sealed.canonical import MalformedRecord, Record, record_type
 
 from hsmvisord import memory
@@ -40,10 +40,8 @@ class KeyProvider:
 
     def run(self) -> None:
         while True:
-            data, ancillary, _, _ = self._control.recvmsg(1 << 16, socket.CMSG_SPACE(16 * 4), socket.MSG_CMSG_CLOEXEC)
-            for level, kind, content in ancillary:
-                if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-                    self._descriptors += array.array("i", content[: len(content) - len(content) % 4])
+            data, descriptors = receive(self._control, MAX_DESCRIPTORS)
+            self._descriptors += descriptors
             if not data:
                 return
             for frame in self._reader.feed(data):

@@ -19,8 +19,9 @@ import traceback
 from typing import Any
 
 from hsmvisor_rpc.internal import messages as m
+from hsmvisor_rpc.internal.descriptors import receive
 from hsmvisor_rpc.internal.frames import Frame, FrameReader, Kind, encode_frame
-from hsmvisor_rpc.internal.phases import LAUNCHER_MAY_BE_ASKED, by_type
+from hsmvisor_rpc.internal.phases import LAUNCHER_MAY_BE_ASKED, MAX_DESCRIPTORS, by_type
 from hsmvisor_rpc.sealed.canonical import MalformedRecord, record_type
 
 from hsmvisord import memory
@@ -59,10 +60,8 @@ class Launcher:
                     return
 
     def _receive(self) -> bool:
-        data, ancillary, _, _ = self._control.recvmsg(1 << 16, socket.CMSG_SPACE(16 * 4), socket.MSG_CMSG_CLOEXEC)
-        for level, kind, content in ancillary:
-            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-                self._descriptors += array.array("i", content[: len(content) - len(content) % 4])
+        data, descriptors = receive(self._control, MAX_DESCRIPTORS)
+        self._descriptors += descriptors
         for frame in self._reader.feed(data):
             self._serve(frame)
         return bool(data)

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from hsmvisor_rpc.internal import messages as m
+from hsmvisor_rpc.internal.descriptors import receive
 from hsmvisor_rpc.internal.frames import Frame, FrameReader, Kind, encode_frame
 from hsmvisor_rpc.internal.phases import MAX_DESCRIPTORS, SUPERVISOR_MAY, Phase, by_type, descriptors_of
 from hsmvisor_rpc.sealed.canonical import MalformedRecord, Record, record_type
@@ -85,10 +86,8 @@ class Link:
         with self._changed:
             self._sock = sock
         while True:
-            data, ancillary, _, _ = sock.recvmsg(1 << 16, socket.CMSG_SPACE(4 * MAX_DESCRIPTORS), socket.MSG_CMSG_CLOEXEC)
-            for level, kind, content in ancillary:
-                if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-                    self._descriptors += array.array("i", content[: len(content) - len(content) % 4])
+            data, descriptors = receive(sock, MAX_DESCRIPTORS)
+            self._descriptors += descriptors
             if not data:
                 return
             for frame in reader.feed(data):

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from hsmvisor_rpc.internal import handover as h
+from hsmvisor_rpc.internal.descriptors import receive
 from hsmvisor_rpc.sealed.canonical import MAX_RECORD, MalformedRecord, Record, record_type
 
 from hsmvisord.ck import CkError
@@ -88,12 +89,10 @@ class Stream:
                     del self._buffer[: 4 + size]
                     return self._decoded(payload)
             try:
-                data, ancillary, _, _ = self._sock.recvmsg(1 << 16, socket.CMSG_SPACE(4 * _AT_ONCE), socket.MSG_CMSG_CLOEXEC)
+                data, descriptors = receive(self._sock, _AT_ONCE)
             except OSError as error:
                 raise SuccessionFailed(f"nothing comes: {error}") from None
-            for level, kind, content in ancillary:
-                if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-                    self._descriptors += array.array("i", content[: len(content) - len(content) % 4])
+            self._descriptors += descriptors
             if not data:
                 if self._buffer:
                     raise SuccessionFailed("it ended within a record")

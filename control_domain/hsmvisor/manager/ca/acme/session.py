@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import datetime
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from acme import client, errors, messages
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
+from hsmvisor.files import write_private
 from hsmvisor.manager.ca.acme.challenges import DNS, HTTP, ChallengeFailed, Responder
 from hsmvisor.manager.ca.interface import Later, Order, Reason, Refused, Window
 from hsmvisor.manager.ca.names import Name
@@ -53,13 +53,7 @@ def account_key(path: Path) -> ec.EllipticCurvePrivateKey:
     try:
         if not path.exists():
             made = ec.generate_private_key(ec.SECP256R1())
-            new = path.with_suffix(".new")
-            descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(made.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-                file.flush()
-                os.fsync(file.fileno())
-            new.replace(path)
+            write_private(path, made.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
         key = load_pem_private_key(path.read_bytes(), None)
     except OSError as error:
         raise Later(f"the ACME account's key {path}: {error.strerror}") from None

@@ -5,7 +5,6 @@ Both give keys that `cryptography` signs certificates with.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -17,6 +16,7 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     load_pem_private_key,
 )
+from hsmvisor.files import write_private
 
 ROOT, INTERMEDIATE = "root", "intermediate"
 
@@ -54,19 +54,6 @@ class FileKeys:
         return key
 
     def _make(self, path: Path) -> None:
-        """Whole and synced, or not there."""
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         made = ec.generate_private_key(ec.SECP384R1())
-        new = path.with_suffix(".new")
-        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        try:
-            os.write(descriptor, made.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        new.replace(path)
-        directory = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        write_private(path, made.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
