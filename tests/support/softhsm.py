@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,11 +55,11 @@ def make_token(directory: Path) -> Token:
 class Helper:
     """A module's helper as the supervisor starts it."""
 
-    def __init__(self, at: Token, module_id: bytes, **others: str) -> None:
+    def __init__(self, at: Token, module_id: bytes, program: Sequence[str] = ("-m", "hsmvisord.hsm.main"), **others: str) -> None:
         self._control, theirs = socket.socketpair()
         self._control.settimeout(20)
         with theirs:
-            command = [sys.executable, "-m", "hsmvisord.hsm.main", "--control-fd", str(theirs.fileno())]
+            command = [sys.executable, *program, "--control-fd", str(theirs.fileno())]
             command += at.arguments(module_id, **others)
             self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stderr=subprocess.PIPE)
         self._reader = FrameReader()

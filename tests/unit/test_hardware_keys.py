@@ -20,7 +20,7 @@ from hsmvisord.ck import CkError
 from hsmvisord.crypto.hardware.channel import Away
 from hsmvisord.crypto.hardware.provider import HardwareProvider
 from hsmvisord.wire.calls import Mechanism
-from support.cryptoprocessors import KEYS, refused, signs
+from support.cryptoprocessors import KEYS, NEW, pkcs8, refused, signs
 from support.softhsm import Helper, Token, make_token
 
 ONE, OTHER = b"1" * 16, b"2" * 16
@@ -44,6 +44,30 @@ def names(provider: HardwareProvider) -> set[bytes]:
 def clean(provider: HardwareProvider) -> None:
     gc.collect()
     provider.clean()
+
+
+#: The helper's program, to which nothing that was installed can be read any more: a helper may be a user who is not let in there.
+IMPORTED_BEFORE = """
+import sys
+from hsmvisord.hsm import main
+
+class Unreadable:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] not in sys.stdlib_module_names:
+            raise ImportError(f"{name} is imported late")
+
+sys.meta_path.insert(0, Unreadable())
+main.main()
+"""
+
+
+@pytest.mark.parametrize("name", ["P-256", "RSA"])
+def test_a_helper_has_imported_all_before_it_is_somebody_else(token: Token, name: str) -> None:
+    with contextlib.closing(Helper(token, ONE, ("-c", IMPORTED_BEFORE))) as running:
+        provider = running.provider()
+        signs(provider, provider.generate_pair(*KEYS[name]), name)
+        signs(provider, provider.load_private_key(pkcs8(NEW[name]())), name)
+        signs(provider, provider.open_private(provider.generate_pair(*KEYS[name]).stored()), name)
 
 
 # ---- how long keys live -------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pkcs11
+import pkcs11._pkcs11  # else `pkcs11.lib` does so when this process is already a user who may not be able to read it
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from hsmvisor_rpc.internal import hsm
