@@ -216,8 +216,9 @@ generations = Table(
     Column("revoked_at", BigInteger, nullable=False),  # known to be
     Column("revoke", String(32), nullable=False),  # the reason for which it is to be, until it is
     Column("signatures", BigInteger, nullable=False),
-    Column("urgent", Integer, nullable=False),  # the one before ends at once
+    Column("urgent", Integer, nullable=False),  # those before end at once
     Column("released", Integer, nullable=False),  # may be activated although not all have staged it
+    Column("checked", Integer, nullable=False),  # its health: 0 not yet, 1 good, 2 bad
     Column("why", Text, nullable=False),
     Index("ix_generations_not_after", "state", "not_after"),
 )

@@ -1,0 +1,232 @@
+"""What a host tells of its guests: checked, compared with what is known, and passed on to the lines that it concerns.
+
+A host speaks for itself alone: a resource's id begins with the host's name, a module's identity has to be signed by the key that
+was pinned when the host joined, and where the host is for some owners' guests, it is for those alone.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from hsmvisor.manager import limits
+from hsmvisor.manager.history.events import Happened, History, Kind
+from hsmvisor.manager.policy.questions import Kind as ResourceKind
+from hsmvisor.manager.store import inventory, lines
+from hsmvisor.manager.store.rows import DeliveryRow, HostRow, ResourceRow, held_text, lines_of
+from hsmvisor.manager.wanted import membership
+from hsmvisor_rpc.sealed.commands import fingerprint
+from hsmvisor_rpc.sealed.identity import ModuleIdentity, verify_identity
+from hsmvisor_rpc.sealed.refusal import Refusal
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_KEY = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_KINDS = frozenset(map(str, ResourceKind))
+
+
+@dataclass(frozen=True)
+class Told:
+    """One generation, as its module has it."""
+
+    state: str  #: staged, current, retiring, destroyed
+    operations: int = 0
+
+
+@dataclass(frozen=True)
+class Report:
+    """Of one guest."""
+
+    name: str
+    kind: str
+    owner: str
+    attributes: Mapping[str, str]
+    module: str = ""
+    signed_identity: bytes = b""
+    sequence: int = 0
+    materials: Mapping[str, Mapping[int, Told]] = field(default_factory=dict)
+
+
+class BadReport(ValueError):
+    """A guest that is not taken; `reason` is stable."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class NotTaken:
+    name: str
+    reason: str
+    detail: str
+
+
+class Reports:
+    def __init__(self, history: History, root: bytes, clock: Callable[[], float]) -> None:
+        """`root`: raw Ed25519, what modules have to obey to be sent anything."""
+        self._history, self._root, self._clock = history, fingerprint(root), clock
+
+    async def take(
+        self, connection: AsyncConnection, host: HostRow, reports: Sequence[Report], gone: Sequence[str], all_there_are: bool
+    ) -> list[NotTaken]:
+        """Returns those that are refused; nothing of them has changed."""
+        if not reports and not gone and not all_there_are:
+            return []
+        known = {row.id: row for row in await inventory.resources_on(connection, host.id)}
+        refused: list[NotTaken] = []
+        for report in reports:
+            try:
+                checked = self._checked(host, report, known)
+            except BadReport as error:
+                refused.append(NotTaken(report.name[: limits.MAX_NAME], error.reason, str(error)))
+                continue
+            before = known.get(checked.id)
+            known[checked.id] = await self._settle(connection, checked, before, report)
+        for id in self._gone(host, known, reports, gone, all_there_are):
+            await membership.resource_gone(connection, self._history, known[id])
+        for one in refused:
+            detail = {"name": one.name, "reason": one.reason, "why": one.detail}
+            await self._history.add(connection, Happened(Kind.RESOURCE_REFUSED, host_id=host.id, detail=detail))
+        return refused
+
+    def _gone(
+        self, host: HostRow, known: Mapping[str, ResourceRow], reports: Sequence[Report], gone: Sequence[str], all_there_are: bool
+    ) -> list[str]:
+        told = {f"{host.name}/{report.name}" for report in reports}
+        if all_there_are:
+            return sorted(set(known) - told)
+        return sorted({f"{host.name}/{name}" for name in gone} & set(known) - told)
+
+    # ---- one guest -----------------------------------------------------------------------------------------------
+
+    def _checked(self, host: HostRow, report: Report, known: Mapping[str, ResourceRow]) -> ResourceRow:
+        """Returns the row as it is from now on.  Raises BadReport."""
+        if not _NAME.fullmatch(report.name):
+            raise BadReport("NAME", f"a guest's name has 1-{limits.MAX_NAME} of a-z 0-9 . _ -")
+        if report.kind not in _KINDS:
+            raise BadReport("KIND", f"a kind is one of {', '.join(sorted(_KINDS))}")
+        if not 1 <= len(report.owner) <= limits.MAX_OWNER or not report.owner.isprintable():
+            raise BadReport("OWNER", f"an owner's name has 1 to {limits.MAX_OWNER} printable characters")
+        if (allowed := lines_of(host.owners)) and report.owner not in allowed:
+            raise BadReport("OWNER", f"this host is not for guests of {report.owner}")
+        if len(known) >= limits.MAX_GUESTS and f"{host.name}/{report.name}" not in known:
+            raise BadReport("LIMIT", f"a host has at most {limits.MAX_GUESTS} guests")
+        _check_attributes(report.attributes)
+        id, now = f"{host.name}/{report.name}", int(self._clock())
+        identity = self._identity(host, report)
+        module_id = identity.module_id.hex() if identity else ""
+        if module_id:
+            other = next((row.id for row in known.values() if row.module_id == module_id and row.id != id), "")
+            if other:
+                raise BadReport("MODULE", f"module {report.module} is that of {other}")
+        before = known.get(id)
+        return ResourceRow(
+            id=id,
+            host_id=host.id,
+            name=report.name,
+            kind=report.kind,
+            owner=report.owner,
+            attributes=json.dumps(dict(report.attributes), sort_keys=True),
+            present=1,
+            first_seen_at=before.first_seen_at if before else now,
+            changed_at=now,
+            module=report.module if identity else "",
+            module_id=module_id,
+            recipient=identity.recipient if identity else b"",
+            obeys=int(bool(identity and identity.root == self._root)),
+            sequence=max(report.sequence, before.sequence if before and before.module_id == module_id else 0),
+        )
+
+    def _identity(self, host: HostRow, report: Report) -> ModuleIdentity | None:
+        if not report.module:
+            return None
+        try:
+            identity = verify_identity(report.signed_identity, host.host_key)
+        except Refusal as error:
+            raise BadReport("IDENTITY", error.detail) from None
+        if identity.name != report.module:
+            raise BadReport("IDENTITY", f"the identity is that of module {identity.name}, not of {report.module}")
+        return identity
+
+    async def _settle(
+        self, connection: AsyncConnection, row: ResourceRow, before: ResourceRow | None, report: Report
+    ) -> ResourceRow:
+        if before is not None and replace(row, changed_at=before.changed_at) == before:
+            await self._reconcile(connection, before, report)
+            return before
+        await inventory.put_resource(connection, row, before)
+        kind = Kind.RESOURCE_APPEARED if before is None else Kind.RESOURCE_CHANGED
+        what = _changes(before, row)
+        if what:
+            happened = Happened(kind, owner=row.owner, resource_id=row.id, host_id=row.host_id, detail={"what": what})
+            await self._history.add(connection, happened)
+        await self._reconcile(connection, row, report)
+        if what:
+            await membership.resource_changed(connection, row, self._clock())
+        return row
+
+    async def _reconcile(self, connection: AsyncConnection, row: ResourceRow, report: Report) -> None:
+        """What the module says it holds counts, whatever was acknowledged before: it may have been set back, or made anew."""
+        deliveries = await lines.deliveries_on(connection, row.id)
+        if not deliveries:
+            return
+        materials = {line.id: line for line in await lines.lines_on(connection, row.id)}
+        now = int(self._clock())
+        for delivery in deliveries:
+            line = materials.get(delivery.line_id)
+            if line is None:
+                continue
+            told = report.materials.get(line.material, {})
+            if (changed := corrected(delivery, told, now)) != delivery:
+                await lines.put_delivery(connection, changed)
+                await lines.wake(connection, [line.id])
+            made = max((one.operations for one in told.values() if one.state == "current"), default=0)
+            if made and delivery.active:
+                await _note_signatures(connection, line.id, delivery.active, made)
+
+
+async def _note_signatures(connection: AsyncConnection, line_id: str, number: int, made: int) -> None:
+    """The busiest module counts."""
+    found = {row.number: row for row in await lines.generations_of(connection, [line_id])}
+    generation = found.get(number)
+    if generation is not None and generation.signatures < made:
+        await lines.change_generation(connection, line_id, number, signatures=made)
+        await lines.wake(connection, [line_id])
+
+
+def corrected(delivery: DeliveryRow, told: Mapping[int, Told], now: int) -> DeliveryRow:
+    """Returns the delivery as the module's own word has it."""
+    there = {number: one.state for number, one in told.items() if one.state != "destroyed"}
+    current = next((number for number, state in there.items() if state == "current"), 0)
+    held = held_text(there)
+    if held == delivery.held and current == delivery.active:
+        return delivery
+    state = delivery.state
+    if state == "active" and current != delivery.active:
+        state = "pending"
+    staged = delivery.staged if delivery.staged in there else max((n for n, s in there.items() if s == "current"), default=0)
+    return replace(delivery, held=held, active=current, staged=staged, state=state, changed_at=now)
+
+
+def _check_attributes(attributes: Mapping[str, str]) -> None:
+    if len(attributes) > limits.MAX_ATTRIBUTES:
+        raise BadReport("ATTRIBUTES", f"a resource has at most {limits.MAX_ATTRIBUTES} attributes")
+    for key, value in attributes.items():
+        if not _KEY.fullmatch(key):
+            raise BadReport("ATTRIBUTES", f"an attribute's name has 1 to {limits.MAX_KEY} of A-Z a-z 0-9 . _ -")
+        if len(value) > limits.MAX_VALUE or not value.isprintable():
+            raise BadReport("ATTRIBUTES", f"{key}: a value has at most {limits.MAX_VALUE} printable characters")
+
+
+def _changes(before: ResourceRow | None, row: ResourceRow) -> str:
+    if before is None:
+        return "it is new"
+    found = [
+        name
+        for name in ("kind", "owner", "attributes", "module", "module_id", "obeys", "present")
+        if getattr(before, name) != getattr(row, name)
+    ]
+    return ", ".join(found)

@@ -1,0 +1,70 @@
+"""Signed commands on their way to hosts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from hsmvisor.manager.store.inventory import parts
+from hsmvisor.manager.store.rows import CommandRow
+from hsmvisor.manager.store.tables import commands
+from sqlalchemy import delete, func, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+QUEUED = "queued"
+
+
+async def add(connection: AsyncConnection, rows: Sequence[CommandRow]) -> None:
+    for some in parts([vars(row) for row in rows]):
+        await connection.execute(insert(commands), list(some))
+
+
+async def queued(connection: AsyncConnection, host_id: str, count: int, expires_after: float) -> list[CommandRow]:
+    """In the order in which each module has to have them."""
+    where = (commands.c.host_id == host_id, commands.c.state == QUEUED, commands.c.expires_at > expires_after)
+    query = select(commands).where(*where).order_by(commands.c.created_at, commands.c.sequence).limit(count)
+    return CommandRow.all((await connection.execute(query)).all())
+
+
+async def waiting_hosts(connection: AsyncConnection, host_ids: Sequence[str], after: float) -> set[str]:
+    """Returns those of the hosts for which there are commands that are newer than `after`."""
+    found: set[str] = set()
+    for some in parts(host_ids):
+        where = (commands.c.host_id.in_(some), commands.c.state == QUEUED, commands.c.created_at >= after)
+        found |= set((await connection.execute(select(commands.c.host_id).where(*where).distinct())).scalars())
+    return found
+
+
+async def of_line(connection: AsyncConnection, line_id: str) -> list[CommandRow]:
+    where = (commands.c.line_id == line_id, commands.c.state == QUEUED)
+    return CommandRow.all((await connection.execute(select(commands).where(*where).order_by(commands.c.sequence))).all())
+
+
+async def by_ids(connection: AsyncConnection, host_id: str, ids: Sequence[str]) -> dict[str, CommandRow]:
+    found: dict[str, CommandRow] = {}
+    for some in parts(ids):
+        where = (commands.c.host_id == host_id, commands.c.id.in_(some), commands.c.state == QUEUED)
+        found |= {row.id: row for row in CommandRow.all((await connection.execute(select(commands).where(*where))).all())}
+    return found
+
+
+async def remove(connection: AsyncConnection, ids: Iterable[str]) -> None:
+    for some in parts(list(ids)):
+        await connection.execute(delete(commands).where(commands.c.id.in_(some)))
+
+
+async def remove_of_resource(connection: AsyncConnection, resource_id: str) -> None:
+    await connection.execute(delete(commands).where(commands.c.resource_id == resource_id))
+
+
+async def change(connection: AsyncConnection, id: str, **values: Any) -> None:
+    await connection.execute(update(commands).where(commands.c.id == id).values(values))
+
+
+async def count_on_hosts(connection: AsyncConnection, host_ids: Sequence[str]) -> dict[str, int]:
+    query = (
+        select(commands.c.host_id, func.count())
+        .where(commands.c.host_id.in_(host_ids), commands.c.state == QUEUED)
+        .group_by(commands.c.host_id)
+    )
+    return {id: int(count) for id, count in (await connection.execute(query)).all()}

@@ -1,0 +1,251 @@
+"""Lines, their generations and deliveries in the database, and who looks at a line at the moment."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from hsmvisor.manager.store.inventory import parts
+from hsmvisor.manager.store.rows import DeliveryRow, GenerationRow, LineRow
+from hsmvisor.manager.store.tables import commands, deliveries, envelopes, escrows, generations, lines
+from sqlalchemy import delete, func, insert, literal, or_, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+FAR = 1e15  #: when nothing is to be looked at
+BUSY = 4e15  #: while somebody does; a wake makes it 0
+
+
+def new_line(id: str, request_id: str, resource_id: str, material: str, now: float) -> dict[str, Any]:
+    return {
+        "id": id,
+        "request_id": request_id,
+        "resource_id": resource_id,
+        "material": material,
+        "look_at": now,
+        "lease_by": "",
+        "lease_until": 0.0,
+        "stage": "waiting",
+        "why": "",
+        "newest": 0,
+        "serving": 0,
+        "failures": 0,
+        "failed_at": 0.0,
+        "not_before": 0.0,
+        "triggered_at": 0.0,
+        "trigger": "",
+        "changed_at": 0.0,
+    }
+
+
+async def add_lines(connection: AsyncConnection, rows: Sequence[dict[str, Any]]) -> None:
+    for some in parts(rows):
+        await connection.execute(insert(lines), list(some))
+
+
+async def line(connection: AsyncConnection, id: str) -> LineRow | None:
+    row = (await connection.execute(select(lines).where(lines.c.id == id))).one_or_none()
+    return LineRow.of(row) if row is not None else None
+
+
+async def lines_of_request(connection: AsyncConnection, request_id: str) -> list[LineRow]:
+    query = select(lines).where(lines.c.request_id == request_id).order_by(lines.c.resource_id)
+    return LineRow.all((await connection.execute(query)).all())
+
+
+async def lines_of_requests(connection: AsyncConnection, request_ids: Sequence[str]) -> list[LineRow]:
+    found: list[LineRow] = []
+    for some in parts(request_ids):
+        found += LineRow.all((await connection.execute(select(lines).where(lines.c.request_id.in_(some)))).all())
+    return found
+
+
+async def lines_on(connection: AsyncConnection, resource_id: str) -> list[LineRow]:
+    """Returns the lines that are the resource's own, or delivered to it."""
+    shared = select(deliveries.c.line_id).where(deliveries.c.resource_id == resource_id)
+    query = select(lines).where(or_(lines.c.resource_id == resource_id, lines.c.id.in_(shared)))
+    return LineRow.all((await connection.execute(query)).all())
+
+
+async def change_line(connection: AsyncConnection, id: str, **values: Any) -> None:
+    await connection.execute(update(lines).where(lines.c.id == id).values(values))
+
+
+async def remove_line(connection: AsyncConnection, id: str) -> None:
+    for table in (generations, deliveries, envelopes, escrows):
+        await connection.execute(delete(table).where(table.c.line_id == id))
+    await connection.execute(delete(commands).where(commands.c.line_id == id))
+    await connection.execute(delete(lines).where(lines.c.id == id))
+
+
+# ---- who looks, and when --------------------------------------------------------------------------------------------------
+
+
+async def wake(connection: AsyncConnection, ids: Iterable[str], **values: Any) -> None:
+    """They are looked at as soon as somebody has the time; again where somebody is at it."""
+    for some in parts(list(ids)):
+        await connection.execute(update(lines).where(lines.c.id.in_(some)).values(look_at=0.0, **values))
+
+
+async def claim(connection: AsyncConnection, by: str, now: float, lease: float, count: int) -> list[LineRow]:
+    """Takes lines that are due; nobody else does until the lease is over."""
+    due = (
+        select(lines)
+        .where(lines.c.look_at <= now, lines.c.lease_until <= now)
+        .order_by(lines.c.look_at)
+        .limit(count)
+        .with_for_update(skip_locked=True)
+    )
+    rows = LineRow.all((await connection.execute(due)).all())
+    if rows:
+        mine = lines.c.id.in_([row.id for row in rows])
+        await connection.execute(update(lines).where(mine).values(lease_by=by, lease_until=now + lease, look_at=BUSY))
+    return rows
+
+
+async def keep(connection: AsyncConnection, by: str, ids: Sequence[str], until: float) -> None:
+    for some in parts(ids):
+        await connection.execute(update(lines).where(lines.c.id.in_(some), lines.c.lease_by == by).values(lease_until=until))
+
+
+async def release(connection: AsyncConnection, by: str, id: str, look_at: float, **values: Any) -> bool:
+    """Ends the lease; a wake that came meanwhile counts.  Returns False where the lease had been lost."""
+    sooner = func.min if connection.dialect.name == "sqlite" else func.least
+    changed = await connection.execute(
+        update(lines)
+        .where(lines.c.id == id, lines.c.lease_by == by)
+        .values(lease_by="", lease_until=0.0, look_at=sooner(lines.c.look_at, literal(min(look_at, FAR))), **values)
+    )
+    return bool(changed.rowcount)
+
+
+async def rescue(connection: AsyncConnection, now: float) -> int:
+    """What a manager left that is no more is looked at again."""
+    where = (lines.c.lease_by != "", lines.c.lease_until <= now)
+    return (await connection.execute(update(lines).where(*where).values(lease_by="", lease_until=0.0, look_at=0.0))).rowcount
+
+
+async def next_look(connection: AsyncConnection) -> float:
+    """Returns when the next line is due, FAR where none is."""
+    found = (await connection.execute(select(func.min(lines.c.look_at)))).scalar_one_or_none()
+    return FAR if found is None else float(found)
+
+
+# ---- generations ------------------------------------------------------------------------------------------------------------
+
+
+async def generations_of(connection: AsyncConnection, line_ids: Sequence[str]) -> list[GenerationRow]:
+    found: list[GenerationRow] = []
+    for some in parts(line_ids):
+        query = select(generations).where(generations.c.line_id.in_(some)).order_by(generations.c.number)
+        found += GenerationRow.all((await connection.execute(query)).all())
+    return found
+
+
+async def add_generation(connection: AsyncConnection, row: GenerationRow) -> None:
+    await connection.execute(insert(generations).values(vars(row)))
+
+
+async def change_generation(connection: AsyncConnection, line_id: str, number: int, was: str = "", **values: Any) -> bool:
+    """`was`: the state that it has to be in.  Returns whether it was."""
+    where = [generations.c.line_id == line_id, generations.c.number == number]
+    if was:
+        where.append(generations.c.state == was)
+    return bool((await connection.execute(update(generations).where(*where).values(values))).rowcount)
+
+
+async def forget_generations(connection: AsyncConnection, line_id: str, numbers: Sequence[int]) -> None:
+    for table in (generations, envelopes, escrows):
+        number = table.c.number if table is generations else table.c.generation
+        await connection.execute(delete(table).where(table.c.line_id == line_id, number.in_(numbers)))
+
+
+# ---- deliveries ---------------------------------------------------------------------------------------------------------------
+
+
+async def deliveries_of(connection: AsyncConnection, line_ids: Sequence[str]) -> list[DeliveryRow]:
+    found: list[DeliveryRow] = []
+    for some in parts(line_ids):
+        query = select(deliveries).where(deliveries.c.line_id.in_(some)).order_by(deliveries.c.resource_id)
+        found += DeliveryRow.all((await connection.execute(query)).all())
+    return found
+
+
+async def deliveries_on(connection: AsyncConnection, resource_id: str) -> list[DeliveryRow]:
+    query = select(deliveries).where(deliveries.c.resource_id == resource_id)
+    return DeliveryRow.all((await connection.execute(query)).all())
+
+
+async def delivery(connection: AsyncConnection, line_id: str, resource_id: str) -> DeliveryRow | None:
+    where = (deliveries.c.line_id == line_id, deliveries.c.resource_id == resource_id)
+    row = (await connection.execute(select(deliveries).where(*where))).one_or_none()
+    return DeliveryRow.of(row) if row is not None else None
+
+
+async def put_delivery(connection: AsyncConnection, row: DeliveryRow) -> None:
+    values = vars(row)
+    where = (deliveries.c.line_id == row.line_id, deliveries.c.resource_id == row.resource_id)
+    changed = await connection.execute(update(deliveries).where(*where).values(values))
+    if not changed.rowcount:
+        await connection.execute(insert(deliveries).values(values))
+
+
+async def add_deliveries(connection: AsyncConnection, rows: Sequence[DeliveryRow]) -> None:
+    for some in parts([vars(row) for row in rows]):
+        await connection.execute(insert(deliveries), list(some))
+
+
+async def remove_delivery(connection: AsyncConnection, line_id: str, resource_id: str) -> None:
+    where = (deliveries.c.line_id == line_id, deliveries.c.resource_id == resource_id)
+    await connection.execute(delete(deliveries).where(*where))
+
+
+async def wake_pending(connection: AsyncConnection, resource_ids: Sequence[str]) -> None:
+    """Lines with a delivery on these resources that is not done are looked at again."""
+    for some in parts(resource_ids):
+        pending = select(deliveries.c.line_id).where(
+            deliveries.c.resource_id.in_(some), deliveries.c.state.not_in(("active", "denied"))
+        )
+        where = or_(lines.c.id.in_(pending), lines.c.resource_id.in_(some) & (lines.c.stage != "serving"))
+        await connection.execute(update(lines).where(where).values(look_at=0.0))
+
+
+# ---- keys on their way, and kept ----------------------------------------------------------------------------------------------
+
+
+async def add_envelopes(connection: AsyncConnection, rows: Sequence[dict[str, Any]]) -> None:
+    """`rows`: line_id, generation, resource_id, module_id, envelope, expires_at; those that there were are replaced."""
+    for row in rows:
+        where = [envelopes.c[name] == row[name] for name in ("line_id", "generation", "resource_id")]
+        await connection.execute(delete(envelopes).where(*where))
+    for some in parts(rows):
+        await connection.execute(insert(envelopes), list(some))
+
+
+async def envelopes_of(connection: AsyncConnection, line_id: str, generation: int, now: float) -> dict[str, Any]:
+    where = (envelopes.c.line_id == line_id, envelopes.c.generation == generation, envelopes.c.expires_at > now)
+    return {row.resource_id: row for row in (await connection.execute(select(envelopes).where(*where))).all()}
+
+
+async def remove_envelope(connection: AsyncConnection, line_id: str, generation: int, resource_id: str) -> None:
+    where = (
+        envelopes.c.line_id == line_id,
+        envelopes.c.generation == generation,
+        envelopes.c.resource_id == resource_id,
+    )
+    await connection.execute(delete(envelopes).where(*where))
+
+
+async def prune_envelopes(connection: AsyncConnection, now: float) -> None:
+    await connection.execute(delete(envelopes).where(envelopes.c.expires_at <= now))
+
+
+async def put_escrow(connection: AsyncConnection, line_id: str, generation: int, wrapped: bytes, at: int) -> None:
+    values = {"line_id": line_id, "generation": generation, "wrapped": wrapped, "at": at}
+    await connection.execute(insert(escrows).values(values))
+
+
+async def escrow(connection: AsyncConnection, line_id: str, generation: int) -> bytes:
+    """Returns the wrapped key, empty where none was kept."""
+    where = (escrows.c.line_id == line_id, escrows.c.generation == generation)
+    found = (await connection.execute(select(escrows.c.wrapped).where(*where))).scalar_one_or_none()
+    return bytes(found or b"")

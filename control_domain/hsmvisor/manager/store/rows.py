@@ -1,0 +1,183 @@
+"""Rows as values: one dataclass a table, its fields the columns (tables.py says what they mean)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from typing import Any, Self
+
+
+class _Row:
+    @classmethod
+    def of(cls, row: Any) -> Self:
+        """From a result's row that has all columns of the table, and maybe more."""
+        values = row._mapping
+        return cls(**{f.name: values[f.name] for f in fields(cls)})  # type: ignore[arg-type]
+
+    @classmethod
+    def all(cls, rows: Iterable[Any]) -> list[Self]:
+        return [cls.of(row) for row in rows]
+
+
+def lines_of(text: str) -> tuple[str, ...]:
+    return tuple(text.split("\n")) if text else ()
+
+
+def text_of(items: Iterable[str]) -> str:
+    return "\n".join(items)
+
+
+@dataclass(frozen=True)
+class HostRow(_Row):
+    id: str
+    name: str
+    host_key: bytes
+    state: str
+    trusted: int
+    owners: str
+    certificate: bytes = field(repr=False)
+    certificate_before: bytes = field(repr=False)
+    certificate_ends_at: int
+    joined_at: int
+    seen_at: int
+    version: str
+    session: str
+    number: int
+
+
+@dataclass(frozen=True)
+class ResourceRow(_Row):
+    id: str
+    host_id: str
+    name: str
+    kind: str
+    owner: str
+    attributes: str
+    present: int
+    first_seen_at: int
+    changed_at: int
+    module: str
+    module_id: str
+    recipient: bytes = field(repr=False)
+    obeys: int
+    sequence: int
+
+    @cached_property
+    def tags(self) -> Mapping[str, str]:
+        return dict(json.loads(self.attributes))
+
+    @property
+    def host(self) -> str:
+        """The host's name."""
+        return self.id.partition("/")[0]
+
+    @property
+    def reachable(self) -> bool:
+        """Whether a command may be addressed to its module."""
+        return bool(self.present and self.module_id and self.obeys)
+
+
+@dataclass(frozen=True)
+class RequestRow(_Row):
+    id: str
+    owner: str
+    groups: str
+    material: str
+    spec: str
+    state: str
+    kept: int
+    created_at: int
+    changed_at: int
+
+
+@dataclass(frozen=True)
+class LineRow(_Row):
+    id: str
+    request_id: str
+    resource_id: str
+    material: str
+    look_at: float
+    lease_by: str
+    lease_until: float
+    stage: str
+    why: str
+    newest: int
+    serving: int
+    failures: int
+    failed_at: float
+    not_before: float
+    triggered_at: float
+    trigger: str
+    changed_at: float
+
+
+@dataclass(frozen=True)
+class GenerationRow(_Row):
+    line_id: str
+    number: int
+    state: str
+    key_of: int
+    public_key: bytes = field(repr=False)
+    csr: bytes = field(repr=False)
+    names: str
+    authority: str
+    kept: str = field(repr=False)
+    chain: str = field(repr=False)
+    serial: str
+    not_before: int
+    not_after: int
+    drawn: float
+    window: str
+    ask_at: float
+    created_at: float
+    activated_at: float
+    revoked_at: int
+    revoke: str
+    signatures: int
+    urgent: int
+    released: int
+    checked: int
+    why: str
+
+
+@dataclass(frozen=True)
+class DeliveryRow(_Row):
+    line_id: str
+    resource_id: str
+    staged: int
+    active: int
+    held: str
+    state: str
+    why: str
+    changed_at: int
+
+    @property
+    def generations(self) -> Mapping[int, str]:
+        """Those that the module has and has not destroyed, by number: staged, current, retiring."""
+        return held_of(self.held)
+
+
+@dataclass(frozen=True)
+class CommandRow(_Row):
+    id: str
+    host_id: str
+    resource_id: str
+    module: str
+    line_id: str
+    generation: int
+    action: str
+    sequence: int
+    signed: bytes = field(repr=False)
+    state: str
+    created_at: float
+    expires_at: int
+
+
+def held_of(text: str) -> dict[int, str]:
+    return {int(number): state for number, _, state in (item.partition(":") for item in text.split())}
+
+
+def held_text(generations: Mapping[int, str] | Sequence[tuple[int, str]]) -> str:
+    return " ".join(f"{number}:{state}" for number, state in sorted(dict(generations).items()))
