@@ -8,7 +8,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-_SOURCES = tuple(str(Path(__file__).resolve().parents[2] / name) for name in ("daemon", "control_domain/hsmvisor/host", "proto"))
+_SOURCES = tuple(
+    str(Path(__file__).resolve().parents[2] / name)
+    for name in ("daemon", "control_domain/hsmvisor/host", "control_domain/hsmvisor/serving", "proto")
+)
 
 Arc = tuple[str, int, int]
 

@@ -14,7 +14,7 @@ from fuzz.targets.dispatcher import Guest, handle
 from fuzz.world import world
 from hsmvisor.host import reports
 from hsmvisor.host.database import Database
-from hsmvisor.host.errors import Broken
+from hsmvisor.serving.errors import Broken
 from hsmvisor_rpc.internal import handover as h
 from hsmvisor_rpc.internal import messages as m
 from hsmvisor_rpc.internal.frames import Frame, FrameReader, Kind, encode_frame

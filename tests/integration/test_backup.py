@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hsmvisor.host.audit_verify import verify
 from hsmvisor.host.backup_file import read_manifest
+from hsmvisor.serving.audit_verify import verify
 from hsmvisor_rpc.v1 import hsmvisor_pb2 as pb
 from support.certificates import new_key
 from support.command import Command

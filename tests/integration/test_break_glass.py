@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 import pytest
 from hsmvisor.authority import Authority, AuthorityError, Bundle, Pusher, Staging
-from hsmvisor.host.audit_verify import verify
+from hsmvisor.serving.audit_verify import verify
 from hsmvisor_rpc.sealed.commands import fingerprint
 from hsmvisor_rpc.v1 import hsmvisor_pb2 as pb
 from support.certificates import new_key, private_pem
@@ -116,8 +116,8 @@ STEPS = [
     ("hsmvisor.host.state:State.replace", "before"),
     ("hsmvisor.host.state:State.replace", "after"),
     ("hsmvisor.host.module:Module.take_place", "after"),
-    ("hsmvisor.host.audit:Audit._write", "before"),
-    ("hsmvisor.host.audit:Audit._write", "after"),
+    ("hsmvisor.serving.audit:Audit._write", "before"),
+    ("hsmvisor.serving.audit:Audit._write", "after"),
 ]
 
 

@@ -14,7 +14,7 @@ from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from hsmvisor.client import WrongHost, enrol
-from hsmvisor.host.audit_verify import verify
+from hsmvisor.serving.audit_verify import verify
 from hsmvisor_rpc.sealed.commands import Action, Command, Signer, fingerprint
 from hsmvisor_rpc.sealed.identity import enrol_proof, verify_identity
 from hsmvisor_rpc.v1 import hsmvisor_pb2 as pb

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import grpc
 import pytest
-from hsmvisor.host.audit_verify import verify
+from hsmvisor.serving.audit_verify import verify
 from hsmvisor_rpc.v1 import hsmvisor_pb2 as pb
 from support.host_process import HostProcess, gone, new_id, reason, wait_for
 

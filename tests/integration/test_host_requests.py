@@ -15,7 +15,8 @@ import grpc
 import pytest
 from google.protobuf.message import Message
 from hsmvisor.client import SigningKey, connect
-from hsmvisor.host.roles import CHANGING, METHODS, Access, Role
+from hsmvisor.host.roles import CHANGING, METHODS, Role
+from hsmvisor.serving.access import Access
 from hsmvisor_rpc.sealed.commands import Action
 from hsmvisor_rpc.sealed.identity import enrol_proof
 from hsmvisor_rpc.v1 import hsmvisor_pb2 as pb

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 from hsmvisor.host import qemu, qmp
-from hsmvisor.host.errors import HostError, Invalid, WrongState
 from hsmvisor.host.qemu import Plug, Plugged
 from hsmvisor.host.qemu_arguments import arguments, check
 from hsmvisor.host.qmp import QemuGone, QemuSilent, Qmp
+from hsmvisor.serving.errors import Invalid, ServiceError, WrongState
 from support.paused_qemu import NATIVE, PORT, SHARED, PausedQemu, paused_qemu
 from support.vhost_backend import GET_CONFIG, GET_FEATURES, GET_PROTOCOL_FEATURES, SET_OWNER, Backend
 
@@ -47,7 +47,7 @@ def plug(guest: PausedQemu, ours: Plug, bus: str = "") -> Plugged:
     return found
 
 
-def refusal(guest: PausedQemu, ours: Plug, bus: str = "") -> HostError:
+def refusal(guest: PausedQemu, ours: Plug, bus: str = "") -> ServiceError:
     """Returns what keeps the device out; nothing of it is left in QEMU."""
     with pytest.raises(WrongState) as caught:
         plug(guest, ours, bus)

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import grpc
 import pytest
-from hsmvisor.host.audit_verify import verify
+from hsmvisor.serving.audit_verify import verify
 from hsmvisor_rpc.sealed.commands import Action
 from hsmvisor_rpc.v1 import hsmvisor_pb2 as pb
 from support.delivery import Delivery

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from hsmvisor.host import child, database, events, link, module
-from hsmvisor.host.audit import Audit
+from hsmvisor.host import child, database, link, module
 from hsmvisor.host.main import main
+from hsmvisor.serving import events
+from hsmvisor.serving.audit import Audit
 from support.steps import VARIABLE, Stepper, type_of
 
 HELPERS = {

@@ -11,9 +11,10 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
-from hsmvisor.host import database, events, supervisor
-from hsmvisor.host.audit import Audit
+from hsmvisor.host import database, supervisor
 from hsmvisor.host.main import main
+from hsmvisor.serving import events
+from hsmvisor.serving.audit import Audit
 
 connect = database._connect
 

@@ -7,14 +7,14 @@ import os
 from pathlib import Path
 
 import pytest
-from hsmvisor.host.audit import Audit
-from hsmvisor.host.audit_verify import verify
 from hsmvisor.host.database import Database
-from hsmvisor.host.errors import Unauthenticated
-from hsmvisor.host.events import Events
 from hsmvisor.host.identity import HostIdentity
-from hsmvisor.host.signatures import KnownKey, Signatures
 from hsmvisor.host.state import State
+from hsmvisor.serving.audit import Audit
+from hsmvisor.serving.audit_verify import verify
+from hsmvisor.serving.errors import Unauthenticated
+from hsmvisor.serving.events import Events
+from hsmvisor.serving.signatures import KnownKey, Signatures
 from hsmvisor_rpc.sealed.commands import Retire
 from hsmvisor_rpc.sealed.refusal import Reason, Refusal
 from hsmvisor_rpc.v1 import request_signing
@@ -155,6 +155,7 @@ def test_the_audit_log_keeps_its_order(tmp_path: Path, jump: float) -> None:
         audit = Audit(
             tmp_path / "audit.log",
             host.sign,
+            service="host",
             rotate_bytes=1000,
             checkpoint_lines=3,
             checkpoint_seconds=1000.0,
@@ -173,11 +174,11 @@ def test_the_audit_log_keeps_its_order(tmp_path: Path, jump: float) -> None:
 
 def test_events_keep_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [2_000_000_000.0]
-    monkeypatch.setattr("hsmvisor.host.events.time.time", lambda: now[0])
+    monkeypatch.setattr("hsmvisor.serving.events.time.time", lambda: now[0])
 
     async def emit(count: int) -> list[int]:
         database = Database(tmp_path / "state.db")
-        events = Events(State(database))
+        events = Events(State(database), "host", "begin from now")
         await events.start()
         for _ in range(count):
             events.emit("test")
@@ -199,7 +200,7 @@ def test_a_signed_request_of_another_time_names_the_clocks(tmp_path: Path, jump:
     async def call() -> None:
         database = Database(tmp_path / "state.db")
         key = KnownKey("tester", frozenset(), lambda signature, covered: True)
-        signatures = Signatures({"tester": key}, 60, State(database), lambda: now + jump)
+        signatures = Signatures({"tester": key}, 60, State(database), "host", lambda: now + jump)
         metadata: dict[str, str | bytes] = {
             request_signing.KEY: "tester",
             request_signing.TIME: str(now),

@@ -11,11 +11,11 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
-from hsmvisor.host import audit as module
-from hsmvisor.host.audit import Audit, seal_line
-from hsmvisor.host.audit_verify import Verdict, verify
-from hsmvisor.host.errors import Broken, Unavailable
 from hsmvisor.host.identity import HostIdentity
+from hsmvisor.serving import audit as module
+from hsmvisor.serving.audit import Audit, seal_line
+from hsmvisor.serving.audit_verify import Verdict, verify
+from hsmvisor.serving.errors import Broken, Unavailable
 
 HOST = HostIdentity(bytes(range(32)))
 
@@ -23,7 +23,7 @@ HOST = HostIdentity(bytes(range(32)))
 def write(path: Path, work: Callable[[Audit], Awaitable[None]], **options: float) -> None:
     async def run() -> None:
         settings = {"rotate_bytes": 10**9, "checkpoint_lines": 1000, "checkpoint_seconds": 1000.0, **options}
-        audit = Audit(path, HOST.sign, **settings)  # type: ignore[arg-type]
+        audit = Audit(path, HOST.sign, service="host", **settings)  # type: ignore[arg-type]
         audit.start()
         try:
             await work(audit)

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from hsmvisor.host import audit as audit_module
 from hsmvisor.host import database
-from hsmvisor.host.audit import Audit, rotated
-from hsmvisor.host.audit_verify import Verdict, verify
-from hsmvisor.host.errors import HostError
 from hsmvisor.host.identity import HostIdentity
+from hsmvisor.serving import audit as audit_module
+from hsmvisor.serving.audit import Audit, rotated
+from hsmvisor.serving.audit_verify import Verdict, verify
+from hsmvisor.serving.errors import ServiceError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -31,7 +31,7 @@ def check(path: Path, first: int = 1) -> Verdict:
 
 
 def opened(path: Path) -> Audit:
-    return Audit(path, HOST.sign, rotate_bytes=1500, checkpoint_lines=5, checkpoint_seconds=1000.0)
+    return Audit(path, HOST.sign, service="host", rotate_bytes=1500, checkpoint_lines=5, checkpoint_seconds=1000.0)
 
 
 async def record_all(path: Path, acknowledged: Callable[[int], None], numbers: range = range(LINES)) -> None:
@@ -42,7 +42,7 @@ async def record_all(path: Path, acknowledged: Callable[[int], None], numbers: r
             try:
                 await audit.record("test", who="me", number=number)
                 break
-            except HostError:  # the line is kept and tried again: what comes of it is in the log
+            except ServiceError:  # the line is kept and tried again: what comes of it is in the log
                 await asyncio.sleep(0.002)
         acknowledged(number)
     await audit.close()

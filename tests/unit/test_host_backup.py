@@ -15,12 +15,12 @@ from hsmvisor.host import backup_file, restored
 from hsmvisor.host.backup_file import CHUNK, MEMBERS, BadBackup, Manifest, WrongKey
 from hsmvisor.host.config import Config
 from hsmvisor.host.database import Database
-from hsmvisor.host.errors import Unauthenticated
 from hsmvisor.host.identity import HostIdentity
 from hsmvisor.host.restored import READY, Note
 from hsmvisor.host.roles import Role
-from hsmvisor.host.signatures import KnownKey, Signatures
 from hsmvisor.host.state import State, forbid_signed_until
+from hsmvisor.serving.errors import Unauthenticated
+from hsmvisor.serving.signatures import KnownKey, Signatures
 from hsmvisor_rpc.v1 import request_signing
 
 KEY = b"k" * 32
@@ -143,7 +143,7 @@ def test_a_restored_host_takes_no_request_that_it_may_have_seen(tmp_path: Path) 
             request_signing.NONCE: next(nonces).to_bytes(request_signing.NONCE_SIZE, "big").hex(),
             request_signing.SIGNATURE: "00",
         }
-        await Signatures(known, skew, state, lambda: now).verify("/m", b"", metadata)
+        await Signatures(known, skew, state, "host", lambda: now).verify("/m", b"", metadata)
 
     try:
         for signed_at, now in (

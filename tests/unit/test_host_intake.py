@@ -14,11 +14,11 @@ from typing import Any, cast
 import pytest
 from hsmvisor.host import limits, vhost_vsock
 from hsmvisor.host.config import Config, Guests
-from hsmvisor.host.errors import Unavailable
 from hsmvisor.host.intake import Intake, Passing
 from hsmvisor.host.link import LinkClosed, PeerError
 from hsmvisor.host.module import Module
 from hsmvisor.host.vhost_vsock import VhostVsock
+from hsmvisor.serving.errors import Unavailable
 from hsmvisor_rpc.internal import messages as m
 
 

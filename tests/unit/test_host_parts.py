@@ -11,14 +11,16 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
-from hsmvisor.host import convert, errors, pages, reports
+from hsmvisor.host import convert, reports
 from hsmvisor.host.database import Database
-from hsmvisor.host.errors import Exhausted, HostError, Invalid, Lost
-from hsmvisor.host.events import Events
 from hsmvisor.host.link import Link, LinkClosed, Violation
-from hsmvisor.host.relay import Credentials, parse_peer
-from hsmvisor.host.state import EventRow, State
-from hsmvisor.host.throttle import Throttle
+from hsmvisor.host.refusals import refused
+from hsmvisor.host.state import State
+from hsmvisor.serving import errors, pages
+from hsmvisor.serving.errors import Exhausted, Invalid, Lost, ServiceError
+from hsmvisor.serving.events import EventRow, Events
+from hsmvisor.serving.relay import Credentials, parse_peer
+from hsmvisor.serving.throttle import Throttle
 from hsmvisor_rpc.internal import messages as m
 from hsmvisor_rpc.internal.frames import Frame, Kind, encode_frame
 from hsmvisor_rpc.internal.phases import MAX_DESCRIPTORS
@@ -124,7 +126,7 @@ def test_a_status_is_read() -> None:
 
 def test_every_refusal_of_a_worker_has_its_code() -> None:
     for reason in (*Reason, m.REASON_PHASE, m.REASON_STORAGE, m.REASON_INTERNAL, m.REASON_UNSEALED, m.REASON_HSM):
-        error = errors.refused(m.Error(reason, "detail"))
+        error = refused(m.Error(reason, "detail"))
         assert error.reason == reason
         assert errors.code(error).name in {
             "PERMISSION_DENIED",
@@ -136,17 +138,17 @@ def test_every_refusal_of_a_worker_has_its_code() -> None:
 
 
 def test_a_reason_that_a_worker_may_not_give_is_not_passed_on() -> None:
-    assert errors.refused(m.Error("<script>", "x")).reason == "WORKER"
+    assert refused(m.Error("<script>", "x")).reason == "WORKER"
 
 
 def test_every_error_has_its_code() -> None:
-    def walk(cls: type[HostError]) -> None:
+    def walk(cls: type[ServiceError]) -> None:
         for sub in cls.__subclasses__():
             if sub is not errors.Refused and sub.__module__ == errors.__name__:
                 errors.code(sub("R", "d"))
             walk(sub)
 
-    walk(HostError)
+    walk(ServiceError)
 
 
 # ---- events ---------------------------------------------------------------------------------------------------------
@@ -156,7 +158,7 @@ def with_events(tmp_path: Any, size: int, work: Callable[[Events], Awaitable[Non
     database = Database(tmp_path / "state.db")
 
     async def run() -> None:
-        events = Events(State(database), size)
+        events = Events(State(database), "host", "begin from now", size)
         await events.start()
         await work(events)
         await events.close()

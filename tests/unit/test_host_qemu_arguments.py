@@ -7,8 +7,8 @@ from xml.etree import ElementTree
 
 import pytest
 from hsmvisor.host import qemu_arguments
-from hsmvisor.host.errors import Invalid
 from hsmvisor.host.qemu import Plug
+from hsmvisor.serving.errors import Invalid
 
 PLUG = Plug("web-1", "/run/hsmvisor/modules/web-1/vhost.sock")
 CHARDEV = f"-chardev socket,id=c0,path={PLUG.socket}"

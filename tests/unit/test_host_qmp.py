@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 from hsmvisor.host import limits, qmp
-from hsmvisor.host.errors import HostError, Invalid
 from hsmvisor.host.qmp import QemuGone, QemuSilent, Qmp, QmpError
+from hsmvisor.serving.errors import Invalid, ServiceError
+from hsmvisor.serving.limits import MAX_UNIX_PATH
 
 GREETING = {"QMP": {"version": {"qemu": {"major": 7, "minor": 2, "micro": 22}}, "capabilities": []}}
 Serve = Callable[["Script"], Awaitable[None]]
@@ -66,8 +67,8 @@ async def asks(client: Qmp) -> Any:
     return await client.execute("query-status")
 
 
-def refusal(path: Path, serve: Serve, work: Callable[[Qmp], Awaitable[Any]] = asks) -> HostError:
-    with pytest.raises(HostError) as caught:
+def refusal(path: Path, serve: Serve, work: Callable[[Qmp], Awaitable[Any]] = asks) -> ServiceError:
+    with pytest.raises(ServiceError) as caught:
         meet(path, serve, work)
     return caught.value
 
@@ -244,9 +245,9 @@ def test_nobody_there(tmp_path: Path) -> None:
 
 
 def test_the_path_is_bounded_and_absolute() -> None:
-    longest = "/" + "p" * (limits.MAX_UNIX_PATH - 1)
+    longest = "/" + "p" * (MAX_UNIX_PATH - 1)
     assert limits.qmp_path(longest) == longest
-    for path in ("", "relative", longest + "p", "/with\nnewline", "/\0", "/" + "é" * (limits.MAX_UNIX_PATH // 2 + 1)):
+    for path in ("", "relative", longest + "p", "/with\nnewline", "/\0", "/" + "é" * (MAX_UNIX_PATH // 2 + 1)):
         with pytest.raises(Invalid):
             limits.qmp_path(path)
 

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
-from hsmvisor.host.roles import METHODS, Access, Role, may
+from hsmvisor.host.roles import METHODS, TABLE, Role
+from hsmvisor.serving.access import Access, Caller
 from hsmvisor_rpc.v1 import hsmvisor_pb2
 
 NOBODY: frozenset[Role] = frozenset()
+
+
+def may(method: str, roles: frozenset[Role], known: bool) -> bool:
+    return TABLE.may(method, Caller("somebody", roles, known))
 
 
 def methods() -> list[str]:

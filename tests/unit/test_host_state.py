@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 from hsmvisor.host import migrations
 from hsmvisor.host.database import Database
-from hsmvisor.host.errors import Broken, Conflict, Exhausted, StorageUnavailable, WrongState
-from hsmvisor.host.state import CREATING, PRESENT, AttachmentRow, EventRow, ModuleRow, PurgeRow, Request, State
+from hsmvisor.host.state import CREATING, PRESENT, AttachmentRow, ModuleRow, PurgeRow, State
+from hsmvisor.serving.errors import Broken, Conflict, Exhausted, StorageUnavailable, WrongState
+from hsmvisor.serving.events import EventRow
+from hsmvisor.serving.requests import Request
 from hsmvisor_rpc.internal.messages import StoreState
 
 M = b"m" * 16
@@ -190,7 +192,7 @@ def test_everything_survives_closing(tmp_path: Path) -> None:
 
 
 def test_events_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hsmvisor.host.limits.EVENT_RING", 3)
+    monkeypatch.setattr("hsmvisor.serving.limits.EVENT_RING", 3)
 
     async def work(state: State) -> None:
         await state.add_events([EventRow(i, 1, "k", "", "{}") for i in range(1, 10)])

@@ -11,8 +11,8 @@ from hsmvisor.cli import doctor_hsm
 from hsmvisor.cli.finding import FAIL, OK, WARN
 from hsmvisor.host import convert, pauses
 from hsmvisor.host.config import Hsm
-from hsmvisor.host.errors import Invalid
 from hsmvisor.host.settings import Settings
+from hsmvisor.serving.errors import Invalid
 from hsmvisor_rpc.v1 import hsmvisor_pb2 as pb
 from hsmvisord.worker.settings import parse_settings
 from support.host_hsm import HostHsm

@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from hsmvisor.host import limits as host_limits
 from hsmvisor.host import settings as host_settings
-from hsmvisor.host.errors import Invalid
+from hsmvisor.serving.errors import Invalid
 from hsmvisor_rpc.internal import mechanisms as shared
 from hsmvisord import ck, limits
 from hsmvisord.ck import CkError

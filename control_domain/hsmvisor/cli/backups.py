@@ -165,9 +165,10 @@ def restore(ctx: Context, file: Path, path: Path | None, force: bool, check: boo
 
     Example: systemctl stop hsmvisor-host; hsmvisor restore host-1.backup --why "new disk"; systemctl start hsmvisor-host
     """
-    from hsmvisor.host import config, limits
-    from hsmvisor.host.errors import Broken
+    from hsmvisor.host import config
     from hsmvisor.host.restore import restore as carry_out
+    from hsmvisor.serving import limits
+    from hsmvisor.serving.errors import Broken
 
     try:
         note = carry_out(config.load(path), file, why=limits.why(why), force=force, check=check, say=ctx.say)

@@ -22,7 +22,7 @@ from hsmvisor.cli.finding import FAIL, OK, WARN, Finding
 from hsmvisor.host import config as configuration
 from hsmvisor.host import swap
 from hsmvisor.host.config import Config
-from hsmvisor.host.errors import Broken
+from hsmvisor.serving.errors import Broken
 from hsmvisor_rpc.confine import capabilities, landlock
 
 BUILT = 1_767_225_600  #: 2026-01-01: a clock before this is wrong

@@ -207,7 +207,7 @@ def verify(ctx: Context, file: Path, host_key: bytes | None, exported: bool, fir
 
     FILE is the log as it stands on its host, with FILE.head and the files it went on from beside it, or an export of all modules.
     """
-    from hsmvisor.host.audit_verify import verify as verify_log
+    from hsmvisor.serving.audit_verify import verify as verify_log
 
     key = host_key or ctx.authority().hosts.get(ctx.host)
     if key is None:

@@ -12,10 +12,10 @@ from collections.abc import Collection
 from pathlib import Path
 
 from hsmvisor.host import places
-from hsmvisor.host.errors import StorageUnavailable
 from hsmvisor.host.link import Link, LinkClosed, PeerError
 from hsmvisor.host.places import Places
 from hsmvisor.host.worker import WorkerFault, WorkerProcess
+from hsmvisor.serving.errors import StorageUnavailable
 from hsmvisor_rpc.internal import messages as m
 
 _log = logging.getLogger(__name__)

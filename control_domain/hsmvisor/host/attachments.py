@@ -9,12 +9,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from hsmvisor.host import qemu, qmp
-from hsmvisor.host.errors import HostError, NotFound, WrongState
-from hsmvisor.host.events import Events
 from hsmvisor.host.hybrid import peer_of
 from hsmvisor.host.module import SERVING, Module
 from hsmvisor.host.modules import Modules
-from hsmvisor.host.state import AttachmentRow, Request, State
+from hsmvisor.host.state import AttachmentRow, State
+from hsmvisor.serving.errors import NotFound, ServiceError, WrongState
+from hsmvisor.serving.events import Events
+from hsmvisor.serving.requests import Request
 from hsmvisor_rpc.internal import messages as m
 
 _log = logging.getLogger(__name__)
@@ -29,7 +30,7 @@ class Attachments:
         self._modules, self._state, self._events = modules, state, events
 
     async def attach(self, name: str, path: str, bus: str, request: Request) -> AttachmentRow:
-        """Plugs a module into the guest whose QMP socket is `path`, on `bus` or any that is free.  Raises HostError."""
+        """Plugs a module into the guest whose QMP socket is `path`, on `bus` or any that is free.  Raises ServiceError."""
         async with self._held(name) as module:
             if module.attachment is not None and module.attachment.hybrid:
                 raise _attached(module)
@@ -47,7 +48,7 @@ class Attachments:
         return row
 
     async def _is_in(self, module: Module, path: str, bus: str, plugged: qemu.Plugged, request: Request | None) -> AttachmentRow:
-        """Notes where QEMU has plugged it in.  Raises HostError."""
+        """Notes where QEMU has plugged it in.  Raises ServiceError."""
         row = AttachmentRow(module.module_id, path, bus, plugged.bus, plugged.device, plugged.chardev, int(time.time()))
         try:
             await module.device.wait_plugged(_PLUGGED_WITHIN)
@@ -61,7 +62,7 @@ class Attachments:
     async def bring_back(self, name: str) -> AttachmentRow | None:
         """Plugs a module anew into the guest that it was attached to, if that has its device still, or what is left of it.
 
-        None: there is nothing to bring back, or nowhere.  Raises HostError.
+        None: there is nothing to bring back, or nowhere.  Raises ServiceError.
         """
         async with self._held(name) as module:
             row = module.attachment
@@ -85,11 +86,11 @@ class Attachments:
                 await qemu.unplug(connection, left, _CLEARED_WITHIN)
         except qmp.QemuGone:
             return
-        except HostError as error:
+        except ServiceError as error:
             _log.warning("module %s: destroyed, but its device is still in the guest at %s: %s", left.name, path, error.detail)
 
     async def attach_hybrid(self, name: str, path: str, request: Request) -> None:
-        """Has a module serve the guest whose monitor's vsock has `path` (hybrid.py), also after a restart.  Raises HostError."""
+        """Has a module serve the guest whose monitor's vsock has `path` (hybrid.py), also after a restart.  Raises ServiceError."""
         async with self._held(name) as module:
             if module.device.plugged or (module.attachment is not None and module.attachment.hybrid != path):
                 raise _attached(module)
@@ -113,7 +114,7 @@ class Attachments:
     async def detach(self, name: str, path: str, request: Request) -> bool:
         """Takes a module out of its guest; says whether it was in one.  `path` "": of the guest that it was attached to.
 
-        A guest that has ended has no device any more: then only the note is forgotten.  Raises HostError.
+        A guest that has ended has no device any more: then only the note is forgotten.  Raises ServiceError.
         """
         async with self._held(name) as module:
             if module.attachment is not None and module.attachment.hybrid:
@@ -139,7 +140,7 @@ class Attachments:
         await self._state.detach(module.module_id, request, b"")
         module.attachment = None
         module.hybrid.close()
-        with contextlib.suppress(HostError):  # a worker that has ended has no connections
+        with contextlib.suppress(ServiceError):  # a worker that has ended has no connections
             await module.ask(m.DropConnections(peer_of(hybrid)), m.Done)
         _log.info("module %s: detached from the monitor at %s", module.name, hybrid)
         self._events.emit("module-detached", module.name, {"hybrid": hybrid, "was_plugged": was})

@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import BinaryIO
 
 from hsmvisor.host import backup_file
-from hsmvisor.host.audit import AuditHead
 from hsmvisor.host.backup_file import Manifest
 from hsmvisor.host.config import Config
-from hsmvisor.host.errors import StorageUnavailable
 from hsmvisor.host.identity import HostIdentity
 from hsmvisor.host.provider import Provider
+from hsmvisor.serving.audit import AuditHead
+from hsmvisor.serving.errors import StorageUnavailable
 
 _PREFIX = ".backup-"
 _KEY_WITHIN = 10.0  #: seconds

@@ -11,8 +11,8 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 
-from hsmvisor.host.errors import Unavailable
 from hsmvisor.host.link import Link, Violation
+from hsmvisor.serving.errors import Unavailable
 
 _log = logging.getLogger(__name__)
 

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hsmvisor.host.errors import Broken
 from hsmvisor.host.limits import NAME
 from hsmvisor.host.roles import Role
+from hsmvisor.serving.errors import BadConfig
 
 DEFAULT_PATH = Path("/etc/hsmvisor/host.toml")
 SOFTWARE = "software"  #: the cryptoprocessor of a module that has no HSM
@@ -191,13 +191,6 @@ class Config:
     @property
     def audit_file(self) -> Path:
         return Path(self.audit.file) if self.audit.file else self.state / "audit.log"
-
-
-class BadConfig(Broken):
-    """A configuration that cannot be used; the message names the file, the key and what it may be."""
-
-    def __init__(self, where: str, what: str) -> None:
-        super().__init__("CONFIG", f"{where}: {what}")
 
 
 def load(path: Path | None) -> Config:

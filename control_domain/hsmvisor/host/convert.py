@@ -14,7 +14,8 @@ from hsmvisor.host.module import Module, Upgraded
 from hsmvisor.host.modules import Change
 from hsmvisor.host.qemu_survey import Finding
 from hsmvisor.host.settings import EVERYTHING, Policy, Settings
-from hsmvisor.host.state import EventRow
+from hsmvisor.serving.events import EventRow
+from hsmvisor.serving.text import clean
 from hsmvisor_rpc.internal import messages as m
 from hsmvisor_rpc.sealed.commands import fingerprint
 from hsmvisor_rpc.v1 import hsmvisor_pb2 as pb
@@ -94,9 +95,7 @@ def _hsm_helper(cryptoprocessor: Cryptoprocessor) -> pb.HsmHelper | None:
 
 def hsm(hsm: Hsm, modules: int, purges: int) -> pb.Hsm:
     row = hsm.row
-    return pb.Hsm(
-        name=row.name, library=row.library, token=row.token, modules=modules, failure=reports.clean(hsm.barred), purges=purges
-    )
+    return pb.Hsm(name=row.name, library=row.library, token=row.token, modules=modules, failure=clean(hsm.barred), purges=purges)
 
 
 def _device(module: Module) -> pb.Device:
@@ -197,7 +196,7 @@ def secret(secret: OneTimeSecret) -> pb.CreateEnrolmentResponse:
 
 
 def event(row: EventRow) -> pb.Event:
-    return pb.Event(id=row.id, at=timestamp(row.at_ms / 1000), kind=row.kind, module=row.module, detail=row.detail)
+    return pb.Event(id=row.id, at=timestamp(row.at_ms / 1000), kind=row.kind, module=row.subject, detail=row.detail)
 
 
 def upgraded(name: str, known: Upgraded) -> pb.UpgradeModuleResponse:

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 
 from hsmvisor.files import sync_path
-from hsmvisor.host.errors import Broken, StorageUnavailable
 from hsmvisor.host.migrations import APPLICATION_ID, NUMBERED, migrate
+from hsmvisor.serving.errors import Broken, StorageUnavailable
 
 P = ParamSpec("P")
 T = TypeVar("T")

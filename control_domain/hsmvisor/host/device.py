@@ -16,12 +16,13 @@ import socket
 import struct
 from collections.abc import Callable
 
-from hsmvisor.host import errors, limits, places
+from hsmvisor.host import limits, places
 from hsmvisor.host.config import Config
 from hsmvisor.host.intake import Intake
 from hsmvisor.host.link import LinkClosed, PeerError
 from hsmvisor.host.places import Places
 from hsmvisor.host.worker import WorkerFault, WorkerProcess
+from hsmvisor.serving import errors
 from hsmvisor_rpc.internal import messages as m
 from hsmvisor_rpc.internal.phases import STREAM_KEYS_SIZE
 
@@ -72,7 +73,7 @@ class Device:
     # ---- the socket ---------------------------------------------------------------------------------------------
 
     def listen(self) -> None:
-        """Takes front-ends from now on.  Raises OSError, HostError."""
+        """Takes front-ends from now on.  Raises OSError, ServiceError."""
         if self._intake is None:
             listener = places.listen_for_device(self._where, self.name, self._config)
             self._intake = Intake(listener, lambda connection, _: self._arrived(connection))
@@ -138,7 +139,7 @@ class Device:
         except PeerError as error:
             if error.error.reason != m.REASON_PHASE:  # else its successor takes it
                 self._unplug(plug, error.error.detail)
-        except (LinkClosed, TimeoutError, OSError, errors.HostError):
+        except (LinkClosed, TimeoutError, OSError, errors.ServiceError):
             _log.warning("module %s: its worker did not take the device; the next one will", self.name)
 
     def told(self, record: m.DeviceState | m.DeviceGone, descriptors: list[int]) -> None:

@@ -10,9 +10,10 @@ import time
 from dataclasses import dataclass
 
 from hsmvisor.host import limits
-from hsmvisor.host.errors import Forbidden, Invalid
 from hsmvisor.host.identity import HostIdentity
-from hsmvisor.host.state import Request, State
+from hsmvisor.host.state import State
+from hsmvisor.serving.errors import Forbidden, Invalid
+from hsmvisor.serving.requests import Request
 from hsmvisor_rpc.sealed.identity import enrol_proof
 
 _NONCE = 32

@@ -17,13 +17,13 @@ from hsmvisor.host import identity, restored
 from hsmvisor.host.backup import remove_leftovers
 from hsmvisor.host.config import Config
 from hsmvisor.host.database import Database
-from hsmvisor.host.errors import Broken
 from hsmvisor.host.identity import HostIdentity
 from hsmvisor.host.launcher import Launcher
 from hsmvisor.host.measures import Measure
 from hsmvisor.host.places import Places
 from hsmvisor.host.provider import Provider
 from hsmvisor.host.restored import Note
+from hsmvisor.serving.errors import Broken
 
 _SOON = 2.0  #: seconds that a helper has to say what it is confined by
 

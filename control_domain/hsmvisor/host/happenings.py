@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from hsmvisor.host import reports
-from hsmvisor.host.audit import Audit
-from hsmvisor.host.events import Events
-from hsmvisor.host.throttle import Throttle
+from hsmvisor.serving.audit import Audit
+from hsmvisor.serving.events import Events
+from hsmvisor.serving.throttle import Throttle
 from hsmvisor_rpc.internal.messages import Event
 
 _BURST = 2000.0  #: events of one module that may come at once

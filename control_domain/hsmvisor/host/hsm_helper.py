@@ -16,10 +16,11 @@ from typing import TypeVar
 
 from hsmvisor.host import limits, reports
 from hsmvisor.host.child import Spawned
-from hsmvisor.host.errors import Unavailable
 from hsmvisor.host.link import Link, LinkClosed, PeerError, Violation
 from hsmvisor.host.measures import Measure
-from hsmvisor.host.throttle import Throttle
+from hsmvisor.serving.errors import Unavailable
+from hsmvisor.serving.text import clean
+from hsmvisor.serving.throttle import Throttle
 from hsmvisor_rpc.internal import messages as m
 from hsmvisor_rpc.sealed.canonical import Record
 
@@ -109,7 +110,7 @@ class Helper:
         return self.last.startswith(_WRONG_PIN)
 
     def _fault(self, untrusted_detail: str) -> HsmFault:
-        detail = reports.clean(untrusted_detail)
+        detail = clean(untrusted_detail)
         return HsmFault(self.hsm, detail, wrong_pin=detail.startswith(_WRONG_PIN))
 
     # ---- hearing ------------------------------------------------------------------------------------------------
@@ -128,7 +129,7 @@ class Helper:
         *lines, rest = (self._line + data).split(b"\n")
         self._line = rest[: limits.MAX_SAID * 4]
         for line in filter(None, lines):
-            self.last = _PREFIX.sub("", reports.clean(line.decode(errors="replace")), count=1)
+            self.last = _PREFIX.sub("", clean(line.decode(errors="replace")), count=1)
             if self._throttle.admit():
                 _log.error("helper %d of HSM %s: %s", self.pid, self.hsm, self.last)
 

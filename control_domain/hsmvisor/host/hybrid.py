@@ -15,9 +15,9 @@ from pathlib import Path
 
 from hsmvisor.host import limits
 from hsmvisor.host.config import Config
-from hsmvisor.host.errors import WrongState
 from hsmvisor.host.intake import Intake, Passing
-from hsmvisor.host.places import group_id
+from hsmvisor.serving.errors import WrongState
+from hsmvisor.serving.sockets import group_id
 
 
 class Hybrid:
@@ -30,7 +30,7 @@ class Hybrid:
         self.path = ""  #: P, while it listens
 
     def listen(self, path: str) -> None:
-        """Takes the guest of the monitor with `path` from now on; no change if it does already.  Raises HostError."""
+        """Takes the guest of the monitor with `path` from now on; no change if it does already.  Raises ServiceError."""
         if self.path == path:
             with contextlib.suppress(OSError):
                 if _identity(os.lstat(socket_of(path))) == self._socket:
@@ -67,7 +67,7 @@ def _identity(found: os.stat_result) -> tuple[int, int]:
 
 
 def _listen(path: str, config: Config) -> tuple[socket.socket, tuple[int, int]]:
-    """Returns the listening socket, and which file it is.  Raises HostError.
+    """Returns the listening socket, and which file it is.  Raises ServiceError.
 
     The directory may be the monitor's, which may be in its guest's hands: every step is on a directory that is held open, and
     nothing follows a link there.
@@ -104,7 +104,7 @@ def _listen(path: str, config: Config) -> tuple[socket.socket, tuple[int, int]]:
 
 
 def _hold(directory: str, config: Config) -> int:
-    """Returns a descriptor of a directory where the configuration lets us make sockets.  Raises HostError, OSError."""
+    """Returns a descriptor of a directory where the configuration lets us make sockets.  Raises ServiceError, OSError."""
     try:
         held = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError):

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from hsmvisor.files import sync_path
-from hsmvisor.host.errors import Broken
+from hsmvisor.serving.errors import Broken
 from hsmvisor_rpc.sealed.commands import fingerprint, raw_public, sign
 from hsmvisor_rpc.sealed.identity import ModuleIdentity
 

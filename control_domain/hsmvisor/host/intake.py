@@ -13,9 +13,9 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from hsmvisor.host import limits
-from hsmvisor.host.errors import HostError
 from hsmvisor.host.link import LinkClosed, PeerError
-from hsmvisor.host.throttle import Throttle
+from hsmvisor.serving.errors import ServiceError
+from hsmvisor.serving.throttle import Throttle
 from hsmvisor_rpc.internal import messages as m
 
 _log = logging.getLogger(__name__)
@@ -24,7 +24,7 @@ _AT_ONCE = 16  #: connections that are accepted before others have their turn
 _PAUSE = 0.1  #: seconds until accepting is tried again when there are no descriptors left
 _TRIES = 3  #: a worker that is being replaced refuses, or ends, and the next one takes it
 
-#: Has the worker take the descriptor; raises HostError, PeerError, LinkClosed, TimeoutError.
+#: Has the worker take the descriptor; raises ServiceError, PeerError, LinkClosed, TimeoutError.
 Give = Callable[[m.TakeConnection, int], Awaitable[None]]
 
 
@@ -57,7 +57,7 @@ class Passing:
                         break
                 except LinkClosed as error:  # it answers before it reads: what is not answered, the next one takes from the start
                     why = str(error)
-                except (HostError, TimeoutError) as error:
+                except (ServiceError, TimeoutError) as error:
                     why = str(error) or "no answer"
                     break
         if self._said.admit():

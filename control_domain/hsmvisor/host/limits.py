@@ -1,16 +1,18 @@
-"""The host's limits, and the one place where names and sizes that callers send are checked."""
+"""The host's limits, and the one place where names and sizes that its callers send are checked.
+
+Those of every service are in serving/limits.py.
+"""
 
 from __future__ import annotations
 
 import os
 import re
 
-from hsmvisor.host.errors import Invalid
+from hsmvisor.serving.errors import Invalid
+from hsmvisor.serving.limits import MAX_UNIX_PATH
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 MAX_MATERIAL_NAME = 64  #: characters
-MAX_REQUEST_ID = 64  #: characters
-MAX_WHY = 256  #: characters of a caller's reason
 MAX_PIN = 255  #: bytes
 OWN_PINS = range(4, 65)  #: bytes of a PIN that a guest sets (hsmvisord/keystore/pin.py)
 ROOT_SIZE = 32  #: bytes of a raw Ed25519 public key
@@ -19,18 +21,10 @@ MAX_SESSIONS = 65536  #: of one module
 MAX_CONNECTIONS = 1024  #: of one module
 MOST_IN_POLICY = 1_000_000  #: bits, operations a second, operations at once
 
-DEFAULT_PAGE = 100
-MAX_PAGE = 1000
-
-MAX_MESSAGE = 4 * 1024 * 1024  #: bytes of one control API request
-MAX_ANSWER = 16 * 1024 * 1024  #: bytes of one control API answer
-
 MAX_RECORD_NAME = 255  #: characters of the name of one sealed record
 MAX_MODULE_STATE = 256 * 1024 * 1024  #: bytes of all sealed records of one module
 LOAD_PART = 4 * 1024 * 1024  #: bytes of sealed records in one LoadState
 
-REQUEST_KEPT = 7 * 86400  #: seconds that the answer to a request id is kept
-EVENT_RING = 10_000  #: events that can be resumed from
 MAX_REPORT_ROWS = 512  #: rows that are taken from one worker's statistics
 MAX_ENROLMENTS = 16  #: one-time secrets that are open at a time
 MAX_ENROLMENT_ATTEMPTS = 10  #: wrong proofs until a one-time secret is void
@@ -45,7 +39,6 @@ FIRST_CID = 1024  #: module number n is plugged into a guest of CID FIRST_CID + 
 MAX_DEVICE_STATE = 64 * 1024  #: bytes that a worker may have kept of its device
 MAX_QMP_LINE = 1024 * 1024  #: bytes of one line of QEMU's monitor
 QMP_EVENTS = 1024  #: events of QEMU's monitor that are kept while another is waited for
-MAX_UNIX_PATH = 107  #: bytes of sun_path without its end (unix(7))
 MAX_HYBRID_PATH = MAX_UNIX_PATH - len(f"_{VSOCK_PORT}")  #: bytes of a monitor's vsock path (hybrid.py)
 MAX_PASSING = 256  #: connections that wait for one module's worker to take them (intake.py)
 MAX_BUS = 64  #: characters of the name of a guest's bus
@@ -68,15 +61,6 @@ def material_name(untrusted_name: str) -> str:
     return untrusted_name
 
 
-def request_id(untrusted_id: str) -> str:
-    """Returns a valid request id; raises Invalid."""
-    if not 1 <= len(untrusted_id) <= MAX_REQUEST_ID or not untrusted_id.isascii() or not untrusted_id.isprintable():
-        raise Invalid(
-            "REQUEST_ID", f"request_id is 1-{MAX_REQUEST_ID} printable ASCII characters: send a new UUID with each new request"
-        )
-    return untrusted_id
-
-
 def root(untrusted_root: bytes) -> bytes:
     if len(untrusted_root) != ROOT_SIZE:
         raise Invalid("ROOT", f"root is a raw Ed25519 public key of {ROOT_SIZE} bytes, this has {len(untrusted_root)}")
@@ -87,17 +71,6 @@ def pin(untrusted_pin: bytes) -> bytes:
     if len(untrusted_pin) > MAX_PIN:
         raise Invalid("PIN", f"a PIN has at most {MAX_PIN} bytes")
     return untrusted_pin
-
-
-def page_size(untrusted_size: int) -> int:
-    if untrusted_size < 0:
-        raise Invalid("PAGE_SIZE", "page_size is not negative; 0 is the default")
-    return min(untrusted_size or DEFAULT_PAGE, MAX_PAGE)
-
-
-def why(untrusted_why: str) -> str:
-    """Returns a caller's reason for the audit log, cut and made printable."""
-    return "".join(c if c.isprintable() else "?" for c in untrusted_why[:MAX_WHY])
 
 
 def qmp_path(untrusted_path: str) -> str:

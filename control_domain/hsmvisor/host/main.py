@@ -13,13 +13,14 @@ from typing import NoReturn
 
 import click
 from hsmvisor.host import config as configuration
-from hsmvisor.host import foundation, log, measures
+from hsmvisor.host import foundation, measures
 from hsmvisor.host.config import Config
-from hsmvisor.host.errors import Broken
 from hsmvisor.host.foundation import Foundation
 from hsmvisor.host.measures import Measure
-from hsmvisor.host.notify import notify
 from hsmvisor.host.places import Places
+from hsmvisor.serving import log
+from hsmvisor.serving.errors import Broken
+from hsmvisor.serving.notify import notify
 
 _log = logging.getLogger("hsmvisor.host")
 

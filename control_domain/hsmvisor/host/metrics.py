@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from hsmvisor.host import reports
-from hsmvisor.host.errors import HostError
 from hsmvisor.host.module import SERVING, Module
+from hsmvisor.serving.errors import ServiceError
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector, CollectorRegistry
@@ -51,7 +51,7 @@ class Metrics:
         try:
             async with asyncio.timeout(self._within):
                 statistics, status = await asyncio.gather(module.statistics(), module.status())
-        except (HostError, TimeoutError):
+        except (ServiceError, TimeoutError):
             return _Sample(module, None, None)
         return _Sample(module, statistics, status)
 

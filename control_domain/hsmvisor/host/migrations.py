@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 
-from hsmvisor.host.errors import Broken
+from hsmvisor.serving.errors import Broken
 
 APPLICATION_ID = 0x68736D76  #: "hsmv": PRAGMA application_id of a state file
 NUMBERED = 2  #: the schema from which on commits are numbered

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from hsmvisor.host import errors, pauses, places, reports
+from hsmvisor.host import pauses, places, reports
 from hsmvisor.host.adoption import end_stranger, returned_listener
 from hsmvisor.host.child import HelperLost
 from hsmvisor.host.cryptoprocessor import Cryptoprocessor
@@ -26,9 +26,13 @@ from hsmvisor.host.intake import Passing
 from hsmvisor.host.link import LinkClosed, PeerError
 from hsmvisor.host.measures import Measure
 from hsmvisor.host.settings import Settings
-from hsmvisor.host.state import AttachmentRow, ModuleRow, Request
+from hsmvisor.host.state import AttachmentRow, ModuleRow
 from hsmvisor.host.surroundings import Surroundings
 from hsmvisor.host.worker import WorkerFault, WorkerProcess
+from hsmvisor.serving import errors
+from hsmvisor.serving.requests import Request
+from hsmvisor.serving.sockets import listen
+from hsmvisor.serving.text import clean
 from hsmvisor_rpc.internal import messages as m
 from hsmvisor_rpc.internal.phases import Phase
 from hsmvisor_rpc.sealed.canonical import Record
@@ -121,7 +125,7 @@ class Module:
     # ---- life ---------------------------------------------------------------------------------------------------
 
     async def begin(self) -> None:
-        """Makes a new module: returns when it serves.  Raises HostError; then nothing of it runs."""
+        """Makes a new module: returns when it serves.  Raises ServiceError; then nothing of it runs."""
         for last in (False, False, True):
             try:
                 await self._start_worker()
@@ -189,17 +193,17 @@ class Module:
         why = worker.violation or "it ended"
         _log.warning("module %s: worker %d is gone (%s); it is started again", self.name, worker.pid, why)
         kind = "worker.violation" if worker.violation else "worker.ended"
-        self._s.audit.note(kind, who="host", module=self.name, pid=worker.pid, result="restarting", detail=reports.clean(why))
-        self._s.events.emit("worker-ended", self.name, {"pid": worker.pid, "why": reports.clean(why)})
+        self._s.audit.note(kind, who="host", module=self.name, pid=worker.pid, result="restarting", detail=clean(why))
+        self._s.events.emit("worker-ended", self.name, {"pid": worker.pid, "why": clean(why)})
         self._happenings.cut("its worker ended")
         self._set(RESTARTING)
 
     async def _try_start(self) -> None:
         try:
             await self._start_worker()
-        except (WorkerFault, errors.HostError, OSError) as error:
+        except (WorkerFault, errors.ServiceError, OSError) as error:
             await self._end_worker(0)
-            detail = error.detail if isinstance(error, errors.HostError) else str(error)
+            detail = error.detail if isinstance(error, errors.ServiceError) else str(error)
             if isinstance(error, HsmFault) and error.hint:
                 detail = f"{detail}: {error.hint}"
             self._failures += 1
@@ -213,8 +217,8 @@ class Module:
     def _fail(self, failure: str) -> None:
         if self.failure != failure:
             _log.error("module %s failed: %s", self.name, failure)
-            self._s.audit.note("module.failed", who="host", module=self.name, result="failed", detail=reports.clean(failure))
-            self._s.events.emit("module-failed", self.name, {"detail": reports.clean(failure)})
+            self._s.audit.note("module.failed", who="host", module=self.name, result="failed", detail=clean(failure))
+            self._s.events.emit("module-failed", self.name, {"detail": clean(failure)})
         self._set(FAILED, failure)
 
     def _told_of_hsm(self, failure: str) -> None:
@@ -261,7 +265,7 @@ class Module:
         if self.attachment is not None and self.attachment.hybrid:
             try:
                 self.hybrid.listen(self.attachment.hybrid)
-            except errors.HostError as error:
+            except errors.ServiceError as error:
                 _log.warning("module %s: its guest cannot reach it: %s (%s)", self.name, error.detail, error.hint)
 
     def _happened_to_device(self, kind: str, detail: dict[str, object]) -> None:
@@ -276,7 +280,7 @@ class Module:
         assert self._guest is not None
         read_end, write_end = os.pipe2(os.O_CLOEXEC)
         try:
-            with places.listen(control_path, 0o600, "", 4) as control:
+            with listen(control_path, 0o600, "", 4) as control:
                 derived = asyncio.ensure_future(self._s.provider.derive(self.module_id, write_end, within))
                 try:
                     forked = await self._s.launcher.spawn(spawn, control.fileno(), self._guest.fileno(), read_end, within)
@@ -331,7 +335,7 @@ class Module:
         _log.info("module %s: worker %d is adopted", self.name, worker.pid)
         try:  # not before: who connects first would take the place of the front-end that there is
             self.device.listen()
-        except (OSError, errors.HostError) as error:
+        except (OSError, errors.ServiceError) as error:
             _log.error("module %s: it is no device for others: %s", self.name, error)
         self._listen_for_hybrid()
         self._s.events.emit("worker-adopted", self.name, {"pid": worker.pid})
@@ -342,7 +346,7 @@ class Module:
 
     async def upgrade(self, linger: float = LINGER) -> Upgraded:
         """Replaces the worker by a new one that takes its state, connections and sessions over; one that failed is tried again now.
-        Raises HostError; then the old one serves on, or one is started again."""
+        Raises ServiceError; then the old one serves on, or one is started again."""
         self.cryptoprocessor.reopen()
         if self.state == FAILED and self._worker is None:
             return await self._try_now()
@@ -361,7 +365,7 @@ class Module:
                 _, records = await self._s.state.sealed(self.module_id)
                 await new.load(records, within)
                 booted, handed = await self._succession(old, new, version, linger, within)
-            except (WorkerFault, LinkClosed, PeerError, TimeoutError, OSError, errors.HostError) as error:
+            except (WorkerFault, LinkClosed, PeerError, TimeoutError, OSError, errors.ServiceError) as error:
                 await self._without_successor(old, within)
                 if helper is not None:
                     await helper.end()
@@ -378,7 +382,7 @@ class Module:
             return Upgraded(old.pid, new.pid, handed.applications, handed.connections, handed.lingering, now - began, now - frozen)
 
     async def _try_now(self) -> Upgraded:
-        """For one that failed and has no worker: it is started at once.  Raises HostError when it fails again."""
+        """For one that failed and has no worker: it is started at once.  Raises ServiceError when it fails again."""
         began = time.monotonic()
         self._tried.clear()
         self._asked.set()
@@ -392,7 +396,7 @@ class Module:
         """No process that held a destroyed key goes on: the worker is replaced in service, or else ended and started again."""
         try:
             await self.upgrade(linger=0)
-        except errors.HostError as error:
+        except errors.ServiceError as error:
             _log.warning("module %s: %s; its worker is ended instead", self.name, error.detail)
             if self._worker is not None:
                 self._worker.kill()
@@ -454,7 +458,7 @@ class Module:
     # ---- asking the worker --------------------------------------------------------------------------------------
 
     async def _serving_worker(self) -> WorkerProcess:
-        """Returns the worker, waiting a moment for one that is being started; raises HostError."""
+        """Returns the worker, waiting a moment for one that is being started; raises ServiceError."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(0 if self.state == FAILED else _SERVING_WAIT):
                 await self._is_serving.wait()
@@ -464,7 +468,7 @@ class Module:
         return self._worker
 
     async def ask(self, request: Record, expected: type[R]) -> R:
-        """Asks the serving worker; raises HostError."""
+        """Asks the serving worker; raises ServiceError."""
         worker = await self._serving_worker()
         return await worker.ask(request, expected, self._s.config.workers.command_timeout_seconds)
 
@@ -484,13 +488,13 @@ class Module:
         return reports.statistics((await self.ask(m.QueryStatistics(), m.Report)).report)
 
     async def configure(self, settings: Settings, request: Request, result: bytes) -> None:
-        """The worker says first whether it takes them; then they are stored for its next start too.  Raises HostError."""
+        """The worker says first whether it takes them; then they are stored for its next start too.  Raises ServiceError."""
         settings = settings.beside(self.settings)
         await self.ask(m.Configure(settings.encode()), m.Done)
         try:
             await self._s.state.update_settings(self.module_id, settings.encode(), request, result)
-        except errors.HostError:
-            with contextlib.suppress(errors.HostError):
+        except errors.ServiceError:
+            with contextlib.suppress(errors.ServiceError):
                 await self.ask(m.Configure(self.settings.encode()), m.Done)
             raise
         self.settings = settings

@@ -13,11 +13,12 @@ from dataclasses import dataclass, replace
 
 from hsmvisor.host import places
 from hsmvisor.host.adoption import end_orphans, end_stranger
-from hsmvisor.host.errors import Exhausted, Exists, HostError, Invalid, NotFound, Unavailable
 from hsmvisor.host.module import DESTROYED, Module, Upgraded
 from hsmvisor.host.settings import Settings
-from hsmvisor.host.state import CREATING, DESTROYING, PRESENT, ModuleRow, PurgeRow, Request
+from hsmvisor.host.state import CREATING, DESTROYING, PRESENT, ModuleRow, PurgeRow
 from hsmvisor.host.surroundings import Surroundings
+from hsmvisor.serving.errors import Exhausted, Exists, Invalid, NotFound, ServiceError, Unavailable
+from hsmvisor.serving.requests import Request
 
 _log = logging.getLogger(__name__)
 
@@ -107,7 +108,7 @@ class Modules:
     # ---- making and destroying ----------------------------------------------------------------------------------
 
     async def create(self, name: str, root: bytes, settings: Settings, request: Request) -> bytes:
-        """Makes a module; returns its id when it serves, which is the stored answer to `request`.  Raises HostError."""
+        """Makes a module; returns its id when it serves, which is the stored answer to `request`.  Raises ServiceError."""
         self._demand_hsm(settings.cryptoprocessor)
         if name in self._modules or name in self._reserved:
             raise Exists("MODULE", f"module {name} exists", "choose another name, or destroy that one first")
@@ -160,7 +161,7 @@ class Modules:
 
     async def upgrade(self, name: str, renew_launcher: bool) -> Upgraded:
         """Replaces the module's worker in service; with a launcher started anew before: its code is what is installed now, and its
-        address layout is another one.  Raises HostError."""
+        address layout is another one.  Raises ServiceError."""
         module = self.get(name)
         async with module.ending:
             if renew_launcher:
@@ -170,7 +171,7 @@ class Modules:
         return upgraded
 
     async def destroy(self, name: str, request: Request) -> str:
-        """Returns "" or why keys of it are still in its HSM; they are destroyed there when that is possible.  Raises HostError."""
+        """Returns "" or why keys of it are still in its HSM; they are destroyed when that is possible.  Raises ServiceError."""
         module = self.get(name)
         async with module.ending:  # of two who ask, the second finds none
             if self._modules.get(name) is not module:
@@ -186,8 +187,8 @@ class Modules:
     async def break_glass(self, name: str, root: bytes, request: Request) -> Module:
         """Empties a module and has it obey `root`: another id, another recipient key; the same name, address, uid and settings.
 
-        The worker is ended first, so that nobody signs with a key that is forgotten.  Returns the new one.  Raises HostError; then
-        the old one serves on.
+        The worker is ended first, so that nobody signs with a key that is forgotten.  Returns the new one.  Raises ServiceError;
+        then the old one serves on.
         """
         old = self.get(name)
         async with old.ending:
@@ -212,7 +213,7 @@ class Modules:
         _log.warning("module %s was emptied and obeys another root (break-glass); its keys are to be delivered again", name)
         if purge:
             await self._s.purges.carry_out(purge)
-        with contextlib.suppress(HostError):
+        with contextlib.suppress(ServiceError):
             await new.status()  # the caller would rather see it serve
         return new
 

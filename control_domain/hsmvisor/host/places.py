@@ -1,9 +1,8 @@
-"""Where things lie in the runtime directory, and the listening sockets and notes that are made there."""
+"""Where things lie in the runtime directory, and the sockets and notes that are made there."""
 
 from __future__ import annotations
 
 import contextlib
-import grp
 import json
 import os
 import socket
@@ -11,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hsmvisor.host.config import Config
-from hsmvisor.host.errors import Broken, Invalid
-from hsmvisor.host.limits import MAX_UNIX_PATH
+from hsmvisor.serving.errors import Broken
+from hsmvisor.serving.sockets import listen
 
 _SUCCESSOR = ".next"
 
@@ -67,34 +66,6 @@ class Places:
                 f"{error.filename}: {error.strerror}",
                 "look at the directory's owner and mode; not as root: name your own (runtime_directory in a file for --config)",
             ) from None
-
-
-def listen(path: Path, mode: int, group: str, backlog: int) -> socket.socket:
-    """Returns a listening unix socket at `path`, in the place of one that was there.  It blocks: workers share it with us and
-    wait in accept.  Raises OSError, Invalid, Broken.
-    """
-    if len(os.fsencode(path)) > MAX_UNIX_PATH:
-        raise Invalid("PATH", f"{path} is longer than a unix socket's path may be ({MAX_UNIX_PATH} bytes)")
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    try:
-        with contextlib.suppress(FileNotFoundError):
-            path.unlink()
-        sock.bind(str(path))
-        path.chmod(mode)
-        if group:
-            os.chown(path, -1, group_id(group))
-        sock.listen(backlog)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
-
-
-def group_id(group: str) -> int:
-    try:
-        return grp.getgrnam(group).gr_gid
-    except KeyError:
-        raise Broken("CONFIG", f"there is no group {group!r}", f"addgroup --system {group}") from None
 
 
 def listen_for_guests(places: Places, name: str, config: Config) -> socket.socket:

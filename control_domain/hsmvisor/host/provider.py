@@ -10,9 +10,9 @@ from pathlib import Path
 
 from hsmvisor.host import reports
 from hsmvisor.host.child import Child, HelperLost
-from hsmvisor.host.errors import Unavailable
 from hsmvisor.host.link import LinkClosed, PeerError
 from hsmvisor.host.measures import Measure
+from hsmvisor.serving.errors import Unavailable
 from hsmvisor_rpc.internal import messages as m
 
 MODULE = "hsmvisord.keyprovider.main"

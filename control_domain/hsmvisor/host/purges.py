@@ -8,10 +8,10 @@ import contextlib
 import logging
 
 from hsmvisor.host import pauses
-from hsmvisor.host.audit import Audit
-from hsmvisor.host.errors import HostError
 from hsmvisor.host.hsms import Hsms
 from hsmvisor.host.state import PurgeRow, State
+from hsmvisor.serving.audit import Audit
+from hsmvisor.serving.errors import ServiceError
 
 _PATIENCE = 5.0  #: seconds that a caller waits while it is tried again
 _log = logging.getLogger(__name__)
@@ -57,8 +57,8 @@ class Purges:
                 "module.purge", who="host", module=row.name, module_id=row.module_id.hex(), hsm=row.hsm, result="ok"
             )
             await self._state.purged(row.module_id)
-        except (HostError, OSError) as error:
-            return error.detail if isinstance(error, HostError) else str(error)
+        except (ServiceError, OSError) as error:
+            return error.detail if isinstance(error, ServiceError) else str(error)
         return ""
 
     async def _rest(self, row: PurgeRow, failures: int) -> None:

@@ -6,9 +6,9 @@ import asyncio
 import contextlib
 from dataclasses import dataclass
 
-from hsmvisor.host.errors import HostError, WrongState
 from hsmvisor.host.qemu_survey import DRIVER, SHARED, Chardev, Finding, Survey, Vsock, demand_none, survey
 from hsmvisor.host.qmp import Json, QemuSilent, Qmp, QmpError
+from hsmvisor.serving.errors import ServiceError, WrongState
 
 UNPLUG_WITHIN = 10.0  #: seconds that a guest has to let go of the device
 _PLUG_WITHIN = 10.0  #: seconds for QEMU and the module to agree; the guest stands still meanwhile
@@ -58,7 +58,7 @@ async def remains(qmp: Qmp, ours: Plug) -> bool:
 async def plug(qmp: Qmp, ours: Plug, bus: str = "") -> Plugged:
     """Plugs the module in; one that is plugged in already is left as it is, one whose connection is lost is plugged anew.
 
-    Raises HostError; then nothing is left in QEMU, but by one that does not answer (QemuSilent).
+    Raises ServiceError; then nothing is left in QEMU, but by one that does not answer (QemuSilent).
     """
     found = await survey(qmp)
     if (there := found.of_socket(ours.socket)) is not None:
@@ -80,7 +80,7 @@ async def plug(qmp: Qmp, ours: Plug, bus: str = "") -> Plugged:
     try:
         await qmp.execute("device_add", _PLUG_WITHIN, driver=DRIVER, id=ours.id, chardev=ours.id, bus=chosen)
     except QmpError as error:
-        with contextlib.suppress(HostError):
+        with contextlib.suppress(ServiceError):
             await _remove_chardev(qmp, ours.id)
         raise WrongState("QEMU", f"QEMU does not take the device: {error.said}", _why(error.said)) from None
     except QemuSilent as error:  # what it makes of it is found by the next plug
@@ -90,7 +90,7 @@ async def plug(qmp: Qmp, ours: Plug, bus: str = "") -> Plugged:
 
 
 async def unplug(qmp: Qmp, ours: Plug, within: float = UNPLUG_WITHIN) -> bool:
-    """Takes the module out of the guest; says whether it was in it.  Raises WrongState when the guest keeps it, HostError."""
+    """Takes the module out of the guest; says whether it was in it.  Raises WrongState when the guest keeps it, ServiceError."""
     found = await survey(qmp)
     if (there := found.of_socket(ours.socket)) is None:
         await _remove_leftover(qmp, found, ours)

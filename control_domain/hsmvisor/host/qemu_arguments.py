@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from xml.sax.saxutils import quoteattr
 
-from hsmvisor.host.errors import Invalid
 from hsmvisor.host.qemu import MEMORY, PORT, Plug
 from hsmvisor.host.qemu_survey import DRIVER, PORTS, SHARED, Finding
+from hsmvisor.serving.errors import Invalid
 
 _RAM, _PORT_ID = "hsmvisor-ram", "hsmvisor-port"
 MACHINES = ("q35", "pc")

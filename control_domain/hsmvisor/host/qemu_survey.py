@@ -7,8 +7,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from hsmvisor.host.errors import WrongState
 from hsmvisor.host.qmp import Qmp, QmpError
+from hsmvisor.serving.errors import WrongState
 
 DRIVER = "vhost-user-vsock-pci"
 PORTS = ("pcie-root-port", "ioh3420", "xio3130-downstream")  #: a port takes one device
@@ -97,7 +97,7 @@ class Survey:
 
 
 async def survey(qmp: Qmp) -> Survey:
-    """Raises HostError."""
+    """Raises ServiceError."""
     machine, named, unnamed = [await _children(qmp, path) for path in ("/machine", _NAMED, _UNNAMED)]
     ports, buses = [], ["pci.0"] if "i440fx" in machine else []
     for name, kind in named.items():

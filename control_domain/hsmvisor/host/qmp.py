@@ -15,8 +15,9 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from hsmvisor.host import limits, reports
-from hsmvisor.host.errors import HostError, Invalid, WrongState
+from hsmvisor.host import limits
+from hsmvisor.serving.errors import Invalid, ServiceError, WrongState
+from hsmvisor.serving.text import clean
 
 Json = dict[str, Any]
 
@@ -143,10 +144,10 @@ class Qmp:
             raise self._not_qmp()
         return message
 
-    def _gone(self) -> HostError:
+    def _gone(self) -> ServiceError:
         return QemuGone("QEMU_GONE", f"QEMU at {self.path} has closed the connection", "has the guest ended? see QEMU's log")
 
-    def _not_qmp(self) -> HostError:
+    def _not_qmp(self) -> ServiceError:
         return WrongState(
             "NOT_QMP",
             f"what listens at {self.path} is not QEMU's QMP",
@@ -191,4 +192,4 @@ def _version(greeting: Json) -> str:
 
 def _error(untrusted: Any) -> tuple[str, str]:
     values = untrusted if isinstance(untrusted, dict) else {}
-    return reports.clean(str(values.get("class", ""))), reports.clean(str(values.get("desc", "no reason given")))
+    return clean(str(values.get("class", ""))), clean(str(values.get("desc", "no reason given")))

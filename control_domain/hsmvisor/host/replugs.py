@@ -10,13 +10,13 @@ import asyncio
 import logging
 from collections import deque
 
-from hsmvisor.host import reports
 from hsmvisor.host.attachments import Attachments, lost
-from hsmvisor.host.audit import Audit
-from hsmvisor.host.errors import Exhausted, HostError, NotFound
-from hsmvisor.host.events import Events
 from hsmvisor.host.module import Module
 from hsmvisor.host.modules import Modules
+from hsmvisor.serving.audit import Audit
+from hsmvisor.serving.errors import Exhausted, NotFound, ServiceError
+from hsmvisor.serving.events import Events
+from hsmvisor.serving.text import clean
 
 _log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class Replugs:
                         self._consider(change.module)
                 except Exhausted:  # too many changes at once: all are looked at anew
                     continue
-                except HostError:
+                except ServiceError:
                     return
         finally:
             tasks = list(self._tasks.values())
@@ -65,14 +65,14 @@ class Replugs:
             row = await self._attachments.bring_back(name)
         except NotFound:
             return True
-        except HostError as error:
-            detail = reports.clean(error.detail)
+        except ServiceError as error:
+            detail = clean(error.detail)
             _log.warning("module %s: its device is lost, and is not plugged in again: %s (%s)", name, detail, error.hint)
             self._audit.note("module.replug", who="host", module=name, result="failed", reason=error.reason, detail=detail)
             return False
         if row is not None:
             _log.warning("module %s: its device was lost; it is plugged into the guest at %s again", name, row.qmp)
-            self._audit.note("module.replug", who="host", module=name, qmp=row.qmp, bus=reports.clean(row.bus), result="ok")
+            self._audit.note("module.replug", who="host", module=name, qmp=row.qmp, bus=clean(row.bus), result="ok")
             self._events.emit("module-replugged", name, {"qmp": row.qmp, "bus": row.bus})
         return True
 

@@ -14,8 +14,8 @@ from typing import Any
 
 from hsmvisor.host import limits
 from hsmvisor.host.measures import Measure
+from hsmvisor.serving.text import clean
 
-_MAX_TEXT = 256
 _MAX_NUMBER = 2**63 - 1
 
 Json = Mapping[str, Any]
@@ -193,11 +193,6 @@ def _scalar(value: str | int | float | bool) -> str | int | float | bool:
     if isinstance(value, bool) or abs(value) <= _MAX_NUMBER:  # also leaves out NaN
         return value
     return 0
-
-
-def clean(untrusted_text: str) -> str:
-    """Returns text that can stand in a line: bounded, without control characters."""
-    return "".join(c if c.isprintable() else "?" for c in untrusted_text[:_MAX_TEXT])
 
 
 def _objects(value: Json, key: str) -> list[Json]:

@@ -23,12 +23,12 @@ from hsmvisor.host import backup_file, database, foundation, identity, restored
 from hsmvisor.host.adoption import end_all
 from hsmvisor.host.backup_file import BadBackup, Manifest, WrongKey
 from hsmvisor.host.config import Config
-from hsmvisor.host.errors import Broken, HostError
 from hsmvisor.host.migrations import STEPS
 from hsmvisor.host.places import Places
 from hsmvisor.host.provider import Provider
 from hsmvisor.host.restored import NEW, READY, Note
 from hsmvisor.host.state import forbid_signed_until
+from hsmvisor.serving.errors import Broken, ServiceError
 
 _KEY_WITHIN = 10.0  #: seconds
 
@@ -141,7 +141,7 @@ async def _provider_key(config: Config) -> tuple[bytes, str]:
     provider.child.start()
     try:
         return await provider.backup_key(_KEY_WITHIN), (await provider.status(_KEY_WITHIN))[0]
-    except HostError as error:
+    except ServiceError as error:
         raise Broken(error.reason, f"{error.detail}; nothing was changed", error.hint) from None
     finally:
         await provider.child.stop()

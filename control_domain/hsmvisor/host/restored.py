@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hsmvisor.files import sync_path
-from hsmvisor.host.audit import AuditHead, rotated
 from hsmvisor.host.backup_file import HOST_KEY, STATE
 from hsmvisor.host.config import Config
 from hsmvisor.host.database import COMMITS
-from hsmvisor.host.errors import Broken
+from hsmvisor.serving.audit import AuditHead, rotated
+from hsmvisor.serving.errors import Broken
 
 NEW, READY, NOTE = "restore.new", "restore.ready", "restored.json"
 

@@ -1,21 +1,16 @@
-"""Who may call what: one table.  A method that is not in it can be called by nobody."""
+"""Who may call what of a host."""
 
 from __future__ import annotations
 
 import enum
+
+from hsmvisor.serving.access import Access, Table
 
 
 class Role(enum.StrEnum):
     OPERATOR = "operator"  #: runs modules on this host
     MANAGER = "manager"  #: delivers material
     AUDITOR = "auditor"  #: reads what happened
-
-
-class Access(enum.Enum):
-    """Access that needs no role."""
-
-    ANYBODY = "anybody"  #: even a caller who is not known: the method proves for itself
-    KNOWN = "known"  #: every caller whose identity is proved
 
 
 _ALL = frozenset(Role)
@@ -76,12 +71,4 @@ CHANGING: frozenset[str] = frozenset(
     )
 )
 
-
-def may(method: str, roles: frozenset[Role], known: bool) -> bool:
-    """Says whether a caller with `roles` (`known`: its identity is proved) may call `method`."""
-    access = METHODS.get(method)
-    if access is None:
-        return False
-    if isinstance(access, Access):
-        return known or access is Access.ANYBODY
-    return known and bool(access & roles)
+TABLE = Table("host", METHODS, CHANGING)

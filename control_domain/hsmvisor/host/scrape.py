@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 
-from hsmvisor.host.errors import Broken
 from hsmvisor.host.metrics import Metrics
+from hsmvisor.serving.errors import Broken
 
 _MAX_HEAD = 8192
 _WITHIN = 5.0  #: seconds for the request's head

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from hsmvisor.host import limits
 from hsmvisor.host.config import SOFTWARE
-from hsmvisor.host.errors import Invalid
+from hsmvisor.serving.errors import Invalid
 from hsmvisor_rpc.internal import mechanisms
 
 

@@ -13,7 +13,10 @@ from dataclasses import dataclass
 
 from hsmvisor.host import limits
 from hsmvisor.host.database import Database
-from hsmvisor.host.errors import Conflict, Exhausted, WrongState
+from hsmvisor.serving import limits as serving_limits
+from hsmvisor.serving.errors import Exhausted, WrongState
+from hsmvisor.serving.events import EventRow
+from hsmvisor.serving.requests import Request, reused
 from hsmvisor_rpc.internal.messages import StoreState
 
 _NOBODY = ""  #: a key's name that there is not
@@ -58,29 +61,11 @@ class PurgeRow:
 
 
 @dataclass(frozen=True)
-class Request:
-    """A changing call: its id, its method and the SHA-256 of what it asks."""
-
-    request_id: str
-    method: str
-    content: bytes
-
-
-@dataclass(frozen=True)
 class EnrolmentRow:
     id: bytes
     secret_hash: bytes
     expires_at: int
     attempts: int
-
-
-@dataclass(frozen=True)
-class EventRow:
-    id: int
-    at_ms: int
-    kind: str
-    module: str
-    detail: str
 
 
 class State:
@@ -224,7 +209,7 @@ class State:
         """Forgets answers, nonces and enrolments whose time is over."""
 
         def work(connection: sqlite3.Connection) -> None:
-            connection.execute("DELETE FROM requests WHERE at < ?", (int(now) - limits.REQUEST_KEPT,))
+            connection.execute("DELETE FROM requests WHERE at < ?", (int(now) - serving_limits.REQUEST_KEPT,))
             connection.execute("DELETE FROM nonces WHERE expires_at < ?", (int(now),))
             connection.execute("DELETE FROM enrolments WHERE expires_at < ?", (int(now),))
 
@@ -282,12 +267,12 @@ class State:
     # ---- events -------------------------------------------------------------------------------------------------
 
     async def add_events(self, events: Iterable[EventRow]) -> None:
-        rows = [(e.id, e.at_ms, e.kind, e.module, e.detail) for e in events]
+        rows = [(e.id, e.at_ms, e.kind, e.subject, e.detail) for e in events]
 
         def work(connection: sqlite3.Connection) -> None:
             connection.executemany("INSERT OR IGNORE INTO events VALUES (?, ?, ?, ?, ?)", rows)
             sql = "DELETE FROM events WHERE id <= (SELECT id FROM events ORDER BY id DESC LIMIT 1 OFFSET ?)"
-            connection.execute(sql, (limits.EVENT_RING,))
+            connection.execute(sql, (serving_limits.EVENT_RING,))
 
         await self._database.run(work)
 
@@ -333,10 +318,6 @@ def _answer(connection: sqlite3.Connection, request: Request, result: bytes) -> 
     if _answered(connection, request) is None:
         row = (request.request_id, request.method, request.content, result, int(time.time()))
         connection.execute("INSERT INTO requests VALUES (?, ?, ?, ?, ?)", row)
-
-
-def reused(request_id: str) -> Conflict:
-    return Conflict("REQUEST_ID_REUSED", f"request_id {request_id!r} was used with other content", "use a new id for a new request")
 
 
 class _Sizes:

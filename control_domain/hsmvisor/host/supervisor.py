@@ -8,35 +8,38 @@ import logging
 import os
 import time
 
-from hsmvisor.host import restored, signatures
+from hsmvisor.host import restored
 from hsmvisor.host.attachments import Attachments
-from hsmvisor.host.audit import Audit
 from hsmvisor.host.auth import Authenticator
 from hsmvisor.host.backup import Backups
 from hsmvisor.host.config import Config
 from hsmvisor.host.enrolment import Enrolments
-from hsmvisor.host.errors import HostError
-from hsmvisor.host.events import Events
 from hsmvisor.host.foundation import Foundation
 from hsmvisor.host.hsms import Hsms
-from hsmvisor.host.interceptor import Gate
+from hsmvisor.host.listeners import SERVICES, listeners
 from hsmvisor.host.measures import Measure
 from hsmvisor.host.metrics import HostCounts, Metrics
 from hsmvisor.host.modules import Modules
 from hsmvisor.host.purges import Purges
 from hsmvisor.host.replugs import Replugs
-from hsmvisor.host.requests import Requests
 from hsmvisor.host.restored import Note
+from hsmvisor.host.roles import TABLE
 from hsmvisor.host.scrape import ScrapeServer
-from hsmvisor.host.server import Server
 from hsmvisor.host.services.host import About, HostService
 from hsmvisor.host.services.material import MaterialService
 from hsmvisor.host.services.modules import ModuleService
 from hsmvisor.host.services.records import AuditService, EventService
-from hsmvisor.host.signatures import Signatures
 from hsmvisor.host.state import State
 from hsmvisor.host.surroundings import Surroundings
 from hsmvisor.host.vhost_vsock import VhostVsock
+from hsmvisor.serving import signatures
+from hsmvisor.serving.audit import Audit
+from hsmvisor.serving.errors import ServiceError
+from hsmvisor.serving.events import Events
+from hsmvisor.serving.gate import Gate
+from hsmvisor.serving.requests import Requests
+from hsmvisor.serving.server import Server
+from hsmvisor.serving.signatures import Signatures
 from hsmvisor_rpc.v1 import hsmvisor_pb2_grpc as rpc
 
 _log = logging.getLogger(__name__)
@@ -55,12 +58,13 @@ class Supervisor:
         self.audit = Audit(
             config.audit_file,
             foundation.identity.sign,
+            service=TABLE.service,
             rotate_bytes=config.audit.rotate_bytes,
             checkpoint_lines=config.audit.checkpoint_lines,
             checkpoint_seconds=config.audit.checkpoint_seconds,
             begin_after=foundation.restored.place if foundation.restored else None,
         )
-        self.events = Events(self.state)
+        self.events = Events(self.state, TABLE.service, "list the modules, then begin from now")
         self.hsms = Hsms(config.hsms)
         self.purges = Purges(self.hsms, self.state, self.audit, config.workers.command_timeout_seconds)
         surroundings = Surroundings(
@@ -82,15 +86,15 @@ class Supervisor:
         self._vsock = VhostVsock(self.modules.all)
         self._attachments = Attachments(self.modules, self.state, self.events)
         self._replugs = Replugs(self.modules, self._attachments, self.audit, self.events)
-        self._gate = Gate(self._authenticator(config), self.audit)
-        self._server = Server(self._gate, foundation.places)
+        self._gate = Gate(TABLE, self._authenticator(config), self.audit)
+        self._server = Server(self._gate, SERVICES, foundation.places.private)
         self._measures = measures
         self._add_services(About(VERSION, self._started_at, measures))
         self._tasks: list[asyncio.Task[None]] = []
 
     def _authenticator(self, config: Config) -> Authenticator:
         keys = signatures.load_keys(config.signed.keys)
-        return Authenticator(config, Signatures(keys, config.signed.skew_seconds, self.state))
+        return Authenticator(config, Signatures(keys, config.signed.skew_seconds, self.state, TABLE.service))
 
     def _add_services(self, about: About) -> None:
         registry, identity = self._server.registry, self._f.identity
@@ -131,7 +135,7 @@ class Supervisor:
         self.events.emit("host-started", detail={"version": VERSION})
         await self.modules.start()
         self._vsock.start(self.config)
-        await self._server.start(self.config)
+        await self._server.start(listeners(self.config))
         if self._f.adopting:
             self._start_helpers()
         if self.config.metrics.address:
@@ -173,7 +177,7 @@ class Supervisor:
         await self.purges.stop()
         await self.modules.stop(leave_workers=leave_workers)
         self.hsms.abandon()
-        with contextlib.suppress(HostError):
+        with contextlib.suppress(ServiceError):
             await self.audit.record("host.stop", who="host", workers="left" if leave_workers else "stopped", result="ok")
         await self.audit.close()
         await asyncio.gather(self._f.launcher.child.stop(), self._f.provider.child.stop())
@@ -192,7 +196,7 @@ class Supervisor:
 
     async def _prune(self) -> None:
         while True:
-            with contextlib.suppress(HostError):
+            with contextlib.suppress(ServiceError):
                 await self.state.prune(time.time())
             await asyncio.sleep(_PRUNE_EVERY)
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from hsmvisor.host.audit import Audit
 from hsmvisor.host.config import Config
-from hsmvisor.host.events import Events
 from hsmvisor.host.hsms import Hsms
 from hsmvisor.host.identity import HostIdentity
 from hsmvisor.host.launcher import Launcher
@@ -15,6 +13,8 @@ from hsmvisor.host.places import Places
 from hsmvisor.host.provider import Provider
 from hsmvisor.host.purges import Purges
 from hsmvisor.host.state import State
+from hsmvisor.serving.audit import Audit
+from hsmvisor.serving.events import Events
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from hsmvisor.host import limits
 from hsmvisor.host.config import Config
 from hsmvisor.host.intake import Intake
 from hsmvisor.host.module import Module
-from hsmvisor.host.throttle import Throttle
+from hsmvisor.serving.throttle import Throttle
 
 _log = logging.getLogger(__name__)
 

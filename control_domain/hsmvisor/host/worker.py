@@ -15,8 +15,10 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from hsmvisor.host import errors, limits
+from hsmvisor.host import limits
 from hsmvisor.host.link import Link, LinkClosed, PeerError, Violation
+from hsmvisor.host.refusals import refused
+from hsmvisor.serving import errors
 from hsmvisor_rpc.internal import messages as m
 from hsmvisor_rpc.internal.frames import Frame
 from hsmvisor_rpc.internal.phases import MAX_DESCRIPTORS, WORKER_MAY, Phase, by_type, descriptors_of
@@ -145,11 +147,11 @@ class WorkerProcess:
         return await self._link.ask(request, expected, give, within=within, take=take)
 
     async def ask(self, request: Record, expected: type[R], within: float) -> R:
-        """Raises HostError: Refused by the worker, or Unavailable."""
+        """Raises ServiceError: Refused by the worker, or Unavailable."""
         try:
             reply, _ = await self._ask(request, expected, within)
         except PeerError as error:
-            raise errors.refused(error.error) from None
+            raise refused(error.error) from None
         except LinkClosed:
             raise errors.Unavailable(
                 "WORKER", f"the worker of module {self.name} ended meanwhile", "try again with the same request_id"
@@ -185,7 +187,7 @@ class WorkerProcess:
     async def _stored(self, store: Store, change: m.StoreState) -> Record:
         try:
             await store(change)
-        except errors.HostError as error:
+        except errors.ServiceError as error:
             return m.Error(m.REASON_STORAGE, error.detail)
         except Exception:
             _log.exception("module %s: a change could not be stored", self.name)

@@ -15,12 +15,14 @@ from pathlib import Path
 
 from fuzz.harness import Input
 from hsmvisor.host.database import Database
-from hsmvisor.host.errors import Broken, HostError
-from hsmvisor.host.state import EventRow, Request, State
+from hsmvisor.host.state import State
+from hsmvisor.serving.errors import Broken, ServiceError
+from hsmvisor.serving.events import EventRow
+from hsmvisor.serving.requests import Request
 from hsmvisor_rpc.internal.messages import StoreState
 
 INVARIANT = (
-    "a damaged file is refused with Broken that is not about its directory, or, where the damage is met later, with a HostError; "
+    "a damaged file is refused with Broken that is not about its directory, or, where damage is met later, with a ServiceError; "
     "never with another error; what was refused at the start is left as it was, to the byte"
 )
 MAX_LENGTH = 120
@@ -81,7 +83,7 @@ def run(data: bytes) -> None:
         return
     try:
         loop().run_until_complete(read_all(State(database)))
-    except HostError:
+    except ServiceError:
         pass
     finally:
         database.close()

@@ -9,6 +9,7 @@ from fuzz.harness import Input
 from fuzz.world import world
 from google.protobuf.message import Message
 from hsmvisor.host import convert, reports
+from hsmvisor.serving.events import EventRow
 from hsmvisor_rpc.internal import messages as m
 from hsmvisord.worker import reports as worker_reports
 
@@ -41,7 +42,7 @@ def run(data: bytes) -> None:
             for key, value in reports.plain(text).items():
                 assert (key + str(value)).isprintable(), "a line with a control character"
                 (key + str(value)).encode()
-            survives(convert.event(convert.EventRow(1, min(number, 2**53), "kind", "m", line)))
+            survives(convert.event(EventRow(1, min(number, 2**53), "kind", "m", line)))
 
 
 def survives(message: Message) -> None:

@@ -7,19 +7,20 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
-from hsmvisor.host import convert, reports
-from hsmvisor.host.audit import Audit
+from hsmvisor.host import convert
 from hsmvisor.host.backup import Backups
 from hsmvisor.host.enrolment import Enrolments
-from hsmvisor.host.errors import HostError, Invalid
 from hsmvisor.host.foundation import Foundation
 from hsmvisor.host.hsms import Hsm, Hsms
-from hsmvisor.host.interceptor import caller, origin
 from hsmvisor.host.measures import Measure
 from hsmvisor.host.metrics import Metrics
 from hsmvisor.host.modules import Modules
 from hsmvisor.host.purges import Purges
-from hsmvisor.host.requests import Requests, request
+from hsmvisor.serving.audit import Audit
+from hsmvisor.serving.errors import Invalid, ServiceError
+from hsmvisor.serving.gate import caller, origin
+from hsmvisor.serving.requests import Requests, request
+from hsmvisor.serving.text import clean
 from hsmvisor_rpc.v1 import hsmvisor_pb2 as pb
 from hsmvisor_rpc.v1 import hsmvisor_pb2_grpc as rpc
 
@@ -73,7 +74,7 @@ class HostService(rpc.HostServiceServicer):
         return convert.hsm(hsm, modules, self._purges.left(hsm.row.name))
 
     async def Enrol(self, untrusted: pb.EnrolRequest, context: Any) -> pb.EnrolResponse:
-        manager = reports.clean(untrusted.manager)
+        manager = clean(untrusted.manager)
         if not manager:
             raise Invalid("MANAGER", "manager names you in this host's audit log")
         nonce, proof = untrusted.nonce, untrusted.proof
@@ -99,7 +100,7 @@ class HostService(rpc.HostServiceServicer):
         self._audit.demand_working()
         try:
             made = await self._backups.make()
-        except HostError as error:
+        except ServiceError as error:
             await self._audit.record("host.backup", **who, result="failed", reason=error.reason, detail=error.detail)
             raise
         with made.file:

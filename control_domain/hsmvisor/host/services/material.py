@@ -5,14 +5,15 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-from hsmvisor.host import convert, limits, reports
-from hsmvisor.host.errors import Invalid, NotFound
-from hsmvisor.host.events import Events
-from hsmvisor.host.interceptor import origin
+from hsmvisor.host import convert, limits
 from hsmvisor.host.modules import Modules
-from hsmvisor.host.pages import page
-from hsmvisor.host.requests import Requests, request
 from hsmvisor.host.state import State
+from hsmvisor.serving.errors import Invalid, NotFound
+from hsmvisor.serving.events import Events
+from hsmvisor.serving.gate import origin
+from hsmvisor.serving.pages import page
+from hsmvisor.serving.requests import Requests, request
+from hsmvisor.serving.text import clean
 from hsmvisor_rpc.internal import messages as m
 from hsmvisor_rpc.sealed.commands import Action
 from hsmvisor_rpc.sealed.limits import MAX_SIGNED
@@ -66,10 +67,10 @@ class MaterialService(rpc.MaterialServiceServicer):
 def _told(done: m.Executed) -> dict[str, Any]:
     """What a module says of a command that it carried out, cleaned for a line."""
     return {
-        "action": reports.clean(done.action),
-        "material": reports.clean(done.material),
+        "action": clean(done.action),
+        "material": clean(done.material),
         "generation": done.generation,
         "sequence": done.sequence,
-        "signer": reports.clean(done.signer),
+        "signer": clean(done.signer),
         **({"compromised": True} if done.compromised else {}),
     }

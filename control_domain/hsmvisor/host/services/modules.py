@@ -10,14 +10,16 @@ from typing import Any
 from hsmvisor.host import convert, limits, qemu_arguments, reports
 from hsmvisor.host.attachments import Attachments, plug_of
 from hsmvisor.host.config import SOFTWARE
-from hsmvisor.host.errors import Forbidden, HostError, Invalid
 from hsmvisor.host.identity import HostIdentity
-from hsmvisor.host.interceptor import caller, origin
 from hsmvisor.host.module import FAILED, SERVING, Module
 from hsmvisor.host.modules import Modules
-from hsmvisor.host.pages import page
-from hsmvisor.host.requests import Requests, request
-from hsmvisor.host.state import Request, State
+from hsmvisor.host.state import State
+from hsmvisor.serving.errors import Forbidden, Invalid, ServiceError
+from hsmvisor.serving.gate import caller, origin
+from hsmvisor.serving.limits import request_id
+from hsmvisor.serving.pages import page
+from hsmvisor.serving.requests import Request, Requests, request
+from hsmvisor.serving.text import clean
 from hsmvisor_rpc.internal import messages as m
 from hsmvisor_rpc.v1 import hsmvisor_pb2 as pb
 from hsmvisor_rpc.v1 import hsmvisor_pb2_grpc as rpc
@@ -32,7 +34,7 @@ async def _status(module: Module) -> reports.Status | None:
     try:
         async with asyncio.timeout(_STATUS_WITHIN):
             return await module.status()
-    except (HostError, TimeoutError):
+    except (ServiceError, TimeoutError):
         return None
 
 
@@ -90,7 +92,7 @@ class ModuleService(rpc.ModuleServiceServicer):
             module = self._modules.get(name)
             left = await self._modules.destroy(name, asked)  # first: keys end at once, whatever the guest does
             if left:
-                fields.update(keys_left_in=module.settings.cryptoprocessor, why_left=reports.clean(left))
+                fields.update(keys_left_in=module.settings.cryptoprocessor, why_left=clean(left))
             if module.attachment is not None and module.attachment.qmp:
                 await self._attachments.clear(plug_of(module), module.attachment.qmp)
             return b""
@@ -108,9 +110,7 @@ class ModuleService(rpc.ModuleServiceServicer):
     async def SetPin(self, untrusted: pb.SetPinRequest, context: Any) -> pb.Module:
         name, pin = limits.module_name(untrusted.name), limits.pin(untrusted.pin)
         # only a slow hash of a PIN may stand in the state file
-        stretched = await asyncio.to_thread(
-            hashlib.scrypt, pin, salt=limits.request_id(untrusted.request_id).encode(), n=2**14, r=8, p=1
-        )
+        stretched = await asyncio.to_thread(hashlib.scrypt, pin, salt=request_id(untrusted.request_id).encode(), n=2**14, r=8, p=1)
         asked = request(untrusted.request_id, "SetPin", name.encode(), stretched)
 
         async def work() -> bytes:
@@ -182,7 +182,7 @@ class ModuleService(rpc.ModuleServiceServicer):
 
         async def work() -> bytes:
             row = await self._attachments.attach(name, path, bus, asked)
-            fields.update(bus=reports.clean(row.bus), device=reports.clean(row.device))
+            fields.update(bus=clean(row.bus), device=clean(row.device))
             return b""
 
         await self._requests.once(origin(), "module.attach", asked, fields, work)

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from hsmvisor.host import convert, limits
-from hsmvisor.host.audit import Audit, rotated
-from hsmvisor.host.events import Events
-from hsmvisor.host.interceptor import origin
+from hsmvisor.serving.audit import Audit, rotated
+from hsmvisor.serving.events import Events
+from hsmvisor.serving.gate import origin
 from hsmvisor_rpc.v1 import hsmvisor_pb2 as pb
 from hsmvisor_rpc.v1 import hsmvisor_pb2_grpc as rpc
 

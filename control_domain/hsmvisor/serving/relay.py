@@ -19,7 +19,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from hsmvisor.host import places
+from hsmvisor.serving import sockets
 
 _log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class Relay:
         self._path: Path | None = None
 
     async def start(self, path: Path, mode: int, group: str) -> None:
-        sock = places.listen(path, mode, group, 128)
+        sock = sockets.listen(path, mode, group, 128)
         sock.setblocking(False)
         self._path = path
         self._server = await asyncio.start_unix_server(self._serve, sock=sock)

@@ -11,21 +11,40 @@ import json
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
-from typing import Any
+from collections.abc import AsyncIterator, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
 
-from hsmvisor.host import limits
-from hsmvisor.host.errors import Exhausted, Lost, StorageUnavailable, Unavailable
-from hsmvisor.host.state import EventRow, State
+from hsmvisor.serving import limits
+from hsmvisor.serving.errors import Exhausted, Lost, StorageUnavailable, Unavailable
 
 _log = logging.getLogger(__name__)
 
 _STORE_EVERY = 0.5  #: seconds; what happened in the last moments before a kill may be missing after it
 
 
+@dataclass(frozen=True)
+class EventRow:
+    id: int
+    at_ms: int
+    kind: str
+    subject: str  #: the module, or whatever a service has
+    detail: str
+
+
+class Store(Protocol):
+    """Where events are kept over a restart; each method may raise StorageUnavailable."""
+
+    async def events(self) -> list[EventRow]: ...
+
+    async def add_events(self, events: Iterable[EventRow]) -> None: ...
+
+
 class Events:
-    def __init__(self, state: State, size: int = limits.EVENT_RING) -> None:
-        self._state = state
+    """`service` is what they tell of ("host"); `begin_anew` what a follower does who has lost its place."""
+
+    def __init__(self, store: Store, service: str, begin_anew: str, size: int = limits.EVENT_RING) -> None:
+        self._kept, self._service, self._begin_anew = store, service, begin_anew
         self._ring: deque[EventRow] = deque(maxlen=size)
         self._last_id = 0
         self._unstored: list[EventRow] = []
@@ -34,41 +53,41 @@ class Events:
         self._closed = False
 
     async def start(self) -> None:
-        for row in await self._state.events():
+        for row in await self._kept.events():
             self._ring.append(row)
             self._last_id = row.id
         self._keeper = asyncio.get_running_loop().create_task(self._keep())
 
-    def emit(self, kind: str, module: str = "", detail: Mapping[str, Any] | None = None, at_ms: int = 0) -> None:
+    def emit(self, kind: str, subject: str = "", detail: Mapping[str, Any] | None = None, at_ms: int = 0) -> None:
         """Adds an event.  Ids are microseconds since 1970 made to rise: no id is given twice, also after a lost tail."""
         now = time.time()
         self._last_id = max(self._last_id + 1, int(now * 1e6))
-        row = EventRow(self._last_id, at_ms or int(now * 1000), kind, module, json.dumps(detail or {}))
+        row = EventRow(self._last_id, at_ms or int(now * 1000), kind, subject, json.dumps(detail or {}))
         self._ring.append(row)
         if len(self._unstored) < limits.EVENT_RING:
             self._unstored.append(row)
         self._news.set()
         self._news = asyncio.Event()
 
-    async def follow(self, after_id: int, module: str) -> AsyncIterator[EventRow]:
-        """Yields events after `after_id` (0: from now on) as they happen; `module` "" is all.
+    async def follow(self, after_id: int, subject: str) -> AsyncIterator[EventRow]:
+        """Yields events after `after_id` (0: from now on) as they happen; `subject` "" is all.
 
         Raises Lost, Exhausted, Unavailable.
         """
         place = after_id or self._last_id
         if after_id and self._ring and after_id < self._ring[0].id - 1 and len(self._ring) == self._ring.maxlen:
-            raise Lost("EVENTS_LOST", f"events after {after_id} are not kept any more", "list the modules, then begin from now")
+            raise Lost("EVENTS_LOST", f"events after {after_id} are not kept any more", self._begin_anew)
         while not self._closed:
             news = self._news
             for row in self._after(place):
-                if not module or row.module == module:
+                if not subject or row.subject == subject:
                     yield row
                 place = row.id
                 if self._ring[0].id > place and len(self._ring) == self._ring.maxlen:
                     raise Exhausted("SLOW_CONSUMER", f"reading is too slow: cut off after event {place}", f"resume after {place}")
             if self._last_id <= place:
                 await news.wait()
-        raise Unavailable("STOPPING", "the host service stops", f"connect again and resume after {place}")
+        raise Unavailable("STOPPING", f"the {self._service} service stops", f"connect again and resume after {place}")
 
     def _after(self, place: int) -> list[EventRow]:
         """The newest rows behind `place`, oldest first."""
@@ -89,7 +108,7 @@ class Events:
             return
         rows, self._unstored = self._unstored, []
         try:
-            await self._state.add_events(rows)
+            await self._kept.add_events(rows)
         except StorageUnavailable as error:
             _log.warning("events are not kept over a restart: %s", error.detail)
 

@@ -11,12 +11,10 @@ import hashlib
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
-from hsmvisor.host import limits
-from hsmvisor.host.audit import Audit
-from hsmvisor.host.errors import HostError
-from hsmvisor.host.state import Request, State, reused
+from hsmvisor.serving import limits
+from hsmvisor.serving.errors import Conflict, ServiceError
 
 _log = logging.getLogger(__name__)
 
@@ -29,6 +27,36 @@ class Origin:
     why: str = ""
 
 
+@dataclass(frozen=True)
+class Request:
+    """A changing call: its id, its method and the SHA-256 of what it asks."""
+
+    request_id: str
+    method: str
+    content: bytes
+
+
+class Answers(Protocol):
+    """Where answers are kept, with what was changed."""
+
+    async def answer(self, request: Request) -> bytes | None:
+        """Returns what an equal call was answered before, or None; raises Conflict when that one asked for something else."""
+
+
+class Log(Protocol):
+    """The audit log, as far as it is needed here."""
+
+    def demand_working(self) -> None:
+        """Raises Unavailable while lines cannot be written."""
+
+    async def record(self, kind: str, **fields: Any) -> None:
+        """Returns when the line is on the disk."""
+
+
+def reused(request_id: str) -> Conflict:
+    return Conflict("REQUEST_ID_REUSED", f"request_id {request_id!r} was used with other content", "use a new id for a new request")
+
+
 def request(untrusted_request_id: str, method: str, *content: bytes) -> Request:
     """Returns the request; `content` is everything that makes two requests different.  Raises Invalid."""
     digest = hashlib.sha256(b"".join(len(part).to_bytes(8, "big") + part for part in content)).digest()
@@ -36,8 +64,8 @@ def request(untrusted_request_id: str, method: str, *content: bytes) -> Request:
 
 
 class Requests:
-    def __init__(self, state: State, audit: Audit) -> None:
-        self._state, self._audit = state, audit
+    def __init__(self, answers: Answers, audit: Log) -> None:
+        self._answers, self._audit = answers, audit
         self._running: dict[str, tuple[Request, asyncio.Task[bytes]]] = {}
 
     async def once(
@@ -73,12 +101,12 @@ class Requests:
             await self._audit.record(kind, who=origin.who, why=origin.why, request_id=request.request_id, **fields, **outcome)
 
         try:
-            stored = await self._state.answer(request)
+            stored = await self._answers.answer(request)
             if stored is not None:
                 await note(result="repeated")
                 return stored
             answer = await work()
-        except HostError as error:
+        except ServiceError as error:
             await note(result="refused", reason=error.reason, detail=error.detail)
             error.noted = True
             raise

@@ -1,4 +1,4 @@
-"""Signed requests, the host's side: whose signature it is, whether it is in time, and whether it was seen before."""
+"""Signed requests, the service's side: whose signature it is, whether it is in time, and whether it was seen before."""
 
 from __future__ import annotations
 
@@ -6,29 +6,50 @@ import hashlib
 import hmac
 import stat
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
-from hsmvisor.host.config import BadConfig, RequestKey
-from hsmvisor.host.errors import Unauthenticated
-from hsmvisor.host.roles import Role
-from hsmvisor.host.state import State
+from hsmvisor.serving.errors import BadConfig, Unauthenticated
 from hsmvisor_rpc.v1 import request_signing
 from hsmvisor_rpc.v1.request_signing import KEY, MIN_SECRET, NONCE, NONCE_SIZE, SIGNATURE, TIME
+
+
+class RequestKey(Protocol):
+    """A row of the configuration: `hmac` (a shared secret in hexadecimal) or `ed25519` (a public key in PEM)."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def kind(self) -> str: ...
+    @property
+    def file(self) -> str: ...
+    @property
+    def roles(self) -> Iterable[str]: ...
+
+
+class Nonces(Protocol):
+    """Where it is kept which requests were seen; each method may raise StorageUnavailable."""
+
+    async def take_nonce(self, key: str, nonce: bytes, expires_at: int) -> bool:
+        """Says whether the nonce is new for this key; it is kept until `expires_at` (seconds)."""
+
+    async def signed_from(self) -> int:
+        """Returns the time up to which signed requests are refused, seconds: a restored state does not know which were seen."""
 
 
 @dataclass(frozen=True)
 class KnownKey:
     name: str
-    roles: frozenset[Role]
+    roles: frozenset[str]
     verify: Callable[[bytes, bytes], bool]  #: signature, covered bytes
 
 
-def load_keys(rows: tuple[RequestKey, ...]) -> dict[str, KnownKey]:
+def load_keys(rows: Iterable[RequestKey]) -> dict[str, KnownKey]:
     """Reads the key files; raises BadConfig."""
     return {row.name: KnownKey(row.name, frozenset(row.roles), _verifier(row)) for row in rows}
 
@@ -74,8 +95,10 @@ def _ed25519(name: str, data: bytes, path: Path) -> Callable[[bytes, bytes], boo
 class Signatures:
     """Checks signed requests.  A nonce is kept until its request would be too late anyway, also over a restart."""
 
-    def __init__(self, keys: dict[str, KnownKey], skew: int, state: State, now: Callable[[], float] = time.time) -> None:
-        self._keys, self._skew, self._state, self._now = keys, skew, state, now
+    def __init__(
+        self, keys: dict[str, KnownKey], skew: int, nonces: Nonces, service: str, now: Callable[[], float] = time.time
+    ) -> None:
+        self._keys, self._skew, self._nonces, self._service, self._now = keys, skew, nonces, service, now
         self._from: int | None = None
 
     async def verify(self, method: str, body: bytes, untrusted_metadata: Mapping[str, str | bytes]) -> KnownKey:
@@ -98,14 +121,14 @@ class Signatures:
                 "REQUEST_TIME", f"the request was signed {late:.0f} s ago; the limit is {self._skew} s", "compare the clocks"
             )
         if self._from is None:
-            self._from = await self._state.signed_from()
+            self._from = await self._nonces.signed_from()
         if at <= self._from:
             again = time.strftime("%H:%M:%S", time.gmtime(self._from))
             raise Unauthenticated(
-                "REQUEST_TIME", "the host was restored from a backup and does not know which requests it has seen",
+                "REQUEST_TIME", f"the {self._service} was restored from a backup and does not know which requests it has seen",
                 f"sign the request again after {again} UTC",
             )  # fmt: skip
-        if not await self._state.take_nonce(key.name, nonce, at + 2 * self._skew + 1):
+        if not await self._nonces.take_nonce(key.name, nonce, at + 2 * self._skew + 1):
             raise Unauthenticated("REQUEST_REPLAY", "this very request was seen before", "sign each request anew")
         return key
 

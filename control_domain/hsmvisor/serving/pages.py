@@ -7,8 +7,8 @@ import binascii
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
-from hsmvisor.host import limits
-from hsmvisor.host.errors import Invalid
+from hsmvisor.serving import limits
+from hsmvisor.serving.errors import Invalid
 
 T = TypeVar("T")
 
@@ -30,4 +30,4 @@ def _decode(untrusted_token: str) -> str:
     try:
         return base64.b64decode(untrusted_token, altchars=b"-_", validate=True).decode()
     except (binascii.Error, UnicodeDecodeError, ValueError):
-        raise Invalid("PAGE_TOKEN", "page_token is not one that this host gave") from None
+        raise Invalid("PAGE_TOKEN", "page_token is not one that was given here") from None

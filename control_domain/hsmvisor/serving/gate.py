@@ -8,18 +8,17 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, Protocol
 
 import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError
-from hsmvisor.host import errors, limits, reports
-from hsmvisor.host.audit import Audit
-from hsmvisor.host.auth import Authenticator, Call, Caller
-from hsmvisor.host.errors import Forbidden, HostError, Invalid, Unauthenticated
-from hsmvisor.host.requests import Origin
-from hsmvisor.host.roles import CHANGING, METHODS, Access, may
-from hsmvisor.host.throttle import Throttle
+from hsmvisor.serving import errors, limits
+from hsmvisor.serving.access import Call, Caller, Table
+from hsmvisor.serving.errors import Invalid, ServiceError, Unauthenticated
+from hsmvisor.serving.requests import Origin
+from hsmvisor.serving.text import clean
+from hsmvisor.serving.throttle import Throttle
 from hsmvisor_rpc.v1.request_signing import WHY
 
 _log = logging.getLogger(__name__)
@@ -28,6 +27,18 @@ _caller: ContextVar[Caller] = ContextVar("caller")
 _why: ContextVar[str] = ContextVar("why")
 
 Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[Any]]
+
+
+class Authenticator(Protocol):
+    async def identify(self, call: Call) -> Caller:
+        """Returns the caller; one whose identity is not proved has no roles.  Raises Unauthenticated for a wrong proof."""
+
+
+class Log(Protocol):
+    """The audit log, as far as it is needed here."""
+
+    def note(self, kind: str, **fields: Any) -> object:
+        """Queues a line; nobody waits for it."""
 
 
 def caller() -> Caller:
@@ -41,9 +52,9 @@ def origin() -> Origin:
 
 
 class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
-    def __init__(self, authenticator: Authenticator, audit: Audit) -> None:
+    def __init__(self, table: Table, authenticator: Authenticator, audit: Log) -> None:
         self.authenticator = authenticator  #: replaced when the configuration is read again
-        self._audit = audit
+        self._table, self._audit = table, audit
         self._throttle = Throttle(200, 20)  # strangers must not fill the disk with refusals
         self.refused = 0
 
@@ -117,49 +128,35 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         except Unauthenticated as error:
             self._refuse(method, f"unknown:{call.peer}", error)
             raise
-        if not may(method, known.roles, known.known):
-            denied = _denied(method, known)
+        if not self._table.may(method, known):
+            denied = self._table.denied(method, known)
             self._refuse(method, known.name, denied)
             raise denied
         _caller.set(known)
         _why.set(limits.why(str(metadata.get(WHY, ""))))
 
-    def _refuse(self, method: str, who: str, error: HostError) -> None:
+    def _refuse(self, method: str, who: str, error: ServiceError) -> None:
         self.refused += 1
         self._note(method, who, error)
 
-    def _note(self, method: str, who: str, error: HostError) -> None:
+    def _note(self, method: str, who: str, error: ServiceError) -> None:
         error.noted = True
         if not self._throttle.admit():
             return
         if suppressed := self._throttle.take_suppressed():
-            self._audit.note("call.refused", who="host", result="suppressed", count=suppressed)
-        who, detail = reports.clean(who), reports.clean(error.detail)
+            self._audit.note("call.refused", who=self._table.service, result="suppressed", count=suppressed)
+        who, detail = clean(who), clean(error.detail)
         self._audit.note("call.refused", who=who, method=method, result="refused", reason=error.reason, detail=detail)
 
     async def _abort(self, method: str, error: Exception, context: Any) -> None:
-        if isinstance(error, HostError):
-            if method in CHANGING and not error.noted:
+        if isinstance(error, ServiceError):
+            if method in self._table.changing and not error.noted:
                 known = _caller.get(None)  # refused before it was a request that could be carried out
                 self._note(method, known.name if known else f"unknown:{context.peer()}", error)
             await context.abort(errors.code(error), error.detail, (errors.trailer(error),))
         if isinstance(error, grpc.aio.AbortError):
             raise error
         _log.error("%s failed", method, exc_info=error)
-        internal = errors.Broken("INTERNAL", "an error inside the host service", "see the host's log")
+        service = self._table.service
+        internal = errors.Broken("INTERNAL", f"an error inside the {service} service", f"see the {service}'s log")
         await context.abort(errors.code(internal), internal.detail, (errors.trailer(internal),))
-
-
-def _denied(method: str, known: Caller) -> HostError:
-    if not known.known:
-        return Unauthenticated(
-            "CALLER", "who calls is not proved", "use the control socket, a client certificate or a signed request"
-        )
-    access = METHODS.get(method)
-    name = method.rpartition("/")[2]
-    if access is None or isinstance(access, Access):
-        return Forbidden("METHOD", f"{name} may be called by nobody")
-    needed = " or ".join(sorted(access))
-    return Forbidden(
-        "ROLE", f"{known.name} may not call {name}: it needs the role {needed}", "give it that role in the host's configuration"
-    )

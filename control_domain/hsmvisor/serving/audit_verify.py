@@ -11,7 +11,7 @@ from pathlib import Path
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from hsmvisor.host.audit import GENESIS, AuditHead, rotated
+from hsmvisor.serving.audit import GENESIS, AuditHead, rotated
 
 _MAX_LINE = 1024 * 1024
 _HASH_TAIL = len(',"hash":"') + 64 + len('"}')
@@ -42,6 +42,7 @@ class _Gap:
 
 @dataclass
 class Verdict:
+    service: str  #: who wrote the log
     findings: list[Finding] = field(default_factory=list)
     lines: int = 0
     first: int = 0  #: sequence of the first line
@@ -56,16 +57,16 @@ class Verdict:
         return not self.findings
 
 
-def verify(path: Path, host_public: bytes, *, exported: bool = False, first: int = 1) -> Verdict:
-    """Walks the log at `path` and the files it went on from; `host_public` is the host's raw Ed25519 key; older lines than `first`
-    are kept elsewhere.  Raises OSError.
+def verify(path: Path, public: bytes, *, service: str = "host", exported: bool = False, first: int = 1) -> Verdict:
+    """Walks the log at `path` and the files it went on from; `public` is the raw Ed25519 key of the `service`
+    that wrote it; older lines than `first` are kept elsewhere.  Raises OSError.
 
     Cut off lines at the end are found by the `.head` file beside the log, as far as that was not set back with it.  One that was
     `exported` has none: its chain is checked, and where it was to end cannot be told.
     """
-    verdict = Verdict()
-    key = Ed25519PublicKey.from_public_bytes(host_public)
-    note = _read_note(path)  # first: a host that is running writes it after its lines
+    verdict = Verdict(service)
+    key = Ed25519PublicKey.from_public_bytes(public)
+    note = _read_note(path)  # first: a service that is running writes it after its lines
     for file, number, raw in _lines(path):
         _Line(verdict, key, file, number).check(raw, first)
     for gap in verdict.gaps:
@@ -124,7 +125,7 @@ class _Line:
             return
         self._place(sequence, prev, first)
         if values.get("kind") == "audit.cut-off":
-            self.find(f"lines up to {values.get('noted')} had been cut off when the host service began", sequence)
+            self.find(f"lines up to {values.get('noted')} had been cut off when the {self.verdict.service} service began", sequence)
         if values.get("kind") == "checkpoint":
             self._checkpoint(sequence, prev, str(values.get("signature")))
         if sequence > verdict.last:
@@ -161,7 +162,7 @@ class _Line:
             self.verdict.checkpoints += 1
             self.verdict.signed_until = sequence
         else:
-            self.find(f"the checkpoint in line {sequence} is not signed by this host's key", sequence)
+            self.find(f"the checkpoint in line {sequence} is not signed by this {self.verdict.service}'s key", sequence)
 
 
 def _signed(key: Ed25519PublicKey, head: AuditHead, signature: str) -> bool:
@@ -196,7 +197,7 @@ def _check_end(verdict: Verdict, key: Ed25519PublicKey, path: Path, note: tuple[
         return
     head, signature = note
     if not _signed(key, head, signature):
-        find(f"{_note_path(path).name} is not signed by this host's key")
+        find(f"{_note_path(path).name} is not signed by this {verdict.service}'s key")
     elif head.sequence - 1 > verdict.last:
         find(f"the log ends with line {verdict.last}; lines up to {head.sequence - 1} were cut off")
     elif head.sequence - 1 == verdict.last and verdict.head not in (None, head.head):

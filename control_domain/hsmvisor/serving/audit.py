@@ -1,7 +1,7 @@
 """The audit log: append-only JSON lines, chained by hashes, synced before what they tell is acknowledged.
 
 A line is `{"seq":…,"at":…,"kind":…,…,"prev":…,"hash":…}`: `hash` is SHA-256 of the line's bytes before `,"hash"`, `prev` is that
-of the line before.  A checkpoint is a line whose `signature` is the host key's over the chain up to it.  Beside the file stands
+of the line before.  A checkpoint is a line whose `signature` is the service key's over the chain up to it.  Beside the file stands
 `<file>.head`, the signed newest place of the chain, so that lines cut off at the end are missed.  A full file is renamed to
 `<file>.<first seq>` and the chain goes on in a new one.
 
@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from hsmvisor.files import sync_path
-from hsmvisor.host.errors import Broken, Unavailable
+from hsmvisor.serving.errors import Broken, Unavailable
 from hsmvisor_rpc.sealed.canonical import Record
 
 _log = logging.getLogger(__name__)
@@ -60,13 +60,14 @@ def seal_line(fields: dict[str, Any]) -> tuple[str, str]:
 
 
 class Audit:
-    """`sign` signs with the host's key; `now` is in seconds since 1970."""
+    """`sign` signs with the key of `service`, which is its name ("host"); `now` is in seconds since 1970."""
 
     def __init__(
         self,
         path: Path,
         sign: Callable[[bytes], bytes],
         *,
+        service: str,
         rotate_bytes: int,
         checkpoint_lines: int,
         checkpoint_seconds: float,
@@ -77,7 +78,7 @@ class Audit:
 
         `begin_after`: the place at which the chain goes on where there is no log at all: that of a restored backup.
         """
-        self.path, self._sign, self._now = path, sign, now
+        self.path, self._sign, self._service, self._now = path, sign, service, now
         self._rotate_bytes, self._every_lines, self._every_seconds = rotate_bytes, checkpoint_lines, checkpoint_seconds
         self._pending: list[_Entry] = []
         self._wake = asyncio.Event()
@@ -135,7 +136,7 @@ class Audit:
 
     def _begin_with(self, kind: str, **fields: int) -> None:
         try:
-            self._write([self._line(kind, {"who": "host", "result": "ok", **fields}, self._now())])
+            self._write([self._line(kind, {"who": self._service, "result": "ok", **fields}, self._now())])
         except OSError as error:
             raise Broken("AUDIT", f"{self.path}: {error.strerror}", "look at the disk of the audit file") from None
 
@@ -147,10 +148,11 @@ class Audit:
         except (OSError, ValueError, KeyError, TypeError):
             return 0
         if self._sign(record.encode()).hex() != signature:  # Ed25519: the same key signs the same way
+            ours = self._service
             raise Broken(
                 "AUDIT_FOREIGN",
-                f"{self.path}.head is not signed by this host's key: one of them is not what it was; nothing was written",
-                "restore host.key from a backup; if it is the right one, run hsmvisor audit verify and move the note away",
+                f"{self.path}.head is not signed by this {ours}'s key: one of them is not what it was; nothing was written",
+                f"restore {ours}.key from a backup; if it is the right one, run hsmvisor audit verify and move the note away",
             )
         return record.sequence - 1
 
@@ -254,13 +256,15 @@ class Audit:
         """Queues a line; the future is done when it is on the disk.  Lines keep the order of these calls."""
         written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if len(self._pending) >= MAX_PENDING:
-            written.set_exception(Unavailable("AUDIT", "the audit log cannot be written", "look at the host's log and disk"))
+            written.set_exception(
+                Unavailable("AUDIT", "the audit log cannot be written", f"look at the {self._service}'s log and disk")
+            )
             written.exception()  # the caller may not look
             self._dropped += 1
             return written
         if self._dropped:
             dropped, self._dropped = self._dropped, 0
-            self.note("audit.dropped", who="host", result="failed", count=dropped)
+            self.note("audit.dropped", who=self._service, result="failed", count=dropped)
         self._pending.append(_Entry(kind, fields, self._now(), written))
         self._wake.set()
         return written

@@ -1,0 +1,143 @@
+"""The gRPC server: one server, its listeners (control socket, mutual TLS, signed requests), health and reflection."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import grpc.aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio as health  # type: ignore[attr-defined]
+from grpc_reflection.v1alpha import reflection
+from hsmvisor.serving import limits
+from hsmvisor.serving.errors import Broken
+from hsmvisor.serving.gate import Gate
+from hsmvisor.serving.relay import LOCAL, SIGNED, Relay
+
+_log = logging.getLogger(__name__)
+
+_OPTIONS = [
+    ("grpc.max_receive_message_length", limits.MAX_MESSAGE),
+    ("grpc.max_send_message_length", limits.MAX_ANSWER),
+    ("grpc.max_metadata_size", 16 * 1024),
+    ("grpc.max_concurrent_streams", 256),
+    ("grpc.so_reuseport", 0),
+    # clients that hold a stream open may ask every 30 s whether we are still there
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 30_000),
+]
+_GRACE = 2.0  #: seconds for calls that run when the service stops
+
+
+@dataclass(frozen=True)
+class UnixListener:
+    """A socket, made with this mode and group ("": ours)."""
+
+    path: Path
+    mode: int
+    group: str = ""
+
+
+@dataclass(frozen=True)
+class TlsListener:
+    """A TCP address and the files of its certificate; `client_ca`: callers show a certificate of one of those (None: none)."""
+
+    address: str
+    certificate: str
+    key: str
+    client_ca: str | None = None
+
+    def read(self) -> grpc.ServerCertificateConfiguration:
+        """Raises Broken."""
+        pair = _read(self.key), _read(self.certificate)
+        return grpc.ssl_server_certificate_configuration([pair], None if self.client_ca is None else _read(self.client_ca))
+
+
+@dataclass(frozen=True)
+class Listeners:
+    """Where callers come in: known by the kernel, by their certificates, by their signatures."""
+
+    control: UnixListener
+    tls: TlsListener | None = None
+    signed: UnixListener | TlsListener | None = None
+
+
+class Server:
+    def __init__(self, gate: Gate, services: Sequence[str], private: Path) -> None:
+        """`services`: full names, for health and reflection; `private`: a directory that nobody else can enter."""
+        self._server = grpc.aio.server(interceptors=[gate], options=_OPTIONS)
+        self._health, self._services = health.HealthServicer(), tuple(services)
+        self._upstream = private / "grpc.sock"
+        self._local, self._signed = Relay(LOCAL, self._upstream), Relay(SIGNED, self._upstream)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        reflection.enable_server_reflection(
+            [*self._services, reflection.SERVICE_NAME, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name], self._server
+        )
+
+    @property
+    def registry(self) -> grpc.aio.Server:
+        """Where the services are added."""
+        return self._server
+
+    async def start(self, listeners: Listeners) -> None:
+        """Opens the listeners, all of them or none.  Raises Broken, OSError."""
+        try:
+            await self._start(listeners)
+        except BaseException:
+            await self._server.stop(None)
+            raise
+
+    async def _start(self, listeners: Listeners) -> None:
+        self._upstream.unlink(missing_ok=True)
+        self._server.add_insecure_port(f"unix:{self._upstream}")
+        signed = listeners.signed
+        if listeners.tls is not None:
+            self._add_tls("tls", listeners.tls)
+        if isinstance(signed, TlsListener):
+            self._add_tls("signed", signed)
+        await self._server.start()
+        await _relay(self._local, listeners.control)
+        if isinstance(signed, UnixListener):
+            await _relay(self._signed, signed)
+        for service in ("", *self._services):
+            await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
+
+    def _add_tls(self, name: str, listener: TlsListener) -> None:
+        """The files are read again for each handshake, so a renewed certificate is used at once."""
+
+        good = [listener.read()]
+
+        def fetch() -> grpc.ServerCertificateConfiguration:
+            try:
+                good[0] = listener.read()
+            except Broken as error:
+                _log.error("%s; the certificate in use stays", error.detail)
+            return good[0]
+
+        credentials = grpc.dynamic_ssl_server_credentials(good[0], fetch, listener.client_ca is not None)
+        try:
+            port = self._server.add_secure_port(listener.address, credentials)
+        except RuntimeError:
+            port = 0
+        if not port:
+            raise Broken("LISTEN", f"{name}.address {listener.address} cannot be had", "choose a free address of this host")
+
+    async def stop(self) -> None:
+        await self._health.enter_graceful_shutdown()
+        await self._server.stop(_GRACE)
+        await asyncio.gather(self._local.stop(), self._signed.stop())
+        self._upstream.unlink(missing_ok=True)
+
+
+async def _relay(relay: Relay, listener: UnixListener) -> None:
+    await relay.start(listener.path, listener.mode, listener.group)
+
+
+def _read(path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise Broken("TLS", f"{path}: {error.strerror}", "see the tls section of the configuration") from None
