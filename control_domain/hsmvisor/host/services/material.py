@@ -64,7 +64,10 @@ class MaterialService(rpc.MaterialServiceServicer):
 
 
 def _told(done: m.Executed) -> dict[str, Any]:
-    """What a module says of a command that it carried out, cleaned for a line."""
+    """What a module says of a command that it carried out, cleaned for a line.  Of a key that it made: which request came out."""
+    csr = b""
+    if done.action == Action.GENERATE:
+        csr = reports.csr(reports.material(reports.parse(done.report)), done.generation)
     return {
         "action": reports.clean(done.action),
         "material": reports.clean(done.material),
@@ -72,4 +75,5 @@ def _told(done: m.Executed) -> dict[str, Any]:
         "sequence": done.sequence,
         "signer": reports.clean(done.signer),
         **({"compromised": True} if done.compromised else {}),
+        **({"csr": hashlib.sha256(csr).hexdigest()} if csr else {}),
     }
