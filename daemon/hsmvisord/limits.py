@@ -123,6 +123,7 @@ MAX_JOURNAL = 64 * 1024  #: bytes of them at most; beyond, the operation is not 
 MAX_JOURNALS = 4 * 1024 * 1024  #: bytes of all that are not small
 
 HSM_SECONDS = 30.0  #: that a hardware security module may take for an operation (an RSA key of 4096 bits)
+RSA_WAIT = 15.0  #: seconds that a signed command waits for an RSA key that its guest is having made
 HSM_WAIT = 3.0  #: seconds that an operation waits for another helper, when the one before it ended
 
 # ---- what a guest makes its host do -------------------------------------------------------------------------------------

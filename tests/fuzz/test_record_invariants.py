@@ -18,6 +18,7 @@ RECORDS: list[type[Record]] = [
     *internal.RECORDS.values(),
     records.MetaRecord,
     records.KeyRecord,
+    records.RequestRecord,
     records.CertificateRecord,
     records.GenerationRecord,
     records.MaterialRecord,

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat, load_der_public_key
 from hsmvisor_rpc.sealed import commands, envelope
 from hsmvisor_rpc.sealed.commands import Action, Command
 from hsmvisor_rpc.sealed.identity import ModuleIdentity, verify_identity
 from hsmvisor_rpc.v1 import hsmvisor_pb2 as pb
+from support.certificates import Authority, chain_der
 from support.host_process import HostProcess
+
+AUTHORITY = Authority()
 
 
 class Delivery:
@@ -38,6 +42,12 @@ class Delivery:
             sealed = envelope.seal(envelope.KeyMaterial(pkcs8), recipient, context)
             public = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
             body = commands.Stage(public, (), sealed, "pin", "tls", b"", 0, "extend", "keep", False).encode()
+        elif action == Action.GENERATE:
+            names = ("dns:www.example.net",)
+            body = commands.Generate("P-256", names, "pin", "tls", b"", 0, "extend", "keep", False).encode()
+        elif action == Action.CERTIFY:
+            public: Any = load_der_public_key(self.public_keys()[generation])
+            body = commands.Certify(chain_der((AUTHORITY.issue_for(public), AUTHORITY.intermediate))).encode()
         elif action == Action.RETIRE:
             body = commands.Retire(3600, "extend").encode()
         command = Command(action, host_id, module_id, sequence + 1, now, now + 600, self.material, generation, body)
@@ -47,6 +57,13 @@ class Delivery:
         request = pb.ExecuteRequest(request_id=request_id, module=self.name, signed_command=data)
         return self.host.material.Execute(request, timeout=10)
 
-    def states(self) -> dict[int, str]:
+    def _generations(self) -> list[pb.Generation]:
         listed = self.host.material.ListMaterials(pb.ListMaterialsRequest(module=self.name), timeout=10).materials
-        return {g.number: g.state for row in listed if row.name == self.material for g in row.generations}
+        return [g for row in listed if row.name == self.material for g in row.generations]
+
+    def states(self) -> dict[int, str]:
+        """A staged generation of a key that the module made is `requested` until it has its certificate."""
+        return {g.number: "requested" if g.csr and not g.certificates else g.state for g in self._generations()}
+
+    def public_keys(self) -> dict[int, bytes]:
+        return {g.number: g.public_key for g in self._generations()}

@@ -8,17 +8,26 @@ from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.hazmat.primitives.serialization import Encoding, load_der_public_key
 from hsmvisor_rpc.sealed import envelope
 from hsmvisor_rpc.sealed.canonical import Record
-from hsmvisor_rpc.sealed.commands import Command, Signer, SignerCertificate, Stage, certify, raw_public
+from hsmvisor_rpc.sealed.commands import (
+    Certify,
+    Command,
+    Generate,
+    Signer,
+    SignerCertificate,
+    Stage,
+    certify,
+    raw_public,
+)
 from hsmvisord.crypto.software import SoftwareProvider
 from hsmvisord.keystore import persistence
 from hsmvisord.keystore.keystore import Cause, Happening, Keystore, StorageError
 from hsmvisord.keystore.persistence import SealedChange
 from hsmvisord.keystore.vault import Vault
 from hsmvisord.token.token import Token
-from support.certificates import Authority, PrivateKey, new_key, pkcs8, spki
+from support.certificates import Authority, PrivateKey, chain_der, new_key, pkcs8, spki
 
 HOST, MODULE = b"h" * 32, b"m" * 16
 NOW = int(time.time())  # certificates of tests begin now
@@ -130,6 +139,40 @@ class Bench:
         certificates = self.authority.chain(key) if chained else ()
         self.execute("stage", material, generation, self.body(key, certificates, material, generation, **changes))
         return key
+
+    def to_make(self, **changes: Any) -> Generate:
+        """The body of a generate command."""
+        values: dict[str, Any] = {
+            "key_type": "P-256",
+            "names": ("dns:www.example.net",),
+            "mode": "pin",
+            "profile": "any",
+            "alias_id": b"",
+            "drain_seconds": 0,
+            "after_drain": "extend",
+            "on_expiry": "keep",
+            "self_signed": False,
+        }
+        return Generate(**(values | changes))
+
+    def generate(self, generation: int = 1, material: str = "tls", **changes: Any) -> x509.CertificateSigningRequest:
+        """Returns the request that the state has of the new generation's key."""
+        self.execute("generate", material, generation, self.to_make(**changes))
+        return self.request_of(generation, material)
+
+    def request_of(self, generation: int, material: str = "tls") -> x509.CertificateSigningRequest:
+        found = self.keystore.state.materials[material].generation(generation)
+        assert found is not None
+        request = self.keystore.state.keys[found.key].request
+        assert request is not None
+        return x509.load_der_x509_csr(request.der)
+
+    def to_certify(self, generation: int = 1, material: str = "tls") -> Certify:
+        """The body of a certify command: a chain for the public key of the generation."""
+        found = self.keystore.state.materials[material].generation(generation)
+        assert found is not None
+        public: Any = load_der_public_key(found.public_key)
+        return Certify(chain_der((self.authority.issue_for(public), self.authority.intermediate)))
 
     def push(self, generation: int = 1, key: PrivateKey | None = None, material: str = "tls", **changes: Any) -> PrivateKey:
         key = self.stage(generation, key, material, **changes)

@@ -15,6 +15,7 @@ COMMANDS = {
     Step.ROLL_BACK: lambda b: b.execute("roll-back"),
     Step.RETIRE: lambda b: b.execute("retire", "tls", 1, Retire(0, "extend")),
     Step.DESTROY: lambda b: b.execute("destroy"),
+    Step.CERTIFY: lambda b: b.execute("certify", "tls", 1, b.to_certify()),
 }
 
 

@@ -5,16 +5,28 @@ from __future__ import annotations
 import contextlib
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import grpc
 from hsmvisor.authority.bundle import Bundle
-from hsmvisor.authority.records import Known, ModuleRecord, Records, delivery_of
+from hsmvisor.authority.csr import CertificateRequest, spelled
+from hsmvisor.authority.records import Known, ModuleRecord, Records, content_of, delivery_of, key_of, made_of
 from hsmvisor.authority.store import Authority, AuthorityError
 from hsmvisor_rpc.sealed import envelope
 from hsmvisor_rpc.sealed.canonical import Record
-from hsmvisor_rpc.sealed.commands import Action, ChangeRoot, Command, Destroy, Retire, Signer, Stage, fingerprint
+from hsmvisor_rpc.sealed.commands import (
+    Action,
+    Certify,
+    ChangeRoot,
+    Command,
+    Destroy,
+    Generate,
+    Retire,
+    Signer,
+    Stage,
+    fingerprint,
+)
 from hsmvisor_rpc.sealed.identity import ModuleIdentity, verify_identity
 from hsmvisor_rpc.sealed.refusal import Reason
 from hsmvisor_rpc.v1 import hsmvisor_pb2 as pb
@@ -123,11 +135,7 @@ class Pusher:
     def delivered(self, module: str, material: str, bundle: Bundle, staging: Staging) -> tuple[int, str]:
         """Returns number and state of the current or a staged generation that is just this; (0, "") when there is none."""
         for known in self.materials(module):
-            if known.name == material and (known.mode, known.profile, known.alias_id) == (
-                staging.mode,
-                staging.profile,
-                staging.alias_id or known.alias_id,
-            ):
+            if known.name == material and _is_used_so(known, staging):
                 fitting = [g for g in known.generations if g.state in ("current", "staged") and _is_just(g, bundle, staging)]
                 if fitting:
                     newest = max(fitting, key=lambda g: (g.state == "current", g.number))
@@ -189,7 +197,64 @@ class Pusher:
             )
 
         delivery = delivery_of(bundle, generation, staging, key_file, cert_file)
-        return self._send(module, Action.STAGE, material, generation, body, done=lambda record: record.staged(material, delivery))
+        renewed = key_of(bundle.public_key) if bundle.pkcs8 is None else ""
+
+        def done(record: ModuleRecord, answer: pb.ExecuteResponse) -> None:
+            record.staged(material, delivery, renewed)
+
+        return self._send(module, Action.STAGE, material, generation, body, done=done)
+
+    def generate(
+        self, module: str, material: str, key_type: str, names: Iterable[str], staging: Staging, generation: int
+    ) -> pb.ExecuteResponse:
+        """Has the module make a key, as a staged generation without a certificate.
+
+        `key_type` is one of sealed.commands.KEY_TYPES.  The answer's `csr` is a certificate request (PKCS #10, DER) for `names`
+        (dns:..., ip:..., uri:..., email:...), signed by that key; it was held against what was asked for.
+        """
+        asked = spelled(names)
+        body = Generate(
+            key_type=key_type,
+            names=asked,
+            mode=staging.mode,
+            profile=staging.profile,
+            alias_id=staging.alias_id,
+            drain_seconds=staging.drain_seconds,
+            after_drain=staging.after_drain,
+            on_expiry=staging.on_expiry,
+            self_signed=staging.self_signed,
+        )
+
+        def done(record: ModuleRecord, answer: pb.ExecuteResponse) -> None:
+            record.staged(material, made_of(_public_key(answer, generation), generation, staging))
+
+        answer = self._send(module, Action.GENERATE, material, generation, lambda *_: body, done=done)
+        CertificateRequest.read(answer.csr).demand(_public_key(answer, generation), key_type, asked)
+        return answer
+
+    def generated(
+        self, module: str, material: str, key_type: str, names: Iterable[str], staging: Staging
+    ) -> tuple[int, CertificateRequest] | None:
+        """Returns the staged generation, and its request, that just such a `generate` made and that has no certificate yet."""
+        asked = spelled(names)
+        for known in self.materials(module):
+            if known.name == material and _is_used_so(known, staging):
+                for g in reversed(known.generations):
+                    bare = bool(g.certificates) == staging.self_signed
+                    if g.state == "staged" and g.csr and bare and _is_kept_so(g, staging):
+                        request = CertificateRequest.read(g.csr)
+                        if (request.public_key, request.key_type, request.names) == (g.public_key, key_type, asked):
+                            return g.number, request
+        return None
+
+    def certify(self, module: str, material: str, generation: int, bundle: Bundle, cert_file: str = "") -> pb.ExecuteResponse:
+        """Puts certificates to a staged generation that has none; `bundle` holds them alone."""
+        content = content_of(bundle.public_key, bundle.certificates)
+
+        def done(record: ModuleRecord, answer: pb.ExecuteResponse) -> None:
+            record.certified(material, generation, content, cert_file)
+
+        return self._send(module, Action.CERTIFY, material, generation, lambda *_: Certify(bundle.certificates), done=done)
 
     def push(self, module: str, material: str, bundle: Bundle, staging: Staging | None = None) -> pb.ExecuteResponse:
         """Stages the next generation and activates it."""
@@ -204,7 +269,7 @@ class Pusher:
         return self._activate(module, Action.ROLL_BACK, material, generation)
 
     def _activate(self, module: str, action: Action, material: str, generation: int) -> pb.ExecuteResponse:
-        return self._send(module, action, material, generation, done=lambda record: record.activated(material, generation))
+        return self._send(module, action, material, generation, done=lambda record, _: record.activated(material, generation))
 
     def retire(
         self, module: str, material: str, generation: int, drain_seconds: int = 0, after_drain: str = "extend"
@@ -215,7 +280,7 @@ class Pusher:
             material,
             generation,
             lambda *_: Retire(drain_seconds, after_drain),
-            done=lambda record: record.retired(material, generation),
+            done=lambda record, _: record.retired(material, generation),
         )
 
     def destroy(self, module: str, material: str, generation: int, compromised: bool = False) -> pb.ExecuteResponse:
@@ -225,7 +290,7 @@ class Pusher:
             material,
             generation,
             lambda *_: Destroy(compromised),
-            done=lambda record: record.destroyed(material, generation),
+            done=lambda record, _: record.destroyed(material, generation),
         )
 
     def change_root(self, module: str, new_root: bytes) -> pb.ExecuteResponse:
@@ -240,7 +305,7 @@ class Pusher:
         generation: int,
         body: Callable[[Target, int], Record] | None = None,
         signer: Signer | None = None,
-        done: Callable[[ModuleRecord], None] = lambda record: None,
+        done: Callable[[ModuleRecord, pb.ExecuteResponse], None] = lambda record, answer: None,
     ) -> pb.ExecuteResponse:
         """`done` records that it was carried out."""
         signer = signer or self._authority.signer()
@@ -264,7 +329,7 @@ class Pusher:
                 answer = self._materials.Execute(request, timeout=self._timeout)
                 with self.records.change(module) as record:
                     record.acknowledged(answer.sequence)
-                    done(record)
+                    done(record, answer)
                 return answer
             except grpc.RpcError as error:
                 if attempt + 1 == ATTEMPTS or reason_of(error) not in (Reason.STALE_SEQUENCE, Reason.REPLAY):
@@ -285,17 +350,25 @@ def _set_back(module: str, has: int, known: int) -> str:
     )
 
 
+def _is_used_so(known: pb.Material, staging: Staging) -> bool:
+    wanted = (staging.mode, staging.profile, staging.alias_id or known.alias_id)
+    return (known.mode, known.profile, known.alias_id) == wanted
+
+
+def _is_kept_so(known: pb.Generation, staging: Staging) -> bool:
+    wanted = (staging.after_drain, staging.on_expiry, staging.drain_seconds)
+    return (known.after_drain, known.on_expiry, known.drain_seconds) == wanted
+
+
 def _is_just(known: pb.Generation, bundle: Bundle, staging: Staging) -> bool:
     certificates = tuple(known.certificates)
     if not bundle.certificates and staging.self_signed:  # the module made that certificate
         certificates = () if len(certificates) == 1 else (b"none",)
-    return (known.public_key, certificates, known.after_drain, known.on_expiry, known.drain_seconds) == (
-        bundle.public_key,
-        bundle.certificates,
-        staging.after_drain,
-        staging.on_expiry,
-        staging.drain_seconds,
-    )
+    return (known.public_key, certificates) == (bundle.public_key, bundle.certificates) and _is_kept_so(known, staging)
+
+
+def _public_key(answer: pb.ExecuteResponse, generation: int) -> bytes:
+    return next((g.public_key for g in answer.status.generations if g.number == generation), b"")
 
 
 def reason_of(error: grpc.RpcError) -> str:

@@ -33,6 +33,7 @@ class Delivery:
     staging: dict[str, Any]
     key_file: str = ""
     cert_file: str = ""
+    made: str = ""  #: SHA-256 of the public key of a key that the module made: nobody can deliver that again
 
 
 @dataclass
@@ -77,13 +78,21 @@ class ModuleRecord:
         self.sequence = max(self.sequence, sequence)
         self.next_above = max(self.next_above, sequence)
 
-    def staged(self, material: str, delivery: Delivery) -> None:
+    def staged(self, material: str, delivery: Delivery, renewed: str = "") -> None:
+        """`renewed`: SHA-256 of the public key when a certificate came alone."""
         known = self.of(material)
         known.newest = max(known.newest, delivery.generation)
         before = known.current
+        if renewed and any(d.made == renewed for d in (*known.generations, *filter(None, [before]))):
+            delivery.made = renewed
         if not delivery.key_file and before is not None:
             delivery.key_file = before.key_file  # a certificate alone, for the key that came from there
         known.generations = [*known.generations, delivery][-KEPT:]
+
+    def certified(self, material: str, generation: int, content: str, cert_file: str) -> None:
+        for delivery in self.of(material).generations:
+            if delivery.generation == generation:
+                delivery.content, delivery.cert_file = content, cert_file
 
     def activated(self, material: str, generation: int) -> None:
         known = self.of(material)
@@ -109,10 +118,24 @@ def content_of(public_key: bytes, certificates: tuple[bytes, ...]) -> str:
     return hashlib.sha256(b"".join(len(part).to_bytes(4, "big") + part for part in (public_key, *certificates))).hexdigest()
 
 
+def key_of(public_key: bytes) -> str:
+    return hashlib.sha256(public_key).hexdigest()
+
+
 def delivery_of(bundle: Bundle, generation: int, staging: Any, key_file: str, cert_file: str) -> Delivery:
+    content = content_of(bundle.public_key, bundle.certificates)
+    return Delivery(generation, content, _recorded(staging), key_file, cert_file)
+
+
+def made_of(public_key: bytes, generation: int, staging: Any) -> Delivery:
+    """A key that the module made, without a certificate so far."""
+    return Delivery(generation, content_of(public_key, ()), _recorded(staging), made=key_of(public_key))
+
+
+def _recorded(staging: Any) -> dict[str, Any]:
     values = asdict(staging)
     values["alias_id"] = staging.alias_id.hex()
-    return Delivery(generation, content_of(bundle.public_key, bundle.certificates), values, key_file, cert_file)
+    return values
 
 
 class Records:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from hsmvisor.authority.bundle import Bundle, BundleError
 from hsmvisor.authority.pusher import Pusher, Staging
-from hsmvisor.authority.records import Delivery, Known, content_of
+from hsmvisor.authority.records import Delivery, Known, content_of, key_of
 from hsmvisor_rpc.v1 import hsmvisor_pb2 as pb
 
 #: Returns the key and certificates of a material, by its name and the record of its delivery; raises BundleError, OSError.
@@ -44,7 +44,7 @@ def _of_material(pusher: Pusher, module: str, name: str, known: Known, there: pb
     generations = {g.number: g for g in there.generations if g.state != "destroyed"} if there else {}
     current = next((g for g in generations.values() if g.state == "current"), None)
     if known.current is not None and (current is None or _content(current) != known.current.content):
-        done.append(_deliver(pusher, module, name, known.current, source))
+        done.append(_deliver(pusher, module, name, known.current, source, _left_of(known.current, generations)))
     elif known.retired and current is not None and current.number == known.retired:
         pusher.retire(module, name, current.number)
         done.append(Outcome(name, "retired", current.number))
@@ -61,12 +61,28 @@ def _content(generation: pb.Generation) -> str:
     return content_of(generation.public_key, tuple(generation.certificates))
 
 
-def _deliver(pusher: Pusher, module: str, name: str, delivery: Delivery, source: Source) -> Outcome:
+def _left_of(delivery: Delivery, generations: dict[int, pb.Generation]) -> pb.Generation | None:
+    """Returns the newest generation that still has a key that the module made."""
+    if not delivery.made:
+        return None
+    having = [g for g in generations.values() if key_of(g.public_key) == delivery.made]
+    return max(having, key=lambda g: g.number, default=None)
+
+
+def _deliver(pusher: Pusher, module: str, name: str, delivery: Delivery, source: Source, left: pb.Generation | None) -> Outcome:
+    """`left`: has the key, of one that the module made."""
     try:
         bundle = source(name, delivery)
     except (BundleError, OSError) as error:
-        detail = f"{error}: hsmvisor material push {module} {name} --key FILE --cert FILE"
-        return Outcome(name, "missing", 0, detail)
+        push = f"hsmvisor material push {module} {name}"
+        if left is not None:
+            alone = delivery.content == content_of(left.public_key, ())
+            cure = f"hsmvisor material activate {module} {name} {left.number}" if alone else f"{push} --cert FILE"
+            return Outcome(name, "missing", 0, f"the module still has the key that it made, in generation {left.number}: {cure}")
+        if delivery.made:
+            cure = f"hsmvisor material generate {module} {name}"
+            return Outcome(name, "missing", 0, f"its key was made in the module and was nowhere else, so it is lost: {cure}")
+        return Outcome(name, "missing", 0, f"{error}: {push} --key FILE --cert FILE")
     values = delivery.staging | {"alias_id": bytes.fromhex(delivery.staging["alias_id"])}
     generation = pusher.next_generation(module, name)
     pusher.stage(module, name, bundle, Staging(**values), generation, delivery.key_file, delivery.cert_file)

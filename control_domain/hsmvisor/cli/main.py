@@ -7,7 +7,7 @@ from typing import BinaryIO
 
 import click
 from click.shell_completion import get_completion_class
-from hsmvisor.cli import context, devices
+from hsmvisor.cli import context, devices, requests
 from hsmvisor.cli.backups import backup, restore
 from hsmvisor.cli.context import USAGE, CommandError, Context, Group
 from hsmvisor.cli.doctor import doctor
@@ -93,6 +93,8 @@ def completion(shell: str) -> None:
     click.echo(completion_class(cli, {}, "hsmvisor", "_HSMVISOR_COMPLETE").source())
 
 
+for of_material in requests.COMMANDS:
+    material.add_command(of_material)
 for of_module in devices.COMMANDS:
     module.add_command(of_module)
 for command in (module, material, host, authority, events, audit, backup, restore, policy, doctor):

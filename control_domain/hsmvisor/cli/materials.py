@@ -15,12 +15,11 @@ from hsmvisor.authority import AuthorityError, Bundle, BundleError, Staging
 from hsmvisor.authority.records import Delivery, content_of
 from hsmvisor.authority.redelivery import redeliver as pusher_redeliver
 from hsmvisor.cli.context import FAILURE, USAGE, CommandError, Context, Group, pass_context, plain, table, when
-from hsmvisor.cli.parameters import Duration, HexBytes
+from hsmvisor.cli.parameters import Duration
+from hsmvisor.cli.staging import staging_options
 from hsmvisor_rpc.sealed.refusal import Refusal
 from hsmvisor_rpc.v1 import hsmvisor_pb2 as pb
 from hsmvisor_rpc.v1 import hsmvisor_pb2_grpc as rpc
-
-PROFILES = ("tls", "ssh", "request-signing", "decrypt", "card", "any")
 
 
 @click.group(cls=Group)
@@ -62,33 +61,13 @@ def _passphrase(file: BinaryIO | None) -> bytes | None:
 @click.option("--key", type=click.File("rb"), help="Private key: PEM, DER (PKCS #8) or PKCS #12.")
 @click.option("--cert", type=click.File("rb"), help="Certificates in PEM, in any order.")
 @click.option("--passphrase-file", type=click.File("rb"), help="Passphrase of an encrypted key; - reads standard input.")
-@click.option(
-    "--mode",
-    type=click.Choice(["pin", "follow"]),
-    default="pin",
-    show_default=True,
-    help="follow: a bare key whose handle signs with the newest generation.",
-)
-@click.option("--profile", type=click.Choice(PROFILES), default="tls", show_default=True, help="What the key may do.")
-@click.option("--alias-id", type=HexBytes(), default=b"", help="CKA_ID that finds it too, for clients configured by id.")
-@click.option(
-    "--drain", type=Duration(), default=0, help="How long it serves after it retires; default: until its certificate expires."
-)
-@click.option(
-    "--after-drain", type=click.Choice(["extend", "refuse"]), default="extend", show_default=True,
-    help="Whether who holds it may go on when that time is over, as long as it is used.",
-)  # fmt: skip
-@click.option(
-    "--on-expiry", type=click.Choice(["keep", "refuse"]), default="keep", show_default=True,
-    help="Whether the key signs on after its certificate expired.",
-)  # fmt: skip
-@click.option("--self-signed", is_flag=True, help="Show a bare key with a self-signed certificate (Java hides keys without one).")
+@staging_options
 @click.option("--no-activate", is_flag=True, help="Stage only.")
 @click.option("--again", is_flag=True, help="Make a new generation even of what is current already.")
 @pass_context
 def push(
     ctx: Context, /, module: str, name: str, key: BinaryIO | None, cert: BinaryIO | None, passphrase_file: BinaryIO | None,
-    no_activate: bool, again: bool, drain: int, **staging: Any,
+    no_activate: bool, again: bool, **staging: Any,
 ) -> None:  # fmt: skip
     """Deliver a key and its certificates, sealed to MODULE, and make them current.
 
@@ -101,10 +80,10 @@ def push(
         raise CommandError("give --key, --cert or both", USAGE)
     bundle = Bundle.make(key.read() if key else None, cert.read() if cert else b"", _passphrase(passphrase_file))
     pusher = ctx.pusher()
-    wanted = Staging(drain_seconds=drain, **staging)
+    wanted = Staging(**staging)
     generation, state = (0, "") if again else pusher.delivered(module, name, bundle, wanted)
     if state == "current" or (state and no_activate):
-        answer, more = pb.ExecuteResponse(material=name, generation=generation, status=_get(ctx, module, name)), " already"
+        answer, more = pb.ExecuteResponse(material=name, generation=generation, status=get(ctx, module, name)), " already"
     else:
         more = ""
         if not state:
@@ -156,7 +135,7 @@ def _list(ctx: Context, module: str) -> list[pb.Material]:
             return found
 
 
-def _get(ctx: Context, module: str, name: str) -> pb.Material:
+def get(ctx: Context, module: str, name: str) -> pb.Material:
     return rpc.MaterialServiceStub(ctx.channel).GetMaterial(pb.GetMaterialRequest(module=module, name=name), timeout=ctx.timeout)
 
 
@@ -166,7 +145,7 @@ def _get(ctx: Context, module: str, name: str) -> pb.Material:
 @pass_context
 def show(ctx: Context, module: str, name: str) -> None:
     """One material with its generations."""
-    found = _get(ctx, module, name)
+    found = get(ctx, module, name)
     ctx.result(found, lambda: show_materials([found]))
 
 
@@ -266,6 +245,8 @@ def redeliver(
 
 def _from_files(delivery: Delivery, passphrase: bytes | None) -> Bundle:
     """Raises BundleError when the files do not hold what was delivered."""
+    if delivery.made:
+        raise BundleError("its key was made in the module")
     if not delivery.key_file:
         raise BundleError("its key came through a pipe")
     with contextlib.ExitStack() as stack:

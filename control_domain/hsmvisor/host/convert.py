@@ -17,7 +17,7 @@ from hsmvisor.host.settings import EVERYTHING, Policy, Settings
 from hsmvisor.serving.events import EventRow
 from hsmvisor.serving.text import clean
 from hsmvisor_rpc.internal import messages as m
-from hsmvisor_rpc.sealed.commands import fingerprint
+from hsmvisor_rpc.sealed.commands import Action, fingerprint
 from hsmvisor_rpc.v1 import hsmvisor_pb2 as pb
 
 _LAST = 253402300799  #: 9999-12-31T23:59:59Z, the last second of a Timestamp
@@ -154,17 +154,20 @@ def _generation(row: reports.Generation) -> pb.Generation:
         certificate_only=row.certificate_only,
         on_expiry=row.on_expiry,
         drain_seconds=row.drain_seconds,
+        csr=row.csr,
     )
 
 
 def executed(module_name: str, done: m.Executed) -> pb.ExecuteResponse:
+    status = reports.material(reports.parse(done.report))
     return pb.ExecuteResponse(
         action=done.action,
         material=done.material,
         generation=min(done.generation, 2**32 - 1),
         sequence=done.sequence,
         signer=done.signer,
-        status=material(module_name, reports.material(reports.parse(done.report))),
+        status=material(module_name, status),
+        csr=reports.csr(status, done.generation) if done.action == Action.GENERATE else b"",
     )
 
 

@@ -15,7 +15,7 @@ from hsmvisor.host.link import LinkClosed, PeerError
 from hsmvisor.host.measures import Measure
 from hsmvisor.host.worker import WorkerProcess
 
-_STEADY = 5.0  #: seconds of life after which a helper's death counts as the first one again
+STEADY = 5.0  #: seconds of life after which a helper's death counts as the first one again
 _log = logging.getLogger(__name__)
 
 
@@ -134,7 +134,7 @@ class Cryptoprocessor:
         if (hsm := self._hsms.find(self.hsm)) and helper.wrong_pin:
             hsm.bar(helper.last)
         _log.error("module %s: helper %d of HSM %s is gone; another one is started", self._module, helper.pid, self.hsm)
-        if asyncio.get_running_loop().time() - helper.began > _STEADY:
+        if asyncio.get_running_loop().time() - helper.began > STEADY:
             self._failures = 0
             return
         self._failures += 1

@@ -40,6 +40,7 @@ class Generation:
     certificate_only: bool
     on_expiry: str
     drain_seconds: int
+    csr: bytes = b""  #: of a key that the module made
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,13 @@ def _generation(value: Json) -> Generation:
         certificate_only=value.get("certificate_only") is True,
         on_expiry=_text(value, "on_expiry"),
         drain_seconds=_int(value, "drain_seconds"),
+        csr=_base64(value.get("csr")),
     )
+
+
+def csr(material: Material, generation: int) -> bytes:
+    """Returns the certificate request of a generation's key, empty where that was delivered."""
+    return next((g.csr for g in material.generations if g.number == generation), b"")
 
 
 def statistics(untrusted_text: str) -> Statistics:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import functools
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 from cryptography import x509
@@ -150,3 +151,12 @@ class BasePrivateKey:
         )
         certificate = builder.sign(self._any_key, self.certificate_hash)  # type: ignore[arg-type]
         return certificate.public_bytes(serialization.Encoding.DER)
+
+    def certificate_request(self, common_name: str, names: Sequence[x509.GeneralName]) -> bytes:
+        builder = x509.CertificateSigningRequestBuilder()
+        subject = [x509.NameAttribute(NameOID.COMMON_NAME, common_name)] if common_name else []
+        builder = builder.subject_name(x509.Name(subject))
+        if names:  # critical where they alone say whose it is (RFC 5280, 4.2.1.6)
+            builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=not subject)
+        request = builder.sign(self._any_key, self.certificate_hash)  # type: ignore[arg-type]
+        return request.public_bytes(serialization.Encoding.DER)

@@ -30,9 +30,9 @@ _one_rsa = threading.Lock()
 
 
 @contextmanager
-def making_rsa() -> Iterator[None]:
-    """It takes seconds of a processor: one at a time, of a module.  Raises CkError(FUNCTION_REJECTED)."""
-    if not _one_rsa.acquire(blocking=False):
+def making_rsa(wait: float = 0.0) -> Iterator[None]:
+    """It takes seconds of a processor: one at a time, of a module.  Raises CkError(FUNCTION_REJECTED) after `wait` seconds."""
+    if not _one_rsa.acquire(timeout=wait):
         raise CkError(ck.CKR_FUNCTION_REJECTED, "the module is making another RSA key, or other parameters: one at a time")
     try:
         yield
@@ -46,11 +46,7 @@ def _rsa(wanted: Wanted) -> Make:
     if wanted.exponent not in (0, EXPONENT):
         raise CkError(ck.CKR_ATTRIBUTE_VALUE_INVALID, f"a new RSA key has the public exponent {EXPONENT}")
 
-    def make() -> PrivateKey:
-        with making_rsa():
-            return RsaPrivateKey(rsa.generate_private_key(EXPONENT, wanted.bits))
-
-    return make
+    return lambda: RsaPrivateKey(rsa.generate_private_key(EXPONENT, wanted.bits))
 
 
 def _curve(wanted: Wanted, makers: dict[bytes, Make]) -> Make:
@@ -106,6 +102,17 @@ PAIRS: dict[int, tuple[int, Callable[[Wanted], Make]]] = {
     ck.CKM_DH_PKCS_KEY_PAIR_GEN: (ck.CKK_DH, lambda wanted: lambda: dh.generate(wanted.domain)),
 }
 
+#: Type of a key -> the mechanism that makes it.
+MECHANISMS: dict[int, int] = {key_type: mechanism for mechanism, (key_type, _) in PAIRS.items()}
+
+#: What a manager's command calls a key (sealed/commands.py, KEY_TYPES) -> mechanism, and what is wanted of it.
+BY_NAME: dict[str, tuple[int, Wanted]] = {
+    **{f"P-{bits}": (ck.CKM_EC_KEY_PAIR_GEN, Wanted(parameters=CURVES[f"secp{bits}r1"][2])) for bits in (256, 384, 521)},
+    **{f"RSA-{bits}": (ck.CKM_RSA_PKCS_KEY_PAIR_GEN, Wanted(bits=bits)) for bits in (2048, 3072, 4096)},
+    **{k.name: (ck.CKM_EC_EDWARDS_KEY_PAIR_GEN, Wanted(parameters=k.parameters)) for k, _ in EDWARDS.values()},
+    **{k.name: (ck.CKM_ML_DSA_KEY_PAIR_GEN, Wanted(parameter_set=number)) for k, number, _ in ML_DSA.values()},
+}
+
 #: Mechanism -> type of the key, its length in bytes where it has one alone.
 SECRETS: dict[int, tuple[int, int]] = {
     ck.CKM_AES_KEY_GEN: (ck.CKK_AES, 0),
@@ -121,9 +128,14 @@ def check(mechanism: int, wanted: Wanted) -> None:
     PAIRS[mechanism][1](wanted)
 
 
-def key_pair(mechanism: int, wanted: Wanted) -> PrivateKey:
-    """Raises CkError(FUNCTION_REJECTED) while another RSA key is being made."""
-    return PAIRS[mechanism][1](wanted)()
+def key_pair(mechanism: int, wanted: Wanted, wait: float = 0.0) -> PrivateKey:
+    """Raises CkError(FUNCTION_REJECTED) when another RSA key is being made, and still is after `wait` seconds."""
+    key_type, maker = PAIRS[mechanism]
+    make = maker(wanted)
+    if key_type != ck.CKK_RSA:
+        return make()
+    with making_rsa(wait):
+        return make()
 
 
 def secret_size(mechanism: int, length: int) -> tuple[int, int]:

@@ -10,9 +10,11 @@ SIGNATURE_LEN_RANGE).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
+
+from cryptography import x509
 
 from hsmvisord import ck
 from hsmvisord.ck import CkError
@@ -188,6 +190,10 @@ class PrivateKey(Protocol):
         """Returns a DER certificate of this key signed by itself; times in seconds."""
         ...
 
+    def certificate_request(self, common_name: str, names: Sequence[x509.GeneralName]) -> bytes:
+        """Returns a certificate request (PKCS #10, DER) of this key, signed by it; either may be empty."""
+        ...
+
     def pkcs8(self) -> bytes:
         """Returns PrivateKeyInfo (DER).  Raises CkError(KEY_UNEXTRACTABLE) where the cryptoprocessor does not give it."""
         ...
@@ -262,8 +268,9 @@ class CryptoProvider(Protocol):
 
     # ---- keys that are made ----
 
-    def generate_pair(self, mechanism: int, wanted: Wanted, access: Access = LOCKED_IN) -> PrivateKey:
-        """Of a mechanism in generation.PAIRS.  Raises CkError(FUNCTION_REJECTED) while another RSA key is being made."""
+    def generate_pair(self, mechanism: int, wanted: Wanted, access: Access = LOCKED_IN, wait: float = 0.0) -> PrivateKey:
+        """Of a mechanism in generation.PAIRS.  Raises CkError(FUNCTION_REJECTED) when another RSA key is being made, and still is
+        after `wait` seconds."""
         ...
 
     def generate_secret(self, mechanism: int, length: int, access: Access = LOCKED_IN) -> SecretKey:

@@ -101,8 +101,8 @@ class SoftwareProvider:
     def load_secret_key(self, key_type: int, value: bytes, access: Access = LOCKED_IN) -> AnySecretKey:
         return SecretKey(key_type, value)
 
-    def generate_pair(self, mechanism: int, wanted: Wanted, access: Access = LOCKED_IN) -> PrivateKey:
-        return generation.key_pair(mechanism, wanted)
+    def generate_pair(self, mechanism: int, wanted: Wanted, access: Access = LOCKED_IN, wait: float = 0.0) -> PrivateKey:
+        return generation.key_pair(mechanism, wanted, wait)
 
     def generate_secret(self, mechanism: int, length: int, access: Access = LOCKED_IN) -> AnySecretKey:
         return generation.secret(mechanism, length)

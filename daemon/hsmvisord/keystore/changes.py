@@ -8,7 +8,7 @@ from dataclasses import replace
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from hsmvisor_rpc.sealed import limits
-from hsmvisor_rpc.sealed.commands import Retire, Stage
+from hsmvisor_rpc.sealed.commands import Generate, Retire, Stage
 from hsmvisor_rpc.sealed.refusal import Reason, Refusal
 
 from hsmvisord.crypto.interface import PrivateKey
@@ -25,6 +25,7 @@ from hsmvisord.keystore.state import (
     GenerationState,
     Key,
     Material,
+    Request,
     State,
     Step,
 )
@@ -33,6 +34,7 @@ BARE_DRAIN = 24 * 3600  #: seconds that a bare key drains unless its stage comma
 KEPT_DESTROYED = 8  #: destroyed generations that the operator still sees
 KEPT_ACTIVATIONS = 64  #: views older than these see the current generation
 MAX_SKIP = 2**29  #: handles, of the 2^30 that token objects have: 17 years, whatever a clock says
+_BARE = "follow is for bare signing keys: with a certificate, clients would meet a key that does not fit it"
 IN_USE = 24 * 3600  #: seconds since its last use in which a drain is extended
 
 
@@ -49,6 +51,15 @@ def skip_handles(state: State, now: int) -> State:
 
 def check_stage(state: State, name: str, number: int, body: Stage) -> None:
     """Raises Refusal unless the words of a stage command fit together and fit the state; looks at no key."""
+    check_new(state, name, number, body)
+    if body.mode == FOLLOW and body.certificates:
+        raise Refusal(Reason.MALFORMED, _BARE)
+    if not body.envelope and not body.certificates:
+        raise Refusal(Reason.MALFORMED, "neither a key nor a certificate is delivered")
+
+
+def check_new(state: State, name: str, number: int, body: Stage | Generate) -> None:
+    """What holds for every new generation, wherever its key comes from."""
     if not 1 <= len(name) <= limits.MAX_NAME or not name.isprintable():
         raise Refusal(Reason.MALFORMED, f"a material's name has 1 to {limits.MAX_NAME} printable characters")
     for value, allowed, what in (
@@ -63,14 +74,10 @@ def check_stage(state: State, name: str, number: int, body: Stage) -> None:
         raise Refusal(Reason.TOO_LARGE, f"an alias id has at most {limits.MAX_ALIAS_ID} bytes")
     if body.drain_seconds > limits.MAX_DRAIN:
         raise Refusal(Reason.TOO_LARGE, f"a drain has at most {limits.MAX_DRAIN} s")
-    if body.mode == FOLLOW and (body.certificates or body.self_signed):
-        raise Refusal(
-            Reason.MALFORMED, "follow is for bare signing keys: with a certificate, clients would meet a key that does not fit it"
-        )
+    if body.mode == FOLLOW and body.self_signed:
+        raise Refusal(Reason.MALFORMED, _BARE)
     if body.mode == FOLLOW and body.profile == "decrypt":
         raise Refusal(Reason.MALFORMED, "follow is for keys that sign: what was sealed to an older key needs that key")
-    if not body.envelope and not body.certificates:
-        raise Refusal(Reason.MALFORMED, "neither a key nor a certificate is delivered")
     material = state.materials.get(name)
     if material is None:
         if len(state.materials) >= limits.MAX_MATERIALS:
@@ -97,9 +104,17 @@ def find_key(state: State, name: str, public_key: bytes) -> Key | None:
 
 
 def stage(
-    state: State, name: str, number: int, body: Stage, private: PrivateKey | None, chain: list[x509.Certificate], now: int
+    state: State,
+    name: str,
+    number: int,
+    body: Stage,
+    private: PrivateKey | None,
+    chain: list[x509.Certificate],
+    now: int,
+    request: bytes = b"",
 ) -> State:
-    """Returns the state with one more staged generation; `private` is None when the key is there already."""
+    """Returns the state with one more staged generation; `private` is None when the key is there already, `request` is that of a
+    key that was made here."""
     following = body.mode == FOLLOW
     material = state.materials.get(name)
     handle = state.next_handle
@@ -114,30 +129,19 @@ def stage(
             raise Refusal(Reason.UNKNOWN_GENERATION, "a certificate alone renews a key that is there; this key is not")
         if following:
             _check_follows(state, material, private)
-        key = Key(handle, handle + 1, name, private)
+        key = Key(handle, handle + 1, name, private, Request(handle, request) if request else None)
         keys[key.handle] = key
         handle += 2
-    leaf, intermediates = 0, []
     ders = [c.public_bytes(Encoding.DER) for c in chain]
     if not ders and body.self_signed:
         ders = [key.private.self_signed(name, now - limits.MAX_CLOCK_SKEW, now + limits.MAX_DRAIN)]
-    known = {c.der: c.handle for c in certificates.values() if c.authority}
-    for position, der in enumerate(ders):
-        if position and der in known:
-            intermediates.append(known[der])
-            continue
-        certificates[handle] = Certificate(handle, position > 0, der)
-        if position:
-            intermediates.append(handle)
-        else:
-            leaf = handle
-        handle += 1
+    leaf, intermediates, handle = _add_chain(certificates, ders, handle)
     generation = Generation(
         number=number,
         state=GenerationState.STAGED,
         key=key.handle,
         leaf=leaf,
-        intermediates=tuple(intermediates),
+        intermediates=intermediates,
         public_key=body.public_key,
         certificate_only=renewed,
         staged_at=now,
@@ -158,6 +162,64 @@ def stage(
         certificates=certificates,
         materials={**state.materials, name: material},
     )
+
+
+def _add_chain(certificates: dict[int, Certificate], ders: list[bytes], handle: int) -> tuple[int, tuple[int, ...], int]:
+    """Adds a chain to `certificates`, from `handle` on; returns the handles of its leaf (0: none) and of the others, and the next
+    one.  Intermediates are there once."""
+    leaf, intermediates = 0, []
+    known = {c.der: c.handle for c in certificates.values() if c.authority}
+    for position, der in enumerate(ders):
+        if position and der in known:
+            intermediates.append(known[der])
+            continue
+        certificates[handle] = Certificate(handle, position > 0, der)
+        if position:
+            intermediates.append(handle)
+        else:
+            leaf = handle
+        handle += 1
+    return leaf, tuple(intermediates), handle
+
+
+def generate(state: State, name: str, number: int, body: Generate, private: PrivateKey, request: bytes, now: int) -> State:
+    """Returns the state with one more staged generation, of a key that was just made and has no certificate yet."""
+    staged = Stage(
+        public_key=private.public.spki,
+        certificates=(),
+        envelope=b"",
+        mode=body.mode,
+        profile=body.profile,
+        alias_id=body.alias_id,
+        drain_seconds=body.drain_seconds,
+        after_drain=body.after_drain,
+        on_expiry=body.on_expiry,
+        self_signed=body.self_signed,
+    )
+    return stage(state, name, number, staged, private, [], now, request)
+
+
+def uncertified(state: State, name: str, number: int) -> Generation:
+    """Returns a generation that a certificate may come to.  Raises Refusal."""
+    material, generation = find(state, name, number)
+    next_state(generation, Step.CERTIFY)
+    if generation.leaf:
+        raise Refusal(
+            Reason.WRONG_STATE, f"generation {number} has a certificate already: a new one for its key is a generation of its own"
+        )
+    if material.mode == FOLLOW:
+        raise Refusal(Reason.WRONG_STATE, _BARE)
+    return generation
+
+
+def certify(state: State, name: str, number: int, chain: list[x509.Certificate]) -> State:
+    """Returns the state in which a staged generation has its certificates."""
+    material, generation = find(state, name, number)
+    certificates = dict(state.certificates)
+    ders = [c.public_bytes(Encoding.DER) for c in chain]
+    leaf, intermediates, handle = _add_chain(certificates, ders, state.next_handle)
+    certified = replace(generation, state=next_state(generation, Step.CERTIFY), leaf=leaf, intermediates=intermediates)
+    return _with_generations(replace(state, next_handle=handle, certificates=certificates), material, {number: certified})
 
 
 def _check_follows(state: State, material: Material, private: PrivateKey) -> None:

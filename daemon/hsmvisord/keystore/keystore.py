@@ -13,7 +13,7 @@ from typing import Any
 
 from hsmvisor_rpc.sealed import commands, envelope, limits
 from hsmvisor_rpc.sealed.canonical import MalformedRecord
-from hsmvisor_rpc.sealed.commands import Action, Command
+from hsmvisor_rpc.sealed.commands import Action, Command, Generate
 from hsmvisor_rpc.sealed.envelope import EnvelopeContext, RecipientKey
 from hsmvisor_rpc.sealed.refusal import Reason, Refusal
 
@@ -24,8 +24,9 @@ from hsmvisord.ck import CkError
 from hsmvisord.crypto.hardware.channel import Away
 from hsmvisord.crypto.interface import CryptoProvider, PrivateKey
 from hsmvisord.crypto.rsa import MIN_BITS
-from hsmvisord.keystore import changes, guests, persistence, pin
+from hsmvisord.keystore import changes, guests, making, persistence, pin
 from hsmvisord.keystore.chain import parse_chain
+from hsmvisord.keystore.making import NewKey
 from hsmvisord.keystore.pages import GuestObject
 from hsmvisord.keystore.persistence import SealedChange, Usage
 from hsmvisord.keystore.state import EXTEND, GenerationState, Pin, State, Step
@@ -34,6 +35,7 @@ from hsmvisord.keystore.vault import Manifest, Vault
 LEAP = 60.0  #: seconds by which the clock may run ahead between two looks at drains
 HOLD = 3600.0  #: seconds after a leap in which no drain ends: to set the clock right, and to see which keys are in use
 
+_FROZEN = "the module's worker is being replaced"
 DELIVERED = (ck.CKK_RSA, ck.CKK_EC, ck.CKK_EC_EDWARDS, ck.CKK_ML_DSA)
 NOT_DELIVERED = ("EC secp256k1", "EC P-192")
 
@@ -124,32 +126,68 @@ class Keystore:
     # ---- commands -----------------------------------------------------------------------------------------------
 
     def execute(self, signed: bytes, cause_of: Callable[[Command, str], Cause]) -> tuple[Command, str]:
-        """Carries out one signed command; returns it with its signer's name.  Raises Refusal or StorageError; then
-        nothing has changed."""
+        """Carries out one signed command; returns it with its signer's name.  Raises Refusal, StorageError, or Away where keys are
+        in hardware; then nothing has changed."""
         with self._lock:
-            now = int(self._clock())
-            command, signer = commands.verify_command(signed, self.state.root, now)
-            commands.check_address(command, self.state.host_id, self.state.module_id)
-            if command.sequence == self.state.sequence:
-                raise Refusal(Reason.REPLAY, f"sequence number {command.sequence} was used already")
-            if command.sequence < self.state.sequence:
-                raise Refusal(
-                    Reason.STALE_SEQUENCE, f"sequence number {command.sequence} is below {self.state.sequence}, the last one"
-                )
-            try:
-                state = self._apply(command, now)
-            except MalformedRecord as error:
-                raise Refusal(Reason.MALFORMED, str(error)) from None
-            before = self.state
-            self._commit(replace(state, sequence=command.sequence), cause_of(command, signer))
-            self._tell(before)
-            return command, signer
+            command, signer, now = self._admitted(signed)
+            if command.action != Action.GENERATE:
+                return self._carry_out(command, signer, now, cause_of)
+            body = self._to_generate(command)
+        new = making.make(body, self._provider)  # seconds, in which guests' PINs are tried and their objects stored
+        with self._lock:
+            command, signer, now = self._admitted(signed)
+            return self._carry_out(command, signer, now, cause_of, new)
 
-    def _apply(self, command: Command, now: int) -> State:
+    def _admitted(self, signed: bytes) -> tuple[Command, str, int]:
+        """Returns a command that may be carried out now, its signer's name, and the time.  Raises Refusal."""
+        now = int(self._clock())
+        command, signer = commands.verify_command(signed, self.state.root, now)
+        commands.check_address(command, self.state.host_id, self.state.module_id)
+        if command.sequence == self.state.sequence:
+            raise Refusal(Reason.REPLAY, f"sequence number {command.sequence} was used already")
+        if command.sequence < self.state.sequence:
+            raise Refusal(Reason.STALE_SEQUENCE, f"sequence number {command.sequence} is below {self.state.sequence}, the last one")
+        return command, signer, now
+
+    def _carry_out(
+        self, command: Command, signer: str, now: int, cause_of: Callable[[Command, str], Cause], new: NewKey | None = None
+    ) -> tuple[Command, str]:
+        """`new`: the key that the command had made."""
+        try:
+            state = self._apply(command, now, new)
+        except MalformedRecord as error:
+            raise Refusal(Reason.MALFORMED, str(error)) from None
+        before = self.state
+        self._commit(replace(state, sequence=command.sequence), cause_of(command, signer))
+        self._tell(before)
+        return command, signer
+
+    def _to_generate(self, command: Command) -> Generate:
+        """Raises Refusal, and StorageError where a key would be made in vain."""
+        if self.frozen:
+            raise StorageError(_FROZEN)
+        try:
+            body = Generate.decode(command.body)
+        except MalformedRecord as error:
+            raise Refusal(Reason.MALFORMED, str(error)) from None
+        changes.check_new(self.state, command.material, command.generation, body)
+        making.check(body, self._provider)
+        return body
+
+    def _apply(self, command: Command, now: int, new: NewKey | None) -> State:
         name, number = command.material, command.generation
         match command.action:
             case Action.STAGE:
                 return self._stage(command, commands.Stage.decode(command.body), now)
+            case Action.GENERATE if new is not None:
+                body = self._to_generate(command)  # again: drains may have ended meanwhile
+                return changes.generate(self.state, name, number, body, new.private, new.request, now)
+            case Action.CERTIFY:
+                certificates = commands.Certify.decode(command.body).certificates
+                generation = changes.uncertified(self.state, name, number)
+                if not certificates:
+                    raise Refusal(Reason.MALFORMED, "there is no certificate")
+                return changes.certify(self.state, name, number, parse_chain(certificates, generation.public_key, now))
             case Action.ACTIVATE | Action.ROLL_BACK:
                 return changes.activate(self.state, name, number, Step(command.action), now)
             case Action.RETIRE:
@@ -357,7 +395,7 @@ class Keystore:
 
     def _commit(self, state: State, cause: Cause) -> None:
         if self.frozen:
-            raise StorageError("the module's worker is being replaced")
+            raise StorageError(_FROZEN)
         new = replace(state, version=self.state.version + 1)
         old = self.state if self.state.version else None
         change, manifest = persistence.seal_change(old, new, self._recipient, self._manifest, self._vault, self.usage())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from cryptography import x509
 from hsmvisor_rpc.sealed.envelope import RecipientKey
@@ -22,6 +22,7 @@ from hsmvisord.keystore.records import (
     MetaRecord,
     ObjectRecord,
     PageRecord,
+    RequestRecord,
 )
 from hsmvisord.keystore.state import (
     AFTER_DRAIN,
@@ -36,6 +37,7 @@ from hsmvisord.keystore.state import (
     Key,
     Material,
     Pin,
+    Request,
     State,
 )
 from hsmvisord.keystore.vault import META, Manifest, UnsealError, Vault, check_missing, check_strange
@@ -75,6 +77,7 @@ def _load(blobs: Mapping[str, bytes], vault: Vault, provider: CryptoProvider, ve
     check_missing(versions, blobs)
     check_strange(manifest.records.keys() | versions.keys(), blobs)
     keys: dict[int, Key] = {}
+    requests: dict[int, Request] = {}
     certificates: dict[int, Certificate] = {}
     materials: dict[str, Material] = {}
     guest, objects = GuestToken(), list[GuestObject]()
@@ -85,6 +88,9 @@ def _load(blobs: Mapping[str, bytes], vault: Vault, provider: CryptoProvider, ve
             case "key":
                 key = KeyRecord.decode(plain)
                 keys[key.handle] = Key(key.handle, key.public_handle, key.material, provider.open_private(key.pkcs8))
+            case "request":
+                request = RequestRecord.decode(plain)
+                requests[request.key] = Request(request.key, request.der)
             case "certificate":
                 certificate = CertificateRecord.decode(plain)
                 certificates[certificate.handle] = Certificate(certificate.handle, certificate.authority, certificate.der)
@@ -97,6 +103,8 @@ def _load(blobs: Mapping[str, bytes], vault: Vault, provider: CryptoProvider, ve
                 objects.append(object_of(ObjectRecord.decode(plain), provider))
             case kind:
                 raise UnsealError(f"the stored state has records of kind {kind!r}: it was written by a newer release")
+    if not requests.keys() <= keys.keys():
+        raise ValueError("a request for a certificate without its key")
     state = State(
         version=meta.version,
         module_id=meta.module_id,
@@ -108,7 +116,7 @@ def _load(blobs: Mapping[str, bytes], vault: Vault, provider: CryptoProvider, ve
         next_activation=meta.next_activation,
         token_present=meta.token_present,
         pin=Pin(meta.pin_salt, meta.pin_verifier, meta.pin_failures, meta.pin_failed_at),
-        keys=keys,
+        keys={handle: replace(key, request=requests.get(handle)) for handle, key in keys.items()},
         certificates=certificates,
         materials=materials,
         guest=guest,
@@ -277,7 +285,7 @@ def _changed_pages(
     return pages, gone
 
 
-Part = Key | Certificate | Material | GuestToken | GuestObject
+Part = Key | Request | Certificate | Material | GuestToken | GuestObject
 
 
 def _parts(state: State | None) -> dict[str, Part]:
@@ -285,6 +293,7 @@ def _parts(state: State | None) -> dict[str, Part]:
     if state is None:
         return {}
     parts: dict[str, Part] = {f"key/{h}": k for h, k in state.keys.items()}
+    parts |= {f"request/{h}": k.request for h, k in state.keys.items() if k.request}
     parts |= {f"certificate/{h}": c for h, c in state.certificates.items()}
     parts |= {f"material/{name}": m for name, m in state.materials.items()}
     return parts | ({"guest": state.guest} if state.guest else {})
@@ -297,6 +306,8 @@ def _encode(part: Part, usage: Usage) -> bytes:
         return object_record(part).encode()
     if isinstance(part, Key):
         return KeyRecord(part.handle, part.public_handle, part.material, part.private.stored()).encode()
+    if isinstance(part, Request):
+        return RequestRecord(part.key, part.der).encode()
     if isinstance(part, Certificate):
         return CertificateRecord(part.handle, part.authority, part.der).encode()
     generations = tuple(_generation(part.name, g, usage).encode() for g in part.generations)

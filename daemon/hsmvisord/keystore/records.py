@@ -2,6 +2,7 @@
 
     meta                     counters, root, recipient key, PIN, and the manifest of all other records but objects
     key/<handle>             a private key
+    request/<handle>         the certificate request of a private key that was made here
     certificate/<handle>     a certificate
     material/<name>          a material with its generations
     guest                    slot 1, once its guest has initialized it
@@ -47,6 +48,15 @@ class KeyRecord(Record):
     public_handle: int
     material: str
     pkcs8: bytes = field(repr=False)  #: or what else the cryptoprocessor keeps of it
+
+
+@dataclass(frozen=True)
+class RequestRecord(Record):
+    """Where there is one, the key was made here: delivered keys are told from those by it."""
+
+    TYPE: ClassVar[str] = "state-request"
+    key: int  #: handle of its private key object
+    der: bytes
 
 
 @dataclass(frozen=True)

@@ -36,12 +36,14 @@ class Step(enum.StrEnum):
     ROLL_BACK = Action.ROLL_BACK
     RETIRE = Action.RETIRE
     DESTROY = Action.DESTROY
+    CERTIFY = Action.CERTIFY
     SUPERSEDE = "supersede"  #: another generation was activated
     END_DRAIN = "end-drain"
 
 
 #: state, step -> state.  What is missing here is refused with WRONG_STATE.
 TRANSITIONS: dict[tuple[GenerationState, Step], GenerationState] = {
+    (GenerationState.STAGED, Step.CERTIFY): GenerationState.STAGED,
     (GenerationState.STAGED, Step.ACTIVATE): GenerationState.CURRENT,
     (GenerationState.STAGED, Step.DESTROY): GenerationState.DESTROYED,
     (GenerationState.CURRENT, Step.SUPERSEDE): GenerationState.RETIRING,
@@ -54,6 +56,14 @@ TRANSITIONS: dict[tuple[GenerationState, Step], GenerationState] = {
 
 
 @dataclass(frozen=True)
+class Request:
+    """The request for a certificate (PKCS #10) that came with a key that was made here."""
+
+    key: int  #: handle
+    der: bytes = field(repr=False)
+
+
+@dataclass(frozen=True)
 class Key:
     """A private key of one material; generations that renew the certificate alone share it."""
 
@@ -61,6 +71,7 @@ class Key:
     public_handle: int
     material: str
     private: PrivateKey = field(repr=False)
+    request: Request | None = None  #: None: it was delivered
 
 
 @dataclass(frozen=True)

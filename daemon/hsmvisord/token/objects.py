@@ -14,6 +14,7 @@ from cryptography import x509
 from cryptography.x509.oid import NameOID
 
 from hsmvisord import ck
+from hsmvisord.crypto import generation as generating
 from hsmvisord.crypto import profiles
 from hsmvisord.crypto.base import key_identifier
 from hsmvisord.crypto.interface import PrivateKey, PublicKey, SecretKey
@@ -112,6 +113,8 @@ def key_objects(material: Material, generation: Generation, key: Key, leaf_certi
         refuse_after=leaf.not_after if generation.on_expiry == REFUSE else float("inf"),
         generation=(material.name, generation.number),
     )
+    here = key.request is not None  # made here, of parts that nobody ever had
+    mechanism = generating.MECHANISMS[private.kind.key_type] if here else ck.CK_UNAVAILABLE_INFORMATION
     common = _FIXED | {
         ck.CKA_LABEL: material.name.encode(),
         ck.CKA_KEY_TYPE: private.kind.key_type,
@@ -119,8 +122,8 @@ def key_objects(material: Material, generation: Generation, key: Key, leaf_certi
         ck.CKA_SUBJECT: leaf.subject,
         ck.CKA_START_DATE: leaf.start,
         ck.CKA_END_DATE: leaf.end,
-        ck.CKA_LOCAL: False,
-        ck.CKA_KEY_GEN_MECHANISM: ck.CK_UNAVAILABLE_INFORMATION,
+        ck.CKA_LOCAL: here,
+        ck.CKA_KEY_GEN_MECHANISM: mechanism,
         ck.CKA_ALLOWED_MECHANISMS: allowed,
         ck.CKA_PUBLIC_KEY_INFO: public.spki,
     }
@@ -131,8 +134,8 @@ def key_objects(material: Material, generation: Generation, key: Key, leaf_certi
         ck.CKA_UNIQUE_ID: unique_id(material.name, "private", handle),
         ck.CKA_SENSITIVE: True,
         ck.CKA_EXTRACTABLE: False,
-        ck.CKA_ALWAYS_SENSITIVE: False,
-        ck.CKA_NEVER_EXTRACTABLE: False,
+        ck.CKA_ALWAYS_SENSITIVE: here,
+        ck.CKA_NEVER_EXTRACTABLE: here,
         ck.CKA_WRAP_WITH_TRUSTED: False,
         ck.CKA_ALWAYS_AUTHENTICATE: False,
         ck.CKA_SIGN: usage.sign,

@@ -34,6 +34,7 @@ def material_report(state: State, material: Material, usage: Usage, holders: Cou
 def _generation(state: State, material: Material, g: Generation, usage: Usage, holders: Counter[tuple[str, int]]) -> dict[str, Any]:
     operations, last_used = usage.get((material.name, g.number), (0, 0))
     handles = [h for h in (g.leaf, *g.intermediates) if h]
+    request = state.keys[g.key].request if g.key else None
     return {
         "number": g.number,
         "state": str(g.state),
@@ -52,6 +53,7 @@ def _generation(state: State, material: Material, g: Generation, usage: Usage, h
         "certificate_only": g.certificate_only,
         "on_expiry": g.on_expiry,
         "drain_seconds": g.drain_seconds,
+        "csr": _b64(request.der) if request else "",
     }
 
 

@@ -23,6 +23,8 @@ class Action(enum.StrEnum):
     """What a command does to one generation of one material (or to the module's root)."""
 
     STAGE = "stage"  #: deliver a generation; body: Stage
+    GENERATE = "generate"  #: the module makes a key, as a staged generation, and a request for its certificate; body: Generate
+    CERTIFY = "certify"  #: certificates for a staged generation that has none; body: Certify
     ACTIVATE = "activate"  #: a staged generation becomes current, the current one retires
     ROLL_BACK = "roll-back"  #: a retiring generation becomes current again
     RETIRE = "retire"  #: the current generation leaves service, or a drain is set anew; body: Retire
@@ -61,6 +63,36 @@ class Stage(Record):
     after_drain: str  #: "extend" or "refuse"
     on_expiry: str  #: "keep" or "refuse"
     self_signed: bool  #: show a bare key with a self-signed certificate
+
+
+#: What a module can be told to make; one whose keys live in hardware makes what that has.
+KEY_TYPES = (
+    "P-256", "P-384", "P-521", "RSA-2048", "RSA-3072", "RSA-4096", "Ed25519", "Ed448", "ML-DSA-44", "ML-DSA-65", "ML-DSA-87",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Generate(Record):
+    """Body of `generate`: a key that never exists outside of its module.  The other fields are as those of `Stage`."""
+
+    TYPE: ClassVar[str] = "generate"
+    key_type: str  #: one of KEY_TYPES
+    names: tuple[str, ...]  #: that the certificate is asked for, as names.py writes them (dns:..., ip:..., uri:..., email:...)
+    mode: str
+    profile: str
+    alias_id: bytes
+    drain_seconds: int
+    after_drain: str
+    on_expiry: str
+    self_signed: bool
+
+
+@dataclass(frozen=True)
+class Certify(Record):
+    """Body of `certify`."""
+
+    TYPE: ClassVar[str] = "certify"
+    certificates: tuple[bytes, ...]  #: DER, leaf first
 
 
 @dataclass(frozen=True)

@@ -1033,11 +1033,14 @@ class ExecuteResponse(_message.Message):
     SEQUENCE_FIELD_NUMBER: _builtins.int
     SIGNER_FIELD_NUMBER: _builtins.int
     STATUS_FIELD_NUMBER: _builtins.int
+    CSR_FIELD_NUMBER: _builtins.int
     action: _builtins.str
     material: _builtins.str
     generation: _builtins.int
     sequence: _builtins.int
     signer: _builtins.str
+    csr: _builtins.bytes
+    """of generate: the certificate request (PKCS #10, DER) of the key that was made; a repeated call has the same"""
     @_builtins.property
     def status(self) -> Global___Material: ...
     def __init__(
@@ -1049,10 +1052,11 @@ class ExecuteResponse(_message.Message):
         sequence: _builtins.int = ...,
         signer: _builtins.str = ...,
         status: Global___Material | None = ...,
+        csr: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["status", b"status"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "generation", b"generation", "material", b"material", "sequence", b"sequence", "signer", b"signer", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "csr", b"csr", "generation", b"generation", "material", b"material", "sequence", b"sequence", "signer", b"signer", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1119,6 +1123,7 @@ class Generation(_message.Message):
     CERTIFICATE_ONLY_FIELD_NUMBER: _builtins.int
     ON_EXPIRY_FIELD_NUMBER: _builtins.int
     DRAIN_SECONDS_FIELD_NUMBER: _builtins.int
+    CSR_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     state: _builtins.str
     """staged, current, retiring, destroyed"""
@@ -1137,6 +1142,8 @@ class Generation(_message.Message):
     """keep, refuse"""
     drain_seconds: _builtins.int
     """how long it serves after it retires; 0 = until its certificate expires (24 h without one)"""
+    csr: _builtins.bytes
+    """of a key that the module made: its certificate request (PKCS #10, DER)"""
     @_builtins.property
     def certificates(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """DER, leaf first"""
@@ -1175,10 +1182,11 @@ class Generation(_message.Message):
         certificate_only: _builtins.bool = ...,
         on_expiry: _builtins.str = ...,
         drain_seconds: _builtins.int = ...,
+        csr: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["activated_at", b"activated_at", "drain_ends_at", b"drain_ends_at", "last_used_at", b"last_used_at", "not_after", b"not_after", "retired_at", b"retired_at", "staged_at", b"staged_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activated_at", b"activated_at", "after_drain", b"after_drain", "certificate_only", b"certificate_only", "certificates", b"certificates", "connections", b"connections", "drain_ends_at", b"drain_ends_at", "drain_seconds", b"drain_seconds", "id", b"id", "last_used_at", b"last_used_at", "not_after", b"not_after", "number", b"number", "on_expiry", b"on_expiry", "operations", b"operations", "public_key", b"public_key", "retired_at", b"retired_at", "staged_at", b"staged_at", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activated_at", b"activated_at", "after_drain", b"after_drain", "certificate_only", b"certificate_only", "certificates", b"certificates", "connections", b"connections", "csr", b"csr", "drain_ends_at", b"drain_ends_at", "drain_seconds", b"drain_seconds", "id", b"id", "last_used_at", b"last_used_at", "not_after", b"not_after", "number", b"number", "on_expiry", b"on_expiry", "operations", b"operations", "public_key", b"public_key", "retired_at", b"retired_at", "staged_at", b"staged_at", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -756,7 +756,7 @@ class MaterialServiceServicer:
     """
 
     def Execute(self, request, context):
-        """Hands a signed command to its module: stage, activate, roll-back, retire, destroy, change-root.
+        """Hands a signed command to its module: stage, generate, certify, activate, roll-back, retire, destroy, change-root.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -253,7 +253,7 @@ class MaterialServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> MaterialServiceAsyncStub: ...
     Execute: _grpc.UnaryUnaryMultiCallable[_hsmvisor_pb2.ExecuteRequest, _hsmvisor_pb2.ExecuteResponse]
-    """Hands a signed command to its module: stage, activate, roll-back, retire, destroy, change-root."""
+    """Hands a signed command to its module: stage, generate, certify, activate, roll-back, retire, destroy, change-root."""
     GetMaterial: _grpc.UnaryUnaryMultiCallable[_hsmvisor_pb2.GetMaterialRequest, _hsmvisor_pb2.Material]
     ListMaterials: _grpc.UnaryUnaryMultiCallable[_hsmvisor_pb2.ListMaterialsRequest, _hsmvisor_pb2.ListMaterialsResponse]
 
@@ -263,7 +263,7 @@ class MaterialServiceAsyncStub(MaterialServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Execute: _aio.UnaryUnaryMultiCallable[_hsmvisor_pb2.ExecuteRequest, _hsmvisor_pb2.ExecuteResponse]  # type: ignore[assignment]
-    """Hands a signed command to its module: stage, activate, roll-back, retire, destroy, change-root."""
+    """Hands a signed command to its module: stage, generate, certify, activate, roll-back, retire, destroy, change-root."""
     GetMaterial: _aio.UnaryUnaryMultiCallable[_hsmvisor_pb2.GetMaterialRequest, _hsmvisor_pb2.Material]  # type: ignore[assignment]
     ListMaterials: _aio.UnaryUnaryMultiCallable[_hsmvisor_pb2.ListMaterialsRequest, _hsmvisor_pb2.ListMaterialsResponse]  # type: ignore[assignment]
 
@@ -276,7 +276,7 @@ class MaterialServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _hsmvisor_pb2.ExecuteRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_hsmvisor_pb2.ExecuteResponse, _abc.Awaitable[_hsmvisor_pb2.ExecuteResponse]]:
-        """Hands a signed command to its module: stage, activate, roll-back, retire, destroy, change-root."""
+        """Hands a signed command to its module: stage, generate, certify, activate, roll-back, retire, destroy, change-root."""
 
     @_abc_1.abstractmethod
     def GetMaterial(

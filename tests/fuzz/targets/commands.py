@@ -16,9 +16,11 @@ from fuzz.world import EPOCH, RECIPIENT, ROOT, world
 from hsmvisor_rpc.sealed import envelope, identity
 from hsmvisor_rpc.sealed.canonical import MalformedRecord, Record
 from hsmvisor_rpc.sealed.commands import (
+    Certify,
     ChangeRoot,
     Command,
     Destroy,
+    Generate,
     Retire,
     Signed,
     SignedCommand,
@@ -38,15 +40,15 @@ from support.keystores import HOST, MODULE
 
 INVARIANT = (
     "a command is carried out, or refused with a Refusal and then nothing has changed or was stored; what was carried out raised "
-    "the sequence number, a restart finds the same state, and what was staged can be activated; a record has one encoding"
+    "the sequence number, a restart finds the same state, and what was staged or made can be activated; a record has one encoding"
 )
 MAX_LENGTH = 6000
 
 RECORDS: tuple[type[Record], ...] = (
-    Command, Stage, Retire, Destroy, ChangeRoot, Signed, SignedCommand, SignerCertificate, EnvelopeContext, KeyMaterial,
-    ModuleIdentity, EnrolTranscript,
+    Command, Stage, Generate, Certify, Retire, Destroy, ChangeRoot, Signed, SignedCommand, SignerCertificate, EnvelopeContext,
+    KeyMaterial, ModuleIdentity, EnrolTranscript,
 )  # fmt: skip
-ACTIONS = ("stage", "activate", "roll-back", "retire", "destroy", "change-root", "strange")
+ACTIONS = ("stage", "activate", "roll-back", "retire", "destroy", "change-root", "strange", "generate", "certify")
 
 RAW, PAYLOAD, BODY, STAGE, KEY, IDENTITY = range(6)
 BY_ROOT = 0x80  #: signed by the root itself
@@ -106,7 +108,7 @@ def execute(message: bytes) -> None:
     assert command.sequence > before.sequence
     assert len(world().changes) == 1
     opens_again(keystore)
-    if command.action == "stage":
+    if command.action in ("stage", "generate"):
         serves(token, command)
 
 
@@ -197,6 +199,8 @@ def seeds() -> dict[str, bytes]:
         "destroy": ("tls", 1, Destroy(True).encode()),
         "change-root": ("", 0, ChangeRoot(b"n" * 32).encode()),
         "stage": ("new", 1, good_body().encode()),
+        "generate": ("new", 1, bench.to_make(names=("dns:www.example.net", "ip:192.0.2.7")).encode()),
+        "certify": ("tls", 3, Certify(tuple(ders)).encode()),
     }
     made = {}
     for action, (material, generation, body) in bodies.items():

@@ -15,7 +15,10 @@ NAMES = """
     SignEncryptUpdate DecryptVerifyUpdate GenerateKey GenerateKeyPair WrapKey UnwrapKey DeriveKey SeedRandom GenerateRandom
     GetFunctionStatus CancelFunction WaitForSlotEvent
 """.split()  # noqa: SIM905
-CKA = {"CLASS": 0, "LABEL": 3, "VALUE": 0x11, "ID": 0x102}
+CKA = {
+    "CLASS": 0, "LABEL": 3, "VALUE": 0x11, "ID": 0x102,
+    "SENSITIVE": 0x103, "EXTRACTABLE": 0x162, "LOCAL": 0x163, "NEVER_EXTRACTABLE": 0x164,
+}  # fmt: skip
 CKO = {"CERTIFICATE": 1, "PUBLIC_KEY": 2, "PRIVATE_KEY": 3}
 CKM_ECDSA, CKF_OS_LOCKING_OK, CKF_SERIAL_SESSION = 0x1041, 2, 4
 UNAVAILABLE = c_ulong(-1).value

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-from hsmvisor.host import convert, limits
+from hsmvisor.host import convert, limits, reports
 from hsmvisor.host.modules import Modules
 from hsmvisor.host.state import State
 from hsmvisor.serving.errors import Invalid, NotFound
@@ -65,7 +65,10 @@ class MaterialService(rpc.MaterialServiceServicer):
 
 
 def _told(done: m.Executed) -> dict[str, Any]:
-    """What a module says of a command that it carried out, cleaned for a line."""
+    """What a module says of a command that it carried out, cleaned for a line.  Of a key that it made: which request came out."""
+    csr = b""
+    if done.action == Action.GENERATE:
+        csr = reports.csr(reports.material(reports.parse(done.report)), done.generation)
     return {
         "action": clean(done.action),
         "material": clean(done.material),
@@ -73,4 +76,5 @@ def _told(done: m.Executed) -> dict[str, Any]:
         "sequence": done.sequence,
         "signer": clean(done.signer),
         **({"compromised": True} if done.compromised else {}),
+        **({"csr": hashlib.sha256(csr).hexdigest()} if csr else {}),
     }

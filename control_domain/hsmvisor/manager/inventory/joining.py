@@ -106,9 +106,7 @@ class Joining:
 
     # ---- joining -------------------------------------------------------------------------------------------------
 
-    async def join(
-        self, statement: JoinStatement, signature: bytes, proof: bytes, version: str, certified: str | None
-    ) -> Joined:
+    async def join(self, statement: JoinStatement, signature: bytes, proof: bytes, version: str, certified: str | None) -> Joined:
         """`certified`: the host's name where its certificate is one that the configuration names, and no secret is needed.
 
         Raises Invalid, Forbidden, Exists, Unavailable.

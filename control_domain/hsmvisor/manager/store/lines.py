@@ -159,6 +159,20 @@ async def forget_generations(connection: AsyncConnection, line_id: str, numbers:
         await connection.execute(delete(table).where(table.c.line_id == line_id, number.in_(numbers)))
 
 
+async def serve_the_one_before(
+    connection: AsyncConnection, line: LineRow, own: Sequence[GenerationRow], why: str, now: float
+) -> int:
+    """The newest generation that served before is to serve again; modules are told at the next look, and a new one is not tried at
+    once.  Returns its number, 0 where there is none."""
+    before = max((g.number for g in own if g.state == "superseded" and g.number < line.serving and not g.revoked_at), default=0)
+    await change_generation(connection, line.id, line.serving, state="rolled-back", why=why)
+    if before:
+        await change_generation(connection, line.id, before, state="serving", activated_at=now)
+    values = {"serving": before, "failures": line.failures + 1, "failed_at": now, "why": why, "look_at": 0.0, "trigger": ""}
+    await change_line(connection, line.id, **values)
+    return before
+
+
 # ---- deliveries ---------------------------------------------------------------------------------------------------------------
 
 

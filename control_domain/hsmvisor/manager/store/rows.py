@@ -139,6 +139,7 @@ class GenerationRow(_Row):
     urgent: int
     released: int
     checked: int
+    told: int
     why: str
 
 

@@ -214,11 +214,12 @@ generations = Table(
     Column("created_at", Float(53), nullable=False),
     Column("activated_at", Float(53), nullable=False),
     Column("revoked_at", BigInteger, nullable=False),  # known to be
-    Column("revoke", String(32), nullable=False),  # the reason for which it is to be, until it is
+    Column("revoke", String(32), nullable=False),  # why it is to be, until it is; with a ! before it at once
     Column("signatures", BigInteger, nullable=False),
     Column("urgent", Integer, nullable=False),  # those before end at once
     Column("released", Integer, nullable=False),  # may be activated although not all have staged it
     Column("checked", Integer, nullable=False),  # its health: 0 not yet, 1 good, 2 bad
+    Column("told", Integer, nullable=False),  # 1: that it nears its end, 2: that it has expired
     Column("why", Text, nullable=False),
     Index("ix_generations_not_after", "state", "not_after"),
 )

@@ -170,7 +170,7 @@ class HardwareProvider(SoftwareProvider):
         supported(kind_of(key_type, len(value)))
         return self._secret(self._made(lambda name: hsm.TakeSecret(name, key_type, value, access.readable, access.wrappable)))
 
-    def generate_pair(self, mechanism: int, wanted: Wanted, access: Access = LOCKED_IN) -> PrivateKey:
+    def generate_pair(self, mechanism: int, wanted: Wanted, access: Access = LOCKED_IN, wait: float = 0.0) -> PrivateKey:
         key_type = generation.PAIRS[mechanism][0]
         generation.check(mechanism, wanted)
 
@@ -179,7 +179,7 @@ class HardwareProvider(SoftwareProvider):
 
         if key_type != ck.CKK_RSA:
             return self._private(self._made(question))
-        with generation.making_rsa():
+        with generation.making_rsa(wait):
             return self._private(self._made(question))
 
     def generate_secret(self, mechanism: int, length: int, access: Access = LOCKED_IN) -> SecretKey:

@@ -273,6 +273,7 @@ def upgrade() -> None:
         sa.Column("urgent", sa.Integer(), nullable=False),
         sa.Column("released", sa.Integer(), nullable=False),
         sa.Column("checked", sa.Integer(), nullable=False),
+        sa.Column("told", sa.Integer(), nullable=False),
         sa.Column("why", sa.Text(), nullable=False),
         sa.ForeignKeyConstraint(["line_id"], ["lines.id"], name=op.f("fk_generations_line_id"), ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("line_id", "number", name=op.f("pk_generations")),

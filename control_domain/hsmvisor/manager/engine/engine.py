@@ -1,0 +1,169 @@
+"""The engine: takes lines that are due, several at a time, and looks at each; several managers share the work.
+
+A line that is looked at is leased.  The lease is kept up while the look lasts, and what a manager leaves behind that is no more is
+looked at again when its lease is over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import uuid
+
+from hsmvisor.manager.engine import line as looking
+from hsmvisor.manager.engine.obtaining import happened
+from hsmvisor.manager.engine.outcome import Again, Failed, Outcome
+from hsmvisor.manager.engine.parts import Parts
+from hsmvisor.manager.engine.seen import gather
+from hsmvisor.manager.history.events import Kind
+from hsmvisor.manager.renewal import timing
+from hsmvisor.manager.store import commands, lines
+from hsmvisor.manager.store.database import DatabaseError
+from hsmvisor.manager.store.lines import FAR
+from hsmvisor.manager.store.rows import LineRow
+
+_log = logging.getLogger(__name__)
+
+LEASE = 60.0  #: seconds
+KEEP_EVERY = 15.0
+LOOK_EVERY = 0.5  #: seconds after which one asks the database whether another manager has something for us
+RESCUE_EVERY = 10.0
+HICCUP = 5.0  #: seconds after an error of our own, or of the database's
+WORKERS = 16
+
+
+class Engine:
+    def __init__(self, parts: Parts, workers: int = WORKERS) -> None:
+        self._parts, self._workers = parts, workers
+        self.id = uuid.uuid4().hex
+        self._at_work: dict[str, asyncio.Task[None]] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+        self._stopping = False
+        self.looks = 0  #: since the beginning
+
+    def start(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._tasks = [loop.create_task(run()) for run in (self._run, self._keep, self._watch)]
+
+    async def stop(self) -> None:
+        """Looks that are under way end by themselves, for a while."""
+        self._stopping = True
+        for task in self._tasks:
+            task.cancel()
+        at_work = list(self._at_work.values())
+        if at_work:
+            _, late = await asyncio.wait(at_work, timeout=10)
+            for task in late:
+                task.cancel()
+        await asyncio.gather(*self._tasks, *at_work, return_exceptions=True)
+
+    # ---- taking lines ----------------------------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        while not self._stopping:
+            try:
+                taken = await self._claim()
+            except DatabaseError as error:
+                _log.error("%s", error)
+                await asyncio.sleep(HICCUP)
+                continue
+            for row in taken:
+                task = asyncio.get_running_loop().create_task(self._look(row))
+                self._at_work[row.id] = task
+                task.add_done_callback(lambda done, id=row.id: self._ended(id))  # type: ignore[misc]
+            if not taken:
+                await self._parts.hub.wait_for_lines(LOOK_EVERY)
+
+    async def _claim(self) -> list[LineRow]:
+        free = self._workers - len(self._at_work)
+        if free <= 0:
+            return []
+        async with self._parts.database.transaction() as connection:
+            return await lines.claim(connection, self.id, self._parts.clock(), LEASE, free)
+
+    def _ended(self, id: str) -> None:
+        self._at_work.pop(id, None)
+        self._parts.hub.lines()
+
+    async def _keep(self) -> None:
+        """Keeps up our leases, and takes up what others left."""
+        rescued = 0.0
+        while True:
+            await asyncio.sleep(KEEP_EVERY if self._at_work else RESCUE_EVERY)
+            with contextlib.suppress(DatabaseError):
+                now = self._parts.clock()
+                async with self._parts.database.transaction() as connection:
+                    await lines.keep(connection, self.id, list(self._at_work), now + LEASE)
+                    if now - rescued >= RESCUE_EVERY:
+                        rescued = now
+                        await lines.rescue(connection, now)
+                        await lines.prune_envelopes(connection, now)
+
+    async def _watch(self) -> None:
+        """Commands that another manager made, for hosts that wait here."""
+        since = self._parts.clock()
+        while True:
+            await asyncio.sleep(LOOK_EVERY)
+            waiting = self._parts.hub.waiting
+            if not waiting or self._parts.database.kind == "sqlite":
+                continue
+            with contextlib.suppress(DatabaseError):
+                now = self._parts.clock()
+                async with self._parts.database.transaction() as connection:
+                    found = await commands.waiting_hosts(connection, waiting, since - 2 * LOOK_EVERY)
+                since = now
+                self._parts.hub.commands(found)
+
+    # ---- one line ----------------------------------------------------------------------------------------------------
+
+    async def _look(self, row: LineRow) -> None:
+        try:
+            outcome = await self._outcome(row)
+            if outcome is not None:
+                await self._release(row, outcome)
+        except DatabaseError as error:
+            _log.error("%s", error)  # the lease ends by itself
+
+    async def _outcome(self, row: LineRow) -> Outcome | None:
+        self.looks += 1
+        try:
+            return await looking.look(self._parts, row)
+        except Again as again:
+            look_at = self._parts.clock() + again.seconds if again.seconds else 0.0
+            return Outcome(look_at, "", str(again))
+        except Failed as failed:
+            return await self._failed(row, failed)
+        except DatabaseError:
+            raise
+        except Exception:
+            _log.exception("line %s", row.id)
+            return Outcome(self._parts.clock() + HICCUP * 12, "", "an error inside the manager: see its log")
+
+    async def _failed(self, row: LineRow, failed: Failed) -> Outcome | None:
+        """Counts it, and says when it is tried again."""
+        now = self._parts.clock()
+        async with self._parts.database.transaction() as connection:
+            seen = await gather(connection, row, now)
+            if seen is None:
+                return None
+            failures = seen.line.failures + 1
+            not_before = now + failed.not_before if failed.not_before else 0.0
+            told = {"failures": failures, "failed_at": now, "not_before": not_before}
+            await lines.change_line(connection, row.id, **told)
+            detail: dict[str, object] = {"why": str(failed), "failures": failures}
+            await self._parts.history.add(connection, happened(seen, Kind.FAILED, detail))
+        self._parts.history.wake()
+        serving = seen.serving
+        life = timing.Lifetime(serving.not_before, serving.not_after) if serving and serving.not_after else None
+        again = max(now + timing.pause(failures, life, now), not_before)
+        return Outcome(again, "", str(failed))
+
+    async def _release(self, row: LineRow, outcome: Outcome) -> None:
+        values: dict[str, object] = {"why": outcome.why}
+        if outcome.stage:
+            values["stage"] = outcome.stage
+        async with self._parts.database.transaction() as connection:
+            await lines.release(connection, self.id, row.id, min(outcome.look_at, FAR), **values)
+        if outcome.look_at <= self._parts.clock():
+            self._parts.hub.lines()

@@ -1,0 +1,335 @@
+"""One look at one line: what is the next step, and when to look again."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+from hsmvisor.manager.ca.interface import CaError, Reason
+from hsmvisor.manager.engine import beginning, delivering, leaving, obtaining
+from hsmvisor.manager.engine.beginning import life_of
+from hsmvisor.manager.engine.delivering import Delivered
+from hsmvisor.manager.engine.obtaining import NO_WORD, happened
+from hsmvisor.manager.engine.outcome import Again, Failed, Outcome
+from hsmvisor.manager.engine.parts import Parts
+from hsmvisor.manager.engine.seen import Seen, gather
+from hsmvisor.manager.history.events import Kind
+from hsmvisor.manager.policy.questions import Act, Source
+from hsmvisor.manager.renewal import timing
+from hsmvisor.manager.renewal.decisions import Act as Renewal
+from hsmvisor.manager.renewal.decisions import Decision
+from hsmvisor.manager.store import lines
+from hsmvisor.manager.store.lines import FAR
+from hsmvisor.manager.store.rows import GenerationRow, LineRow, ResourceRow
+
+EXPIRING = 1 / 6  #: of a certificate's life is left: somebody is told
+
+
+async def look(parts: Parts, line: LineRow) -> Outcome | None:
+    """Returns None where the line is no more.  Raises Failed, Again, DatabaseError."""
+    now = parts.clock()
+    async with parts.database.transaction() as connection:
+        seen = await gather(connection, line, now)
+    if seen is None:
+        return None
+    if await leaving.leave(parts, seen, now):
+        if not seen.members:
+            return Outcome(now + NO_WORD, "leaving", "it is taken away")
+    elif not seen.members:
+        return await _end(parts, seen)
+    return await _Look(parts, seen, now).go()
+
+
+async def _end(parts: Parts, seen: Seen) -> Outcome | None:
+    """Nobody is meant: a line of one resource, or of a cancelled request, is no more."""
+    await _revoke(parts, seen)
+    if seen.request.state == "cancelled" and seen.request.kept:
+        return Outcome(FAR, "gone", "the request was cancelled; what was delivered stays")
+    if seen.line.resource_id or seen.request.state != "active":
+        async with parts.database.transaction() as connection:
+            await lines.remove_line(connection, seen.line.id)
+        return None
+    return Outcome(FAR, "waiting", "no resource has what is asked for")
+
+
+async def _revoke(parts: Parts, seen: Seen) -> None:
+    """Carries out what is asked for: at once, or of what serves no longer."""
+    for generation in seen.generations.values():
+        asked = generation.revoke
+        if not asked or generation.revoked_at or not generation.chain:
+            continue
+        if not asked.startswith("!") and generation.number == seen.line.serving and seen.members:
+            continue
+        ca = parts.authorities.get(generation.authority)
+        if ca is None:
+            continue
+        der = x509.load_pem_x509_certificate(generation.chain.encode()).public_bytes(Encoding.DER)
+        reason = asked.removeprefix("!")
+        try:
+            await ca.revoke(der, Reason(reason))
+        except CaError as error:
+            raise Failed(f"{generation.authority}: {error}") from None
+        now = int(parts.clock())
+        async with parts.database.transaction() as connection:
+            await lines.change_generation(connection, seen.line.id, generation.number, revoked_at=now)
+            detail = {"generation": generation.number, "serial": generation.serial, "reason": reason}
+            await parts.history.add(connection, happened(seen, Kind.REVOKED, detail))
+        parts.history.wake()
+        seen.generations[generation.number] = replace(generation, revoked_at=now)
+
+
+class _Look:
+    def __init__(self, parts: Parts, seen: Seen, now: float) -> None:
+        self._parts, self._seen, self._now = parts, seen, now
+
+    async def go(self) -> Outcome | None:
+        seen = self._seen
+        await _revoke(self._parts, seen)
+        allowed = await self._judge(Act.DISTRIBUTE)
+        if not allowed:
+            await self._note_denied(set())
+            why = next((why for (_, act), why in sorted(self._why_denied.items()) if act), "policy permits it nowhere")
+            return Outcome(FAR, "denied", why)
+        await self._note_denied({resource.id for resource in allowed})
+        if (working := seen.working) is not None:
+            return await self._go_on(working, allowed)
+        return await self._serve(allowed)
+
+    # ---- policy --------------------------------------------------------------------------------------------------
+
+    async def _judge(self, act: Act) -> list[ResourceRow]:
+        """Returns the members for which policy allows it."""
+        seen = self._seen
+        decided = []
+        for id in sorted(seen.members):
+            resource = seen.resources[id]
+            host = seen.hosts.get(resource.host_id)
+            decided.append((resource, self._parts.judge.decide(act, seen.request, seen.spec, resource, host, True)))
+        self._why_denied = {(resource.id, str(act)): d.why for resource, d in decided if not d.allowed}
+        changed = any(seen.denied.get((r.id, str(act))) != (None if d.allowed else d.why) for r, d in decided)
+        if changed:
+            async with self._parts.database.transaction() as connection:
+                await self._parts.judge.record(connection, seen.request, act, decided, seen.denied)
+            self._parts.history.wake()
+        return [resource for resource, decision in decided if decision.allowed]
+
+    async def _note_denied(self, allowed: set[str]) -> None:
+        seen = self._seen
+        rows = []
+        for id in sorted(seen.members - allowed):
+            why = self._why_denied.get((id, str(Act.DISTRIBUTE)), "")
+            known = seen.delivery(id)
+            if (known.state, known.why) != ("denied", why):
+                rows.append(replace(known, state="denied", why=why, changed_at=int(self._now)))
+        if rows:
+            async with self._parts.database.transaction() as connection:
+                for row in rows:
+                    await lines.put_delivery(connection, row)
+
+    # ---- a generation that is being made ---------------------------------------------------------------------------
+
+    async def _go_on(self, working: GenerationRow, allowed: Sequence[ResourceRow]) -> Outcome:
+        if (why := self._is_overtaken(working)) is not None:
+            await self._give_up(working, why)
+            return Outcome(0, "waiting", why)
+        if (again := self._again_at()) > self._now:
+            return Outcome(again, _STAGES[working.state], self._seen.line.why)
+        match working.state:
+            case "keying":
+                await obtaining.make_key(self._parts, self._seen, working, allowed, self._now)
+            case "ordered":
+                await obtaining.order(self._parts, self._seen, working)
+            case _:
+                return await self._deliver(working, allowed)
+        return Outcome(0, _STAGES[working.state])
+
+    def _is_overtaken(self, working: GenerationRow) -> str | None:
+        """Says why another one is begun in its place."""
+        line, life = self._seen.line, life_of(working)
+        begun = any(d.active == working.number for d in self._seen.deliveries.values())
+        if begun:
+            return None
+        if line.changed_at > working.created_at:
+            return "the request was changed"
+        if line.triggered_at > working.created_at and working.state != "keying":
+            return "somebody asked for another one"
+        if life is not None and timing.due(life, working.drawn, self._seen.spec.renewal.lead) <= self._now:
+            return "its certificate nears its end before it was delivered"
+        return None
+
+    def _again_at(self) -> float:
+        line, serving = self._seen.line, self._seen.serving
+        if not line.failures or max(line.changed_at, line.triggered_at) > line.failed_at:
+            return 0.0
+        life = life_of(serving) if serving else None
+        return max(line.failed_at + timing.pause(line.failures, life, line.failed_at), line.not_before)
+
+    async def _give_up(self, working: GenerationRow, why: str) -> None:
+        async with self._parts.database.transaction() as connection:
+            await lines.change_generation(connection, self._seen.line.id, working.number, state="failed", why=why)
+
+    async def _deliver(self, working: GenerationRow, allowed: Sequence[ResourceRow]) -> Outcome:
+        done = await delivering.deliver(self._parts, self._seen, working, allowed, self._now)
+        if done.lost and not done.waiting and not done.done:
+            await self._give_up(working, "its key is not at hand any more")
+            return Outcome(0, "waiting", "its key is not at hand any more: a new one is made")
+        life = life_of(working)
+        overtaken = timing.due(life, working.drawn, self._seen.spec.renewal.lead) if life else FAR
+        look_at = self._now + NO_WORD if done.waiting else FAR
+        return Outcome(min(look_at, overtaken), "delivering", _why(done))
+
+    # ---- the generation that serves --------------------------------------------------------------------------------
+
+    async def _serve(self, allowed: Sequence[ResourceRow]) -> Outcome:
+        seen = self._seen
+        serving = seen.serving
+        if serving is None and seen.spec.source is Source.IMPORTED:
+            return Outcome(FAR, "waiting", "its key has not been imported")
+        if serving is not None:
+            serving = await self._ask_for_window(serving)
+        decision = beginning.decide(seen, self._now)
+        done = None
+        if serving is not None and decision.act is not Renewal.RENEW:
+            done = await delivering.deliver(self._parts, seen, serving, allowed, self._now)
+            if done.lost:
+                decision = self._forced(decision, "a module needs a key that is not at hand")
+        if decision.act is Renewal.RENEW and not self._cannot_renew():
+            return await self._renew(decision, allowed, rekey=bool(done and done.lost))
+        if serving is None or done is None:
+            return Outcome(min(decision.look_at, FAR), "waiting", decision.why)
+        await self._tidy(serving, allowed)
+        if not done.waiting:
+            await self._check_health(serving)
+        told = await self._tell_the_end(serving)
+        look_at = min(decision.look_at, told, serving.ask_at or FAR)
+        if done.waiting:
+            look_at = min(look_at, self._now + NO_WORD)
+        undone = done.waiting or done.stragglers or done.lost
+        return Outcome(look_at, "delivering" if undone else "serving", _why(done) or decision.why)
+
+    def _cannot_renew(self) -> bool:
+        """An imported key without an authority: its owner brings the next one."""
+        spec = self._seen.spec
+        return spec.source is Source.IMPORTED and not spec.authority
+
+    def _forced(self, decision: Decision, why: str) -> Decision:
+        if self._cannot_renew() or self._seen.spec.source is Source.IMPORTED:
+            return decision
+        if (again := self._again_at()) > self._now:
+            return dataclasses.replace(decision, look_at=min(decision.look_at, again))
+        return dataclasses.replace(decision, act=Renewal.RENEW, why=why, rekey=True)
+
+    async def _renew(self, decision: Decision, allowed: Sequence[ResourceRow], rekey: bool) -> Outcome:
+        if self._seen.serving is not None:
+            permitted = {resource.id for resource in await self._judge(Act.RENEW)}
+            allowed = [resource for resource in allowed if resource.id in permitted]
+            if not allowed:
+                why = next(iter(self._why_denied.values()), "policy does not permit it")
+                return Outcome(self._now + 3600, "denied", f"it is not renewed: {why}")
+        await beginning.begin(self._parts, self._seen, allowed, decision, self._now, rekey)
+        return Outcome(0, "keying", decision.why)
+
+    async def _ask_for_window(self, serving: GenerationRow) -> GenerationRow:
+        """The authority's suggestion (RFC 9773), where it makes some."""
+        ca = self._parts.authorities.get(serving.authority)
+        if ca is None or not serving.chain or serving.ask_at > self._now:
+            return serving
+        der = x509.load_pem_x509_certificate(serving.chain.encode()).public_bytes(Encoding.DER)
+        window, ask_at = serving.window, self._now + 6 * timing.HOUR
+        try:
+            found = await ca.window(der)
+            if found is None:
+                window, ask_at = "", FAR
+            else:
+                window = _window_text(found.start, found.end, found.why)
+                ask_at = self._now + min(max(found.ask_again, 60.0), timing.DAY)
+        except CaError:
+            pass
+        changed = replace(serving, window=window, ask_at=ask_at)
+        async with self._parts.database.transaction() as connection:
+            told = {"window": window, "ask_at": ask_at}
+            await lines.change_generation(connection, serving.line_id, serving.number, **told)
+        self._seen.generations[serving.number] = changed
+        return changed
+
+    async def _tidy(self, serving: GenerationRow, allowed: Sequence[ResourceRow]) -> None:
+        seen, told = self._seen, set()
+        todo = [
+            (resource, said)
+            for resource in allowed
+            if not seen.queued.get(resource.id)
+            and resource.reachable
+            and not seen.is_away(resource, self._now)
+            and (said := delivering.superfluous(seen, resource, serving))
+        ]
+        if not todo:
+            return
+        async with self._parts.database.transaction() as connection:
+            for resource, said in todo:
+                await self._parts.commands.queue(connection, resource, seen.line, said)
+                told.add(resource.host_id)
+        self._parts.hub.commands(told)
+
+    async def _check_health(self, serving: GenerationRow) -> None:
+        seen = self._seen
+        check = self._parts.health.get(seen.spec.health)
+        if serving.checked or not seen.spec.health or check is None:
+            return
+        told = {
+            "material": seen.line.material,
+            "owner": seen.request.owner,
+            "generation": serving.number,
+            "names": serving.names.split("\n") if serving.names else [],
+            "resources": sorted(seen.members),
+            "certificate": serving.chain,
+        }
+        wrong = await check.run(told)
+        async with self._parts.database.transaction() as connection:
+            await lines.change_generation(connection, seen.line.id, serving.number, checked=2 if wrong else 1)
+            if wrong:
+                await self._parts.history.add(
+                    connection, happened(seen, Kind.HEALTH_FAILED, {"generation": serving.number, "why": wrong})
+                )
+                await lines.serve_the_one_before(connection, seen.line, list(seen.generations.values()), wrong, self._now)
+        self._parts.history.wake()
+        if wrong:
+            raise Again(wrong, 0)
+
+    async def _tell_the_end(self, serving: GenerationRow) -> float:
+        """Tells once that a certificate nears its end, and once that it has come.  Returns when to look for that."""
+        life = life_of(serving)
+        if life is None:
+            return FAR
+        points = ((1, life.not_after - life.seconds * EXPIRING, Kind.EXPIRING), (2, life.not_after, Kind.EXPIRED))
+        for number, at, kind in points:
+            if serving.told >= number:
+                continue
+            if at > self._now:
+                return at
+            detail = {"generation": serving.number, "not_after": serving.not_after, "names": serving.names}
+            async with self._parts.database.transaction() as connection:
+                await lines.change_generation(connection, serving.line_id, serving.number, told=number)
+                await self._parts.history.add(connection, happened(self._seen, kind, detail))
+            self._parts.history.wake()
+        return FAR
+
+
+_STAGES = {"keying": "keying", "ordered": "ordering", "issued": "delivering"}
+
+
+def _why(done: Delivered) -> str:
+    parts = [
+        (done.waiting, "at work"),
+        (done.held_back, "staged, until all are"),
+        (done.stragglers, "cannot be reached"),
+        (done.lost, "need a key that is not at hand"),
+    ]
+    return "; ".join(f"{len(ids)} {what}" for ids, what in parts if ids)
+
+
+def _window_text(start: float, end: float, why: str) -> str:
+    return json.dumps({"start": start, "end": end, "why": why})

@@ -1,0 +1,156 @@
+"""What hosts carried out, and what they could not: from a command's result to the state of its delivery, generation and line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from hsmvisor.manager import limits
+from hsmvisor.manager.history.events import Happened, History, Kind
+from hsmvisor.manager.store import commands, inventory, lines, wanted
+from hsmvisor.manager.store.rows import CommandRow, DeliveryRow, GenerationRow, HostRow, LineRow, held_text
+from hsmvisor.serving.text import clean
+from hsmvisor_rpc.sealed.commands import Action
+from hsmvisor_rpc.sealed.refusal import Reason
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+#: Refusals after which the same is said again, with what was learnt: nobody's failure.
+_SAID_AGAIN = frozenset(
+    {Reason.STALE_SEQUENCE, Reason.REPLAY, Reason.EXPIRED, Reason.WRONG_MODULE, Reason.STALE_GENERATION, Reason.UNKNOWN_GENERATION}
+)
+_PAUSE = 5.0  #: seconds before it is said again
+
+
+@dataclass(frozen=True)
+class Result:
+    """`states`: the material's generations as they are now, by number; None where that is not known."""
+
+    id: str
+    done: bool
+    reason: str = ""
+    detail: str = ""
+    public_key: bytes = b""
+    csr: bytes = b""
+    sequence: int = 0
+    states: Mapping[int, str] | None = None
+
+
+class Results:
+    def __init__(self, history: History, clock: Callable[[], float]) -> None:
+        self._history, self._clock = history, clock
+
+    async def take(self, connection: AsyncConnection, host: HostRow, results: Sequence[Result]) -> bool:
+        """Each counts once: of a command that is not open, nothing happens.  Returns whether a line is to be looked at."""
+        if not results:
+            return False
+        known = await commands.by_ids(connection, host.id, [result.id for result in results])
+        woken: dict[str, float] = {}
+        for result in results:
+            command = known.pop(result.id, None)
+            if command is None:
+                continue
+            await commands.remove(connection, [command.id])
+            await inventory.raise_sequence(connection, command.resource_id, result.sequence)
+            line = await lines.line(connection, command.line_id)
+            if line is None:
+                continue
+            delivery = await self._noted(connection, command, result)
+            if result.done:
+                await self._done(connection, line, command, result, delivery)
+                woken[line.id] = 0.0
+            else:
+                woken[line.id] = await self._refused(connection, line, command, result)
+        await lines.wake(connection, [id for id, pause in woken.items() if not pause])
+        for id, pause in woken.items():
+            if pause:
+                await lines.change_line(connection, id, look_at=self._clock() + pause)
+        return bool(woken)
+
+    async def _noted(self, connection: AsyncConnection, command: CommandRow, result: Result) -> DeliveryRow:
+        """Writes down what the module has now."""
+        found = await lines.delivery(connection, command.line_id, command.resource_id)
+        row = found or DeliveryRow(command.line_id, command.resource_id, 0, 0, "", "pending", "", 0)
+        changed = row
+        if result.states is not None:
+            there = {number: state for number, state in result.states.items() if state != "destroyed"}
+            current = next((number for number, state in there.items() if state == "current"), 0)
+            changed = replace(changed, held=held_text(there), active=current)
+        if result.done and command.action in (Action.STAGE, Action.CERTIFY):
+            changed = replace(changed, staged=command.generation)
+        if result.done and command.action in (Action.ACTIVATE, Action.ROLL_BACK):
+            changed = replace(changed, staged=command.generation, state="active", why="")
+        if changed != row or found is None:
+            await lines.put_delivery(connection, replace(changed, changed_at=int(self._clock())))
+        return changed
+
+    async def _done(
+        self, connection: AsyncConnection, line: LineRow, command: CommandRow, result: Result, delivery: DeliveryRow
+    ) -> None:
+        match command.action:
+            case Action.GENERATE:
+                generation = await _generation(connection, line, command.generation)
+                if generation is not None:
+                    state = "ordered" if generation.names else "issued"
+                    told = {"public_key": result.public_key, "csr": result.csr, "state": state}
+                    await lines.change_generation(connection, line.id, generation.number, was="keying", **told)
+            case Action.ACTIVATE:
+                await self._activated(connection, line, command)
+            case Action.ROLL_BACK:
+                await self._tell(connection, line, command, Kind.ROLLED_BACK)
+
+    async def _activated(self, connection: AsyncConnection, line: LineRow, command: CommandRow) -> None:
+        now, number = self._clock(), command.generation
+        first = await lines.change_generation(connection, line.id, number, was="issued", state="serving", activated_at=now)
+        if not first:
+            await self._tell(connection, line, command, Kind.DELIVERED)
+            return
+        if line.serving and line.serving != number:
+            await lines.change_generation(connection, line.id, line.serving, was="serving", state="superseded")
+        recovered = line.failures > 0
+        told = {"serving": number, "failures": 0, "failed_at": 0.0, "not_before": 0.0, "why": ""}
+        await lines.change_line(connection, line.id, **told)
+        if command.resource_id:
+            await lines.remove_envelope(connection, line.id, number, command.resource_id)
+        await self._tell(connection, line, command, Kind.ROTATED if line.serving else Kind.DELIVERED)
+        if recovered:
+            await self._tell(connection, line, command, Kind.RECOVERED)
+
+    async def _refused(self, connection: AsyncConnection, line: LineRow, command: CommandRow, result: Result) -> float:
+        """Returns seconds after which the line is looked at again; 0: at once."""
+        detail = clean(result.detail, limits.MAX_DETAIL)
+        if result.reason == Reason.WRONG_STATE and command.action in (Action.DESTROY, Action.RETIRE, Action.ACTIVATE):
+            return _PAUSE if result.states is None else 0.0  # it is so already, or the module says how it is
+        if result.reason in (Reason.UNKNOWN_MATERIAL, Reason.UNKNOWN_GENERATION) and command.action in (
+            Action.DESTROY,
+            Action.RETIRE,
+        ):
+            await lines.remove_delivery(connection, line.id, command.resource_id)
+            return 0.0
+        if result.reason in _SAID_AGAIN:
+            if command.action == Action.GENERATE and result.reason == Reason.STALE_GENERATION:
+                why = "the module knows a newer generation"
+                await lines.change_generation(connection, line.id, command.generation, was="keying", state="failed", why=why)
+                await lines.change_line(connection, line.id, newest=max([line.newest, *(result.states or {})]))
+            return _PAUSE
+        values = {"failures": line.failures + 1, "failed_at": self._clock(), "why": f"{command.resource_id}: {detail}"}
+        await lines.change_line(connection, line.id, **values)
+        await self._tell(connection, line, command, Kind.FAILED, reason=result.reason, why=detail)
+        return _PAUSE
+
+    async def _tell(self, connection: AsyncConnection, line: LineRow, command: CommandRow, kind: Kind, **more: str) -> None:
+        request = await wanted.request(connection, line.request_id)
+        happened = Happened(
+            kind,
+            owner=request.owner if request else "",
+            request_id=line.request_id,
+            material=line.material,
+            resource_id=command.resource_id,
+            host_id=command.host_id,
+            detail={"generation": command.generation, "action": command.action, **more},
+        )
+        await self._history.add(connection, happened)
+
+
+async def _generation(connection: AsyncConnection, line: LineRow, number: int) -> GenerationRow | None:
+    found = await lines.generations_of(connection, [line.id])
+    return next((row for row in found if row.number == number), None)

@@ -1,0 +1,104 @@
+"""All that is known about one line, gathered in one transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from hsmvisor.manager import limits
+from hsmvisor.manager.store import commands, inventory, lines, wanted
+from hsmvisor.manager.store.rows import CommandRow, DeliveryRow, GenerationRow, HostRow, LineRow, RequestRow, ResourceRow
+from hsmvisor.manager.wanted import membership
+from hsmvisor.manager.wanted.spec import Spec
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+WORKING = ("keying", "ordered", "issued")
+
+
+@dataclass
+class Seen:
+    line: LineRow
+    request: RequestRow
+    spec: Spec
+    generations: dict[int, GenerationRow]
+    deliveries: dict[str, DeliveryRow]
+    resources: dict[str, ResourceRow]  #: those that are meant, and those that hold something
+    hosts: dict[str, HostRow]
+    members: frozenset[str]  #: ids of those that are meant now
+    queued: dict[str, list[CommandRow]]  #: by resource: what is under way
+    denied: dict[tuple[str, str], str] = field(default_factory=dict)  #: (resource, action): why
+
+    @property
+    def serving(self) -> GenerationRow | None:
+        return self.generations.get(self.line.serving)
+
+    @property
+    def working(self) -> GenerationRow | None:
+        """The generation that is being made."""
+        newest = self.generations.get(self.line.newest)
+        return newest if newest is not None and newest.state in WORKING else None
+
+    def delivery(self, resource_id: str) -> DeliveryRow:
+        found = self.deliveries.get(resource_id)
+        return found or DeliveryRow(self.line.id, resource_id, 0, 0, "", "pending", "", 0)
+
+    def is_away(self, resource: ResourceRow, now: float) -> bool:
+        host = self.hosts.get(resource.host_id)
+        return host is None or host.state != "joined" or host.seen_at + limits.AWAY < now
+
+    def key_is_held(self, resource_id: str, key_of: int) -> bool:
+        """Whether the module has the key of generation `key_of`, in that generation or one that shares it."""
+        held = self.delivery(resource_id).generations
+        return any((g := self.generations.get(n)) is not None and g.key_of == key_of for n in held)
+
+    @property
+    def newest_anywhere(self) -> int:
+        """The highest generation number that anybody has heard of."""
+        held = [n for delivery in self.deliveries.values() for n in delivery.generations]
+        return max([self.line.newest, *held, *(d.staged for d in self.deliveries.values())])
+
+
+async def gather(connection: AsyncConnection, line: LineRow, now: float) -> Seen | None:
+    """Returns None where the line is no more."""
+    now_there = await lines.line(connection, line.id)
+    if now_there is None:
+        return None
+    request = await wanted.request(connection, line.request_id)
+    if request is None:
+        return None
+    spec = Spec.of_text(request.spec)
+    there = {row.resource_id: row for row in await lines.deliveries_of(connection, [line.id])}
+    found: dict[str, ResourceRow] = {}
+    if line.resource_id:
+        found = await inventory.resources_of(connection, [line.resource_id])
+        members = {id for id, row in found.items() if row.present and spec.matches(row)}
+    else:
+        found = {row.id: row for row in await membership.members(connection, spec)}
+        members = set(found)
+        found |= await inventory.resources_of(connection, set(there) - members)
+    if request.state != "active":
+        members = set()
+    queued: dict[str, list[CommandRow]] = {}
+    late = []
+    for command in await commands.of_line(connection, line.id):
+        if command.expires_at <= now:
+            late.append(command.id)
+        else:
+            queued.setdefault(command.resource_id, []).append(command)
+    await commands.remove(connection, late)
+    return Seen(
+        line=now_there,
+        request=request,
+        spec=spec,
+        generations={row.number: row for row in await lines.generations_of(connection, [line.id])},
+        deliveries=there,
+        resources=found,
+        hosts=await inventory.hosts_of(connection, [row.host_id for row in found.values()]),
+        members=frozenset(members),
+        queued=queued,
+        denied=_denials(await wanted.denied(connection, request.id)),
+    )
+
+
+def _denials(rows: list[object]) -> Mapping[tuple[str, str], str] | dict[tuple[str, str], str]:
+    return {(row.resource_id, row.action): row.why for row in rows}  # type: ignore[attr-defined]

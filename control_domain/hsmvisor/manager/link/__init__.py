@@ -1,0 +1,1 @@
+"""What hosts call: exchanges of reports and results for commands."""

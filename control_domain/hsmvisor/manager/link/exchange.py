@@ -1,0 +1,144 @@
+"""One exchange with a host: what it tells is taken in one transaction, then it waits for what there is to carry out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from hsmvisor.manager import limits
+from hsmvisor.manager.engine.hub import Hub
+from hsmvisor.manager.engine.results import Result, Results
+from hsmvisor.manager.history.events import Happened, History, Kind
+from hsmvisor.manager.inventory.reports import NotTaken, Report, Reports
+from hsmvisor.manager.store import commands, inventory, lines
+from hsmvisor.manager.store.database import Database
+from hsmvisor.manager.store.rows import CommandRow, HostRow
+from hsmvisor.serving.errors import Forbidden, Invalid
+from hsmvisor.serving.text import clean
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+GIVEN_AGAIN = 30.0  #: seconds after which a command without a result is given again in the same session
+TO_SPARE = 30  #: seconds that a command has to be valid when it is given
+SEEN_EVERY = limits.HEARTBEAT / 2  #: seconds: how often it is written down that a host was heard of
+MOST_WAIT = 5.0  #: seconds in which one looks for commands again, whatever was heard
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """As a host says it, without protobuf."""
+
+    session: str
+    number: int
+    all: bool
+    reports: Sequence[Report]
+    gone: Sequence[str]
+    results: Sequence[Result]
+    wait: float
+    version: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    tell_all: bool = False
+    commands: Sequence[CommandRow] = ()
+    refused: Sequence[NotTaken] = ()
+
+
+@dataclass
+class _Session:
+    """What this manager remembers of a host's session; nothing depends on it."""
+
+    id: str
+    given: dict[str, float] = field(default_factory=dict)
+
+
+class Exchanges:
+    def __init__(
+        self, database: Database, history: History, reports: Reports, results: Results, hub: Hub, clock: Callable[[], float]
+    ) -> None:
+        self._database, self._history, self._reports, self._results = database, history, reports, results
+        self._hub, self._clock = hub, clock
+        self._sessions: dict[str, _Session] = {}
+
+    async def exchange(self, host: HostRow, told: Exchange) -> Answer:
+        """Raises Invalid, Forbidden, DatabaseError."""
+        _check(told)
+        if told.session != host.session and not told.all:
+            return Answer(tell_all=True)
+        session = self._session(host, told.session)
+        refused: list[NotTaken] = []
+        tells = told.all or told.reports or told.gone or told.results
+        now = self._clock()
+        back = host.seen_at + limits.AWAY < now or told.session != host.session
+        if tells or back or host.seen_at + SEEN_EVERY <= now:
+            async with self._database.transaction() as connection:
+                refused = await self._take(connection, host, told, int(now), back)
+            self._history.wake()
+            if tells or back:
+                self._hub.lines()
+        for result in told.results:
+            session.given.pop(result.id, None)
+        found = await self._wait(host, session, 0 if refused else told.wait)
+        return Answer(commands=found, refused=refused)
+
+    def _session(self, host: HostRow, id: str) -> _Session:
+        session = self._sessions.get(host.id)
+        if session is None or session.id != id:
+            session = self._sessions[host.id] = _Session(id)
+        return session
+
+    async def _take(self, connection: AsyncConnection, host: HostRow, told: Exchange, now: int, back: bool) -> list[NotTaken]:
+        if told.all or told.reports:  # a host that is removed meanwhile stays removed
+            there = await inventory.host(connection, host.id)
+            if there is None or there.state != "joined":
+                raise Forbidden("HOST", "this host was removed or revoked")
+        values = {"seen_at": now}
+        if told.session != host.session or told.version != host.version:
+            values |= {"session": told.session, "version": clean(told.version, limits.MAX_VERSION)}  # type: ignore[dict-item]
+        await inventory.change_host(connection, host.id, **values)
+        await self._results.take(connection, host, told.results)
+        refused = await self._reports.take(connection, host, told.reports, told.gone, told.all)
+        if back:
+            if host.seen_at and host.seen_at + limits.AWAY < now:
+                detail = {"name": host.name, "away_seconds": now - host.seen_at}
+                await self._history.add(connection, Happened(Kind.HOST_BACK, host_id=host.id, detail=detail))
+            on_it = await inventory.resources_on(connection, host.id)
+            await lines.wake_pending(connection, [resource.id for resource in on_it])
+        return refused
+
+    async def _wait(self, host: HostRow, session: _Session, seconds: float) -> list[CommandRow]:
+        ends = time.monotonic() + seconds
+        while True:
+            found = await self._there(host, session)
+            left = ends - time.monotonic()
+            if found or left <= 0:
+                return found
+            if await self._hub.wait_for_commands(host.id, min(left, MOST_WAIT)) and self._hub.waits(host.id):
+                return []  # a newer exchange waits in our place
+
+    async def _there(self, host: HostRow, session: _Session) -> list[CommandRow]:
+        now = self._clock()
+        async with self._database.transaction() as connection:
+            rows = await commands.queued(connection, host.id, limits.MAX_COMMANDS, now + TO_SPARE)
+        found = [row for row in rows if now - session.given.get(row.id, -GIVEN_AGAIN) >= GIVEN_AGAIN]
+        for row in found:
+            session.given[row.id] = now
+        return found
+
+
+def _check(told: Exchange) -> None:
+    for what, count, most in (
+        ("guests", len(told.reports), limits.MAX_GUESTS if told.all else limits.MAX_REPORTED),
+        ("gone", len(told.gone), limits.MAX_GUESTS),
+        ("results", len(told.results), limits.MAX_RESULTS),
+    ):
+        if count > most:
+            raise Invalid("LIMIT", f"{count} {what} in one exchange, at most {most}")
+    if not 1 <= len(told.session) <= 64 or not told.session.isprintable():
+        raise Invalid("SESSION", "a session has 1 to 64 printable characters")
+    for report in told.reports:
+        if len(report.materials) > limits.MAX_MATERIALS:
+            raise Invalid("LIMIT", f"a guest has at most {limits.MAX_MATERIALS} materials")
+        if any(len(told) > limits.MAX_GENERATIONS for told in report.materials.values()):
+            raise Invalid("LIMIT", f"a material has at most {limits.MAX_GENERATIONS} generations")

@@ -1,0 +1,118 @@
+"""What policy says of a line's resources, and what is recorded of it."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from hsmvisor.manager.ca.names import BadName, Name
+from hsmvisor.manager.history.events import Happened, History, Kind
+from hsmvisor.manager.policy.engine import Policies
+from hsmvisor.manager.policy.questions import Act, Asked, Decision, Owner, Question, Resource, Rule
+from hsmvisor.manager.policy.questions import Kind as ResourceKind
+from hsmvisor.manager.store import wanted
+from hsmvisor.manager.store.rows import HostRow, RequestRow, ResourceRow, lines_of
+from hsmvisor.manager.wanted.spec import NotFilled, Spec
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+REMEMBERED = 50_000  #: decisions
+
+#: Returns the policies that count now.
+Current = Callable[[], Policies]
+
+
+def question(
+    act: Act, owner: Owner, spec: Spec, resource: ResourceRow, trusted: bool, names: tuple[Name, ...], automatic: bool
+) -> Question:
+    asked = Asked(
+        material=spec.material,
+        source=spec.source,
+        key_type=spec.key_type,
+        authority=spec.authority,
+        profile=spec.profile,
+        usage=spec.usage,
+        names=names,
+        lifetime=spec.lifetime,
+        automatic=automatic,
+    )
+    what = Resource(
+        id=resource.id,
+        name=resource.name,
+        kind=ResourceKind(resource.kind),
+        owner=resource.owner,
+        host=resource.host,
+        attributes=resource.tags,
+        host_trusted=trusted,
+    )
+    return Question(act, owner, what, asked)
+
+
+class Judge:
+    """Remembers what was decided about the same question under the same policies."""
+
+    def __init__(self, policies: Current, history: History, clock: Callable[[], float]) -> None:
+        self._policies, self._history, self._clock = policies, history, clock
+        self._known: OrderedDict[Any, Decision] = OrderedDict()
+
+    def decide(
+        self, act: Act, request: RequestRow, spec: Spec, resource: ResourceRow, host: HostRow | None, automatic: bool
+    ) -> Decision:
+        """A name that cannot be made for the resource is as good as a denial."""
+        trusted = bool(host and host.trusted)
+        policies = self._policies()
+        key = (
+            policies.version,
+            act,
+            request.id,
+            request.spec,
+            request.groups,
+            resource.id,
+            resource.changed_at,
+            trusted,
+            automatic,
+        )
+        if (found := self._known.get(key)) is not None:
+            self._known.move_to_end(key)
+            return found
+        try:
+            names = spec.names_for(None if spec.shared else resource)
+        except (NotFilled, BadName) as error:
+            return Decision(False, (Rule("names", str(error)),), policies.version)
+        owner = Owner(request.owner, frozenset(lines_of(request.groups)))
+        decision = policies.decide(question(act, owner, spec, resource, trusted, names, automatic))
+        self._known[key] = decision
+        if len(self._known) > REMEMBERED:
+            self._known.popitem(last=False)
+        return decision
+
+    async def record(
+        self,
+        connection: AsyncConnection,
+        request: RequestRow,
+        act: Act,
+        decisions: Iterable[tuple[ResourceRow, Decision]],
+        denied_before: Iterable[tuple[str, str]],
+    ) -> None:
+        """Denials are kept and told once; those that are none any more are taken back."""
+        before = set(denied_before)
+        permitted = []
+        for resource, decision in decisions:
+            if decision.allowed:
+                if (resource.id, str(act)) in before:
+                    permitted.append(resource.id)
+                continue
+            why = decision.why
+            if await wanted.deny(connection, request.id, resource.id, str(act), why, decision.version, int(self._clock())):
+                happened = Happened(
+                    Kind.DENIED,
+                    owner=request.owner,
+                    request_id=request.id,
+                    material=request.material,
+                    resource_id=resource.id,
+                    host_id=resource.host_id,
+                    detail={"action": str(act), "why": why, "policy_version": decision.version},
+                )
+                await self._history.add(connection, happened)
+        if permitted:
+            await wanted.permit(connection, request.id, permitted, str(act))

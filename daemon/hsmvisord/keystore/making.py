@@ -1,0 +1,71 @@
+"""A key that is made here because a signed command says so, and the request for its certificate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from hsmvisor_rpc.sealed import limits
+from hsmvisor_rpc.sealed import names as certificate_names
+from hsmvisor_rpc.sealed.commands import KEY_TYPES, Generate
+from hsmvisor_rpc.sealed.names import BadName, Name
+from hsmvisor_rpc.sealed.refusal import Reason, Refusal
+
+from hsmvisord import ck
+from hsmvisord import limits as daemon_limits
+from hsmvisord.ck import CkError
+from hsmvisord.crypto import generation
+from hsmvisord.crypto.hardware.channel import Away
+from hsmvisord.crypto.interface import CryptoProvider, PrivateKey
+
+MAX_COMMON_NAME = 64  #: characters (RFC 5280, appendix A.1, ub-common-name)
+
+
+@dataclass(frozen=True)
+class NewKey:
+    """Nothing of it is stored yet."""
+
+    private: PrivateKey = field(repr=False)
+    request: bytes  #: PKCS #10, DER
+
+
+def names_of(body: Generate) -> tuple[Name, ...]:
+    """Raises Refusal."""
+    if len(body.names) > limits.MAX_NAMES:
+        raise Refusal(Reason.TOO_LARGE, f"a request has at most {limits.MAX_NAMES} names, this has {len(body.names)}")
+    if sum(map(len, body.names)) > limits.MAX_NAMES_TEXT:
+        raise Refusal(Reason.TOO_LARGE, f"the names of a request have at most {limits.MAX_NAMES_TEXT} characters together")
+    try:
+        return certificate_names.exact(body.names)
+    except BadName as error:
+        raise Refusal(Reason.MALFORMED, str(error)) from None
+
+
+def check(body: Generate, provider: CryptoProvider) -> None:
+    """Raises Refusal for what cannot be made, before any time is spent on it."""
+    if body.key_type not in KEY_TYPES:
+        raise Refusal(Reason.UNSUPPORTED_KEY, f"a module makes {', '.join(KEY_TYPES)}")
+    if not provider.offers(generation.BY_NAME[body.key_type][0]):
+        raise Refusal(Reason.UNSUPPORTED_KEY, f"the module's hardware makes no {body.key_type} keys")
+    names_of(body)
+
+
+def make(body: Generate, provider: CryptoProvider) -> NewKey:
+    """An RSA key takes seconds.  Raises Refusal, and Away when nothing is wrong with the command."""
+    names = names_of(body)
+    try:
+        private = provider.generate_pair(*generation.BY_NAME[body.key_type], wait=daemon_limits.RSA_WAIT)
+        return NewKey(private, private.certificate_request(common_name(names), [certificate_names.general(n) for n in names]))
+    except Away:
+        raise
+    except CkError as error:
+        if error.rv == ck.CKR_FUNCTION_REJECTED:
+            raise Refusal(
+                Reason.LIMIT, "the guest is having an RSA key made, and a module makes one at a time: try again"
+            ) from None
+        raise Refusal(Reason.UNSUPPORTED_KEY, f"the key could not be made: {error}") from None
+
+
+def common_name(names: Sequence[Name]) -> str:
+    """Returns the first host name that fits there, or an empty text."""
+    return next((name.value for name in names if name.kind == "dns" and len(name.value) <= MAX_COMMON_NAME), "")
