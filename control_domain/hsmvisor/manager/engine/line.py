@@ -7,13 +7,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 
-from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding
 from hsmvisor.manager.ca.interface import CaError, Reason
 from hsmvisor.manager.engine import beginning, delivering, leaving, obtaining
 from hsmvisor.manager.engine.beginning import life_of
 from hsmvisor.manager.engine.delivering import Delivered
-from hsmvisor.manager.engine.obtaining import NO_WORD, happened
+from hsmvisor.manager.engine.obtaining import NO_WORD, happened, leaf_der
 from hsmvisor.manager.engine.outcome import Again, Failed, Outcome
 from hsmvisor.manager.engine.parts import Parts
 from hsmvisor.manager.engine.seen import Seen, gather
@@ -67,7 +65,7 @@ async def _revoke(parts: Parts, seen: Seen) -> None:
         ca = parts.authorities.get(generation.authority)
         if ca is None:
             continue
-        der = x509.load_pem_x509_certificate(generation.chain.encode()).public_bytes(Encoding.DER)
+        der = leaf_der(generation)
         reason = asked.removeprefix("!")
         try:
             await ca.revoke(der, Reason(reason))
@@ -238,7 +236,7 @@ class _Look:
         ca = self._parts.authorities.get(serving.authority)
         if ca is None or not serving.chain or serving.ask_at > self._now:
             return serving
-        der = x509.load_pem_x509_certificate(serving.chain.encode()).public_bytes(Encoding.DER)
+        der = leaf_der(serving)
         window, ask_at = serving.window, self._now + 6 * timing.HOUR
         try:
             found = await ca.window(der)
@@ -251,8 +249,7 @@ class _Look:
             pass
         changed = replace(serving, window=window, ask_at=ask_at)
         async with self._parts.database.transaction() as connection:
-            told = {"window": window, "ask_at": ask_at}
-            await lines.change_generation(connection, serving.line_id, serving.number, **told)
+            await lines.change_generation(connection, serving.line_id, serving.number, window=window, ask_at=ask_at)
         self._seen.generations[serving.number] = changed
         return changed
 

@@ -248,11 +248,11 @@ def _ends_at(der: bytes) -> int:
 
 
 def certificate_key(der: bytes) -> bytes:
-    return requests.spki(x509.load_der_x509_certificate(der).public_key())  # type: ignore[arg-type]
+    return requests.spki(x509.load_der_x509_certificate(der).public_key())
 
 
 def csr_key(der: bytes) -> bytes:
-    return requests.spki(x509.load_der_x509_csr(der).public_key())  # type: ignore[arg-type]
+    return requests.spki(x509.load_der_x509_csr(der).public_key())
 
 
 def pem_of(der: bytes) -> bytes:
