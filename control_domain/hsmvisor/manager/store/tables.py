@@ -295,7 +295,10 @@ events = Table(
     Column("resource_id", String(130), nullable=False),
     Column("host_id", String(64), nullable=False),
     Column("detail", Text, nullable=False),  # JSON object
-    Index("ix_events_request_id", "request_id"),
+    Index("ix_events_kind", "kind", "id"),
+    Index("ix_events_owner", "owner", "id"),
+    Index("ix_events_request_id", "request_id", "id"),
+    Index("ix_events_resource_id", "resource_id", "id"),
 )
 
 #: Events on their way to those who asked to be told.

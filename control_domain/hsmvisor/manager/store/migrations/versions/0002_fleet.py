@@ -52,7 +52,10 @@ def upgrade() -> None:
         sa.Column("detail", sa.Text(), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_events")),
     )
-    op.create_index("ix_events_request_id", "events", ["request_id"], unique=False)
+    op.create_index("ix_events_kind", "events", ["kind", "id"], unique=False)
+    op.create_index("ix_events_owner", "events", ["owner", "id"], unique=False)
+    op.create_index("ix_events_request_id", "events", ["request_id", "id"], unique=False)
+    op.create_index("ix_events_resource_id", "events", ["resource_id", "id"], unique=False)
     op.create_table(
         "hosts",
         sa.Column("id", sa.String(length=64), nullable=False),
