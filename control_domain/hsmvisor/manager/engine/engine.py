@@ -153,7 +153,6 @@ class Engine:
             await lines.change_line(connection, row.id, **told)
             detail: dict[str, object] = {"why": str(failed), "failures": failures}
             await self._parts.history.add(connection, happened(seen, Kind.FAILED, detail))
-        self._parts.history.wake()
         serving = seen.serving
         life = timing.Lifetime(serving.not_before, serving.not_after) if serving and serving.not_after else None
         again = max(now + timing.pause(failures, life, now), not_before)

@@ -76,7 +76,6 @@ async def _revoke(parts: Parts, seen: Seen) -> None:
             await lines.change_generation(connection, seen.line.id, generation.number, revoked_at=now)
             detail = {"generation": generation.number, "serial": generation.serial, "reason": reason}
             await parts.history.add(connection, happened(seen, Kind.REVOKED, detail))
-        parts.history.wake()
         seen.generations[generation.number] = replace(generation, revoked_at=now)
 
 
@@ -112,7 +111,6 @@ class _Look:
         if changed:
             async with self._parts.database.transaction() as connection:
                 await self._parts.judge.record(connection, seen.request, act, decided, seen.denied)
-            self._parts.history.wake()
         return [resource for resource, decision in decided if decision.allowed]
 
     async def _note_denied(self, allowed: set[str]) -> None:
@@ -292,7 +290,6 @@ class _Look:
                     connection, happened(seen, Kind.HEALTH_FAILED, {"generation": serving.number, "why": wrong})
                 )
                 await lines.serve_the_one_before(connection, seen.line, list(seen.generations.values()), wrong, self._now)
-        self._parts.history.wake()
         if wrong:
             raise Again(wrong, 0)
 
@@ -311,7 +308,6 @@ class _Look:
             async with self._parts.database.transaction() as connection:
                 await lines.change_generation(connection, serving.line_id, serving.number, told=number)
                 await self._parts.history.add(connection, happened(self._seen, kind, detail))
-            self._parts.history.wake()
         return FAR
 
 

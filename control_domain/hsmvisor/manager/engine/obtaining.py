@@ -156,7 +156,6 @@ async def order(parts: Parts, seen: Seen, working: GenerationRow) -> None:
                 "names": working.names,
             }
             await parts.history.add(connection, happened(seen, Kind.ISSUED, detail))
-    parts.history.wake()
 
 
 def leaf_der(generation: GenerationRow) -> bytes:

@@ -151,7 +151,6 @@ class Joining:
             else:
                 detail = {"name": statement.name, "why": refused.detail}
                 await self._history.add(connection, Happened(Kind.HOST_REFUSED, host_id=host_id, detail=detail))
-        self._history.wake()
         if refused is not None:
             raise refused
         ours = join_proof(self._secret(token.id), "manager", statement, self.root) if token else b""
