@@ -136,11 +136,14 @@ def material_request(
         created_at=timestamp(row.created_at),
         changed_at=timestamp(row.changed_at),
         lines=[_line(row, line, by_line.get(line.id, []), held.get(line.id, [])) for line in lines],
-        denials=[
-            pb.Denial(resource=d.resource_id, action=d.action, why=d.why, policy_version=d.version, at=timestamp(d.at))
-            for d in denied
-        ],
+        denials=[_denial(one) for one in denied],
         summary=summary(row, lines, bool(denied)),
+    )
+
+
+def _denial(row: Any) -> pb.Denial:
+    return pb.Denial(
+        resource=row.resource_id, action=row.action, why=row.why, policy_version=row.version, at=timestamp(row.at)
     )
 
 

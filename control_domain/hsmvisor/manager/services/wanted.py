@@ -186,7 +186,7 @@ class RequestService(rpc.RequestServiceServicer):
             async with self._database.transaction() as connection:
                 row = await wanted.request(connection, id)
                 if row is None or not may_see(known, row.owner):
-                    raise NotFound("REQUEST", f"there is no request {clean(id)!r}", "hsmvisor request list shows them")
+                    raise _no_request(id)
                 demand_owner(known, row.owner)
                 told["material"] = row.material
                 await work(connection, row)
@@ -214,10 +214,14 @@ class RequestService(rpc.RequestServiceServicer):
         async with self._database.transaction() as connection:
             row = await wanted.request(connection, untrusted.id)
         if row is None or not may_see(known, row.owner):
-            raise NotFound("REQUEST", f"there is no request {clean(untrusted.id)!r}", "hsmvisor request list shows them")
+            raise _no_request(untrusted.id)
         demand_owner(known, row.owner)
         taken = await self._importing.take(row, untrusted.envelope, untrusted.public_key, certificates)
         return await self._change(untrusted, "Import", work, {})
+
+
+def _no_request(untrusted_name: str) -> NotFound:
+    return NotFound("REQUEST", f"there is no request {clean(untrusted_name)!r}", "hsmvisor request list shows them")
 
 
 def _why(untrusted_why: str) -> str:
