@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import grpc
-from hsmvisor.authority.bundle import Bundle
 from hsmvisor.authority.records import Known, ModuleRecord, Records, delivery_of
 from hsmvisor.authority.store import Authority, AuthorityError
+from hsmvisor.bundle import Bundle
 from hsmvisor_rpc.sealed import envelope
 from hsmvisor_rpc.sealed.canonical import Record
 from hsmvisor_rpc.sealed.commands import Action, ChangeRoot, Command, Destroy, Retire, Signer, Stage, fingerprint
