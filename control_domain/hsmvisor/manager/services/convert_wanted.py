@@ -142,9 +142,7 @@ def material_request(
 
 
 def _denial(row: Any) -> pb.Denial:
-    return pb.Denial(
-        resource=row.resource_id, action=row.action, why=row.why, policy_version=row.version, at=timestamp(row.at)
-    )
+    return pb.Denial(resource=row.resource_id, action=row.action, why=row.why, policy_version=row.version, at=timestamp(row.at))
 
 
 def summary(row: RequestRow, lines: Sequence[LineRow], denied: bool) -> str:
