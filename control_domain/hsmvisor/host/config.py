@@ -1,23 +1,18 @@
-"""The host's configuration: one TOML file, every value with a default, so that no file is needed.
-
-Each section is a frozen dataclass; the loader walks their fields, so an unknown key or a wrong type is named precisely.
-"""
+"""The host's configuration: one TOML file, every value with a default, so that no file is needed."""
 
 from __future__ import annotations
 
-import dataclasses
 import re
-import tomllib
-import types
-import typing
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from hsmvisor.host.limits import NAME
 from hsmvisor.host.roles import Role
+from hsmvisor.serving import config as reading
+from hsmvisor.serving.config import Audit, Demand, Log
 from hsmvisor.serving.errors import BadConfig
+
+__all__ = ["Allow", "Audit", "BadConfig", "Config", "Hsm", "Log", "RequestKey", "TlsClient"]
 
 DEFAULT_PATH = Path("/etc/hsmvisor/host.toml")
 SOFTWARE = "software"  #: the cryptoprocessor of a module that has no HSM
@@ -136,25 +131,11 @@ class Hsm:
 
 
 @dataclass(frozen=True)
-class Audit:
-    file: str = ""  #: default STATE/audit.log
-    rotate_bytes: int = 64 * 1024 * 1024
-    checkpoint_lines: int = 1000
-    checkpoint_seconds: float = 300.0
-
-
-@dataclass(frozen=True)
 class Metrics:
     """Prometheus over HTTP, on a loopback address; off while empty."""
 
     address: str = ""
     timeout_seconds: float = 2.0
-
-
-@dataclass(frozen=True)
-class Log:
-    format: str = "plain"
-    level: str = "info"
 
 
 @dataclass(frozen=True)
@@ -199,65 +180,19 @@ def load(path: Path | None) -> Config:
         if not DEFAULT_PATH.exists():
             return Config()
         path = DEFAULT_PATH
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise BadConfig(str(path), f"cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise BadConfig(str(path), "is not UTF-8 text") from None
-    return parse(text, str(path))
+    return parse(reading.read(path), str(path))
 
 
 def parse(text: str, origin: str) -> Config:
     """Returns the checked configuration that `text` is; raises BadConfig."""
-    try:
-        values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise BadConfig(origin, str(error)) from None
-    config: Config = _section(Config, values, origin, "")
+    config = reading.parse(Config, text, origin)
     _check(config, origin)
     return config
 
 
-def _section(cls: type[Any], untrusted_values: dict[str, Any], origin: str, prefix: str) -> Any:
-    hints = typing.get_type_hints(cls)
-    fields = {f.name: f for f in dataclasses.fields(cls)}
-    if unknown := sorted(set(untrusted_values) - set(fields)):
-        raise BadConfig(origin, f"unknown key {prefix}{unknown[0]}; known here: {', '.join(sorted(fields))}")
-    for name, row in fields.items():
-        if row.default is dataclasses.MISSING and row.default_factory is dataclasses.MISSING and name not in untrusted_values:
-            raise BadConfig(origin, f"{prefix}{name} is missing")
-    return cls(**{name: _value(hints[name], value, origin, prefix + name) for name, value in untrusted_values.items()})
-
-
-def _value(hint: Any, untrusted_value: Any, origin: str, key: str) -> Any:
-    if dataclasses.is_dataclass(hint):
-        if not isinstance(untrusted_value, dict):
-            raise BadConfig(origin, f"{key} is a section: [{key}]")
-        return _section(typing.cast(type[Any], hint), untrusted_value, origin, key + ".")
-    if isinstance(hint, types.GenericAlias):
-        item = typing.get_args(hint)[0]
-        if not isinstance(untrusted_value, list):
-            raise BadConfig(origin, f"{key} is a list")
-        return tuple(_value(item, v, origin, f"{key}[{i}]") for i, v in enumerate(untrusted_value))
-    if hint is Role:
-        if untrusted_value not in list(Role):
-            raise BadConfig(origin, f"{key} is one of {', '.join(Role)}, not {untrusted_value!r}")
-        return Role(untrusted_value)
-    if hint is float and type(untrusted_value) is int:
-        return float(untrusted_value)
-    if type(untrusted_value) is not hint:
-        raise BadConfig(origin, f"{key} is of type {hint.__name__}, not {type(untrusted_value).__name__}")
-    return untrusted_value
-
-
 def _check(config: Config, origin: str) -> None:
     """The rules that go beyond a type."""
-
-    def demand(holds: bool, what: str) -> None:
-        if not holds:
-            raise BadConfig(origin, what)
-
+    demand = reading.demanding(origin)
     for name in ("state_directory", "runtime_directory"):
         demand(Path(getattr(config, name)).is_absolute(), f"{name} is an absolute path")
     for name, section in (("control", config.control), ("guests", config.guests)):
@@ -282,35 +217,24 @@ def _check(config: Config, origin: str) -> None:
     demand(config.workers.drain_seconds >= 0, "workers.drain_seconds is not negative")
     demand(config.provider.kind == "file", f"provider.kind is file, not {config.provider.kind!r}")
     _check_hsms(config.hsms, demand)
-    demand(config.audit.rotate_bytes >= 65536, "audit.rotate_bytes is at least 65536")
-    demand(config.audit.checkpoint_lines >= 1, "audit.checkpoint_lines is at least 1")
-    demand(config.audit.checkpoint_seconds > 0, "audit.checkpoint_seconds is greater than 0")
     demand(config.metrics.timeout_seconds > 0, "metrics.timeout_seconds is greater than 0")
     if config.metrics.address:
         host = config.metrics.address.rpartition(":")[0]
         demand(host in ("127.0.0.1", "[::1]", "localhost"), "metrics.address is a loopback address, as 127.0.0.1:9470")
-    demand(config.log.format in ("plain", "json"), "log.format is plain or json")
-    demand(config.log.level in ("debug", "info", "warning", "error"), "log.level is debug, info, warning or error")
+    reading.check_records(config.audit, config.log, demand)
 
 
-def _check_hsms(hsms: tuple[Hsm, ...], demand: Callable[[bool, str], None]) -> None:
+def _check_hsms(hsms: tuple[Hsm, ...], demand: Demand) -> None:
     for i, hsm in enumerate(hsms):
         demand(NAME.fullmatch(hsm.name) is not None, f"hsms[{i}].name is 1-64 of a-z 0-9 . _ - and begins with a letter or digit")
         demand(hsm.name != SOFTWARE, f"hsms[{i}].name is not {SOFTWARE!r}: that is what modules without an HSM are")
         demand(Path(hsm.library).is_absolute(), f"hsms[{i}].library is an absolute path")
         demand(1 <= len(hsm.token.encode()) <= _TOKEN_LABEL, f"hsms[{i}].token is a label of 1-{_TOKEN_LABEL} bytes")
         demand(Path(hsm.pin_file).is_absolute(), f"hsms[{i}].pin_file is an absolute path")
-        demand(not _others_read(hsm.pin_file), f"hsms[{i}].pin_file: others may read {hsm.pin_file}: chmod 600 it")
+        demand(not reading.others_read(hsm.pin_file), f"hsms[{i}].pin_file: others may read {hsm.pin_file}: chmod 600 it")
         for k, setting in enumerate(hsm.environment):
             demand(_VARIABLE.fullmatch(setting) is not None, f"hsms[{i}].environment[{k}] is NAME=VALUE")
         for k, path in enumerate(hsm.writes):
             demand(Path(path).is_absolute(), f"hsms[{i}].writes[{k}] is an absolute path")
     names = [hsm.name for hsm in hsms]
     demand(len(set(names)) == len(names), "hsms: each name stands once")
-
-
-def _others_read(path: str) -> bool:
-    try:
-        return bool(Path(path).stat().st_mode & 0o077)
-    except OSError:  # said when it is to be read
-        return False

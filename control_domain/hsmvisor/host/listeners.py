@@ -13,19 +13,15 @@ _UNIX = "unix:"
 
 
 def listeners(config: Config) -> Listeners:
-    tls = config.tls
-    return Listeners(
-        _unix(config.control_socket, config),
-        TlsListener(tls.address, tls.certificate, tls.key, tls.client_ca) if tls.address else None,
-        _signed(config),
-    )
-
-
-def _signed(config: Config) -> UnixListener | TlsListener | None:
-    signed = config.signed
-    if signed.address.startswith(_UNIX):
-        return _unix(Path(signed.address.removeprefix(_UNIX)), config)
-    return TlsListener(signed.address, signed.certificate, signed.key) if signed.address else None
+    """Callers at signed.address show no certificate: they sign."""
+    tls, signed, found = config.tls, config.signed, []
+    if tls.address:
+        found.append(TlsListener("tls", tls.address, tls.certificate, tls.key, (tls.client_ca,)))
+    local = signed.address.startswith(_UNIX)
+    if signed.address and not local:
+        found.append(TlsListener("signed", signed.address, signed.certificate, signed.key))
+    control = _unix(config.control_socket, config)
+    return Listeners(control, tuple(found), _unix(Path(signed.address.removeprefix(_UNIX)), config) if local else None)
 
 
 def _unix(path: Path, config: Config) -> UnixListener:

@@ -8,11 +8,12 @@ from __future__ import annotations
 import os
 import resource
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-from hsmvisor.host import swap, syscalls
+from hsmvisor.host import swap
 from hsmvisor.host.config import Config
+from hsmvisor.serving import measures, syscalls
+from hsmvisor.serving.measures import Measure, apply
 from hsmvisor_rpc.confine import capabilities, landlock
 
 #: Files, modes and sockets of others' groups; workers of other users to end; and what a launcher needs, which has no more than we.
@@ -22,31 +23,9 @@ _CAPABILITIES = capabilities.FOR_WORKERS | {
     capabilities.DAC_OVERRIDE,
     capabilities.KILL,
 }
-_LOW_PORTS = 1024
 _LOCKED = 1 << 30  #: bytes of memory that a worker may lock; as in hsmvisord/memory.py
-_IN_OUR_DIRECTORIES = landlock.EVERYTHING & ~landlock.MAKING_DEVICES & ~landlock.EXECUTING
 
-
-@dataclass(frozen=True)
-class Measure:
-    name: str
-    applied: bool
-    detail: str
-
-
-def _no_core() -> str:
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    return "RLIMIT_CORE 0"
-
-
-def _not_dumpable() -> str:
-    capabilities.prctl(capabilities.PR_SET_DUMPABLE, 0)
-    return "no ptrace, no /proc/self/mem for others"
-
-
-def _no_new_privileges() -> str:
-    capabilities.prctl(capabilities.PR_SET_NO_NEW_PRIVS, 1)
-    return "exec gains nothing"
+__all__ = ["Measure", "apply_all", "confine"]
 
 
 def _subreaper() -> str:
@@ -77,9 +56,9 @@ def _no_swap() -> str:
 
 
 def _before(config: Config) -> Iterator[tuple[str, Callable[[], str]]]:
-    yield "core-dumps", _no_core
-    yield "not-dumpable", _not_dumpable
-    yield "no-new-privileges", _no_new_privileges
+    yield "core-dumps", measures.no_core
+    yield "not-dumpable", measures.not_dumpable
+    yield "no-new-privileges", measures.no_new_privileges
     yield "subreaper", _subreaper
     yield "limits", _limits
     yield "no-swap", _no_swap
@@ -89,38 +68,22 @@ def _before(config: Config) -> Iterator[tuple[str, Callable[[], str]]]:
 
 def apply_all(config: Config) -> tuple[Measure, ...]:
     """Applies to this process and its children what can be given up before anything is opened."""
-    return tuple(_apply(name, measure) for name, measure in _before(config))
+    return tuple(apply(name, measure) for name, measure in _before(config))
 
 
 def confine(config: Config) -> Measure:
     """The last one, once all modules are imported and all directories made, and before there is a second thread."""
-    return _apply("landlock", lambda: _landlock(config))
-
-
-def _apply(name: str, measure: Callable[[], str]) -> Measure:
-    try:
-        return Measure(name, True, measure())
-    except (OSError, ValueError, ImportError) as error:
-        return Measure(name, False, str(error))
+    return apply("landlock", lambda: _landlock(config))
 
 
 def _wanted(config: Config) -> frozenset[int]:
-    ports = (address.rpartition(":")[2] for address in (config.tls.address, config.signed.address))
-    low = any(port.isdigit() and int(port) < _LOW_PORTS for port in ports)
-    return _CAPABILITIES | ({capabilities.NET_BIND_SERVICE} if low else frozenset())
+    return _CAPABILITIES | measures.low_ports((config.tls.address, config.signed.address))
 
 
 def _landlock(config: Config) -> str:
-    """Reads and executes everything; changes what lies in its own directories; connects by TCP to nobody.  Signals stay: workers
-    that another service left are in no domain of ours."""
-    if (threads := len(os.listdir("/proc/self/task"))) != 1:
-        raise OSError(f"{threads} threads run already")
-    written = sorted({str(path) for path in _written(config) if path.is_dir()} | _for_hsms(config))
-    rules = [("/", landlock.EXECUTING | landlock.READING), ("/dev/null", landlock.READING | landlock.WRITING_FILE)]
-    rules += [(path, _IN_OUR_DIRECTORIES) for path in written]
+    """Its own directories, and no TCP to anybody but an HSM."""
     tcp = 0 if any(hsm.network for hsm in config.hsms) else landlock.CONNECT_TCP
-    version = landlock.restrict(rules, tcp=tcp, scoped=False)
-    return f"ABI {version}: changes files in {', '.join(written)} alone{'; TCP to nobody' if version >= 4 and tcp else ''}"
+    return measures.confine_files(_written(config), _for_hsms(config), tcp)
 
 
 def _for_hsms(config: Config) -> set[str]:

@@ -43,17 +43,20 @@ class UnixListener:
 
 @dataclass(frozen=True)
 class TlsListener:
-    """A TCP address and the files of its certificate; `client_ca`: callers show a certificate of one of those (None: none)."""
+    """A TCP address and the files of its certificate; `client_ca`: callers show a certificate of one of those (none: none)."""
 
+    name: str  #: its section in the configuration
     address: str
     certificate: str
     key: str
-    client_ca: str | None = None
+    client_ca: tuple[str, ...] = ()
 
     def read(self) -> grpc.ServerCertificateConfiguration:
-        """Raises Broken."""
-        pair = _read(self.key), _read(self.certificate)
-        return grpc.ssl_server_certificate_configuration([pair], None if self.client_ca is None else _read(self.client_ca))
+        """Key and certificates may stand in one file, which is read once: they fit each other.  Raises Broken."""
+        key = _read(self.key)
+        certificate = key if self.certificate == self.key else _read(self.certificate)
+        believed = b"\n".join(map(_read, self.client_ca)) or None
+        return grpc.ssl_server_certificate_configuration([(key, certificate)], believed)
 
 
 @dataclass(frozen=True)
@@ -61,8 +64,8 @@ class Listeners:
     """Where callers come in: known by the kernel, by their certificates, by their signatures."""
 
     control: UnixListener
-    tls: TlsListener | None = None
-    signed: UnixListener | TlsListener | None = None
+    tls: tuple[TlsListener, ...] = ()
+    signed: UnixListener | None = None
 
 
 class Server:
@@ -93,19 +96,16 @@ class Server:
     async def _start(self, listeners: Listeners) -> None:
         self._upstream.unlink(missing_ok=True)
         self._server.add_insecure_port(f"unix:{self._upstream}")
-        signed = listeners.signed
-        if listeners.tls is not None:
-            self._add_tls("tls", listeners.tls)
-        if isinstance(signed, TlsListener):
-            self._add_tls("signed", signed)
+        for listener in listeners.tls:
+            self._add_tls(listener)
         await self._server.start()
         await _relay(self._local, listeners.control)
-        if isinstance(signed, UnixListener):
-            await _relay(self._signed, signed)
+        if listeners.signed is not None:
+            await _relay(self._signed, listeners.signed)
         for service in ("", *self._services):
             await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
 
-    def _add_tls(self, name: str, listener: TlsListener) -> None:
+    def _add_tls(self, listener: TlsListener) -> None:
         """The files are read again for each handshake, so a renewed certificate is used at once."""
 
         good = [listener.read()]
@@ -117,13 +117,15 @@ class Server:
                 _log.error("%s; the certificate in use stays", error.detail)
             return good[0]
 
-        credentials = grpc.dynamic_ssl_server_credentials(good[0], fetch, listener.client_ca is not None)
+        credentials = grpc.dynamic_ssl_server_credentials(good[0], fetch, bool(listener.client_ca))
         try:
             port = self._server.add_secure_port(listener.address, credentials)
         except RuntimeError:
             port = 0
         if not port:
-            raise Broken("LISTEN", f"{name}.address {listener.address} cannot be had", "choose a free address of this host")
+            raise Broken(
+                "LISTEN", f"{listener.name}.address {listener.address} cannot be had", "choose a free address of this host"
+            )
 
     async def stop(self) -> None:
         await self._health.enter_graceful_shutdown()

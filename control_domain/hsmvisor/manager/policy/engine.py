@@ -96,7 +96,12 @@ def _entities(question: Question) -> list[dict[str, Any]]:
         {"uid": _uid("Host", resource.host), "attrs": {"trusted": resource.host_trusted}, "parents": []},
         {
             "uid": _uid("Resource", resource.id),
-            "attrs": {"name": resource.name, "kind": str(resource.kind), "owner": _reference("Owner", resource.owner)},
+            "attrs": {
+                "name": resource.name,
+                "kind": str(resource.kind),
+                "owner": _reference("Owner", resource.owner),
+                "host": _reference("Host", resource.host),
+            },
             "parents": [_uid("Host", resource.host)],
             "tags": dict(resource.attributes),
         },

@@ -10,19 +10,27 @@ from typing import Any
 
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import event, make_url
-from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
+from hsmvisor.serving.errors import StorageUnavailable
+from sqlalchemy import event, func, make_url, select
+from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
 _DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg"}
+_MIGRATING = 0x68736D76  #: the lock that a manager has while it migrates (PostgreSQL)
 BUSY_SECONDS = 30  #: that a writer waits for another one (SQLite)
 
 __all__ = ["Database", "DatabaseError", "IntegrityError"]
 
 
-class DatabaseError(Exception):
+class DatabaseError(StorageUnavailable):
     """The message says what to do; it holds no password."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("DATABASE", message, "look at the manager's database; the call may be made again")
+
+    def __str__(self) -> str:
+        return self.detail
 
 
 class Database:
@@ -50,6 +58,8 @@ class Database:
         """Brings the tables to this release's form.  Raises DatabaseError."""
         try:
             async with self.engine.begin() as connection:
+                if self.kind == "postgresql":  # one manager at a time
+                    await connection.execute(select(func.pg_advisory_xact_lock(_MIGRATING)))
                 await connection.run_sync(_upgrade)
         except (DBAPIError, OSError) as error:
             raise DatabaseError(f"{self.shown}: {_plain(error)}") from None
@@ -58,12 +68,18 @@ class Database:
     async def transaction(self) -> AsyncIterator[AsyncConnection]:
         """Commits at the end, or changes nothing.  Raises DatabaseError when the database is away or full; IntegrityError."""
         try:
-            async with self.engine.begin() as connection:
-                yield connection
-        except IntegrityError:
-            raise
-        except OperationalError as error:
+            connection = await self.engine.connect()
+        except (DBAPIError, OSError) as error:
             raise DatabaseError(f"{self.shown}: {_plain(error)}") from None
+        try:
+            async with connection.begin():
+                yield connection
+        except DBAPIError as error:
+            if isinstance(error, OperationalError | InterfaceError) or error.connection_invalidated:
+                raise DatabaseError(f"{self.shown}: {_plain(error)}") from None
+            raise
+        finally:
+            await asyncio.shield(connection.close())
 
     async def close(self) -> None:
         await asyncio.shield(self.engine.dispose())

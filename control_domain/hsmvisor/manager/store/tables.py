@@ -351,6 +351,15 @@ answers = Table(
     Index("ix_answers_at", "at"),
 )
 
+#: What all managers of the fleet have the same, by fingerprints: root, authority, token-key.
+fleet = Table(
+    "fleet",
+    metadata,
+    Column("name", String(32), primary_key=True),
+    Column("fingerprint", String(64), nullable=False),  # SHA-256, hexadecimal
+    Column("made_at", BigInteger, nullable=False),
+)
+
 managers = Table(
     "managers",
     metadata,

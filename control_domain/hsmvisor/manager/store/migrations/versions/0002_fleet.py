@@ -57,6 +57,13 @@ def upgrade() -> None:
     op.create_index("ix_events_request_id", "events", ["request_id", "id"], unique=False)
     op.create_index("ix_events_resource_id", "events", ["resource_id", "id"], unique=False)
     op.create_table(
+        "fleet",
+        sa.Column("name", sa.String(length=32), nullable=False),
+        sa.Column("fingerprint", sa.String(length=64), nullable=False),
+        sa.Column("made_at", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("name", name=op.f("pk_fleet")),
+    )
+    op.create_table(
         "hosts",
         sa.Column("id", sa.String(length=64), nullable=False),
         sa.Column("name", sa.String(length=64), nullable=False),

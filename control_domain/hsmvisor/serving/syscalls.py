@@ -1,5 +1,5 @@
-"""System calls that the supervisor and its helpers have no use for, and one who took them over would: refused with EPERM
-(seccomp(2), by libseccomp through pyseccomp).  Launcher, key provider and workers have allow-lists of their own besides."""
+"""System calls that a service and its helpers have no use for, and one who took them over would: refused with EPERM
+(seccomp(2), by libseccomp through pyseccomp).  Helpers that hold keys have allow-lists of their own besides."""
 
 from __future__ import annotations
 
