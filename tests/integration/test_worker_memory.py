@@ -103,7 +103,7 @@ said = memory.follow() or said
 locked = [line for line in open("/proc/self/status") if line.startswith("VmLck")][0].split()[1]
 print(json.dumps([said, int(locked), (memory._end() - memory._heap) >> 10]))
 """
-    from hsmvisor.host.child import child_environment
+    from hsmvisor.environment import child_environment
 
     environment = child_environment() | {"PYTHONPATH": SOURCES}
 

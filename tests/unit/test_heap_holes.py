@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 
-from hsmvisor.host.child import child_environment
+from hsmvisor.environment import child_environment
 
 _PROGRAM = """
 import json, sys

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import grpc
-from hsmvisor.authority.bundle import Bundle
 from hsmvisor.authority.csr import CertificateRequest, spelled
 from hsmvisor.authority.records import Known, ModuleRecord, Records, content_of, delivery_of, key_of, made_of
 from hsmvisor.authority.store import Authority, AuthorityError
+from hsmvisor.bundle import Bundle
 from hsmvisor_rpc.sealed import envelope
 from hsmvisor_rpc.sealed.canonical import Record
 from hsmvisor_rpc.sealed.commands import (

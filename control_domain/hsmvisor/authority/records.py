@@ -16,8 +16,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hsmvisor.authority.bundle import Bundle
 from hsmvisor.authority.store import AuthorityError
+from hsmvisor.bundle import Bundle
 from hsmvisor.files import write_private
 
 KEPT = 8  #: delivered generations of a material that are remembered

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from hsmvisor.authority.bundle import Bundle, BundleError
 from hsmvisor.authority.pusher import Pusher, Staging
 from hsmvisor.authority.records import Delivery, Known, content_of, key_of
+from hsmvisor.bundle import Bundle, BundleError
 from hsmvisor_rpc.v1 import hsmvisor_pb2 as pb
 
 #: Returns the key and certificates of a material, by its name and the record of its delivery; raises BundleError, OSError.

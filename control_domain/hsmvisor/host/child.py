@@ -11,21 +11,11 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 
+from hsmvisor.environment import child_environment
 from hsmvisor.host.link import Link, Violation
 from hsmvisor.serving.errors import Unavailable
 
 _log = logging.getLogger(__name__)
-
-#: Freed memory is overwritten, so that a key that was freed is gone: perturb works with malloc, not with Python's arenas, and not
-#: on chunks that malloc's per-thread cache (tcache) takes back, where an RSA key's coefficient was found again.  One heap without
-#: arenas and mmap, which grows in large steps, so that hsmvisord/memory.py can lock it; what is free at its end is given back.
-_TUNABLES = {"perturb": 165, "tcache_count": 0, "arena_max": 1, "mmap_max": 0, "top_pad": 8 << 20, "trim_threshold": 16 << 20}
-_ENVIRONMENT = {
-    "PYTHONMALLOC": "malloc",
-    "GLIBC_TUNABLES": ":".join(f"glibc.malloc.{name}={value}" for name, value in _TUNABLES.items()),
-    "LANG": "C.UTF-8",
-}
-_INHERITED = ("PATH", "PYTHONPATH", "VIRTUAL_ENV")
 
 _FIRST_PAUSE = 0.05
 _LONGEST_PAUSE = 5.0
@@ -35,10 +25,6 @@ WAIT = 10.0  #: seconds that a request waits for a helper that is being started 
 
 class HelperLost(Unavailable):
     """A helper ended or did not answer; what it was asked may be done or not."""
-
-
-def child_environment() -> dict[str, str]:
-    return {**{n: os.environ[n] for n in _INHERITED if n in os.environ}, **_ENVIRONMENT}
 
 
 class Spawned:

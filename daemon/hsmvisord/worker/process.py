@@ -1,11 +1,12 @@
-"""Small things that Python has no call for: the title in ps, descriptors."""
+"""Small things of a process: the title in ps, descriptors, its turn."""
 
 from __future__ import annotations
 
-import ctypes
 import os
 
-from hsmvisor_rpc.confine.capabilities import PR_SET_NAME, prctl
+from hsmvisor_rpc.confine.title import set_title
+
+__all__ = ["close_all_but", "not_before_others", "set_title"]
 
 
 def close_all_but(kept: set[int]) -> None:
@@ -15,18 +16,6 @@ def close_all_but(kept: set[int]) -> None:
             os.closerange(low, descriptor)
         low = descriptor + 1
     os.closerange(low, os.sysconf("SC_OPEN_MAX"))
-
-
-def set_title(title: str) -> None:
-    """Shows `title` in ps: writes it over the process's own argument strings, as far as they reach (proc(5): arg_start,
-    arg_end)."""
-    prctl(PR_SET_NAME, title.encode()[:15])
-    with open("/proc/self/stat", "rb") as stat:
-        fields = stat.read().rpartition(b")")[2].split()
-    start, end = int(fields[45]), int(fields[46])  # fields 48 and 49 of the file; two stand before the bracket
-    room = end - start
-    if start and room > 1:
-        ctypes.memmove(start, title.encode()[: room - 1].ljust(room, b"\0"), room)
 
 
 def not_before_others() -> None:

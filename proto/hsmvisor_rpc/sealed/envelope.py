@@ -60,8 +60,8 @@ class RecipientKey:
     def private_bytes(self) -> bytes:
         return self._kem.private_bytes_raw() + self._dh.private_bytes_raw()
 
-    def open(self, envelope: bytes, context: EnvelopeContext) -> KeyMaterial:
-        """Returns what `seal` was given; raises Refusal."""
+    def open(self, envelope: bytes, context: Record) -> KeyMaterial:
+        """Returns what `seal` was given; raises Refusal.  `context`: an EnvelopeContext, or an ImportContext (fleet.py)."""
         if len(envelope) > limits.MAX_ENVELOPE:
             raise Refusal(Reason.TOO_LARGE, f"an envelope has at most {limits.MAX_ENVELOPE} bytes, this has {len(envelope)}")
         try:
@@ -80,7 +80,7 @@ def recipient_fingerprint(public: bytes) -> bytes:
     return hashlib.sha256(public).digest()
 
 
-def seal(material: KeyMaterial, public: bytes, context: EnvelopeContext) -> bytes:
+def seal(material: KeyMaterial, public: bytes, context: Record) -> bytes:
     """Returns the envelope; `public` is the recipient's PUBLIC_SIZE bytes."""
     if len(public) != PUBLIC_SIZE:
         raise ValueError(f"a recipient's public key has {PUBLIC_SIZE} bytes")

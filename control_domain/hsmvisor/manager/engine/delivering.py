@@ -30,6 +30,10 @@ class Delivered:
     held_back: tuple[str, ...] = ()  #: staged, until all have staged it
 
 
+#: By resource: the commands by which its module comes to have a generation staged; None: its key is nowhere to be had.
+_Keys = dict[str, tuple[Said, ...] | None]
+
+
 @dataclass(frozen=True)
 class _Next:
     """What one module is told, or why nothing is."""
@@ -92,7 +96,7 @@ def _step(
     seen: Seen,
     generation: GenerationRow,
     resource: ResourceRow,
-    keys: dict[str, tuple[Said, ...] | None],
+    keys: _Keys,
     release: bool,
     now: float,
 ) -> _Next:
@@ -116,9 +120,7 @@ def _step(
     return _Next(resource, (*staging, *activate) if both or not staging else staging)
 
 
-async def _keys(
-    parts: Parts, seen: Seen, generation: GenerationRow, allowed: Sequence[ResourceRow], now: float
-) -> dict[str, tuple[Said, ...] | None]:
+async def _keys(parts: Parts, seen: Seen, generation: GenerationRow, allowed: Sequence[ResourceRow], now: float) -> _Keys:
     """Returns the commands by which each module comes to have the generation staged; None: its key is nowhere to be had."""
     undone = [
         r
@@ -130,7 +132,7 @@ async def _keys(
         and not seen.is_away(r, now)
     ]
     chain = _ders(generation)
-    found: dict[str, tuple[Said, ...] | None] = {}
+    found: _Keys = {}
     missing: list[ResourceRow] = []
     for resource in undone:
         held = seen.delivery(resource.id).generations
@@ -151,11 +153,11 @@ async def _keys(
 
 async def _from_envelopes(
     parts: Parts, seen: Seen, generation: GenerationRow, chain: tuple[bytes, ...], missing: Sequence[ResourceRow], now: float
-) -> dict[str, tuple[Said, ...] | None]:
+) -> _Keys:
     async with parts.database.transaction() as connection:
         there = await lines.envelopes_of(connection, seen.line.id, generation.number, now + 60)
         escrow = await lines.escrow(connection, seen.line.id, generation.key_of)
-    found: dict[str, tuple[Said, ...] | None] = {}
+    found: _Keys = {}
     unsealed = []
     for resource in missing:
         row = there.get(resource.id)

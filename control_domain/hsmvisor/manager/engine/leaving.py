@@ -45,7 +45,6 @@ async def leave(parts: Parts, seen: Seen, now: float) -> bool:
                 told.add(resource.host_id)
             why = "" if resource.reachable else "its module obeys another root"
             await lines.put_delivery(connection, replace(delivery, state="leaving", why=why, changed_at=int(now)))
-    parts.history.wake()
     parts.hub.commands(told)
     return pending
 

@@ -7,13 +7,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 
-from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding
 from hsmvisor.manager.ca.interface import CaError, Reason
 from hsmvisor.manager.engine import beginning, delivering, leaving, obtaining
 from hsmvisor.manager.engine.beginning import life_of
 from hsmvisor.manager.engine.delivering import Delivered
-from hsmvisor.manager.engine.obtaining import NO_WORD, happened
+from hsmvisor.manager.engine.obtaining import NO_WORD, happened, leaf_der
 from hsmvisor.manager.engine.outcome import Again, Failed, Outcome
 from hsmvisor.manager.engine.parts import Parts
 from hsmvisor.manager.engine.seen import Seen, gather
@@ -67,7 +65,7 @@ async def _revoke(parts: Parts, seen: Seen) -> None:
         ca = parts.authorities.get(generation.authority)
         if ca is None:
             continue
-        der = x509.load_pem_x509_certificate(generation.chain.encode()).public_bytes(Encoding.DER)
+        der = leaf_der(generation)
         reason = asked.removeprefix("!")
         try:
             await ca.revoke(der, Reason(reason))
@@ -78,7 +76,6 @@ async def _revoke(parts: Parts, seen: Seen) -> None:
             await lines.change_generation(connection, seen.line.id, generation.number, revoked_at=now)
             detail = {"generation": generation.number, "serial": generation.serial, "reason": reason}
             await parts.history.add(connection, happened(seen, Kind.REVOKED, detail))
-        parts.history.wake()
         seen.generations[generation.number] = replace(generation, revoked_at=now)
 
 
@@ -114,7 +111,6 @@ class _Look:
         if changed:
             async with self._parts.database.transaction() as connection:
                 await self._parts.judge.record(connection, seen.request, act, decided, seen.denied)
-            self._parts.history.wake()
         return [resource for resource, decision in decided if decision.allowed]
 
     async def _note_denied(self, allowed: set[str]) -> None:
@@ -238,7 +234,7 @@ class _Look:
         ca = self._parts.authorities.get(serving.authority)
         if ca is None or not serving.chain or serving.ask_at > self._now:
             return serving
-        der = x509.load_pem_x509_certificate(serving.chain.encode()).public_bytes(Encoding.DER)
+        der = leaf_der(serving)
         window, ask_at = serving.window, self._now + 6 * timing.HOUR
         try:
             found = await ca.window(der)
@@ -251,8 +247,7 @@ class _Look:
             pass
         changed = replace(serving, window=window, ask_at=ask_at)
         async with self._parts.database.transaction() as connection:
-            told = {"window": window, "ask_at": ask_at}
-            await lines.change_generation(connection, serving.line_id, serving.number, **told)
+            await lines.change_generation(connection, serving.line_id, serving.number, window=window, ask_at=ask_at)
         self._seen.generations[serving.number] = changed
         return changed
 
@@ -295,7 +290,6 @@ class _Look:
                     connection, happened(seen, Kind.HEALTH_FAILED, {"generation": serving.number, "why": wrong})
                 )
                 await lines.serve_the_one_before(connection, seen.line, list(seen.generations.values()), wrong, self._now)
-        self._parts.history.wake()
         if wrong:
             raise Again(wrong, 0)
 
@@ -314,7 +308,6 @@ class _Look:
             async with self._parts.database.transaction() as connection:
                 await lines.change_generation(connection, serving.line_id, serving.number, told=number)
                 await self._parts.history.add(connection, happened(self._seen, kind, detail))
-            self._parts.history.wake()
         return FAR
 
 

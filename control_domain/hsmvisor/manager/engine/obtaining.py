@@ -117,9 +117,7 @@ async def order(parts: Parts, seen: Seen, working: GenerationRow) -> None:
     if ca is None:
         raise Failed(f"there is no authority {working.authority!r}: see the manager's configuration")
     serving = seen.serving
-    replaces = (
-        x509.load_pem_x509_certificate(serving.chain.encode()).public_bytes(Encoding.DER) if serving and serving.chain else b""
-    )
+    replaces = leaf_der(serving) if serving and serving.chain else b""
 
     async def keep(text: str) -> None:
         async with parts.database.transaction() as connection:
@@ -158,7 +156,10 @@ async def order(parts: Parts, seen: Seen, working: GenerationRow) -> None:
                 "names": working.names,
             }
             await parts.history.add(connection, happened(seen, Kind.ISSUED, detail))
-    parts.history.wake()
+
+
+def leaf_der(generation: GenerationRow) -> bytes:
+    return x509.load_pem_x509_certificate(generation.chain.encode()).public_bytes(Encoding.DER)
 
 
 def happened(seen: Seen, kind: Kind, detail: dict[str, object], resource_id: str = "") -> Happened:

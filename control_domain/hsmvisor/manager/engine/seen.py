@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from hsmvisor.manager import limits
 from hsmvisor.manager.store import commands, inventory, lines, wanted
@@ -100,5 +100,5 @@ async def gather(connection: AsyncConnection, line: LineRow, now: float) -> Seen
     )
 
 
-def _denials(rows: list[object]) -> Mapping[tuple[str, str], str] | dict[tuple[str, str], str]:
-    return {(row.resource_id, row.action): row.why for row in rows}  # type: ignore[attr-defined]
+def _denials(rows: list[Any]) -> dict[tuple[str, str], str]:
+    return {(row.resource_id, row.action): row.why for row in rows}

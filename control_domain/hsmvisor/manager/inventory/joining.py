@@ -151,7 +151,6 @@ class Joining:
             else:
                 detail = {"name": statement.name, "why": refused.detail}
                 await self._history.add(connection, Happened(Kind.HOST_REFUSED, host_id=host_id, detail=detail))
-        self._history.wake()
         if refused is not None:
             raise refused
         ours = join_proof(self._secret(token.id), "manager", statement, self.root) if token else b""
@@ -248,11 +247,11 @@ def _ends_at(der: bytes) -> int:
 
 
 def certificate_key(der: bytes) -> bytes:
-    return requests.spki(x509.load_der_x509_certificate(der).public_key())  # type: ignore[arg-type]
+    return requests.spki(x509.load_der_x509_certificate(der).public_key())
 
 
 def csr_key(der: bytes) -> bytes:
-    return requests.spki(x509.load_der_x509_csr(der).public_key())  # type: ignore[arg-type]
+    return requests.spki(x509.load_der_x509_csr(der).public_key())
 
 
 def pem_of(der: bytes) -> bytes:

@@ -74,7 +74,6 @@ class Exchanges:
         if tells or back or host.seen_at + SEEN_EVERY <= now:
             async with self._database.transaction() as connection:
                 refused = await self._take(connection, host, told, int(now), back)
-            self._history.wake()
             if tells or back:
                 self._hub.lines()
         for result in told.results:

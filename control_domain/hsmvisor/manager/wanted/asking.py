@@ -1,4 +1,4 @@
-"""What owners ask for, change, and end.  Each is one transaction: what was asked, the lines that it concerns, what is told of it."""
+"""What owners ask for, change, and end.  Each is one transaction: what was asked, the lines that it concerns, what is told."""
 
 from __future__ import annotations
 

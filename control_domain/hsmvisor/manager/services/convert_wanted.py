@@ -1,0 +1,206 @@
+"""Between protobuf and what owners ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+from google.protobuf.timestamp_pb2 import Timestamp
+from hsmvisor.manager.engine.beginning import life_of
+from hsmvisor.manager.policy.questions import Source
+from hsmvisor.manager.renewal import timing
+from hsmvisor.manager.renewal.decisions import Rule
+from hsmvisor.manager.store.lines import FAR
+from hsmvisor.manager.store.rows import DeliveryRow, GenerationRow, LineRow, RequestRow
+from hsmvisor.manager.wanted.asking import Explanation
+from hsmvisor.manager.wanted.spec import Spec
+from hsmvisor.serving.errors import Invalid
+from hsmvisor_rpc.v1 import manager_pb2 as pb
+
+
+def timestamp(seconds: float) -> Timestamp | None:
+    """0 and what is far are not told."""
+    if not 0 < seconds < FAR / 2:
+        return None
+    made = Timestamp()
+    made.FromMicroseconds(int(min(seconds, 253402300799) * 1e6))
+    return made
+
+
+def rule(untrusted: pb.Rule) -> Rule:
+    return Rule(
+        enabled=not untrusted.off,
+        rekey=not untrusted.same_key,
+        lead=float(untrusted.lead_seconds),
+        cron=untrusted.cron,
+        period=float(untrusted.period_seconds),
+        days=untrusted.days,
+        signatures=untrusted.signatures,
+    )
+
+
+def rule_told(known: Rule) -> pb.Rule:
+    return pb.Rule(
+        off=not known.enabled,
+        same_key=not known.rekey,
+        lead_seconds=int(known.lead),
+        cron=known.cron,
+        period_seconds=int(known.period),
+        days=known.days,
+        signatures=known.signatures,
+    )
+
+
+def spec(untrusted: pb.RequestSpec) -> Spec:
+    """What was left open has its default; whether all of it can be is for `Spec.check` to say.  Raises Invalid."""
+    try:
+        source = Source(untrusted.source or "module")
+    except ValueError:
+        raise Invalid("SPEC", f"source is one of {', '.join(Source)}") from None
+    return Spec(
+        material=untrusted.material,
+        source=source,
+        key_type=untrusted.key_type or "P-256",
+        authority=untrusted.authority,
+        profile=untrusted.profile or "server",
+        usage=untrusted.usage or "tls",
+        names=tuple(untrusted.names),
+        lifetime=untrusted.lifetime_seconds,
+        resources=tuple(untrusted.resources),
+        selector=dict(untrusted.selector),
+        renewal=rule(untrusted.renewal),
+        two_step=untrusted.two_step,
+        health=untrusted.health,
+        escrow=untrusted.escrow,
+        mode=untrusted.mode or "pin",
+        drain_seconds=untrusted.drain_seconds,
+        after_drain=untrusted.after_drain or "extend",
+        on_expiry=untrusted.on_expiry or "keep",
+        bare=untrusted.bare,
+    )
+
+
+def spec_told(known: Spec) -> pb.RequestSpec:
+    return pb.RequestSpec(
+        material=known.material,
+        source=str(known.source),
+        key_type=known.key_type,
+        authority=known.authority,
+        profile=known.profile,
+        usage=known.usage,
+        names=known.names,
+        lifetime_seconds=known.lifetime,
+        resources=known.resources,
+        selector=dict(known.selector),
+        renewal=rule_told(known.renewal),
+        two_step=known.two_step,
+        health=known.health,
+        escrow=known.escrow,
+        mode=known.mode,
+        drain_seconds=known.drain_seconds,
+        after_drain=known.after_drain,
+        on_expiry=known.on_expiry,
+        bare=known.bare,
+    )
+
+
+def explanation(known: Explanation) -> pb.Explanation:
+    expected = [
+        pb.Expected(resource=e.resource, allowed=e.decision.allowed, why=e.decision.why, names=e.names, outcome=e.outcome)
+        for e in known.expected
+    ]
+    return pb.Explanation(resources=expected, remarks=known.remarks, change=known.change)
+
+
+def material_request(
+    row: RequestRow,
+    lines: Sequence[LineRow] = (),
+    generations: Iterable[GenerationRow] = (),
+    deliveries: Iterable[DeliveryRow] = (),
+    denials: Iterable[Any] = (),
+) -> pb.MaterialRequest:
+    denied = list(denials)
+    by_line: dict[str, list[GenerationRow]] = {}
+    for generation in generations:
+        by_line.setdefault(generation.line_id, []).append(generation)
+    held: dict[str, list[DeliveryRow]] = {}
+    for delivery in deliveries:
+        held.setdefault(delivery.line_id, []).append(delivery)
+    return pb.MaterialRequest(
+        id=row.id,
+        owner=row.owner,
+        spec=spec_told(Spec.of_text(row.spec)),
+        state=row.state,
+        created_at=timestamp(row.created_at),
+        changed_at=timestamp(row.changed_at),
+        lines=[_line(row, line, by_line.get(line.id, []), held.get(line.id, [])) for line in lines],
+        denials=[_denial(one) for one in denied],
+        summary=summary(row, lines, bool(denied)),
+    )
+
+
+def _denial(row: Any) -> pb.Denial:
+    return pb.Denial(resource=row.resource_id, action=row.action, why=row.why, policy_version=row.version, at=timestamp(row.at))
+
+
+def summary(row: RequestRow, lines: Sequence[LineRow], denied: bool) -> str:
+    """One word for a table."""
+    if row.state != "active":
+        return "cancelled"
+    if any(line.failures for line in lines):
+        return "failing"
+    if any(line.stage not in ("serving", "denied", "gone") for line in lines):
+        return "working"
+    if denied:
+        return "denied"
+    return "done" if lines else "waiting"
+
+
+def _line(row: RequestRow, line: LineRow, generations: Sequence[GenerationRow], held: Sequence[DeliveryRow]) -> pb.Line:
+    serving = next((g for g in generations if g.number == line.serving), None)
+    life = life_of(serving) if serving is not None else None
+    lead = Spec.of_text(row.spec).renewal.lead
+    return pb.Line(
+        id=line.id,
+        resource=line.resource_id,
+        generation=line.serving,
+        stage=line.stage,
+        why=line.why,
+        failures=line.failures,
+        look_at=timestamp(line.look_at),
+        not_after=timestamp(serving.not_after) if serving is not None else None,
+        renew_at=timestamp(timing.due(life, serving.drawn, lead)) if life is not None and serving is not None else None,
+        generations=[_generation(g) for g in generations],
+        holdings=[holding(row, line, d) for d in held],
+    )
+
+
+def _generation(row: GenerationRow) -> pb.LineGeneration:
+    chain = x509.load_pem_x509_certificates(row.chain.encode()) if row.chain else []
+    return pb.LineGeneration(
+        number=row.number,
+        state="revoked" if row.revoked_at else row.state,
+        certificates=[one.public_bytes(Encoding.DER) for one in chain],
+        not_before=timestamp(row.not_before),
+        not_after=timestamp(row.not_after),
+        activated_at=timestamp(row.activated_at),
+        why=row.why,
+        serial=row.serial,
+        revoked_at=timestamp(row.revoked_at),
+    )
+
+
+def holding(request: RequestRow, line: LineRow, row: DeliveryRow) -> pb.Holding:
+    return pb.Holding(
+        request=request.id,
+        material=line.material,
+        resource=row.resource_id,
+        staged=row.staged,
+        active=row.active,
+        wanted=line.serving,
+        state=row.state,
+        why=row.why,
+        changed_at=timestamp(row.changed_at),
+    )

@@ -1,0 +1,66 @@
+"""HostLink: hosts join, renew their identity, and exchange what they know for what there is to do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hsmvisor.manager import limits
+from hsmvisor.manager.answers import Answers
+from hsmvisor.manager.auth import caller, host_of
+from hsmvisor.manager.inventory.joining import Joining
+from hsmvisor.manager.link.exchange import Exchanges
+from hsmvisor.manager.services import convert_link
+from hsmvisor.manager.store.database import DatabaseError
+from hsmvisor.serving.errors import StorageUnavailable
+from hsmvisor.serving.gate import origin
+from hsmvisor.serving.requests import Requests, request
+from hsmvisor.serving.text import clean
+from hsmvisor_rpc.sealed.fleet import JoinStatement
+from hsmvisor_rpc.v1 import manager_pb2 as pb
+from hsmvisor_rpc.v1 import manager_pb2_grpc as rpc
+
+
+class HostLink(rpc.HostLinkServicer):
+    def __init__(self, joining: Joining, exchanges: Exchanges, requests: Requests, answers: Answers, roots: Any) -> None:
+        """`roots`: returns the authorities that hosts believe, DER."""
+        self._joining, self._exchanges, self._requests, self._answers = joining, exchanges, requests, answers
+        self._roots = roots
+
+    async def Join(self, untrusted: pb.JoinRequest, context: Any) -> pb.JoinResponse:
+        statement = JoinStatement(untrusted.name, untrusted.host_key, untrusted.csr, untrusted.nonce)
+        asked = request(untrusted.request_id, "Join", statement.encode(), untrusted.signature, untrusted.proof)
+        fields: dict[str, Any] = {"host": clean(untrusted.name)}
+        known = caller()
+
+        async def work() -> bytes:
+            version = clean(untrusted.version, limits.MAX_VERSION)
+            joined = await self._joining.join(statement, untrusted.signature, untrusted.proof, version, known.may_join_as)
+            fields["host_id"] = joined.host.id
+            answer = pb.JoinResponse(
+                certificates=joined.chain,
+                authorities=self._roots(),
+                root=self._joining.root,
+                proof=joined.proof,
+                host=joined.host.id,
+                addresses=self._joining.addresses,
+            )
+            return answer.SerializeToString()
+
+        return pb.JoinResponse.FromString(await self._requests.once(origin(), "host.join", asked, fields, work))
+
+    async def RenewIdentity(self, untrusted: pb.RenewIdentityRequest, context: Any) -> pb.RenewIdentityResponse:
+        host = host_of(caller())
+        asked = request(untrusted.request_id, "RenewIdentity", host.id.encode(), untrusted.csr)
+
+        async def work() -> bytes:
+            chain = await self._joining.renew(host, untrusted.csr)
+            return pb.RenewIdentityResponse(certificates=chain, authorities=self._roots()).SerializeToString()
+
+        answer = await self._requests.once(origin(), "host.renew-identity", asked, {"host": host.name}, work)
+        return pb.RenewIdentityResponse.FromString(answer)
+
+    async def Exchange(self, untrusted: pb.ExchangeRequest, context: Any) -> pb.ExchangeResponse:
+        try:
+            return convert_link.answer(await self._exchanges.exchange(host_of(caller()), convert_link.exchange(untrusted)))
+        except DatabaseError as error:
+            raise StorageUnavailable("DATABASE", str(error), "nothing was changed: tell it again") from None

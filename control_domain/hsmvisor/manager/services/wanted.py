@@ -1,0 +1,228 @@
+"""RequestService: what owners ask for, and how far it is."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from hsmvisor.manager import limits
+from hsmvisor.manager.access.owners import demand_owner, may_see
+from hsmvisor.manager.answers import Answers
+from hsmvisor.manager.auth import caller
+from hsmvisor.manager.engine.hub import Hub
+from hsmvisor.manager.importing import Importing
+from hsmvisor.manager.policy.questions import Owner
+from hsmvisor.manager.services import convert_wanted as convert
+from hsmvisor.manager.store import lines, wanted
+from hsmvisor.manager.store.database import Database
+from hsmvisor.manager.store.rows import RequestRow
+from hsmvisor.manager.wanted.asking import Asking, Denied
+from hsmvisor.serving import limits as serving_limits
+from hsmvisor.serving.errors import Invalid, NotFound
+from hsmvisor.serving.gate import origin
+from hsmvisor.serving.pages import after_token, next_token
+from hsmvisor.serving.requests import Requests, request
+from hsmvisor.serving.text import clean
+from hsmvisor_rpc.v1 import manager_pb2 as pb
+from hsmvisor_rpc.v1 import manager_pb2_grpc as rpc
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+Work = Callable[[AsyncConnection, RequestRow], Awaitable[object]]
+
+
+class RequestService(rpc.RequestServiceServicer):
+    def __init__(
+        self,
+        database: Database,
+        asking: Asking,
+        importing: Importing,
+        requests: Requests,
+        answers: Answers,
+        hub: Hub,
+        clock: Callable[[], float],
+    ) -> None:
+        self._database, self._asking, self._importing = database, asking, importing
+        self._requests, self._answers, self._hub, self._clock = requests, answers, hub, clock
+
+    # ---- asking ------------------------------------------------------------------------------------------------------
+
+    async def Apply(self, untrusted: pb.ApplyRequest, context: Any) -> pb.MaterialRequest:
+        owner, spec = self._owner(untrusted.owner), convert.spec(untrusted.spec)
+        asked = request(untrusted.request_id, "Apply", owner.name.encode(), spec.text().encode())
+        fields: dict[str, Any] = {"owner": owner.name, "material": clean(spec.material, limits.MAX_NAME)}
+
+        async def work() -> bytes:
+            denied: Denied | None = None
+            id = b""
+            async with self._database.transaction() as connection:
+                try:
+                    row = await self._asking.apply(connection, owner, spec)
+                    id = row.id.encode()
+                    await self._answers.store(connection, asked, id)
+                except Denied as error:
+                    denied = error  # what was told of the denial is kept
+            if denied is not None:
+                raise denied
+            self._hub.lines()
+            return id
+
+        id = await self._requests.once(origin(), "request.apply", asked, fields, work)
+        return await self._shown(id.decode())
+
+    def _owner(self, untrusted_owner: str) -> Owner:
+        """Raises Invalid, Forbidden."""
+        known = caller()
+        name = untrusted_owner or known.owner
+        if not name:
+            raise Invalid("OWNER", "say for whom: owner is empty, and you are nobody's", "give an owner")
+        if len(name) > limits.MAX_OWNER or not name.isprintable():
+            raise Invalid("OWNER", f"an owner's name has at most {limits.MAX_OWNER} printable characters")
+        demand_owner(known, name)
+        return Owner(name, frozenset(known.groups) if name == known.owner else frozenset())
+
+    async def Explain(self, untrusted: pb.ExplainRequest, context: Any) -> pb.Explanation:
+        owner, spec = self._owner(untrusted.owner), convert.spec(untrusted.spec)
+        async with self._database.transaction() as connection:
+            return convert.explanation(await self._asking.explain(connection, owner, spec))
+
+    # ---- what there is -----------------------------------------------------------------------------------------------
+
+    async def Get(self, untrusted: pb.GetRequest, context: Any) -> pb.MaterialRequest:
+        known = caller()
+        async with self._database.transaction() as connection:
+            if untrusted.id:
+                row = await wanted.request(connection, untrusted.id)
+            else:
+                row = await wanted.request_of(connection, untrusted.owner or known.owner, untrusted.material)
+        if row is None or not may_see(known, row.owner):
+            raise NotFound(
+                "REQUEST", f"there is no request {untrusted.id or untrusted.material!r}", "hsmvisor request list shows them"
+            )
+        return await self._shown(row.id)
+
+    async def List(self, untrusted: pb.ListRequestsRequest, context: Any) -> pb.ListRequestsResponse:
+        known, size = caller(), serving_limits.page_size(untrusted.page_size)
+        owner = untrusted.owner
+        if not may_see(known, owner):  # an empty owner is everybody
+            owner = known.owner
+            if untrusted.owner and untrusted.owner != owner:
+                return pb.ListRequestsResponse()
+        async with self._database.transaction() as connection:
+            after = after_token(untrusted.page_token)
+            rows = await wanted.requests_after(connection, after, size + 1, owner, untrusted.state)
+            there = await lines.lines_of_requests(connection, [row.id for row in rows[:size]])
+            denied = await wanted.denied_requests(connection, [row.id for row in rows[:size]])
+        found = []
+        for row in rows[:size]:
+            told = convert.material_request(row)
+            told.summary = convert.summary(row, [line for line in there if line.request_id == row.id], row.id in denied)
+            found.append(told)
+        token = next_token(rows[size - 1].id) if len(rows) > size else ""
+        return pb.ListRequestsResponse(requests=found, next_page_token=token)
+
+    async def _shown(self, id: str) -> pb.MaterialRequest:
+        async with self._database.transaction() as connection:
+            row = await wanted.request(connection, id)
+            if row is None:
+                raise NotFound("REQUEST", "this request is no more")
+            there = await lines.lines_of_request(connection, id)
+            ids = [line.id for line in there]
+            generations = await lines.generations_of(connection, ids)
+            deliveries = await lines.deliveries_of(connection, ids)
+            denials = await wanted.denied(connection, id)
+        return convert.material_request(row, there, generations, deliveries, denials)
+
+    # ---- changing ----------------------------------------------------------------------------------------------------
+
+    async def Cancel(self, untrusted: pb.CancelRequest, context: Any) -> pb.MaterialRequest:
+        keep, why, by = untrusted.keep, _why(untrusted.why), caller().name
+        return await self._change(
+            untrusted, "Cancel", lambda connection, row: self._asking.cancel(connection, row, keep, why, by), {"keep": keep}
+        )
+
+    async def Rotate(self, untrusted: pb.RotateRequest, context: Any) -> pb.MaterialRequest:
+        why, by = _why(untrusted.why), caller().name
+
+        async def work(connection: AsyncConnection, row: RequestRow) -> None:
+            urgent, revoke, reason = untrusted.urgent, untrusted.revoke, untrusted.reason
+            await self._asking.rotate(connection, row, untrusted.resource, urgent, revoke, reason, by, why)
+
+        return await self._change(untrusted, "Rotate", work, {"urgent": untrusted.urgent, "revoke": untrusted.revoke})
+
+    async def Activate(self, untrusted: pb.ActivateRequest, context: Any) -> pb.MaterialRequest:
+        return await self._change(
+            untrusted, "Activate", lambda connection, row: self._asking.activate(connection, row, untrusted.resource), {}
+        )
+
+    async def RollBack(self, untrusted: pb.RollBackRequest, context: Any) -> pb.MaterialRequest:
+        why, by = _why(untrusted.why), caller().name
+
+        async def work(connection: AsyncConnection, row: RequestRow) -> None:
+            await self._asking.roll_back(connection, row, untrusted.resource, why, by, self._clock())
+
+        return await self._change(untrusted, "RollBack", work, {"resource": clean(untrusted.resource)})
+
+    async def Revoke(self, untrusted: pb.RevokeRequest, context: Any) -> pb.MaterialRequest:
+        why, by = _why(untrusted.why), caller().name
+
+        async def work(connection: AsyncConnection, row: RequestRow) -> None:
+            number, reason = untrusted.generation, untrusted.reason
+            await self._asking.revoke(connection, row, untrusted.resource, number, reason, by, why)
+
+        return await self._change(untrusted, "Revoke", work, {"generation": untrusted.generation})
+
+    async def SetRenewal(self, untrusted: pb.SetRenewalRequest, context: Any) -> pb.MaterialRequest:
+        rule, by = convert.rule(untrusted.renewal), caller().name
+        return await self._change(
+            untrusted, "SetRenewal", lambda connection, row: self._asking.set_renewal(connection, row, rule, by), {}
+        )
+
+    async def _change(self, untrusted: Any, method: str, work: Work, fields: Mapping[str, Any]) -> pb.MaterialRequest:
+        """One of an owner's own requests, in one transaction with the answer to this call."""
+        known, id = caller(), str(untrusted.id)
+        asked = request(untrusted.request_id, method, untrusted.SerializeToString(deterministic=True))
+
+        async def carry_out() -> bytes:
+            async with self._database.transaction() as connection:
+                row = await wanted.request(connection, id)
+                if row is None or not may_see(known, row.owner):
+                    raise _no_request(id)
+                demand_owner(known, row.owner)
+                told["material"] = row.material
+                await work(connection, row)
+                await self._answers.store(connection, asked, id.encode())
+            self._hub.lines()
+            return id.encode()
+
+        told: dict[str, Any] = {"request": clean(id), **fields}
+        await self._requests.once(origin(), f"request.{method.lower()}", asked, told, carry_out)
+        return await self._shown(id)
+
+    # ---- imported keys -----------------------------------------------------------------------------------------------
+
+    async def GetIssuer(self, untrusted: pb.GetIssuerRequest, context: Any) -> pb.Issuer:
+        recipient, signature = self._importing.recipient()
+        return pb.Issuer(recipient=recipient, signature=signature)
+
+    async def Import(self, untrusted: pb.ImportRequest, context: Any) -> pb.MaterialRequest:
+        certificates = tuple(untrusted.certificates)
+
+        async def work(connection: AsyncConnection, row: RequestRow) -> None:
+            await self._importing.store(connection, row, taken)
+
+        known = caller()
+        async with self._database.transaction() as connection:
+            row = await wanted.request(connection, untrusted.id)
+        if row is None or not may_see(known, row.owner):
+            raise _no_request(untrusted.id)
+        demand_owner(known, row.owner)
+        taken = await self._importing.take(row, untrusted.envelope, untrusted.public_key, certificates)
+        return await self._change(untrusted, "Import", work, {})
+
+
+def _no_request(untrusted_name: str) -> NotFound:
+    return NotFound("REQUEST", f"there is no request {clean(untrusted_name)!r}", "hsmvisor request list shows them")
+
+
+def _why(untrusted_why: str) -> str:
+    return clean(untrusted_why, limits.MAX_WHY)
