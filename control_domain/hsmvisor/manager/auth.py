@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
-from hsmvisor.manager.access.callers import FleetCaller
+from hsmvisor.manager.access.callers import FleetCaller, caller, host_of
 from hsmvisor.manager.access.tokens import Tokens, caller_name
 from hsmvisor.manager.config import Config
 from hsmvisor.manager.inventory.identities import Identities
@@ -25,6 +25,8 @@ from hsmvisor.serving import peers, relay
 from hsmvisor.serving.access import Call
 from hsmvisor.serving.errors import Unauthenticated
 from hsmvisor.serving.relay import Credentials
+
+__all__ = ["AUTHORIZATION", "Authenticator", "FleetCaller", "caller", "host_of"]
 
 AUTHORIZATION = "authorization"
 _BEARER = "bearer "
@@ -124,11 +126,11 @@ class Authenticator:
 
     def _owner(self, name: str, shown: _Shown) -> FleetCaller:
         """The first entry that fits says who it is; it may join as a host besides."""
-        join_as = next((row.host for row in self._config.join_certificates if _fits(row.subject, row.san, shown)), "")
+        join_as = next((row.host for row in self._config.join_certificates if _fits(row.subject, row.san, shown)), None)
         for row in self._config.clients:
             if _fits(row.subject, row.san, shown):
-                return FleetCaller(name, frozenset(row.roles), owner=row.owner, groups=frozenset(row.groups), join_as=join_as)
-        return FleetCaller(name, frozenset(), join_as=join_as)
+                return FleetCaller(name, frozenset(row.roles), owner=row.owner, groups=frozenset(row.groups), may_join_as=join_as)
+        return FleetCaller(name, frozenset(), may_join_as=join_as)
 
 
 def _fits(subject: str, san: str, shown: _Shown) -> bool:
