@@ -12,9 +12,12 @@ from hsmvisor.host import restored
 from hsmvisor.host.attachments import Attachments
 from hsmvisor.host.auth import Authenticator
 from hsmvisor.host.backup import Backups
+from hsmvisor.host.commands import Commands
 from hsmvisor.host.config import Config
 from hsmvisor.host.enrolment import Enrolments
 from hsmvisor.host.foundation import Foundation
+from hsmvisor.host.guest_rows import GuestRows
+from hsmvisor.host.guests import Guests
 from hsmvisor.host.hsms import Hsms
 from hsmvisor.host.listeners import SERVICES, listeners
 from hsmvisor.host.measures import Measure
@@ -25,6 +28,7 @@ from hsmvisor.host.replugs import Replugs
 from hsmvisor.host.restored import Note
 from hsmvisor.host.roles import TABLE
 from hsmvisor.host.scrape import ScrapeServer
+from hsmvisor.host.services.guests import GuestService
 from hsmvisor.host.services.host import About, HostService
 from hsmvisor.host.services.material import MaterialService
 from hsmvisor.host.services.modules import ModuleService
@@ -85,6 +89,8 @@ class Supervisor:
         self._scrape = ScrapeServer(self.metrics)
         self._vsock = VhostVsock(self.modules.all)
         self._attachments = Attachments(self.modules, self.state, self.events)
+        self._commands = Commands(self.modules, self.requests, self.state, self.events)
+        self._guests = Guests(GuestRows(foundation.database), self.modules, self._attachments, self.events, bytes)
         self._replugs = Replugs(self.modules, self._attachments, self.audit, self.events)
         self._gate = Gate(TABLE, self._authenticator(config), self.audit)
         self._server = Server(self._gate, SERVICES, foundation.places.private)
@@ -105,7 +111,8 @@ class Supervisor:
         )
         modules = ModuleService(self.modules, self._attachments, self.requests, self.state, identity)
         rpc.add_ModuleServiceServicer_to_server(modules, registry)
-        rpc.add_MaterialServiceServicer_to_server(MaterialService(self.modules, self.requests, self.state, self.events), registry)
+        rpc.add_MaterialServiceServicer_to_server(MaterialService(self.modules, self._commands), registry)
+        rpc.add_GuestServiceServicer_to_server(GuestService(self._guests, self.requests), registry)
         rpc.add_HostServiceServicer_to_server(host, registry)
         rpc.add_EventServiceServicer_to_server(EventService(self.events), registry)
         rpc.add_AuditServiceServicer_to_server(AuditService(self.audit), registry)
@@ -134,6 +141,7 @@ class Supervisor:
         await self.audit.record("host.start", who="host", version=VERSION, schema=schema, result="ok")
         self.events.emit("host-started", detail={"version": VERSION})
         await self.modules.start()
+        await self._guests.start()
         self._vsock.start(self.config)
         await self._server.start(listeners(self.config))
         if self._f.adopting:
