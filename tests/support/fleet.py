@@ -97,9 +97,7 @@ class Fleet:
             self.authorities = dict(self.given)
         self.hub = Hub()
         self.judge = Judge(lambda: self.policies, self.history, self.clock)
-        self.asking = Asking(
-            self.history, self.judge, self.authorities, next(iter(self.authorities)), self.health, self.clock
-        )
+        self.asking = Asking(self.history, self.judge, self.authorities, next(iter(self.authorities)), self.health, self.clock)
         self.parts = Parts(
             database=self.database,
             history=self.history,

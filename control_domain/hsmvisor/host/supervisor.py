@@ -20,7 +20,7 @@ from hsmvisor.host.guest_rows import GuestRows
 from hsmvisor.host.guests import Guests
 from hsmvisor.host.hsms import Hsms
 from hsmvisor.host.listeners import SERVICES, listeners
-from hsmvisor.host.measures import Measure
+from hsmvisor.host.measures import Measure, reachable
 from hsmvisor.host.metrics import HostCounts, Metrics
 from hsmvisor.host.modules import Modules
 from hsmvisor.host.purges import Purges
@@ -35,6 +35,9 @@ from hsmvisor.host.services.modules import ModuleService
 from hsmvisor.host.services.records import AuditService, EventService
 from hsmvisor.host.state import State
 from hsmvisor.host.surroundings import Surroundings
+from hsmvisor.host.uplink.joining import Joining
+from hsmvisor.host.uplink.membership import Memory
+from hsmvisor.host.uplink.uplink import Uplink
 from hsmvisor.host.vhost_vsock import VhostVsock
 from hsmvisor.serving import signatures
 from hsmvisor.serving.audit import Audit
@@ -90,7 +93,11 @@ class Supervisor:
         self._vsock = VhostVsock(self.modules.all)
         self._attachments = Attachments(self.modules, self.state, self.events)
         self._commands = Commands(self.modules, self.requests, self.state, self.events)
-        self._guests = Guests(GuestRows(foundation.database), self.modules, self._attachments, self.events, bytes)
+        self._guests = Guests(GuestRows(foundation.database), self.modules, self._attachments, self.events, self._root)
+        memory, identity = Memory(config.state), foundation.identity
+        self._uplink = Uplink(memory, identity, self._guests, self.modules, self._commands, self.events, self.audit, VERSION)
+        ports = reachable(config, measures)
+        self._joining = Joining(memory, identity, self._uplink, self.state, VERSION, ports)
         self._replugs = Replugs(self.modules, self._attachments, self.audit, self.events)
         self._gate = Gate(TABLE, self._authenticator(config), self.audit)
         self._server = Server(self._gate, SERVICES, foundation.places.private)
@@ -107,7 +114,17 @@ class Supervisor:
         enrolments = Enrolments(self.state, identity)
         backups = Backups(self.config, identity, self._f.provider, lambda: self.audit.place, VERSION)
         host = HostService(
-            about, self._f, self.modules, enrolments, self.requests, self.metrics, self.audit, backups, self.hsms, self.purges
+            about,
+            self._f,
+            self.modules,
+            enrolments,
+            self.requests,
+            self.metrics,
+            self.audit,
+            backups,
+            self.hsms,
+            self.purges,
+            self._joining,
         )
         modules = ModuleService(self.modules, self._attachments, self.requests, self.state, identity)
         rpc.add_ModuleServiceServicer_to_server(modules, registry)
@@ -116,6 +133,9 @@ class Supervisor:
         rpc.add_HostServiceServicer_to_server(host, registry)
         rpc.add_EventServiceServicer_to_server(EventService(self.events), registry)
         rpc.add_AuditServiceServicer_to_server(AuditService(self.audit), registry)
+
+    def _root(self) -> bytes:
+        return self._uplink.root()
 
     def _counts(self) -> HostCounts:
         return HostCounts(
@@ -148,6 +168,7 @@ class Supervisor:
             self._start_helpers()
         if self.config.metrics.address:
             await self._scrape.start(self.config.metrics.address)
+        await self._uplink.start()
         self._tasks = [asyncio.create_task(work) for work in (self._prune(), self._complain(), self._replugs.run())]
         _log.info("ready: %d modules, control API at %s", len(self.modules.all()), self.config.control_socket)
 
@@ -177,6 +198,7 @@ class Supervisor:
         for task in self._tasks:
             task.cancel()
         await self._scrape.stop()
+        await self._uplink.stop()
         self._vsock.stop()
         await self.events.close()
         self.modules.end_watching()
@@ -196,9 +218,8 @@ class Supervisor:
         """Takes over who may call (roles, keys); certificates are read again at each handshake; the rest waits for a restart."""
         self._gate.authenticator = self._authenticator(config)
         await self.audit.record("host.reload", who="host", result="ok")
-        changed = [
-            name for name in ("guests", "workers", "provider", "hsms", "audit", "metrics") if _differ(self.config, config, name)
-        ]
+        sections = ("guests", "workers", "provider", "hsms", "manager", "audit", "metrics")
+        changed = [name for name in sections if _differ(self.config, config, name)]
         if changed:
             _log.warning("configuration: changes in %s take effect when the service is started again", ", ".join(changed))
 

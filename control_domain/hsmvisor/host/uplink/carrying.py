@@ -1,0 +1,142 @@
+"""Commands of the manager on their way to modules: in order for one module, several modules at a time.
+
+A command is carried out under its own id as request id, so one that is given twice, also after a restart, is carried out once.
+Its result is kept until an exchange that carried it was answered.  What is not decided (the storage is away, a worker is being
+started) is told so, and the module rests for a while; what was behind it is given again as well.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import grpc
+from hsmvisor.host import limits, reports
+from hsmvisor.host.commands import Commands
+from hsmvisor.host.modules import Modules
+from hsmvisor.host.uplink.told import Given, Result
+from hsmvisor.serving import errors
+from hsmvisor.serving.errors import ServiceError
+from hsmvisor.serving.limits import MAX_REQUEST_ID
+from hsmvisor.serving.requests import Origin
+from hsmvisor.serving.text import clean
+from hsmvisor_rpc.internal import messages as m
+
+_log = logging.getLogger(__name__)
+
+_AT_ONCE = 8  #: modules
+_STATUS_WITHIN = 2.0  #: seconds
+_REST, _LONGEST_REST = 0.1, 5.0  #: seconds
+
+
+@dataclass
+class _Lane:
+    """One module's."""
+
+    waiting: deque[Given] = field(default_factory=deque)
+    task: asyncio.Task[None] | None = None
+    rests_until: float = 0.0  #: of the loop's clock
+    undecided: int = 0  #: in a row
+
+
+class Carrying:
+    def __init__(self, commands: Commands, modules: Modules, origin: Callable[[], Origin], news: asyncio.Event) -> None:
+        """`news` is set whenever there is a result."""
+        self._commands, self._modules, self._origin, self._news = commands, modules, origin, news
+        self._lanes: dict[str, _Lane] = {}
+        self._known: set[str] = set()  #: ids of what waits or runs
+        self._results: dict[str, Result] = {}
+        self._gate = asyncio.Semaphore(_AT_ONCE)
+
+    @property
+    def count(self) -> int:
+        """Of what waits or runs."""
+        return len(self._known)
+
+    def take(self, given: Iterable[Given]) -> int:
+        """Returns how many of them are new; the others are being carried out, or have to wait and are given again."""
+        now, fresh = asyncio.get_running_loop().time(), 0
+        for command in given:
+            if command.id in self._known or command.id in self._results:
+                continue
+            if not 1 <= len(command.id) <= MAX_REQUEST_ID or len(self._known) >= limits.MAX_COMMANDS:
+                continue
+            lane = self._lanes.setdefault(command.module, _Lane())
+            if now < lane.rests_until:
+                continue
+            lane.waiting.append(command)
+            self._known.add(command.id)
+            fresh += 1
+            if lane.task is None:
+                lane.task = asyncio.get_running_loop().create_task(self._carry_out_all(command.module, lane))
+        return fresh
+
+    async def _carry_out_all(self, module: str, lane: _Lane) -> None:
+        loop = asyncio.get_running_loop()
+        while lane.waiting:
+            async with self._gate:
+                result = await self._carry_out(lane.waiting[0])
+            done = [lane.waiting.popleft()]
+            if result.again:
+                lane.undecided += 1
+                lane.rests_until = loop.time() + min(_REST * 2.0**lane.undecided, _LONGEST_REST)
+                done += lane.waiting
+                lane.waiting.clear()
+            else:
+                lane.undecided = 0
+            self._known.difference_update(command.id for command in done)
+            self._results[result.id] = result
+            self._news.set()
+        lane.task = None
+        if not lane.undecided:
+            del self._lanes[module]
+        elif len(self._lanes) > limits.MAX_COMMANDS:  # of modules that are never asked for again
+            self._lanes = {name: one for name, one in self._lanes.items() if one.task or loop.time() < one.rests_until}
+
+    async def _carry_out(self, command: Given) -> Result:
+        try:
+            name = limits.module_name(command.module)
+            done = await self._commands.execute(self._origin(), command.id, name, command.command)
+            return told(command.id, done)
+        except ServiceError as error:
+            again = errors.code(error) is grpc.StatusCode.UNAVAILABLE
+            refused = Result(command.id, reason=error.reason, detail=clean(error.detail), again=again)
+        except Exception as error:
+            _log.exception("command %s for module %s failed", clean(command.id), clean(command.module))
+            refused = Result(command.id, reason="INTERNAL", detail=f"an error inside the host service: {type(error).__name__}")
+        return refused if refused.again else await self._with_sequence(command.module, refused)
+
+    async def _with_sequence(self, module: str, refused: Result) -> Result:
+        """Whoever was refused would know the sequence number that the module is at."""
+        try:
+            async with asyncio.timeout(_STATUS_WITHIN):
+                sequence = (await self._modules.get(module).status()).sequence
+        except (ServiceError, TimeoutError):
+            return refused
+        return Result(refused.id, reason=refused.reason, detail=refused.detail, sequence=sequence)
+
+    # ---- results --------------------------------------------------------------------------------------------------
+
+    def results(self) -> tuple[Result, ...]:
+        return tuple(list(self._results.values())[: limits.MAX_RESULTS])
+
+    def confirm(self, results: Iterable[Result]) -> None:
+        """The manager has them."""
+        for result in results:
+            if self._results.get(result.id) is result:
+                del self._results[result.id]
+
+    async def stop(self) -> None:
+        """What is being carried out goes on without us, and is told when it is given again."""
+        tasks = [lane.task for lane in self._lanes.values() if lane.task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def told(id: str, done: m.Executed) -> Result:
+    """Returns what the manager is told of a command that was carried out."""
+    return Result(id, done=True, sequence=done.sequence, material=reports.material(reports.parse(done.report)))
