@@ -6,6 +6,8 @@ import hashlib
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,14 +15,16 @@ from pathlib import Path
 import grpc
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import PublicFormat
 from hsmvisor_rpc.sealed.commands import Action, fingerprint
 from hsmvisor_rpc.sealed.identity import verify_identity
 from hsmvisor_rpc.v1 import hsmvisor_pb2 as pb
 from hsmvisor_rpc.v1 import hsmvisor_pb2_grpc as rpc
 from hsmvisor_rpc.v1 import manager_pb2
+from support.certificates import DER, PEM
 from support.delivery import Delivery
 from support.fake_manager import FakeManager
-from support.host_process import HostProcess, new_id, reason, wait_for
+from support.host_process import SOURCES, HostProcess, new_id, reason, wait_for
 
 C = grpc.StatusCode
 NAME = "rack1-host7"
@@ -172,10 +176,9 @@ def test_a_token_that_is_none_is_refused(host: Member, token: str) -> None:
 
 def test_it_joins_with_a_certificate_in_the_place_of_a_secret(host: Member, manager: FakeManager) -> None:
     key, certificate = manager.ca.pair(x509.DNSName("host7.example.net"))
-    authorities = manager.ca.root.public_bytes(__import__("support.certificates", fromlist=["PEM"]).PEM)
-    host.join(
-        "", certificate=certificate, key=key, authorities=authorities, addresses=[f"127.0.0.1:{manager.port}"], request_id=new_id()
-    )
+    where = {"authorities": manager.ca.root.public_bytes(PEM), "addresses": [f"127.0.0.1:{manager.port}"]}
+    assert refusal(host.join, "", certificate=certificate, **where) == (C.INVALID_ARGUMENT, "TOKEN")
+    host.join("", certificate=certificate, key=key, **where)
     assert manager.joins[-1].proof == b""
     host.connected()
 
@@ -262,12 +265,11 @@ def test_the_manager_asks_for_all(member: Member, manager: FakeManager) -> None:
     for number in range(3):
         member.register(f"guest-{number}", no_module=True)
     wait_for(lambda: len(manager.guests) == 3, what="three guests")
-    wait_for(lambda: manager.exchanges[-1].wait_seconds, what="waiting")
     before = len(manager.exchanges)
     manager.ask_for_all()
     wait_for(lambda: any(e.all and len(e.guests) == 3 for e in manager.exchanges[before:]), 5, "all")
     numbers = [e.number for e in manager.exchanges]
-    assert numbers == sorted(set(numbers)) and len({e.session for e in manager.exchanges}) == 1
+    assert len(numbers) == len(set(numbers)) and len({e.session for e in manager.exchanges}) == 1
 
 
 def test_what_the_manager_does_not_take_is_shown(member: Member, manager: FakeManager) -> None:
@@ -278,6 +280,55 @@ def test_what_the_manager_does_not_take_is_shown(member: Member, manager: FakeMa
     manager.refuse = {}
     member.guests.UpdateGuest(pb.UpdateGuestRequest(request_id=new_id(), name="web", owner="bob"))
     wait_for(lambda: not member.guests.GetGuest(get).refused, what="the end of the refusal")
+
+
+def test_the_same_guest_again_changes_nothing_and_an_unknown_module_needs_a_manager(host: Member) -> None:
+    assert refusal(host.register, "web") == (C.FAILED_PRECONDITION, "NOT_JOINED")
+    first = host.register("web", no_module=True, attributes={"a": "b"})
+    assert host.register("web", no_module=True, attributes={"a": "b"}) == first
+    assert refusal(host.register, "web", no_module=True) == (C.ALREADY_EXISTS, "GUEST")
+    host.create("mine")
+    assert host.register("db", module="mine").module == "mine"
+    assert refusal(host.register, "other", module="mine") == (C.FAILED_PRECONDITION, "MODULE_TAKEN")
+    assert refusal(host.register, "X") == (C.INVALID_ARGUMENT, "NAME")
+    host.restart()
+    listed = host.guests.ListGuests(pb.ListGuestsRequest(page_size=1))
+    assert [g.name for g in listed.guests] == ["db"] and listed.next_page_token
+    done = host.guests.RemoveGuest(pb.RemoveGuestRequest(request_id=new_id(), name="db", keep_module=True))
+    assert done.module == "" and host.serving("mine").state == "serving"
+
+
+def test_a_registration_that_was_cut_short_is_finished_when_it_is_repeated(member: Member, manager: FakeManager) -> None:
+    """The module is made first: a service that dies between the two is asked again."""
+    ident = new_id()
+    member.create("web")  # as if the guest had not come to be stored
+    first = member.register("web", ident)
+    assert member.register("web", ident) == first
+    ident = new_id()
+    member.modules.DestroyModule(pb.DestroyModuleRequest(request_id=new_id(), name="web"))
+    remove = pb.RemoveGuestRequest(request_id=ident, name="web")
+    assert member.guests.RemoveGuest(remove) == member.guests.RemoveGuest(remove) == pb.RemoveGuestResponse()
+
+
+def test_a_module_that_answers_nobody_keeps_no_other_news_back(member: Member, manager: FakeManager) -> None:
+    member.register("stuck")
+    member.register("web")
+    manager.heard("stuck", lambda r: bool(r.signed_identity))
+    known = manager.heard("web", lambda r: bool(r.signed_identity))
+    pid = member.get("stuck").pid
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        member.guests.UpdateGuest(pb.UpdateGuestRequest(request_id=new_id(), name="stuck", owner="bob"))
+        member.guests.UpdateGuest(pb.UpdateGuestRequest(request_id=new_id(), name="web", owner="bob"))
+        manager.heard("web", lambda r: r.owner == "bob", 0.5)
+        told = manager.heard("stuck", lambda r: r.owner == "bob", 5)
+        assert (told.module, told.signed_identity) == ("stuck", b""), "nothing is told of a module that says nothing"
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    delivery = Delivery(member, "stuck", "tls")
+    delivery.execute(delivery.command(Action.STAGE, 1), new_id())
+    manager.heard("stuck", lambda r: bool(r.signed_identity) and r.sequence == 1)
+    assert manager.guests["web"].signed_identity == known.signed_identity
 
 
 # ---- commands ---------------------------------------------------------------------------------------------------------
@@ -318,6 +369,18 @@ def test_many_commands_keep_their_order(member: Member, manager: FakeManager) ->
     manager.give(*given)
     for one in given:
         assert manager.result(one.id, within=20).done, manager.results[one.id]
+
+
+def test_a_key_that_a_module_makes_is_told_with_its_request(member: Member, manager: FakeManager) -> None:
+    member.register("web")
+    delivery = Delivery(member, "web", "tls")
+    generate = command(delivery, delivery.command(Action.GENERATE, 1))
+    manager.give(generate)
+    result = manager.result(generate.id)
+    assert result.done, result
+    made = x509.load_der_x509_csr(result.csr)
+    spki = made.public_key().public_bytes(DER, PublicFormat.SubjectPublicKeyInfo)
+    assert made.is_signature_valid and result.public_key == spki
 
 
 def test_a_refused_command_says_why(member: Member, manager: FakeManager) -> None:
@@ -465,3 +528,50 @@ def test_a_damaged_membership_stops_nothing_else(member: Member, tmp_path: Path)
     assert member.serving("web").state == "serving"
     assert not member.host.GetHost(pb.GetHostRequest()).HasField("manager")
     assert "join it again" in member.log.read_text()
+
+
+# ---- the command line -------------------------------------------------------------------------------------------------
+
+
+def run(host: Member, *words: str, code: int = 0, stdin: str = "") -> str:
+    environment = os.environ | {"PYTHONPATH": SOURCES, "HSMVISOR_HOST": f"unix:{host.socket}"}
+    command = [sys.executable, "-m", "hsmvisor.cli.main", *words]
+    done = subprocess.run(command, input=stdin, capture_output=True, text=True, env=environment, timeout=60, check=False)
+    assert done.returncode == code, (words, done.stdout, done.stderr)
+    return done.stdout or done.stderr
+
+
+def test_the_command_joins_registers_and_leaves(host: Member, manager: FakeManager, tmp_path: Path) -> None:
+    assert "none joined" in run(host, "host", "show")
+    assert "hsmvisor host join" in run(host, "guest", "add", "web-1", "--owner", "alice", code=4)
+    assert "TOKEN_FILE" in run(host, "host", "join", code=2)
+    assert f"joined as {NAME}" in run(host, "host", "join", "--name", NAME, str(manager.write_token(tmp_path / "token")))
+    again = json.loads(run(host, "--json", "host", "join", "--name", NAME, "-", stdin=manager.token()))
+    assert again["host_name"] == NAME and len(manager.joins) == 1
+    host.connected()
+    shown = run(host, "host", "show")
+    assert f"127.0.0.1:{manager.port}, connected" in shown and NAME in shown
+
+    words = ("guest", "add", "web-1", "--owner", "alice", "--attribute", "env=prod", "--attribute", "role=web=1")
+    assert "module web-1" in run(host, *words)
+    assert "module web-1" in run(host, *words), "idempotent"
+    assert run(host, *words[:-2], code=4).startswith("hsmvisor: GUEST: guest web-1 is registered otherwise")
+    assert "no module" in run(host, "guest", "add", "disk-1", "--owner", "bob", "--kind", "volume", "--no-module")
+    assert manager.heard("web-1").attributes == {"env": "prod", "role": "web=1"}
+    run(host, "guest", "set", "web-1", "--owner", "carol")
+    report = manager.heard("web-1", lambda r: r.owner == "carol")
+    assert dict(report.attributes) == {"env": "prod", "role": "web=1"}, "they stay where none are given"
+    assert "env=test" in run(host, "guest", "set", "web-1", "--attribute", "env=test")
+    assert dict(manager.heard("web-1", lambda r: len(r.attributes) == 1).attributes) == {"env": "test"}
+    run(host, "guest", "set", "web-1", code=2)
+    listed = json.loads(run(host, "guest", "list", "--json"))["guests"]
+    assert [(g["name"], g["kind"], g["owner"], g["module"]) for g in listed] == [
+        ("disk-1", "volume", "bob", ""),
+        ("web-1", "VM", "carol", "web-1"),
+    ]
+    assert "carol" in run(host, "guest", "show", "web-1") and "disk-1" in run(host, "guest", "list")
+    assert json.loads(run(host, "guest", "remove", "web-1", "--yes", "--json"))["module"] == "web-1"
+    assert "there is no guest web-1" in run(host, "guest", "remove", "web-1", "--yes")
+    run(host, "guest", "show", "web-1", code=3)
+    assert "has left" in run(host, "host", "leave")
+    assert "had joined no" in run(host, "host", "leave")

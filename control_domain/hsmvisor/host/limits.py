@@ -47,7 +47,7 @@ _BUS = re.compile(rf"[A-Za-z][A-Za-z0-9._-]{{0,{MAX_BUS - 1}}}")
 _MEMORY = re.compile(r"[1-9][0-9]{0,7}[MG]")
 MAX_COMMAND_LINE = 64 * 1024  #: characters of a QEMU command line to check
 
-MAX_GUESTS = 500  #: registered guests of one host: as many as a manager takes in one exchange
+MAX_GUESTS = 1000  #: registered guests of one host
 GUEST_KINDS = ("VM", "server", "database", "volume")
 MAX_OWNER = 128  #: characters
 MAX_ATTRIBUTES = 64  #: of one guest
@@ -60,6 +60,8 @@ MAX_ADDRESS = 261  #: characters of host:port
 MAX_AUTHORITIES = 16  #: certificates of a chain, or that are believed
 MAX_COMMANDS = 1000  #: of a manager that wait or run; what is beyond is given again
 MAX_RESULTS = 200  #: of commands in one exchange
+MAX_REPORTED = 500  #: guests in one exchange that does not tell all
+MAX_REPORTED_MATERIALS, MAX_REPORTED_GENERATIONS = 256, 64  #: of one module, of one material
 
 
 def module_name(untrusted_name: str) -> str:

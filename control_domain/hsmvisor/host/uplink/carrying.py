@@ -2,7 +2,7 @@
 
 A command is carried out under its own id as request id, so one that is given twice, also after a restart, is carried out once.
 Its result is kept until an exchange that carried it was answered.  What is not decided (the storage is away, a worker is being
-started) is told so, and the module rests for a while; what was behind it is given again as well.
+started) is told so, and tried again here for a while, with what is behind it waiting; then the manager has to give it again.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import grpc
 from hsmvisor.host import limits, reports
@@ -24,12 +24,14 @@ from hsmvisor.serving.limits import MAX_REQUEST_ID
 from hsmvisor.serving.requests import Origin
 from hsmvisor.serving.text import clean
 from hsmvisor_rpc.internal import messages as m
+from hsmvisor_rpc.sealed.commands import Action
 
 _log = logging.getLogger(__name__)
 
 _AT_ONCE = 8  #: modules
 _STATUS_WITHIN = 2.0  #: seconds
-_REST, _LONGEST_REST = 0.1, 5.0  #: seconds
+_ATTEMPTS = 10  #: of what is not decided, after the first one: for about 20 s
+_REST, _LONGEST_REST = 0.1, 5.0  #: seconds between them
 
 
 @dataclass
@@ -38,8 +40,6 @@ class _Lane:
 
     waiting: deque[Given] = field(default_factory=deque)
     task: asyncio.Task[None] | None = None
-    rests_until: float = 0.0  #: of the loop's clock
-    undecided: int = 0  #: in a row
 
 
 class Carrying:
@@ -57,16 +57,14 @@ class Carrying:
         return len(self._known)
 
     def take(self, given: Iterable[Given]) -> int:
-        """Returns how many of them are new; the others are being carried out, or have to wait and are given again."""
-        now, fresh = asyncio.get_running_loop().time(), 0
+        """Returns how many of them are new; the others are being carried out, or are too many and have to be given again."""
+        fresh = 0
         for command in given:
-            if command.id in self._known or command.id in self._results:
+            if command.id in self._known or (command.id in self._results and not self._results[command.id].again):
                 continue
             if not 1 <= len(command.id) <= MAX_REQUEST_ID or len(self._known) >= limits.MAX_COMMANDS:
                 continue
             lane = self._lanes.setdefault(command.module, _Lane())
-            if now < lane.rests_until:
-                continue
             lane.waiting.append(command)
             self._known.add(command.id)
             fresh += 1
@@ -75,26 +73,23 @@ class Carrying:
         return fresh
 
     async def _carry_out_all(self, module: str, lane: _Lane) -> None:
-        loop = asyncio.get_running_loop()
+        undecided = 0
         while lane.waiting:
             async with self._gate:
                 result = await self._carry_out(lane.waiting[0])
-            done = [lane.waiting.popleft()]
-            if result.again:
-                lane.undecided += 1
-                lane.rests_until = loop.time() + min(_REST * 2.0**lane.undecided, _LONGEST_REST)
-                done += lane.waiting
-                lane.waiting.clear()
-            else:
-                lane.undecided = 0
-            self._known.difference_update(command.id for command in done)
             self._results[result.id] = result
             self._news.set()
-        lane.task = None
-        if not lane.undecided:
-            del self._lanes[module]
-        elif len(self._lanes) > limits.MAX_COMMANDS:  # of modules that are never asked for again
-            self._lanes = {name: one for name, one in self._lanes.items() if one.task or loop.time() < one.rests_until}
+            if result.again and undecided < _ATTEMPTS:
+                await asyncio.sleep(min(_REST * 2.0**undecided, _LONGEST_REST))
+                undecided += 1
+                continue
+            # what is behind one that is given up waits for it, for the sake of their order
+            done = list(lane.waiting) if result.again else [lane.waiting[0]]
+            undecided = 0
+            for command in done:
+                lane.waiting.popleft()
+                self._known.discard(command.id)
+        del self._lanes[module]
 
     async def _carry_out(self, command: Given) -> Result:
         try:
@@ -116,7 +111,7 @@ class Carrying:
                 sequence = (await self._modules.get(module).status()).sequence
         except (ServiceError, TimeoutError):
             return refused
-        return Result(refused.id, reason=refused.reason, detail=refused.detail, sequence=sequence)
+        return replace(refused, sequence=sequence)
 
     # ---- results --------------------------------------------------------------------------------------------------
 
@@ -124,7 +119,7 @@ class Carrying:
         return tuple(list(self._results.values())[: limits.MAX_RESULTS])
 
     def confirm(self, results: Iterable[Result]) -> None:
-        """The manager has them."""
+        """The manager has them, unless there is another one by now."""
         for result in results:
             if self._results.get(result.id) is result:
                 del self._results[result.id]
@@ -139,4 +134,9 @@ class Carrying:
 
 def told(id: str, done: m.Executed) -> Result:
     """Returns what the manager is told of a command that was carried out."""
-    return Result(id, done=True, sequence=done.sequence, material=reports.material(reports.parse(done.report)))
+    material = reports.material(reports.parse(done.report))
+    result = Result(id, done=True, sequence=done.sequence, material=material)
+    if done.action != Action.GENERATE:
+        return result
+    public = next((g.public_key for g in material.generations if g.number == done.generation), b"")
+    return replace(result, public_key=public, csr=reports.csr(material, done.generation))

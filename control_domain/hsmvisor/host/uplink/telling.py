@@ -177,8 +177,8 @@ class Telling:
             guests = tuple(self._ready.get(guest.name) or _bare(guest) for guest in self._guests.all())
             gone: tuple[str, ...] = ()
         else:
-            names = sorted(self._ready)[: limits.MAX_GUESTS]
-            guests, gone = tuple(self._ready[name] for name in names), tuple(sorted(self._gone)[: limits.MAX_GUESTS])
+            names = sorted(self._ready)[: limits.MAX_REPORTED]
+            guests, gone = tuple(self._ready[name] for name in names), tuple(sorted(self._gone)[: limits.MAX_REPORTED])
         told = Told(self._all, guests, gone)
         for row in guests:
             self._ready.pop(row.name, None)
@@ -195,6 +195,8 @@ class Telling:
                 self._note(row.name, refused.get(row.name, ""))
             elif row.name not in self._ready:  # it is told of when it serves
                 self._told.setdefault(row.name, row)
+        if self._ready or self._gone:
+            self._news.set()
 
     def _note(self, name: str, why: str) -> None:
         if why and self._guests.refused.get(name) != why:

@@ -1,7 +1,7 @@
 """The connection with the management plane: one exchange after the other, and another manager when one is away.
 
-An exchange that tells something is answered at once; one that tells nothing waits at the manager for something to hear, and is
-given up for the next one as soon as there is something to tell.  No state of it is kept over a restart: the manager is told all
+Two exchanges are under way on a connection: one tells nothing and waits at the manager for something to hear; another one tells
+what is new as soon as there is something, and is answered at once.  No state of it is kept over a restart: the manager is told all
 anew, and gives again what it has no result of.
 """
 
@@ -82,7 +82,7 @@ class Uplink:
         self._candidate: Membership | None = None  #: with a renewed certificate, which has not worked yet
         self._address, self._connected, self._failure, self._since, self._heard_at = "", False, "", self._clock(), 0.0
         self._renewal_failure, self._renew_from = "", 0.0
-        self._wait, self._pause = _WAIT, _PAUSE
+        self._wait, self._pause, self._one_tells = _WAIT, _PAUSE, asyncio.Lock()
 
     def root(self) -> bytes:
         """Returns what new guests' modules obey, empty where no management plane was joined."""
@@ -212,85 +212,89 @@ class Uplink:
     # ---- exchanges --------------------------------------------------------------------------------------------------
 
     async def _speak(self, channel: ManagerChannel, identity: Membership) -> None:
-        """Until the certificate is renewed.  Raises LinkFault."""
-        first = True
-        while True:
-            answered = await self._exchange(channel, 0 if first else self._patience(identity))
-            first = first and not answered
-            if identity is self._candidate and answered:
-                self._renewed(identity)
-            if answered and self._clock() >= self._due(identity):
-                await self._renew(channel, identity)
-                if self._candidate is not None:
-                    return
+        """Until there is a renewed certificate to try.  Raises LinkFault."""
+        await self._tell(channel)  # the first one shows that there is a manager
+        if identity is self._candidate:
+            self._renewed(identity)
+        teller = asyncio.create_task(self._keep_telling(channel))
+        try:
+            while self._candidate is None:
+                await self._either(asyncio.create_task(self._listen(channel, identity)), teller)
+                if self._clock() >= self._due(identity):
+                    async with self._one_tells:  # nothing is on its way when the channel is left
+                        await self._renew(channel, identity)
+        finally:
+            teller.cancel()
+            await asyncio.gather(teller, return_exceptions=True)
 
-    async def _exchange(self, channel: ManagerChannel, patience: int) -> bool:
-        """Says whether it was answered.  `patience`: seconds that it may wait; none on a new channel, to show that there is one."""
+    async def _either(self, listening: asyncio.Task[None], teller: asyncio.Task[None]) -> None:
+        """Returns when `listening` has; raises what either of them met."""
+        try:
+            await asyncio.wait({listening, teller}, return_when=asyncio.FIRST_COMPLETED)
+            await (teller if teller.done() else listening)
+        finally:
+            listening.cancel()
+            await asyncio.gather(listening, return_exceptions=True)
+
+    async def _keep_telling(self, channel: ManagerChannel) -> None:
+        while True:
+            await self._news.wait()
+            await asyncio.sleep(_GATHER)
+            async with self._one_tells:
+                await self._tell(channel)
+
+    async def _tell(self, channel: ManagerChannel) -> None:
+        """An exchange that is answered at once.  Only one at a time: what is told later is newer."""
         if self._telling.all:
             await self._telling.complete()
-        elif self._news.is_set():
-            await asyncio.sleep(_GATHER)
         self._news.clear()
         told = replace(self._telling.take(), results=self._carrying.results())
-        wait = 0 if told else patience
-        self._number += 1
-        began = time.monotonic()
-        call = asyncio.create_task(channel.exchange(self._session, self._number, told, wait, self._version))
         try:
-            heard = await (self._unless_news(call) if wait else call)
+            heard = await self._exchange(channel, told, 0)
         except BaseException:
             self._telling.failed(told)
             raise
-        finally:
-            if not call.done():
-                call.cancel()
-                await asyncio.gather(call, return_exceptions=True)
-        if heard is None:
-            return False
-        self._met()
-        await self._take(told, heard, quick=bool(wait) and time.monotonic() - began < _LONGEST_PAUSE)
-        return True
-
-    async def _unless_news(self, call: asyncio.Task[Heard]) -> Heard | None:
-        """Returns None when there is something to tell before there is something to hear."""
-        news = asyncio.create_task(self._news.wait())
-        try:
-            await asyncio.wait({call, news}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            news.cancel()
-        return await call if call.done() else None
-
-    async def _take(self, told: Told, heard: Heard, *, quick: bool) -> None:
-        """`quick`: the manager did not wait, although it was told nothing."""
         self._telling.confirm(told, heard.refused)
         self._carrying.confirm(told.results)
+        if self._carrying.results():
+            self._news.set()
+        if heard.tell_all and told.all:
+            await self._rest()  # not in a circle
+        self._hear(heard)
+
+    async def _listen(self, channel: ManagerChannel, identity: Membership) -> None:
+        """An exchange that tells nothing and waits for something to hear.  It is never given up: what comes then would be lost."""
+        wait = min(self._wait, max(1, int(self._due(identity) - self._clock()) + 1))
+        began = time.monotonic()
+        heard = await self._exchange(channel, Told(), wait)
+        fresh = self._hear(heard)
+        if not fresh and not heard.tell_all and time.monotonic() - began < _LONGEST_PAUSE:
+            await self._rest()  # it gives again what is being carried out, or has to wait
+        else:
+            self._pause = _PAUSE
+
+    async def _exchange(self, channel: ManagerChannel, told: Told, wait: int) -> Heard:
+        self._number += 1
+        heard = await channel.exchange(self._session, self._number, told, wait, self._version)
+        self._met()
         if heard.heartbeat:
             self._wait = min(max(heard.heartbeat, 1), _LONGEST_WAIT)
-        fresh = self._carrying.take(heard.commands)
+        return heard
+
+    def _hear(self, heard: Heard) -> int:
+        """Returns how many commands were new."""
         if heard.tell_all:
             self._telling.tell_all()
-        if fresh or (told and not heard.tell_all):
-            self._pause = _PAUSE
-        elif (heard.tell_all and told.all) or (quick and not heard.tell_all):
-            # it gives again what is being carried out or has to wait, or what it was told is not known: not in a circle
-            await self._rest(until_news=not heard.tell_all)
+        return self._carrying.take(heard.commands)
 
-    async def _rest(self, *, until_news: bool) -> None:
-        if until_news:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._pause):
-                    await self._news.wait()
-        else:
-            await asyncio.sleep(self._pause)
+    async def _rest(self) -> None:
+        await asyncio.sleep(self._pause)
         self._pause = min(self._pause * 2, _LONGEST_PAUSE)
 
     # ---- the certificate --------------------------------------------------------------------------------------------
 
     def _due(self, identity: Membership) -> float:
         return max(identity.renew_at, self._renew_from)
-
-    def _patience(self, identity: Membership) -> int:
-        return min(self._wait, max(1, int(self._due(identity) - self._clock()) + 1))
 
     async def _renew(self, channel: ManagerChannel, identity: Membership) -> None:
         """The manager knows the present certificate and one more: so the same key is asked for until that one has worked."""

@@ -137,16 +137,18 @@ def _guest(row: GuestTold) -> pb.GuestReport:
         module=row.module,
         signed_identity=row.identity,
         sequence=row.sequence,
-        materials=map(_material, row.materials),
+        materials=map(_material, row.materials[: limits.MAX_REPORTED_MATERIALS]),
     )
 
 
 def _material(row: Material) -> pb.MaterialReport:
+    # a worker says what it likes; a manager takes so many, and of those that are gone the newest ones count
+    told = sorted(row.generations, key=lambda g: (g.state != "destroyed", g.number))[-limits.MAX_REPORTED_GENERATIONS :]
     generations = [
         pb.GenerationReport(
             number=g.number, state=g.state, id=g.id, operations=g.operations, last_used_at=_timestamp(g.last_used_at)
         )
-        for g in row.generations
+        for g in sorted(told, key=lambda g: g.number)
     ]
     return pb.MaterialReport(name=row.name, generations=generations)
 
