@@ -22,6 +22,7 @@ from hsmvisor_rpc.sealed.identity import enrol_proof
 from hsmvisor_rpc.v1 import hsmvisor_pb2 as pb
 from hsmvisor_rpc.v1 import hsmvisor_pb2_grpc as rpc
 from support.certificates import new_key
+from support.fake_manager import FakeManager
 from support.host_process import HostProcess, new_id, reason, wait_for
 from support.paused_qemu import NATIVE, PORT, SHARED, PausedQemu, paused_qemu
 from support.plane import Plane
@@ -33,7 +34,7 @@ SECRET = hashlib.sha256(b"of this test").digest()
 class Walked(HostProcess):
     """A host with a key for each role, and one for nobody."""
 
-    def __init__(self) -> None:
+    def __init__(self, more: str) -> None:
         super().__init__()
         rows = ""
         for name in ("", *Role):
@@ -42,15 +43,21 @@ class Walked(HostProcess):
             path.chmod(0o600)
             roles = json.dumps([name] if name else [])
             rows += f'[[signed.keys]]\nname = "{path.name}"\nkind = "hmac"\nfile = "{path}"\nroles = {roles}\n'
-        self.configure(f'[signed]\naddress = "unix:{self.run}/signed.sock"\n{rows}')
+        self.configure(f'[signed]\naddress = "unix:{self.run}/signed.sock"\n{rows}{more}')
 
     def as_(self, role: str) -> grpc.Channel:
         return connect(f"unix:{self.run}/signed.sock", signing=SigningKey(f"key-{role or 'nobody'}", SECRET))
 
 
 @pytest.fixture(scope="module")
-def host() -> Iterator[Walked]:
-    with Walked() as host:
+def manager() -> Iterator[FakeManager]:
+    with FakeManager() as manager:
+        yield manager
+
+
+@pytest.fixture(scope="module")
+def host(manager: FakeManager) -> Iterator[Walked]:
+    with Walked(manager.settings) as host:
         yield host
 
 
@@ -74,7 +81,7 @@ def test_every_method_either_reads_or_has_a_request_id() -> None:
         assert reads is not ("request_id" in kind.DESCRIPTOR.fields_by_name), name
 
 
-def changing(host: HostProcess, guest: PausedQemu) -> dict[str, Callable[[str], Message]]:
+def changing(host: HostProcess, guest: PausedQemu, token: str) -> dict[str, Callable[[str], Message]]:
     """For each changing method a call that succeeds, by request id."""
     name = f"id-{new_id()[:8]}"
     plane: list[Plane] = []
@@ -95,8 +102,13 @@ def changing(host: HostProcess, guest: PausedQemu) -> dict[str, Callable[[str], 
 
     commands: dict[str, bytes] = {}
     settings = pb.ModuleSettings(max_sessions=11)
-    m = host.modules
+    m, g = host.modules, rpc.GuestServiceStub(host.channel)
     return {
+        "JoinManager": lambda i: host.host.JoinManager(pb.JoinManagerRequest(request_id=i, token=token, name="host-1")),
+        "RegisterGuest": lambda i: g.RegisterGuest(pb.RegisterGuestRequest(request_id=i, name="guest-1", owner="alice")),
+        "UpdateGuest": lambda i: g.UpdateGuest(pb.UpdateGuestRequest(request_id=i, name="guest-1", owner="bob")),
+        "RemoveGuest": lambda i: g.RemoveGuest(pb.RemoveGuestRequest(request_id=i, name="guest-1")),
+        "LeaveManager": lambda i: host.host.LeaveManager(pb.LeaveManagerRequest(request_id=i)),
         "CreateModule": lambda i: m.CreateModule(pb.CreateModuleRequest(request_id=i, name=name, root=host.root_public)),
         "UpdateModule": lambda i: m.UpdateModule(pb.UpdateModuleRequest(request_id=i, name=name, settings=settings)),
         "SetPin": lambda i: m.SetPin(pb.SetPinRequest(request_id=i, name=name, pin=b"123456")),
@@ -128,8 +140,8 @@ def guest(tmp_path: Path) -> Iterator[PausedQemu]:
         yield guest
 
 
-def test_each_changing_call_is_carried_out_once_and_answered_again(host: Walked, guest: PausedQemu) -> None:
-    calls = changing(host, guest)
+def test_each_changing_call_is_carried_out_once_and_answered_again(host: Walked, guest: PausedQemu, manager: FakeManager) -> None:
+    calls = changing(host, guest, manager.token())
     assert {name.rpartition("/")[2] for name in CHANGING} == set(calls)
     for name, call in calls.items():
         ident = f"{name}-{new_id()[:8]}"
@@ -138,11 +150,14 @@ def test_each_changing_call_is_carried_out_once_and_answered_again(host: Walked,
         for answer in (first, again):
             if isinstance(answer, pb.Module):  # shown as it is now
                 del answer.measures[:]
+            if isinstance(answer, pb.ManagerLink):  # as well
+                for field in ("address", "connected", "failure", "since", "heard_at"):
+                    answer.ClearField(field)  # type: ignore[arg-type]
         assert again == first, name
         assert results(host, ident) == ["ok", "repeated"], name
 
 
-def test_each_changing_call_without_an_id_or_with_a_used_one_is_refused(host: Walked) -> None:
+def test_each_changing_call_without_an_id_or_with_a_used_one_is_refused(host: Walked, manager: FakeManager) -> None:
     host.create("used", request_id="used-1")
     for name, _, kind, _ in methods():
         if name not in CHANGING:
@@ -153,6 +168,8 @@ def test_each_changing_call_without_an_id_or_with_a_used_one_is_refused(host: Wa
         values |= dict.fromkeys(fields & {"root", "new_root"}, host.root_public)
         values |= {"manager": "fleet"} if "manager" in fields else {}
         values |= {"qmp_path": "/nowhere"} if "qmp_path" in fields else {}
+        values |= {"owner": "alice"} if "owner" in fields else {}
+        values |= {"token": manager.token()} if "token" in fields else {}
         call = host.channel.unary_unary(name)
         for ident, word in (("", "REQUEST_ID"), ("x" * 65, "REQUEST_ID"), ("used-1", "REQUEST_ID_REUSED")):
             if name.endswith("CreateModule") and word == "REQUEST_ID_REUSED":

@@ -75,12 +75,14 @@ def test_a_living_one_changes_nothing_outside_its_directories(host: HostProcess,
 PROGRAM = """
 import ctypes, os, signal, socket, subprocess, sys
 from hsmvisor.host import measures
-from hsmvisor.host.config import Config
+from hsmvisor.host.config import Config, Manager
 libc = ctypes.CDLL(None, use_errno=True)
 def call(*arguments):
     if libc.syscall(*arguments) < 0: raise OSError(ctypes.get_errno(), "refused")
-config = Config(state_directory=sys.argv[1], runtime_directory=sys.argv[1])
-listening = socket.create_server(("127.0.0.1", 0))
+listening, manager = (socket.create_server(("127.0.0.1", 0)) for _ in range(2))
+port = manager.getsockname()[1]
+config = Config(state_directory=sys.argv[1], runtime_directory=sys.argv[1], manager=Manager((port,)))
+assert measures.reachable(config, ()) is None
 applied = (*measures.apply_all(config), measures.confine(config))
 assert {m.name for m in applied if not m.applied} <= {"no-swap"}, applied
 print("confined", flush=True)
@@ -134,6 +136,8 @@ open("/etc/passwd").close()
 subprocess.run(["true"], check=True, stdin=subprocess.DEVNULL)
 socket.socket(socket.AF_UNIX).bind(sys.argv[1] + "/socket")
 socket.create_server(("127.0.0.1", 0))
+socket.create_connection(manager.getsockname())
+assert measures.reachable(config, applied) == {{port}}
 signal.pidfd_send_signal(os.pidfd_open({stranger.pid}), signal.SIGKILL)
 """
     try:

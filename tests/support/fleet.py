@@ -24,7 +24,7 @@ from hsmvisor.manager.issuer.client import Issuer
 from hsmvisor.manager.issuer.settings import FileEscrow, Settings
 from hsmvisor.manager.link.exchange import Exchange, Exchanges
 from hsmvisor.manager.policy.engine import Policies
-from hsmvisor.manager.policy.questions import Owner
+from hsmvisor.manager.policy.questions import Owner, Source
 from hsmvisor.manager.store import inventory, lines, wanted
 from hsmvisor.manager.store.database import Database
 from hsmvisor.manager.store.rows import DeliveryRow, GenerationRow, HostRow, LineRow, RequestRow
@@ -81,6 +81,7 @@ class Fleet:
         self.given, self.health = authorities, dict(health or {})
         self.issuer = issuer or Issuer(Settings(directory / "issuer.key", FileEscrow(directory / "escrow.key")))
         self.draw = random.Random(1).random
+        self._issues = False
         await self.open()
         return self
 
@@ -97,9 +98,7 @@ class Fleet:
             self.authorities = dict(self.given)
         self.hub = Hub()
         self.judge = Judge(lambda: self.policies, self.history, self.clock)
-        self.asking = Asking(
-            self.history, self.judge, self.authorities, next(iter(self.authorities)), self.health, self.clock
-        )
+        self.asking = Asking(self.history, self.judge, self.authorities, next(iter(self.authorities)), self.health, self.clock)
         self.parts = Parts(
             database=self.database,
             history=self.history,
@@ -169,8 +168,7 @@ class Fleet:
         if answer.tell_all:
             host.number, host.results = 0, results
             return 1 + await self.exchange(host, carry_out)
-        refused = {one.name: one for one in answer.refused}
-        host.refused = refused  # type: ignore[attr-defined]
+        host.refused |= {one.name: one for one in answer.refused}
         host.told = now
         if carry_out:
             for command in answer.commands:
@@ -179,12 +177,14 @@ class Fleet:
 
     async def settle(self, away: tuple[str, ...] = (), turns: int = 200) -> None:
         """Until nobody has anything to do at this moment."""
+        quiet = 0
         for _ in range(turns):
             done = await self.engine.turn()
             for host in self.hosts.values():
                 if host.name not in away:
                     done += await self.exchange(host)
-            if not done:
+            quiet = 0 if done else quiet + 1
+            if quiet == 2:  # an exchange may have woken somebody without having anything to tell
                 return
         raise AssertionError("it never settles")
 
@@ -198,6 +198,9 @@ class Fleet:
     # ---- owners ------------------------------------------------------------------------------------------------------
 
     async def ask(self, owner: str = "alice", groups: tuple[str, ...] = (), **spec: Any) -> RequestRow:
+        if spec.get("source") not in (None, Source.MODULE) and not self._issues:
+            self._issues = True
+            await self.issuer.start()
         async with self.database.transaction() as connection:
             row = await self.asking.apply(connection, Owner(owner, frozenset(groups)), Spec(**spec))
         self.hub.lines()

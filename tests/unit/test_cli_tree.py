@@ -45,10 +45,11 @@ def test_it_offers_what_the_api_offers() -> None:
     import inspect
 
     from hsmvisor.authority import pusher
-    from hsmvisor.cli import backups, devices, hosts, materials, modules
+    from hsmvisor.cli import backups, devices, guests, hosts, materials, modules
     from hsmvisor.client import enrol
 
-    text = "".join(inspect.getsource(module) for module in (context, backups, devices, hosts, materials, modules, pusher, enrol))
+    where = (context, backups, devices, guests, hosts, materials, modules, pusher, enrol)
+    text = "".join(inspect.getsource(module) for module in where)
     missing = [
         method.name
         for service in hsmvisor_pb2.DESCRIPTOR.services_by_name.values()

@@ -63,7 +63,8 @@ def asked(rule: Rule = Rule(), held: Held | None = HELD, **more: object) -> Snap
             Act.RENEW,
             "the authority suggests it (https://ca/why)",
         ),
-        (asked(held=PAST), T0 + 1, Act.RENEW, "the authority suggests it"),
+        (asked(held=PAST), T0 + 1, Act.WAIT, "the authority suggests it"),
+        (asked(held=PAST), T0 + 3601, Act.RENEW, "the authority suggests it"),
         (
             asked(held=FAR),
             T0 + 90 * DAY,
@@ -77,7 +78,7 @@ def asked(rule: Rule = Rule(), held: Held | None = HELD, **more: object) -> Snap
         (asked(Rule(period=DAY)), T0 + DAY, Act.RENEW, "by its period"),
         (asked(Rule(days=30)), T0 + 30 * DAY, Act.RENEW, "a generation serves 30 days at most"),
         (asked(Rule(signatures=100), replace(HELD, signatures=99)), T0 + 1, Act.WAIT, "its certificate nears its end"),
-        (asked(Rule(signatures=100), replace(HELD, signatures=100)), T0 + 1, Act.RENEW, "makes 100 signatures at most"),
+        (asked(Rule(signatures=100), replace(HELD, signatures=100)), T0 + 61, Act.RENEW, "makes 100 signatures at most"),
         (asked(held=Held(1, T0)), T0 + 900 * DAY, Act.WAIT, "no rule asks for it"),
         (asked(failures=Failures(1, T0 + 60 * DAY)), T0 + 60 * DAY + HOUR - 1, Act.WAIT, "after 1 failures it is tried again at"),
         (asked(failures=Failures(1, T0 + 60 * DAY)), T0 + 60 * DAY + HOUR, Act.RENEW, "its certificate nears its end"),

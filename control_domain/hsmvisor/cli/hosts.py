@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TextIO
 
 import click
 from hsmvisor.authority import Authority
@@ -29,7 +29,7 @@ def host() -> None:
 def show(ctx: Context) -> None:
     """The host, and who you are to it."""
     found = ctx.hosts.GetHost(pb.GetHostRequest(), timeout=ctx.timeout)
-    rows = [
+    rows: list[tuple[str, Any]] = [
         ("host id", fingerprint(found.host_key).hex()),
         ("version", found.version),
         ("started", when(found.started_at)),
@@ -38,6 +38,11 @@ def show(ctx: Context) -> None:
         ("you are", f"{found.caller} ({', '.join(found.roles) or 'no role'})"),
     ]
 
+    if found.HasField("manager"):
+        rows += _manager(found.manager)
+    else:
+        rows.append(("manager", "none joined (hsmvisor host join)"))
+
     def text() -> None:
         table(("", ""), rows)
         table(("measure", "", "detail"), [(m.name, "yes" if m.applied else "NO", m.detail) for m in found.measures])
@@ -45,6 +50,17 @@ def show(ctx: Context) -> None:
             table(("HSM", "token", "library", "modules", ""), [_hsm(hsm) for hsm in found.hsms])
 
     ctx.result(found, text)
+
+
+def _manager(link: pb.ManagerLink) -> list[tuple[str, Any]]:
+    now = "connected" if link.connected else f"NOT connected: {link.failure or 'not yet'}"
+    renewal = f"; NOT renewed: {link.renewal_failure}" if link.renewal_failure else ""
+    rows: list[tuple[str, Any]] = [
+        ("manager", f"{link.address or ', '.join(link.addresses)}, {now}, since {when(link.since)}"),
+        ("joined as", f"{link.host_name}, certificate until {when(link.certificate_ends_at)}{renewal}"),
+        ("its root", link.root.hex()[:16]),
+    ]
+    return rows
 
 
 def _hsm(hsm: pb.Hsm) -> tuple[str, ...]:
@@ -89,6 +105,59 @@ def forget(ctx: Context) -> None:
     """Forget the pinned identity key of a host that was set up anew."""
     ctx.authority().forget(ctx.host)
     ctx.result({"forgotten": ctx.host}, lambda: click.echo(f"{ctx.host} is forgotten"))
+
+
+@host.command()
+@click.argument("token_file", type=click.File("r"), required=False)
+@click.option("--name", default="", help="Of this host in the fleet; default: the machine's own.")
+@click.option("--replace", is_flag=True, help="Leave the management plane that the host has joined.")
+@click.option("--certificate", type=click.File("rb"), help="PEM, with its chain: one that the manager's configuration names.")
+@click.option("--key", type=click.File("rb"), help="And its key, PEM.")
+@click.option("--address", "addresses", multiple=True, help="host:port of a manager, where no token says it; may be repeated.")
+@click.option("--manager-ca", type=click.File("rb"), help="PEM: whom to believe as manager, where no token says it.")
+@click.option("--request-id", "ident", help="Makes a repeated call the same call.")
+@pass_context
+def join(
+    ctx: Context, token_file: TextIO | None, name: str, replace: bool, certificate: BinaryIO | None, key: BinaryIO | None,
+    addresses: tuple[str, ...], manager_ca: BinaryIO | None, ident: str | None,
+) -> None:  # fmt: skip
+    """Join a management plane with the token in TOKEN_FILE (- reads standard input); the same token again changes nothing.
+
+    Only on the host itself.  The host proves that it knows the token's one-time secret, and demands the same of the manager; its
+    guests are told to that manager from then on, and new guests' modules obey it.
+
+    \b
+    Example: hsmvisor host join --name rack1-host7 token.txt
+    Without a secret: hsmvisor host join --certificate host.pem --key host.key --address manager:8471 --manager-ca ca.pem
+    """
+    if bool(certificate) != bool(key):
+        raise click.UsageError("--certificate and --key come together")
+    if token_file is None and (certificate is None or not addresses or manager_ca is None):
+        raise click.UsageError("give TOKEN_FILE; or --certificate, --key, --address and --manager-ca")
+    request = pb.JoinManagerRequest(
+        request_id=ident or request_id(),
+        token=token_file.read() if token_file else "",
+        name=name,
+        replace=replace,
+        certificate=certificate.read() if certificate else b"",
+        key=key.read() if key else b"",
+        addresses=addresses,
+        authorities=manager_ca.read() if manager_ca else b"",
+    )
+    with ctx.patience("joining"):
+        found = ctx.hosts.JoinManager(request, timeout=ctx.timeout)
+    where = ", ".join(found.addresses)
+    ctx.result(found, lambda: click.echo(f"this host has joined as {found.host_name}; managers: {where}"))
+
+
+@host.command()
+@click.option("--request-id", "ident", help="Makes a repeated call the same call.")
+@pass_context
+def leave(ctx: Context, ident: str | None) -> None:
+    """Leave the management plane: it is called no more.  Guests, modules and keys stay; modules obey the root that they obey."""
+    done = ctx.hosts.LeaveManager(pb.LeaveManagerRequest(request_id=ident or request_id()), timeout=ctx.timeout)
+    told = "this host has left its management plane" if done.was_joined else "this host had joined no management plane"
+    ctx.result(done, lambda: click.echo(told))
 
 
 @host.command()

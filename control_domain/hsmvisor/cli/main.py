@@ -11,6 +11,7 @@ from hsmvisor.cli import context, devices, requests
 from hsmvisor.cli.backups import backup, restore
 from hsmvisor.cli.context import USAGE, CommandError, Context, Group
 from hsmvisor.cli.doctor import doctor
+from hsmvisor.cli.guests import guest
 from hsmvisor.cli.hosts import audit, authority, events, host
 from hsmvisor.cli.materials import material
 from hsmvisor.cli.modules import module
@@ -97,7 +98,7 @@ for of_material in requests.COMMANDS:
     material.add_command(of_material)
 for of_module in devices.COMMANDS:
     module.add_command(of_module)
-for command in (module, material, host, authority, events, audit, backup, restore, policy, doctor):
+for command in (module, guest, material, host, authority, events, audit, backup, restore, policy, doctor):
     cli.add_command(command)
 
 

@@ -79,7 +79,15 @@ class Attachments:
         module.touched()
         return row
 
-    async def clear(self, left: qemu.Plug, path: str) -> None:
+    async def destroy(self, name: str, request: Request) -> str:
+        """Destroys a module and takes its device out of its guest; returns as Modules.destroy.  Raises HostError."""
+        module = self._modules.get(name)
+        left = await self._modules.destroy(name, request)  # first: keys end at once, whatever the guest does
+        if module.attachment is not None and module.attachment.qmp:
+            await self._clear(plug_of(module), module.attachment.qmp)
+        return left
+
+    async def _clear(self, left: qemu.Plug, path: str) -> None:
         """Takes what a destroyed module has left out of the guest that it was in, if that guest lets go of it soon."""
         try:
             async with qmp.connect(path) as connection:

@@ -131,6 +131,13 @@ class Hsm:
 
 
 @dataclass(frozen=True)
+class Manager:
+    """How the host reaches a management plane that it joins (hsmvisor host join)."""
+
+    ports: tuple[int, ...] = (8471, 8472)  #: TCP, to which the service may connect; those of a joined manager are added
+
+
+@dataclass(frozen=True)
 class Metrics:
     """Prometheus over HTTP, on a loopback address; off while empty."""
 
@@ -149,6 +156,7 @@ class Config:
     workers: Workers = field(default_factory=Workers)
     provider: Provider = field(default_factory=Provider)
     hsms: tuple[Hsm, ...] = ()
+    manager: Manager = field(default_factory=Manager)
     audit: Audit = field(default_factory=Audit)
     metrics: Metrics = field(default_factory=Metrics)
     log: Log = field(default_factory=Log)
@@ -217,6 +225,7 @@ def _check(config: Config, origin: str) -> None:
     demand(config.workers.drain_seconds >= 0, "workers.drain_seconds is not negative")
     demand(config.provider.kind == "file", f"provider.kind is file, not {config.provider.kind!r}")
     _check_hsms(config.hsms, demand)
+    demand(all(0 < port < 65536 for port in config.manager.ports), "manager.ports are 1 to 65535")
     demand(config.metrics.timeout_seconds > 0, "metrics.timeout_seconds is greater than 0")
     if config.metrics.address:
         host = config.metrics.address.rpartition(":")[0]

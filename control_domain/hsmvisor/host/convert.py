@@ -14,6 +14,7 @@ from hsmvisor.host.module import Module, Upgraded
 from hsmvisor.host.modules import Change
 from hsmvisor.host.qemu_survey import Finding
 from hsmvisor.host.settings import EVERYTHING, Policy, Settings
+from hsmvisor.host.uplink.uplink import LinkState
 from hsmvisor.serving.events import EventRow
 from hsmvisor.serving.text import clean
 from hsmvisor_rpc.internal import messages as m
@@ -191,6 +192,25 @@ def statistics(row: reports.Statistics) -> pb.Statistics:
         connections_refused=row.connections_refused,
         resident_bytes=row.resident_bytes,
         uptime_seconds=row.uptime_seconds,
+    )
+
+
+def manager_link(state: LinkState | None) -> pb.ManagerLink | None:
+    if state is None:
+        return None
+    membership = state.membership
+    return pb.ManagerLink(
+        host_name=membership.name,
+        address=state.address,
+        connected=state.connected,
+        failure=state.failure,
+        since=timestamp(state.since),
+        certificate_ends_at=timestamp(membership.ends_at),
+        renewal_failure=state.renewal_failure,
+        root=fingerprint(membership.root),
+        addresses=membership.addresses,
+        commands=state.commands,
+        heard_at=timestamp(state.heard_at),
     )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 
 from hsmvisor.serving.errors import Invalid
 from hsmvisor.serving.limits import MAX_UNIX_PATH
@@ -46,12 +47,61 @@ _BUS = re.compile(rf"[A-Za-z][A-Za-z0-9._-]{{0,{MAX_BUS - 1}}}")
 _MEMORY = re.compile(r"[1-9][0-9]{0,7}[MG]")
 MAX_COMMAND_LINE = 64 * 1024  #: characters of a QEMU command line to check
 
+MAX_GUESTS = 1000  #: registered guests of one host
+GUEST_KINDS = ("VM", "server", "database", "volume")
+MAX_OWNER = 128  #: characters
+MAX_ATTRIBUTES = 64  #: of one guest
+MAX_ATTRIBUTE_KEY = 64  #: characters
+MAX_ATTRIBUTE_VALUE = 256  #: characters
+_ATTRIBUTE_KEY = re.compile(rf"[A-Za-z0-9._-]{{1,{MAX_ATTRIBUTE_KEY}}}")
+
+MAX_MANAGERS = 16  #: addresses of one management plane
+MAX_ADDRESS = 261  #: characters of host:port
+MAX_AUTHORITIES = 16  #: certificates of a chain, or that are believed
+MAX_COMMANDS = 1000  #: of a manager that wait or run; what is beyond is given again
+MAX_RESULTS = 200  #: of commands in one exchange
+MAX_REPORTED = 500  #: guests in one exchange that does not tell all
+MAX_REPORTED_MATERIALS, MAX_REPORTED_GENERATIONS = 256, 64  #: of one module, of one material
+
 
 def module_name(untrusted_name: str) -> str:
     """Returns a valid module name; raises Invalid."""
     if not NAME.fullmatch(untrusted_name):
         raise Invalid("NAME", "a module's name is 1-64 of a-z 0-9 . _ - and begins with a letter or digit")
     return untrusted_name
+
+
+def guest_name(untrusted_name: str) -> str:
+    """Returns a valid guest name; raises Invalid."""
+    if not NAME.fullmatch(untrusted_name):
+        raise Invalid("NAME", "a guest's name is 1-64 of a-z 0-9 . _ - and begins with a letter or digit")
+    return untrusted_name
+
+
+def guest_kind(untrusted_kind: str) -> str:
+    """Returns a kind of guest, the first one for ""; raises Invalid."""
+    if untrusted_kind and untrusted_kind not in GUEST_KINDS:
+        raise Invalid("KIND", f"a guest's kind is one of {', '.join(GUEST_KINDS)}")
+    return untrusted_kind or GUEST_KINDS[0]
+
+
+def owner(untrusted_owner: str) -> str:
+    """Returns a valid owner; raises Invalid."""
+    if not 1 <= len(untrusted_owner) <= MAX_OWNER or not untrusted_owner.isprintable():
+        raise Invalid("OWNER", f"a guest has an owner of 1-{MAX_OWNER} printable characters")
+    return untrusted_owner
+
+
+def attributes(untrusted_attributes: Mapping[str, str]) -> dict[str, str]:
+    """Returns a guest's attributes, sorted; raises Invalid."""
+    if len(untrusted_attributes) > MAX_ATTRIBUTES:
+        raise Invalid("ATTRIBUTES", f"a guest has at most {MAX_ATTRIBUTES} attributes, these are {len(untrusted_attributes)}")
+    for key, value in untrusted_attributes.items():
+        if not _ATTRIBUTE_KEY.fullmatch(key):
+            raise Invalid("ATTRIBUTE_KEY", f"an attribute's name is 1-{MAX_ATTRIBUTE_KEY} of A-Z a-z 0-9 . _ -")
+        if len(value) > MAX_ATTRIBUTE_VALUE or not value.isprintable():
+            raise Invalid("ATTRIBUTE_VALUE", f"the value of attribute {key} has at most {MAX_ATTRIBUTE_VALUE} printable characters")
+    return dict(sorted(untrusted_attributes.items()))
 
 
 def material_name(untrusted_name: str) -> str:

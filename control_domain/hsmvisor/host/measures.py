@@ -5,13 +5,15 @@ It opens files, sockets and databases, starts helpers, and ends workers of other
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from hsmvisor.host import swap
 from hsmvisor.host.config import Config
+from hsmvisor.host.uplink.membership import BadMembership, Memory, port_of
 from hsmvisor.serving import measures, syscalls
 from hsmvisor.serving.measures import Measure, apply
 from hsmvisor_rpc.confine import capabilities, landlock
@@ -81,9 +83,30 @@ def _wanted(config: Config) -> frozenset[int]:
 
 
 def _landlock(config: Config) -> str:
-    """Its own directories, and no TCP to anybody but an HSM."""
-    tcp = 0 if any(hsm.network for hsm in config.hsms) else landlock.CONNECT_TCP
-    return measures.confine_files(_written(config), _for_hsms(config), tcp)
+    """Its own directories, and TCP to managers alone, or to everybody where an HSM's library connects."""
+    tcp = 0 if _reach_all(config) else landlock.CONNECT_TCP
+    return measures.confine_files(_written(config), _for_hsms(config), tcp, managers_ports(config))
+
+
+def _reach_all(config: Config) -> bool:
+    return any(hsm.network for hsm in config.hsms)
+
+
+def managers_ports(config: Config) -> frozenset[int]:
+    """Returns the ports at which managers may be reached: of the configuration, and of a manager that was joined."""
+    found = set(config.manager.ports)
+    with contextlib.suppress(BadMembership, OSError):
+        if (membership := Memory(config.state).membership()) is not None:
+            found |= {port_of(address) for address in membership.addresses}
+    return frozenset(found)
+
+
+def reachable(config: Config, applied: Iterable[Measure]) -> frozenset[int] | None:
+    """Returns the TCP ports that are left to this process by what it has `applied`; None: all."""
+    restricted = any(measure.name == "landlock" and measure.applied for measure in applied)
+    if not restricted or _reach_all(config) or landlock.abi() < landlock.NETWORK_FROM:
+        return None
+    return managers_ports(config)
 
 
 def _for_hsms(config: Config) -> set[str]:

@@ -81,6 +81,18 @@ STEPS: tuple[tuple[str, ...], ...] = (
             hsm TEXT NOT NULL
         ) STRICT""",
     ),
+    (
+        """CREATE TABLE guests (
+            name TEXT PRIMARY KEY,
+            kind TEXT NOT NULL,
+            owner TEXT NOT NULL,
+            attributes TEXT NOT NULL,           -- JSON object of texts
+            module TEXT NOT NULL,               -- its module's name; empty = it has none
+            changed INTEGER NOT NULL,           -- number of the commit that changed it last
+            at INTEGER NOT NULL                 -- seconds, of that
+        ) STRICT""",
+        "CREATE UNIQUE INDEX guests_module ON guests (module) WHERE module <> ''",
+    ),
 )
 
 

@@ -38,10 +38,17 @@ METHODS: dict[str, frozenset[Role] | Access] = {
     "/hsmvisor.v1.MaterialService/Execute": _MANAGER,
     "/hsmvisor.v1.MaterialService/GetMaterial": _ALL,
     "/hsmvisor.v1.MaterialService/ListMaterials": _ALL,
+    "/hsmvisor.v1.GuestService/RegisterGuest": _RUNNING,
+    "/hsmvisor.v1.GuestService/UpdateGuest": _RUNNING,
+    "/hsmvisor.v1.GuestService/RemoveGuest": _RUNNING,
+    "/hsmvisor.v1.GuestService/GetGuest": _ALL,
+    "/hsmvisor.v1.GuestService/ListGuests": _ALL,
     "/hsmvisor.v1.HostService/GetHost": Access.KNOWN,
     "/hsmvisor.v1.HostService/Enrol": Access.ANYBODY,
     "/hsmvisor.v1.HostService/CreateEnrolment": _OPERATOR,
     "/hsmvisor.v1.HostService/GetMetrics": _ALL,
+    "/hsmvisor.v1.HostService/JoinManager": _OPERATOR,  # and on the host itself: services/joining.py
+    "/hsmvisor.v1.HostService/LeaveManager": _OPERATOR,  # as well
     "/hsmvisor.v1.HostService/Backup": _OPERATOR,
     "/hsmvisor.v1.EventService/StreamEvents": _ALL,
     "/hsmvisor.v1.AuditService/ExportAudit": _AUDITOR,
@@ -66,8 +73,13 @@ CHANGING: frozenset[str] = frozenset(
         "ModuleService/DetachModule",
         "ModuleService/BreakGlass",
         "MaterialService/Execute",
+        "GuestService/RegisterGuest",
+        "GuestService/UpdateGuest",
+        "GuestService/RemoveGuest",
         "HostService/Enrol",
         "HostService/CreateEnrolment",
+        "HostService/JoinManager",
+        "HostService/LeaveManager",
     )
 )
 

@@ -97,7 +97,7 @@ class State:
 
         def work(connection: sqlite3.Connection) -> None:
             connection.execute("UPDATE modules SET intent = ? WHERE module_id = ?", (PRESENT, module_id))
-            _answer(connection, request, result)
+            store_answer(connection, request, result)
 
         await self._database.run(work)
 
@@ -113,7 +113,7 @@ class State:
             connection.execute("DELETE FROM modules WHERE module_id = ?", (module_id,))
             self._sizes.forget(module_id)
             if request is not None:
-                _answer(connection, request, result)
+                store_answer(connection, request, result)
 
         await self._database.run(work)
         await self._database.forget_journal()
@@ -130,7 +130,7 @@ class State:
             self._sizes.forget(old_id)
             connection.execute("INSERT INTO modules VALUES (?,?,?,?,?,?,?,?,?)", row)
             connection.executemany("INSERT INTO attachments VALUES (?,?,?,?,?,?,?,?)", attached)
-            _answer(connection, request, result)
+            store_answer(connection, request, result)
 
         await self._database.run(work)
         await self._database.forget_journal()
@@ -138,7 +138,7 @@ class State:
     async def update_settings(self, module_id: bytes, settings: str, request: Request, result: bytes) -> None:
         def work(connection: sqlite3.Connection) -> None:
             connection.execute("UPDATE modules SET settings = ? WHERE module_id = ?", (settings, module_id))
-            _answer(connection, request, result)
+            store_answer(connection, request, result)
 
         await self._database.run(work)
 
@@ -162,14 +162,14 @@ class State:
         def work(connection: sqlite3.Connection) -> None:
             connection.execute("INSERT OR REPLACE INTO attachments VALUES (?,?,?,?,?,?,?,?)", values)
             if request is not None:
-                _answer(connection, request, result)
+                store_answer(connection, request, result)
 
         await self._database.run(work)
 
     async def detach(self, module_id: bytes, request: Request, result: bytes) -> None:
         def work(connection: sqlite3.Connection) -> None:
             connection.execute("DELETE FROM attachments WHERE module_id = ?", (module_id,))
-            _answer(connection, request, result)
+            store_answer(connection, request, result)
 
         await self._database.run(work)
 
@@ -203,7 +203,7 @@ class State:
         return await self._database.run(work)
 
     async def record(self, request: Request, result: bytes) -> None:
-        await self._database.run(_answer, request, result)
+        await self._database.run(store_answer, request, result)
 
     async def prune(self, now: float) -> None:
         """Forgets answers, nonces and enrolments whose time is over."""
@@ -224,7 +224,7 @@ class State:
             if len(_open_enrolments(connection, int(time.time()))) >= limits.MAX_ENROLMENTS:
                 raise Exhausted("ENROLMENTS", f"{limits.MAX_ENROLMENTS} one-time secrets are open", "use one, or let one expire")
             connection.execute("INSERT INTO enrolments VALUES (?, ?, ?, 0, NULL)", (id, secret_hash, expires_at))
-            _answer(connection, request, result)
+            store_answer(connection, request, result)
 
         await self._database.run(work)
 
@@ -238,7 +238,7 @@ class State:
             sql = "UPDATE enrolments SET used_by = ? WHERE id = ? AND used_by IS NULL"
             won = connection.execute(sql, (manager, id)).rowcount == 1
             if won:
-                _answer(connection, request, result)
+                store_answer(connection, request, result)
             return won
 
         return await self._database.run(work)
@@ -314,7 +314,8 @@ def _answered(connection: sqlite3.Connection, request: Request) -> bytes | None:
     return result
 
 
-def _answer(connection: sqlite3.Connection, request: Request, result: bytes) -> None:
+def store_answer(connection: sqlite3.Connection, request: Request, result: bytes) -> None:
+    """Within a transaction: together with what the call changes."""
     if _answered(connection, request) is None:
         row = (request.request_id, request.method, request.content, result, int(time.time()))
         connection.execute("INSERT INTO requests VALUES (?, ?, ?, ?, ?)", row)
@@ -375,4 +376,4 @@ def _store(connection: sqlite3.Connection, module_id: bytes, change: StoreState,
         raise Exhausted("MODULE_STATE", f"a module's sealed state has at most {limits.MAX_MODULE_STATE} bytes")
     connection.execute("UPDATE modules SET version = ?, digest = ? WHERE module_id = ?", (change.version, digest, module_id))
     if request is not None:
-        _answer(connection, request, change.result)
+        store_answer(connection, request, change.result)

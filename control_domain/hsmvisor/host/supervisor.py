@@ -12,12 +12,15 @@ from hsmvisor.host import restored
 from hsmvisor.host.attachments import Attachments
 from hsmvisor.host.auth import Authenticator
 from hsmvisor.host.backup import Backups
+from hsmvisor.host.commands import Commands
 from hsmvisor.host.config import Config
 from hsmvisor.host.enrolment import Enrolments
 from hsmvisor.host.foundation import Foundation
+from hsmvisor.host.guest_rows import GuestRows
+from hsmvisor.host.guests import Guests
 from hsmvisor.host.hsms import Hsms
 from hsmvisor.host.listeners import SERVICES, listeners
-from hsmvisor.host.measures import Measure
+from hsmvisor.host.measures import Measure, reachable
 from hsmvisor.host.metrics import HostCounts, Metrics
 from hsmvisor.host.modules import Modules
 from hsmvisor.host.purges import Purges
@@ -25,12 +28,16 @@ from hsmvisor.host.replugs import Replugs
 from hsmvisor.host.restored import Note
 from hsmvisor.host.roles import TABLE
 from hsmvisor.host.scrape import ScrapeServer
+from hsmvisor.host.services.guests import GuestService
 from hsmvisor.host.services.host import About, HostService
 from hsmvisor.host.services.material import MaterialService
 from hsmvisor.host.services.modules import ModuleService
 from hsmvisor.host.services.records import AuditService, EventService
 from hsmvisor.host.state import State
 from hsmvisor.host.surroundings import Surroundings
+from hsmvisor.host.uplink.joining import Joining
+from hsmvisor.host.uplink.membership import Memory
+from hsmvisor.host.uplink.uplink import Uplink
 from hsmvisor.host.vhost_vsock import VhostVsock
 from hsmvisor.serving import signatures
 from hsmvisor.serving.audit import Audit
@@ -85,6 +92,12 @@ class Supervisor:
         self._scrape = ScrapeServer(self.metrics)
         self._vsock = VhostVsock(self.modules.all)
         self._attachments = Attachments(self.modules, self.state, self.events)
+        self._commands = Commands(self.modules, self.requests, self.state, self.events)
+        self._guests = Guests(GuestRows(foundation.database), self.modules, self._attachments, self.events, self._root)
+        memory, identity = Memory(config.state), foundation.identity
+        self._uplink = Uplink(memory, identity, self._guests, self.modules, self._commands, self.events, self.audit, VERSION)
+        ports = reachable(config, measures)
+        self._joining = Joining(memory, identity, self._uplink, self.state, VERSION, ports)
         self._replugs = Replugs(self.modules, self._attachments, self.audit, self.events)
         self._gate = Gate(TABLE, self._authenticator(config), self.audit)
         self._server = Server(self._gate, SERVICES, foundation.places.private)
@@ -101,14 +114,28 @@ class Supervisor:
         enrolments = Enrolments(self.state, identity)
         backups = Backups(self.config, identity, self._f.provider, lambda: self.audit.place, VERSION)
         host = HostService(
-            about, self._f, self.modules, enrolments, self.requests, self.metrics, self.audit, backups, self.hsms, self.purges
+            about,
+            self._f,
+            self.modules,
+            enrolments,
+            self.requests,
+            self.metrics,
+            self.audit,
+            backups,
+            self.hsms,
+            self.purges,
+            self._joining,
         )
         modules = ModuleService(self.modules, self._attachments, self.requests, self.state, identity)
         rpc.add_ModuleServiceServicer_to_server(modules, registry)
-        rpc.add_MaterialServiceServicer_to_server(MaterialService(self.modules, self.requests, self.state, self.events), registry)
+        rpc.add_MaterialServiceServicer_to_server(MaterialService(self.modules, self._commands), registry)
+        rpc.add_GuestServiceServicer_to_server(GuestService(self._guests, self.requests), registry)
         rpc.add_HostServiceServicer_to_server(host, registry)
         rpc.add_EventServiceServicer_to_server(EventService(self.events), registry)
         rpc.add_AuditServiceServicer_to_server(AuditService(self.audit), registry)
+
+    def _root(self) -> bytes:
+        return self._uplink.root()
 
     def _counts(self) -> HostCounts:
         return HostCounts(
@@ -134,12 +161,14 @@ class Supervisor:
         await self.audit.record("host.start", who="host", version=VERSION, schema=schema, result="ok")
         self.events.emit("host-started", detail={"version": VERSION})
         await self.modules.start()
+        await self._guests.start()
         self._vsock.start(self.config)
         await self._server.start(listeners(self.config))
         if self._f.adopting:
             self._start_helpers()
         if self.config.metrics.address:
             await self._scrape.start(self.config.metrics.address)
+        await self._uplink.start()
         self._tasks = [asyncio.create_task(work) for work in (self._prune(), self._complain(), self._replugs.run())]
         _log.info("ready: %d modules, control API at %s", len(self.modules.all()), self.config.control_socket)
 
@@ -169,6 +198,7 @@ class Supervisor:
         for task in self._tasks:
             task.cancel()
         await self._scrape.stop()
+        await self._uplink.stop()
         self._vsock.stop()
         await self.events.close()
         self.modules.end_watching()
@@ -188,9 +218,8 @@ class Supervisor:
         """Takes over who may call (roles, keys); certificates are read again at each handshake; the rest waits for a restart."""
         self._gate.authenticator = self._authenticator(config)
         await self.audit.record("host.reload", who="host", result="ok")
-        changed = [
-            name for name in ("guests", "workers", "provider", "hsms", "audit", "metrics") if _differ(self.config, config, name)
-        ]
+        sections = ("guests", "workers", "provider", "hsms", "manager", "audit", "metrics")
+        changed = [name for name in sections if _differ(self.config, config, name)]
         if changed:
             _log.warning("configuration: changes in %s take effect when the service is started again", ", ".join(changed))
 

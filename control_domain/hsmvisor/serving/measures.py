@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,16 +50,20 @@ def low_ports(addresses: Iterable[str]) -> frozenset[int]:
     return frozenset({capabilities.NET_BIND_SERVICE}) if low else frozenset()
 
 
-def confine_files(directories: Iterable[Path], more: Iterable[str], tcp: int) -> str:
+def confine_files(directories: Iterable[Path], more: Iterable[str], tcp: int, connecting: Collection[int] = ()) -> str:
     """Reads and executes everything; changes what lies in these directories, and `more`: paths that others of ours write to.
 
     Once all modules are imported and all directories made, and before there is a second thread.  Signals stay: processes that
-    another service left are in no domain of ours.  `tcp`: what is refused.
+    another service left are in no domain of ours.  `tcp`: what is refused, but to connect to the ports `connecting`.
     """
     if (threads := len(os.listdir("/proc/self/task"))) != 1:
         raise OSError(f"{threads} threads run already")
     written = sorted({str(path) for path in directories if path.is_dir()} | set(more))
     rules = [("/", landlock.EXECUTING | landlock.READING), ("/dev/null", landlock.READING | landlock.WRITING_FILE)]
     rules += [(path, _IN_OUR_DIRECTORIES) for path in written]
-    version = landlock.restrict(rules, tcp=tcp, scoped=False)
-    return f"ABI {version}: changes files in {', '.join(written)} alone{'; TCP to nobody' if version >= 4 and tcp else ''}"
+    version = landlock.restrict(rules, tcp=tcp, scoped=False, connecting=connecting)
+    told = f"ABI {version}: changes files in {', '.join(written)} alone"
+    if version < landlock.NETWORK_FROM or not tcp:
+        return told
+    ports = ", ".join(map(str, sorted(connecting)))
+    return f"{told}; TCP to {f'ports {ports} alone' if ports else 'nobody'}"

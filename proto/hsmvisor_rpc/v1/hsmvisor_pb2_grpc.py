@@ -887,6 +887,263 @@ class MaterialService:
             _registered_method=True)
 
 
+class GuestServiceStub:
+    """---- guests ---------------------------------------------------------------------------------------------------------
+
+    What runs on the host and may have keys, as the management plane sees it: its name, owner and attributes decide what is delivered.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.RegisterGuest = channel.unary_unary(
+                '/hsmvisor.v1.GuestService/RegisterGuest',
+                request_serializer=hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.RegisterGuestRequest.SerializeToString,
+                response_deserializer=hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.Guest.FromString,
+                _registered_method=True)
+        self.UpdateGuest = channel.unary_unary(
+                '/hsmvisor.v1.GuestService/UpdateGuest',
+                request_serializer=hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.UpdateGuestRequest.SerializeToString,
+                response_deserializer=hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.Guest.FromString,
+                _registered_method=True)
+        self.RemoveGuest = channel.unary_unary(
+                '/hsmvisor.v1.GuestService/RemoveGuest',
+                request_serializer=hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.RemoveGuestRequest.SerializeToString,
+                response_deserializer=hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.RemoveGuestResponse.FromString,
+                _registered_method=True)
+        self.GetGuest = channel.unary_unary(
+                '/hsmvisor.v1.GuestService/GetGuest',
+                request_serializer=hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.GetGuestRequest.SerializeToString,
+                response_deserializer=hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.Guest.FromString,
+                _registered_method=True)
+        self.ListGuests = channel.unary_unary(
+                '/hsmvisor.v1.GuestService/ListGuests',
+                request_serializer=hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.ListGuestsRequest.SerializeToString,
+                response_deserializer=hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.ListGuestsResponse.FromString,
+                _registered_method=True)
+
+
+class GuestServiceServicer:
+    """---- guests ---------------------------------------------------------------------------------------------------------
+
+    What runs on the host and may have keys, as the management plane sees it: its name, owner and attributes decide what is delivered.
+    """
+
+    def RegisterGuest(self, request, context):
+        """The same again changes nothing.  A module that is not there is made, and obeys the manager's root: FAILED_PRECONDITION /
+        NOT_JOINED where the host has joined none, MODULE_TAKEN where it is another guest's.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateGuest(self, request, context):
+        """Owner and attributes are replaced whole.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RemoveGuest(self, request, context):
+        """Destroys its module as well, which cannot be undone, unless keep_module.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetGuest(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListGuests(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_GuestServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'RegisterGuest': grpc.unary_unary_rpc_method_handler(
+                    servicer.RegisterGuest,
+                    request_deserializer=hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.RegisterGuestRequest.FromString,
+                    response_serializer=hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.Guest.SerializeToString,
+            ),
+            'UpdateGuest': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateGuest,
+                    request_deserializer=hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.UpdateGuestRequest.FromString,
+                    response_serializer=hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.Guest.SerializeToString,
+            ),
+            'RemoveGuest': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemoveGuest,
+                    request_deserializer=hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.RemoveGuestRequest.FromString,
+                    response_serializer=hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.RemoveGuestResponse.SerializeToString,
+            ),
+            'GetGuest': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetGuest,
+                    request_deserializer=hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.GetGuestRequest.FromString,
+                    response_serializer=hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.Guest.SerializeToString,
+            ),
+            'ListGuests': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListGuests,
+                    request_deserializer=hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.ListGuestsRequest.FromString,
+                    response_serializer=hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.ListGuestsResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'hsmvisor.v1.GuestService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('hsmvisor.v1.GuestService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class GuestService:
+    """---- guests ---------------------------------------------------------------------------------------------------------
+
+    What runs on the host and may have keys, as the management plane sees it: its name, owner and attributes decide what is delivered.
+    """
+
+    @staticmethod
+    def RegisterGuest(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hsmvisor.v1.GuestService/RegisterGuest',
+            hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.RegisterGuestRequest.SerializeToString,
+            hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.Guest.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateGuest(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hsmvisor.v1.GuestService/UpdateGuest',
+            hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.UpdateGuestRequest.SerializeToString,
+            hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.Guest.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RemoveGuest(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hsmvisor.v1.GuestService/RemoveGuest',
+            hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.RemoveGuestRequest.SerializeToString,
+            hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.RemoveGuestResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetGuest(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hsmvisor.v1.GuestService/GetGuest',
+            hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.GetGuestRequest.SerializeToString,
+            hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.Guest.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListGuests(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hsmvisor.v1.GuestService/ListGuests',
+            hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.ListGuestsRequest.SerializeToString,
+            hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.ListGuestsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
 class HostServiceStub:
     """---- host -----------------------------------------------------------------------------------------------------------
 
@@ -917,6 +1174,16 @@ class HostServiceStub:
                 '/hsmvisor.v1.HostService/GetMetrics',
                 request_serializer=hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.GetMetricsRequest.SerializeToString,
                 response_deserializer=hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.Metrics.FromString,
+                _registered_method=True)
+        self.JoinManager = channel.unary_unary(
+                '/hsmvisor.v1.HostService/JoinManager',
+                request_serializer=hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.JoinManagerRequest.SerializeToString,
+                response_deserializer=hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.ManagerLink.FromString,
+                _registered_method=True)
+        self.LeaveManager = channel.unary_unary(
+                '/hsmvisor.v1.HostService/LeaveManager',
+                request_serializer=hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.LeaveManagerRequest.SerializeToString,
+                response_deserializer=hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.LeaveManagerResponse.FromString,
                 _registered_method=True)
         self.Backup = channel.unary_stream(
                 '/hsmvisor.v1.HostService/Backup',
@@ -957,6 +1224,22 @@ class HostServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def JoinManager(self, request, context):
+        """Joins a management plane (manager.proto): proves the token's one-time secret, gets an identity certificate, and calls the manager
+        from then on.  On the host's own control socket alone.  The same token again changes nothing; FAILED_PRECONDITION / MANAGER where
+        the host has joined another one, unless replace.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def LeaveManager(self, request, context):
+        """Calls the manager no more and forgets the identity certificate.  Guests and modules stay.  On the control socket alone.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Backup(self, request, context):
         """The host's sealed state as it stands now, as one file (control_domain/docs/backup-and-loss.md). The service goes on meanwhile.
         """
@@ -986,6 +1269,16 @@ def add_HostServiceServicer_to_server(servicer, server):
                     servicer.GetMetrics,
                     request_deserializer=hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.GetMetricsRequest.FromString,
                     response_serializer=hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.Metrics.SerializeToString,
+            ),
+            'JoinManager': grpc.unary_unary_rpc_method_handler(
+                    servicer.JoinManager,
+                    request_deserializer=hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.JoinManagerRequest.FromString,
+                    response_serializer=hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.ManagerLink.SerializeToString,
+            ),
+            'LeaveManager': grpc.unary_unary_rpc_method_handler(
+                    servicer.LeaveManager,
+                    request_deserializer=hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.LeaveManagerRequest.FromString,
+                    response_serializer=hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.LeaveManagerResponse.SerializeToString,
             ),
             'Backup': grpc.unary_stream_rpc_method_handler(
                     servicer.Backup,
@@ -1103,6 +1396,60 @@ class HostService:
             '/hsmvisor.v1.HostService/GetMetrics',
             hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.GetMetricsRequest.SerializeToString,
             hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.Metrics.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def JoinManager(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hsmvisor.v1.HostService/JoinManager',
+            hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.JoinManagerRequest.SerializeToString,
+            hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.ManagerLink.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LeaveManager(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hsmvisor.v1.HostService/LeaveManager',
+            hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.LeaveManagerRequest.SerializeToString,
+            hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.LeaveManagerResponse.FromString,
             options,
             channel_credentials,
             insecure,

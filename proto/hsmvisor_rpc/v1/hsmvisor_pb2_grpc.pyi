@@ -294,6 +294,94 @@ class MaterialServiceServicer(metaclass=_abc_1.ABCMeta):
 
 def add_MaterialServiceServicer_to_server(servicer: MaterialServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
+class GuestServiceStub:
+    """---- guests ---------------------------------------------------------------------------------------------------------
+
+    What runs on the host and may have keys, as the management plane sees it: its name, owner and attributes decide what is delivered.
+    """
+
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> GuestServiceAsyncStub: ...
+    RegisterGuest: _grpc.UnaryUnaryMultiCallable[_hsmvisor_pb2.RegisterGuestRequest, _hsmvisor_pb2.Guest]
+    """The same again changes nothing.  A module that is not there is made, and obeys the manager's root: FAILED_PRECONDITION /
+    NOT_JOINED where the host has joined none, MODULE_TAKEN where it is another guest's.
+    """
+    UpdateGuest: _grpc.UnaryUnaryMultiCallable[_hsmvisor_pb2.UpdateGuestRequest, _hsmvisor_pb2.Guest]
+    """Owner and attributes are replaced whole."""
+    RemoveGuest: _grpc.UnaryUnaryMultiCallable[_hsmvisor_pb2.RemoveGuestRequest, _hsmvisor_pb2.RemoveGuestResponse]
+    """Destroys its module as well, which cannot be undone, unless keep_module."""
+    GetGuest: _grpc.UnaryUnaryMultiCallable[_hsmvisor_pb2.GetGuestRequest, _hsmvisor_pb2.Guest]
+    ListGuests: _grpc.UnaryUnaryMultiCallable[_hsmvisor_pb2.ListGuestsRequest, _hsmvisor_pb2.ListGuestsResponse]
+
+@_typing.type_check_only
+class GuestServiceAsyncStub(GuestServiceStub):
+    """---- guests ---------------------------------------------------------------------------------------------------------
+
+    What runs on the host and may have keys, as the management plane sees it: its name, owner and attributes decide what is delivered.
+    """
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    RegisterGuest: _aio.UnaryUnaryMultiCallable[_hsmvisor_pb2.RegisterGuestRequest, _hsmvisor_pb2.Guest]  # type: ignore[assignment]
+    """The same again changes nothing.  A module that is not there is made, and obeys the manager's root: FAILED_PRECONDITION /
+    NOT_JOINED where the host has joined none, MODULE_TAKEN where it is another guest's.
+    """
+    UpdateGuest: _aio.UnaryUnaryMultiCallable[_hsmvisor_pb2.UpdateGuestRequest, _hsmvisor_pb2.Guest]  # type: ignore[assignment]
+    """Owner and attributes are replaced whole."""
+    RemoveGuest: _aio.UnaryUnaryMultiCallable[_hsmvisor_pb2.RemoveGuestRequest, _hsmvisor_pb2.RemoveGuestResponse]  # type: ignore[assignment]
+    """Destroys its module as well, which cannot be undone, unless keep_module."""
+    GetGuest: _aio.UnaryUnaryMultiCallable[_hsmvisor_pb2.GetGuestRequest, _hsmvisor_pb2.Guest]  # type: ignore[assignment]
+    ListGuests: _aio.UnaryUnaryMultiCallable[_hsmvisor_pb2.ListGuestsRequest, _hsmvisor_pb2.ListGuestsResponse]  # type: ignore[assignment]
+
+class GuestServiceServicer(metaclass=_abc_1.ABCMeta):
+    """---- guests ---------------------------------------------------------------------------------------------------------
+
+    What runs on the host and may have keys, as the management plane sees it: its name, owner and attributes decide what is delivered.
+    """
+
+    @_abc_1.abstractmethod
+    def RegisterGuest(
+        self,
+        request: _hsmvisor_pb2.RegisterGuestRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_hsmvisor_pb2.Guest, _abc.Awaitable[_hsmvisor_pb2.Guest]]:
+        """The same again changes nothing.  A module that is not there is made, and obeys the manager's root: FAILED_PRECONDITION /
+        NOT_JOINED where the host has joined none, MODULE_TAKEN where it is another guest's.
+        """
+
+    @_abc_1.abstractmethod
+    def UpdateGuest(
+        self,
+        request: _hsmvisor_pb2.UpdateGuestRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_hsmvisor_pb2.Guest, _abc.Awaitable[_hsmvisor_pb2.Guest]]:
+        """Owner and attributes are replaced whole."""
+
+    @_abc_1.abstractmethod
+    def RemoveGuest(
+        self,
+        request: _hsmvisor_pb2.RemoveGuestRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_hsmvisor_pb2.RemoveGuestResponse, _abc.Awaitable[_hsmvisor_pb2.RemoveGuestResponse]]:
+        """Destroys its module as well, which cannot be undone, unless keep_module."""
+
+    @_abc_1.abstractmethod
+    def GetGuest(
+        self,
+        request: _hsmvisor_pb2.GetGuestRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_hsmvisor_pb2.Guest, _abc.Awaitable[_hsmvisor_pb2.Guest]]: ...
+
+    @_abc_1.abstractmethod
+    def ListGuests(
+        self,
+        request: _hsmvisor_pb2.ListGuestsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_hsmvisor_pb2.ListGuestsResponse, _abc.Awaitable[_hsmvisor_pb2.ListGuestsResponse]]: ...
+
+def add_GuestServiceServicer_to_server(servicer: GuestServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
 class HostServiceStub:
     """---- host -----------------------------------------------------------------------------------------------------------"""
 
@@ -308,6 +396,13 @@ class HostServiceStub:
     """Makes a one-time secret, valid for a while."""
     GetMetrics: _grpc.UnaryUnaryMultiCallable[_hsmvisor_pb2.GetMetricsRequest, _hsmvisor_pb2.Metrics]
     """Prometheus text format."""
+    JoinManager: _grpc.UnaryUnaryMultiCallable[_hsmvisor_pb2.JoinManagerRequest, _hsmvisor_pb2.ManagerLink]
+    """Joins a management plane (manager.proto): proves the token's one-time secret, gets an identity certificate, and calls the manager
+    from then on.  On the host's own control socket alone.  The same token again changes nothing; FAILED_PRECONDITION / MANAGER where
+    the host has joined another one, unless replace.
+    """
+    LeaveManager: _grpc.UnaryUnaryMultiCallable[_hsmvisor_pb2.LeaveManagerRequest, _hsmvisor_pb2.LeaveManagerResponse]
+    """Calls the manager no more and forgets the identity certificate.  Guests and modules stay.  On the control socket alone."""
     Backup: _grpc.UnaryStreamMultiCallable[_hsmvisor_pb2.BackupRequest, _hsmvisor_pb2.BackupPart]
     """The host's sealed state as it stands now, as one file (control_domain/docs/backup-and-loss.md). The service goes on meanwhile."""
 
@@ -323,6 +418,13 @@ class HostServiceAsyncStub(HostServiceStub):
     """Makes a one-time secret, valid for a while."""
     GetMetrics: _aio.UnaryUnaryMultiCallable[_hsmvisor_pb2.GetMetricsRequest, _hsmvisor_pb2.Metrics]  # type: ignore[assignment]
     """Prometheus text format."""
+    JoinManager: _aio.UnaryUnaryMultiCallable[_hsmvisor_pb2.JoinManagerRequest, _hsmvisor_pb2.ManagerLink]  # type: ignore[assignment]
+    """Joins a management plane (manager.proto): proves the token's one-time secret, gets an identity certificate, and calls the manager
+    from then on.  On the host's own control socket alone.  The same token again changes nothing; FAILED_PRECONDITION / MANAGER where
+    the host has joined another one, unless replace.
+    """
+    LeaveManager: _aio.UnaryUnaryMultiCallable[_hsmvisor_pb2.LeaveManagerRequest, _hsmvisor_pb2.LeaveManagerResponse]  # type: ignore[assignment]
+    """Calls the manager no more and forgets the identity certificate.  Guests and modules stay.  On the control socket alone."""
     Backup: _aio.UnaryStreamMultiCallable[_hsmvisor_pb2.BackupRequest, _hsmvisor_pb2.BackupPart]  # type: ignore[assignment]
     """The host's sealed state as it stands now, as one file (control_domain/docs/backup-and-loss.md). The service goes on meanwhile."""
 
@@ -359,6 +461,25 @@ class HostServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_hsmvisor_pb2.Metrics, _abc.Awaitable[_hsmvisor_pb2.Metrics]]:
         """Prometheus text format."""
+
+    @_abc_1.abstractmethod
+    def JoinManager(
+        self,
+        request: _hsmvisor_pb2.JoinManagerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_hsmvisor_pb2.ManagerLink, _abc.Awaitable[_hsmvisor_pb2.ManagerLink]]:
+        """Joins a management plane (manager.proto): proves the token's one-time secret, gets an identity certificate, and calls the manager
+        from then on.  On the host's own control socket alone.  The same token again changes nothing; FAILED_PRECONDITION / MANAGER where
+        the host has joined another one, unless replace.
+        """
+
+    @_abc_1.abstractmethod
+    def LeaveManager(
+        self,
+        request: _hsmvisor_pb2.LeaveManagerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_hsmvisor_pb2.LeaveManagerResponse, _abc.Awaitable[_hsmvisor_pb2.LeaveManagerResponse]]:
+        """Calls the manager no more and forgets the identity certificate.  Guests and modules stay.  On the control socket alone."""
 
     @_abc_1.abstractmethod
     def Backup(

@@ -312,7 +312,7 @@ class GuestReport(_message.Message):
     module: _builtins.str
     """empty: it has none"""
     signed_identity: _builtins.bytes
-    """as hsmvisor.v1.Identity has it"""
+    """as hsmvisor.v1.Identity has it; empty with a module that does not serve now: nothing is told of it"""
     sequence: _builtins.int
     """of the last command that the module carried out"""
     @_builtins.property

@@ -16,8 +16,9 @@ from hsmvisor.host.measures import Measure
 from hsmvisor.host.metrics import Metrics
 from hsmvisor.host.modules import Modules
 from hsmvisor.host.purges import Purges
+from hsmvisor.host.uplink.joining import Joining, invitation
 from hsmvisor.serving.audit import Audit
-from hsmvisor.serving.errors import Invalid, ServiceError
+from hsmvisor.serving.errors import Forbidden, Invalid, ServiceError
 from hsmvisor.serving.gate import caller, origin
 from hsmvisor.serving.requests import Requests, request
 from hsmvisor.serving.text import clean
@@ -49,10 +50,11 @@ class HostService(rpc.HostServiceServicer):
         backups: Backups,
         hsms: Hsms,
         purges: Purges,
+        joining: Joining,
     ) -> None:
         self._about, self._foundation, self._modules, self._enrolments = about, foundation, modules, enrolments
         self._requests, self._metrics, self._audit, self._backups = requests, metrics, audit, backups
-        self._hsms, self._purges = hsms, purges
+        self._hsms, self._purges, self._joining = hsms, purges, joining
 
     async def GetHost(self, untrusted: pb.GetHostRequest, context: Any) -> pb.Host:
         known = caller()
@@ -67,6 +69,7 @@ class HostService(rpc.HostServiceServicer):
             caller=known.name,
             roles=sorted(known.roles),
             hsms=map(self._hsm, self._hsms.all()),
+            manager=convert.manager_link(self._joining.uplink.state),
         )
 
     def _hsm(self, hsm: Hsm) -> pb.Hsm:
@@ -92,6 +95,37 @@ class HostService(rpc.HostServiceServicer):
         )
         return convert.secret(self._enrolments.secret(answer))
 
+    async def JoinManager(self, untrusted: pb.JoinManagerRequest, context: Any) -> pb.ManagerLink:
+        asked = invitation(
+            untrusted.token,
+            untrusted.name,
+            tuple(untrusted.addresses),
+            untrusted.authorities,
+            untrusted.certificate,
+            untrusted.key,
+            untrusted.replace,
+        )
+        made = request(untrusted.request_id, "JoinManager", asked.digest.encode(), bytes([asked.replace]))
+        fields = {"name": asked.name, "managers": [clean(address) for address in asked.addresses], "replace": asked.replace}
+
+        async def work() -> bytes:
+            _demand_local("to join a manager")
+            return await self._joining.join(asked, made)
+
+        await self._requests.once(origin(), "host.join", made, fields, work)
+        link = convert.manager_link(self._joining.uplink.state)
+        return link or pb.ManagerLink()  # a repeated call, of a host that has left it meanwhile
+
+    async def LeaveManager(self, untrusted: pb.LeaveManagerRequest, context: Any) -> pb.LeaveManagerResponse:
+        made = request(untrusted.request_id, "LeaveManager")
+
+        async def work() -> bytes:
+            _demand_local("to leave a manager")
+            return await self._joining.leave(made)
+
+        answer = await self._requests.once(origin(), "host.leave", made, {}, work)
+        return pb.LeaveManagerResponse(was_joined=bool(answer))
+
     async def GetMetrics(self, untrusted: pb.GetMetricsRequest, context: Any) -> pb.Metrics:
         return pb.Metrics(text=await self._metrics.text())
 
@@ -108,3 +142,8 @@ class HostService(rpc.HostServiceServicer):
             await self._audit.record("host.backup", **who, backup=backup_id, modules=len(made.manifest.modules), result="ok")
             while data := await asyncio.to_thread(made.file.read, _PART):
                 yield pb.BackupPart(data=data, total=made.size)
+
+
+def _demand_local(what: str) -> None:
+    if not caller().local:
+        raise Forbidden("LOCAL", f"{what} is for an operator on the host itself", "use the host's own control socket")

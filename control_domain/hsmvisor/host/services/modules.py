@@ -90,11 +90,9 @@ class ModuleService(rpc.ModuleServiceServicer):
         async def work() -> bytes:
             nonlocal left
             module = self._modules.get(name)
-            left = await self._modules.destroy(name, asked)  # first: keys end at once, whatever the guest does
+            left = await self._attachments.destroy(name, asked)
             if left:
                 fields.update(keys_left_in=module.settings.cryptoprocessor, why_left=clean(left))
-            if module.attachment is not None and module.attachment.qmp:
-                await self._attachments.clear(plug_of(module), module.attachment.qmp)
             return b""
 
         await self._requests.once(origin(), "module.destroy", asked, fields, work)

@@ -19,7 +19,10 @@ KEPT = 12  #: generations of a line that are remembered
 
 
 def life_of(generation: GenerationRow) -> Lifetime | None:
-    return Lifetime(generation.not_before, generation.not_after) if generation.not_after else None
+    """From when it was ordered: authorities date certificates back, and of a short one that may be most of its life."""
+    if not generation.not_after:
+        return None
+    return Lifetime(min(max(generation.not_before, generation.created_at), generation.not_after), generation.not_after)
 
 
 def decide(seen: Seen, now: float) -> Decision:

@@ -12,6 +12,7 @@ import logging
 import uuid
 
 from hsmvisor.manager.engine import line as looking
+from hsmvisor.manager.engine.beginning import life_of
 from hsmvisor.manager.engine.obtaining import happened
 from hsmvisor.manager.engine.outcome import Again, Failed, Outcome
 from hsmvisor.manager.engine.parts import Parts
@@ -161,7 +162,7 @@ class Engine:
             detail: dict[str, object] = {"why": str(failed), "failures": failures}
             await self._parts.history.add(connection, happened(seen, Kind.FAILED, detail))
         serving = seen.serving
-        life = timing.Lifetime(serving.not_before, serving.not_after) if serving and serving.not_after else None
+        life = life_of(serving) if serving is not None else None
         again = max(now + timing.pause(failures, life, now), not_before)
         return Outcome(again, "", str(failed))
 

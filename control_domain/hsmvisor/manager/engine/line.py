@@ -93,6 +93,8 @@ class _Look:
             return Outcome(FAR, "denied", why)
         await self._note_denied({resource.id for resource in allowed})
         if (working := seen.working) is not None:
+            if seen.serving is not None:
+                await self._tell_the_end(seen.serving)
             return await self._go_on(working, allowed)
         return await self._serve(allowed)
 

@@ -131,6 +131,7 @@ class Results:
                 why = "the module knows a newer generation"
                 await lines.change_generation(connection, line.id, command.generation, was="keying", state="failed", why=why)
                 await lines.change_line(connection, line.id, newest=max([line.newest, *(result.states or {})]))
+                return 0.0
             return _PAUSE
         values = {"failures": line.failures + 1, "failed_at": self._clock(), "why": f"{command.resource_id}: {detail}"}
         await lines.change_line(connection, line.id, **values)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 from croniter import CroniterError, croniter
@@ -16,6 +16,7 @@ from hsmvisor.manager.renewal.timing import DAY, Lifetime
 
 LOOK = 6 * 3600.0  #: seconds after which one looks again in any case
 SHORTEST_PERIOD = 60.0  #: of a rule
+REST, LONGEST_REST = 8, 3600.0  #: a generation serves an eighth of its life at least, or an hour, unless somebody asks
 MOST_SIGNATURES = 10**12
 
 
@@ -111,6 +112,7 @@ class _Due:
     why: str
     urgent: bool = False
     rekey: bool = False  #: whatever the rule says
+    rest: float | None = None  #: seconds after the activation before which it does not come; None: a part of the lifetime
 
 
 _Check = Callable[[Snapshot, float], _Due | None]
@@ -118,7 +120,7 @@ _Check = Callable[[Snapshot, float], _Due | None]
 
 def decide(snapshot: Snapshot, now: float) -> Decision:
     """`now`: seconds since 1970."""
-    found = [due for check in _CHECKS if (due := check(snapshot, now)) is not None]
+    found = [_not_at_once(snapshot, due) for check in _CHECKS if (due := check(snapshot, now)) is not None]
     if not found:
         return Decision(Act.WAIT, "renewal is off" if not snapshot.rule.enabled else "no rule asks for it", now + LOOK)
     over = [due for due in found if due.at <= now]
@@ -137,6 +139,17 @@ def decide(snapshot: Snapshot, now: float) -> Decision:
             rekey,
         )
     return Decision(Act.RENEW, why, now, urgent, rekey)
+
+
+def _not_at_once(snapshot: Snapshot, due: _Due) -> _Due:
+    """What nobody asked for does not come again as soon as it is there: a suggestion that is always past, a rule that is always
+    due would have a certificate made every few seconds."""
+    held = snapshot.held
+    if held is None:
+        return due
+    usual = min(held.life.seconds / REST, LONGEST_REST) if held.life is not None else SHORTEST_PERIOD
+    rest = usual if due.rest is None else due.rest
+    return replace(due, at=max(due.at, held.activated_at + rest))
 
 
 def _again_at(snapshot: Snapshot, now: float) -> float:
@@ -162,21 +175,23 @@ def _nothing_yet(snapshot: Snapshot, now: float) -> _Due | None:
 def _revoked(snapshot: Snapshot, now: float) -> _Due | None:
     """Also where renewal is off: a revoked certificate serves nobody.  Its key may be known to others: always another one."""
     held = snapshot.held
-    return _Due(held.revoked_at, "its certificate was revoked", urgent=True, rekey=True) if held and held.revoked_at else None
+    return (
+        _Due(held.revoked_at, "its certificate was revoked", urgent=True, rekey=True, rest=0) if held and held.revoked_at else None
+    )
 
 
 def _triggered(snapshot: Snapshot, now: float) -> _Due | None:
     held = snapshot.held
     if held is None or snapshot.triggered_at <= held.activated_at:
         return None
-    return _Due(snapshot.triggered_at, "somebody asked for it")
+    return _Due(snapshot.triggered_at, "somebody asked for it", rest=0)
 
 
 def _changed(snapshot: Snapshot, now: float) -> _Due | None:
     held = snapshot.held
     if held is None or snapshot.changed_at <= held.activated_at:
         return None
-    return _Due(snapshot.changed_at, "the request was changed")
+    return _Due(snapshot.changed_at, "the request was changed", rest=0)
 
 
 def _expiry(snapshot: Snapshot, now: float) -> _Due | None:
@@ -225,7 +240,8 @@ def _signatures(snapshot: Snapshot, now: float) -> _Due | None:
     held, rule = snapshot.held, snapshot.rule
     if not rule.enabled or held is None or not rule.signatures or held.signatures < rule.signatures:
         return None
-    return _Due(now, f"a generation makes {rule.signatures} signatures at most, this one has made {held.signatures}", rekey=True)
+    why = f"a generation makes {rule.signatures} signatures at most, this one has made {held.signatures}"
+    return _Due(now, why, rekey=True, rest=SHORTEST_PERIOD)
 
 
 _CHECKS: tuple[_Check, ...] = (
