@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from alembic import command
 from alembic.config import Config
@@ -22,6 +22,8 @@ BUSY_SECONDS = 30  #: that a writer waits for another one (SQLite)
 
 __all__ = ["Database", "DatabaseError", "IntegrityError"]
 
+T = TypeVar("T")
+
 
 class DatabaseError(StorageUnavailable):
     """The message says what to do; it holds no password."""
@@ -31,6 +33,42 @@ class DatabaseError(StorageUnavailable):
 
     def __str__(self) -> str:
         return self.detail
+
+
+async def to_its_end(work: Awaitable[T]) -> T:
+    """Waits for the end of `work`, also when one is cancelled meanwhile; that counts then.
+
+    A connection to SQLite does not survive a cancellation: it may stay in the middle of its transaction, and lock the database.
+    """
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError as error:
+            if task.cancelled():
+                raise
+            cancelled = error
+        except BaseException:
+            break
+    if cancelled is not None:
+        task.cancelled() or task.exception()  # it is told of the cancellation, whatever became of the work
+        raise cancelled
+    return task.result()
+
+
+class _Connection(AsyncConnection):
+    """Carries its statements out to their end."""
+
+    async def execute(self, *arguments: Any, **options: Any) -> Any:
+        return await to_its_end(super().execute(*arguments, **options))
+
+    async def run_sync(self, *arguments: Any, **options: Any) -> Any:
+        return await to_its_end(super().run_sync(*arguments, **options))
+
+
+class _Engine(AsyncEngine):
+    _connection_cls = _Connection
 
 
 class Database:
@@ -51,6 +89,7 @@ class Database:
         options: dict[str, Any] = {"connect_args": {"timeout": BUSY_SECONDS}} if self.kind == "sqlite" else {"pool_pre_ping": True}
         self.engine: AsyncEngine = create_async_engine(self._url, **options)
         if self.kind == "sqlite":
+            self.engine = _Engine(self.engine.sync_engine)
             event.listen(self.engine.sync_engine, "connect", _prepare_sqlite)
             event.listen(self.engine.sync_engine, "begin", _begin_immediately)
 
@@ -67,19 +106,28 @@ class Database:
     @contextlib.asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncConnection]:
         """Commits at the end, or changes nothing.  Raises DatabaseError when the database is away or full; IntegrityError."""
+        connection = self.engine.connect()
         try:
-            connection = await self.engine.connect()
-        except (DBAPIError, OSError) as error:
-            raise DatabaseError(f"{self.shown}: {_plain(error)}") from None
-        try:
-            async with connection.begin():
+            await (to_its_end(connection.start()) if self.kind == "sqlite" else connection.start())
+            transaction = connection.begin()
+            await to_its_end(transaction.start())
+            try:
                 yield connection
+            except BaseException:
+                await to_its_end(transaction.rollback())
+                raise
+            await to_its_end(transaction.commit())
         except DBAPIError as error:
             if isinstance(error, OperationalError | InterfaceError) or error.connection_invalidated:
                 raise DatabaseError(f"{self.shown}: {_plain(error)}") from None
             raise
+        except OSError as error:
+            if connection.sync_connection is None:  # the server does not answer
+                raise DatabaseError(f"{self.shown}: {_plain(error)}") from None
+            raise
         finally:
-            await asyncio.shield(connection.close())
+            if connection.sync_connection is not None:
+                await to_its_end(connection.close())
 
     async def close(self) -> None:
         await asyncio.shield(self.engine.dispose())
