@@ -8,10 +8,11 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 from alembic import command
 from alembic.config import Config
 from sqlalchemy import event, make_url
-from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
+from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
@@ -57,13 +58,25 @@ class Database:
     @contextlib.asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncConnection]:
         """Commits at the end, or changes nothing.  Raises DatabaseError when the database is away or full; IntegrityError."""
-        try:
-            async with self.engine.begin() as connection:
-                yield connection
-        except IntegrityError:
-            raise
-        except OperationalError as error:
-            raise DatabaseError(f"{self.shown}: {_plain(error)}") from None
+        async with contextlib.AsyncExitStack() as stack:
+            try:
+                connection = await stack.enter_async_context(self.engine.connect())
+            except (
+                SQLAlchemyError,
+                asyncpg.PostgresError,
+                asyncpg.InterfaceError,
+                OSError,
+            ) as error:  # the driver's own come through
+                raise DatabaseError(f"{self.shown}: {_plain(error)}") from None
+            try:
+                async with connection.begin():
+                    yield connection
+            except IntegrityError:
+                raise
+            except DBAPIError as error:
+                if isinstance(error, OperationalError) or error.connection_invalidated:
+                    raise DatabaseError(f"{self.shown}: {_plain(error)}") from None
+                raise
 
     async def close(self) -> None:
         await asyncio.shield(self.engine.dispose())
@@ -72,7 +85,7 @@ class Database:
 def _plain(error: BaseException) -> str:
     """Returns what the driver says, without the statement and its values."""
     original = getattr(error, "orig", None)
-    return str(original or error).splitlines()[0]
+    return (str(original or error) or type(error).__name__).splitlines()[0]
 
 
 def _prepare_sqlite(connection: Any, record: Any) -> None:
