@@ -74,12 +74,13 @@ def from_config(untrusted_mapping: Mapping[str, Any], where: str = "notify") -> 
     if unknown := sorted(set(untrusted_mapping) - set(classes)):
         raise BadChannels(f"unknown key {where}.{unknown[0]}; known here: {', '.join(sorted(classes))}")
     made: list[Channel] = []
+    inside = f"{where}." if where else ""
     for kind, cls in classes.items():
         listed = untrusted_mapping.get(kind, [])
         if not isinstance(listed, list | tuple):
-            raise BadChannels(f"{where}.{kind} is a list of sections: [[{where}.{kind}]]")
+            raise BadChannels(f"{inside}{kind} is a list of sections: [[{inside}{kind}]]")
         for i, section in enumerate(listed):
-            made.append(_channel(cls, section, f"{where}.{kind}[{i}]"))
+            made.append(_channel(cls, section, f"{inside}{kind}[{i}]"))
     if len(made) > limits.MOST_CHANNELS:
         raise BadChannels(f"{where}: at most {limits.MOST_CHANNELS} channels, not {len(made)}")
     names = [channel.name for channel in made]
