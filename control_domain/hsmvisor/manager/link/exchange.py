@@ -118,7 +118,7 @@ class Exchanges:
 
     async def _there(self, host: HostRow, session: _Session) -> list[CommandRow]:
         now = self._clock()
-        async with self._database.transaction() as connection:
+        async with self._database.reading() as connection:
             rows = await commands.queued(connection, host.id, limits.MAX_COMMANDS, now + TO_SPARE)
         found = [row for row in rows if now - session.given.get(row.id, -GIVEN_AGAIN) >= GIVEN_AGAIN]
         for row in found:
