@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import uuid
+from dataclasses import replace
 
 from hsmvisor.manager.engine import line as looking
 from hsmvisor.manager.engine.beginning import life_of
@@ -134,7 +135,10 @@ class Engine:
             for _ in range(MOST_STEPS):
                 if outcome is None or outcome.look_at > self._parts.clock() or self._stopping:
                     break
+                stage = outcome.stage
                 outcome = await self._outcome(row)
+                if outcome is not None and not outcome.stage:
+                    outcome = replace(outcome, stage=stage)
             if outcome is not None:
                 await self._release(row, outcome)
         except DatabaseError as error:
