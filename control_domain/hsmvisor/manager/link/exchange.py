@@ -60,9 +60,11 @@ class Exchanges:
         self._database, self._history, self._reports, self._results = database, history, reports, results
         self._hub, self._clock = hub, clock
         self._sessions: dict[str, _Session] = {}
+        self.count = 0  #: of exchanges since the beginning
 
     async def exchange(self, host: HostRow, told: Exchange) -> Answer:
         """Raises Invalid, Forbidden, DatabaseError."""
+        self.count += 1
         _check(told)
         if told.session != host.session and not told.all:
             return Answer(tell_all=True)

@@ -55,9 +55,18 @@ class Database:
         self._url = parsed.set(drivername=driver)
         options: dict[str, Any] = {"connect_args": {"timeout": BUSY_SECONDS}} if self.kind == "sqlite" else {"pool_pre_ping": True}
         self.engine: AsyncEngine = create_async_engine(self._url, **options)
+        self.statements = self.transactions = 0  #: since the beginning
+        event.listen(self.engine.sync_engine, "before_cursor_execute", self._count_statement)
+        event.listen(self.engine.sync_engine, "begin", self._count_transaction)
         if self.kind == "sqlite":
             event.listen(self.engine.sync_engine, "connect", _prepare_sqlite)
             event.listen(self.engine.sync_engine, "begin", _begin_immediately)
+
+    def _count_statement(self, *arguments: object) -> None:
+        self.statements += 1
+
+    def _count_transaction(self, connection: object) -> None:
+        self.transactions += 1
 
     async def migrate(self) -> None:
         """Brings the tables to this release's form.  Raises DatabaseError."""
