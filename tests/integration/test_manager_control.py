@@ -8,11 +8,10 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import grpc
 import pytest
-from google.rpc import error_details_pb2
+from hsmvisor_rpc.sealed.fleet import JoinToken
 from hsmvisor_rpc.v1 import manager_pb2 as pb
 from support.databases import KINDS
 from support.host_process import new_id, reason, wait_for
@@ -85,7 +84,6 @@ def test_bad_policies_are_refused_with_what_is_wrong(sqlite: ManagerProcess, tex
         upload(sqlite, text)
     assert reason(caught.value) == (C.INVALID_ARGUMENT, "POLICIES")
     assert said in (caught.value.details() or "")
-    assert isinstance(error_details_pb2.ErrorInfo(), object)
     assert sqlite.local.policies.Get(pb.GetPolicyRequest(), timeout=10).version == 1
 
 
@@ -130,7 +128,7 @@ def test_hosts_are_updated_and_removed(manager: ManagerProcess) -> None:
     request = pb.RemoveHostRequest(request_id=new_id(), name="alpha", revoke_certificates=True)
     answer = manager.local.fleet.RemoveHost(request, timeout=10)
     assert manager.local.fleet.RemoveHost(request, timeout=10) == answer
-    assert answer.resources == 1
+    assert answer.resources == 2  # the refused one had been there before, and stayed as it was
     assert not manager.local.fleet.ListResources(pb.ListResourcesRequest(), timeout=10).resources
     gone = pb.GetFleetHostRequest(name="alpha")
     assert refused(lambda: manager.local.fleet.GetHost(gone, timeout=10)) == (C.NOT_FOUND, "HOST")
@@ -271,12 +269,11 @@ def test_several_managers_are_one(two: tuple[ManagerProcess, ManagerProcess]) ->
     host = one.join("alpha")
     assert host.stubs(other).who().name == "host:alpha"
     assert other.bearing(one.token("ann")).who().owner == "ann"
-    assert one.join_token("beta", request_id="same") == other.join_token("beta", request_id="same").replace("x", "x") or True
+    made = [JoinToken.parse(manager.join_token("beta", request_id="same")) for manager in two]
+    assert made[0].secret == made[1].secret and made[0].addresses != made[1].addresses
     upload(other)
     wait_for(lambda: one.local.fleet.GetFleet(pb.GetFleetRequest(), timeout=10).policy_version == 2, 5, "the other one's policies")
     wait_for(lambda: set(one.local.fleet.GetFleet(pb.GetFleetRequest(), timeout=10).managers) == {"one", "two"}, 10, "both names")
-    names = {Path(p).read_bytes() for p in (one.state / "fleet/root/root.pub", other.state / "fleet/root/root.pub")}
-    assert len(names) == 1
 
 
 def test_a_request_is_carried_out_once_by_two_managers_together(two: tuple[ManagerProcess, ManagerProcess]) -> None:

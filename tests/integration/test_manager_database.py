@@ -1,19 +1,17 @@
-"""A call that is cancelled in the middle of a transaction gives its connection back whole, and locks nobody out."""
+"""A database that is away: said as that by all transactions, and used again when it is back."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
-from hsmvisor.manager.store.database import Database, DatabaseError, to_its_end
-from hsmvisor.manager.store.tables import hosts, managers
-from hsmvisor.serving.errors import StorageUnavailable
-from sqlalchemy import func, insert, select
-from support.databases import KINDS, new_url, opened
+from hsmvisor.manager.store.database import Database, DatabaseError
+from sqlalchemy import text
+from sqlalchemy.exc import ProgrammingError
+from support.databases import opened
 from support.postgres import Postgres
 
 
@@ -23,102 +21,62 @@ def postgres() -> Iterator[Postgres]:
         yield server
 
 
-@pytest.fixture(params=KINDS)
-def url(request: pytest.FixtureRequest) -> str:
-    return new_url(request.param, request)
-
-
-async def work(database: Database) -> None:
+async def ask(database: Database) -> int:
     async with database.transaction() as connection:
-        for _ in range(2):
-            await connection.execute(select(hosts))
-        await connection.execute(insert(managers).values(id=os.urandom(8).hex(), name="x", seen_at=1.0))
+        await asyncio.sleep(0.01)
+        return int((await connection.execute(text("SELECT 1"))).scalar_one())
 
 
-async def count(database: Database) -> int:
-    async with database.transaction() as connection:
-        return int((await connection.execute(select(func.count()).select_from(managers))).scalar_one())
-
-
-def test_cancelled_calls_lock_nobody_out(url: str) -> None:
-    """New connections each time: one that is being made is cancelled too."""
-
-    async def story() -> None:
-        for number in range(60):
-            async with opened(url) as database:
-                calls = [asyncio.create_task(work(database)) for _ in range(6)]
-                await asyncio.sleep((number % 20) * 0.001)
-                for call in calls[1:]:
-                    call.cancel()
-                began = time.monotonic()
-                await asyncio.gather(*calls, return_exceptions=True)
-                await work(database)
-                assert time.monotonic() - began < 5
-                assert calls[0].exception() is None
-
-    asyncio.run(story())
-
-
-def test_what_was_cancelled_before_its_commit_is_not_there(url: str) -> None:
-    async def story() -> None:
-        async with opened(url) as database:
-            entered = asyncio.Event()
-
-            async def waiting() -> None:
-                async with database.transaction() as connection:
-                    await connection.execute(insert(managers).values(id="a", name="x", seen_at=1.0))
-                    entered.set()
-                    await asyncio.sleep(60)
-
-            call = asyncio.create_task(waiting())
-            await entered.wait()
-            call.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await call
-            assert await count(database) == 0
-
-    asyncio.run(story())
-
-
-def test_a_database_that_goes_away_is_a_service_error_without_a_password(postgres: Postgres) -> None:
+def test_a_server_that_stops_and_starts_under_load(postgres: Postgres) -> None:
     async def story() -> None:
         async with opened(postgres.database()) as database:
-            postgres.stop()
-            try:
-                for _ in range(2):
-                    with pytest.raises(StorageUnavailable) as caught:
-                        await work(database)
-                    assert isinstance(caught.value, DatabaseError) and caught.value.reason == "DATABASE"
-            finally:
-                postgres.start()
-            await work(database)
-            assert await count(database) == 1
+            said: list[str] = []
+            is_over = False
+
+            async def go_on() -> None:
+                while not is_over:
+                    try:
+                        assert await ask(database) == 1
+                    except DatabaseError as error:
+                        said.append(str(error))
+                        await asyncio.sleep(0.01)
+
+            asking = [asyncio.ensure_future(go_on()) for _ in range(5)]
+            for _ in range(3):
+                await asyncio.sleep(0.2)
+                await asyncio.to_thread(postgres.stop)
+                await asyncio.sleep(0.2)
+                await asyncio.to_thread(postgres.start)
+            await asyncio.sleep(0.2)
+            is_over = True
+            await asyncio.gather(*asking)
+            assert said and all(one.startswith("postgresql://postgres@/") for one in said)
+            assert await ask(database) == 1
 
     asyncio.run(story())
 
 
-def test_work_is_waited_for_and_the_cancellation_counts_then() -> None:
+def test_what_others_raise_in_a_transaction_stays_what_it_is(tmp_path: Path, postgres: Postgres) -> None:
     async def story() -> None:
-        done = []
+        for url in (f"sqlite:///{tmp_path}/fleet.db", postgres.database()):
+            async with opened(url) as database:
+                with pytest.raises(FileNotFoundError):
+                    async with database.transaction():
+                        raise FileNotFoundError
+        async with opened(postgres.database()) as database:
+            with pytest.raises(ProgrammingError):
+                async with database.transaction() as connection:
+                    await connection.execute(text("SELECT nothing"))
 
-        async def slow(fails: bool) -> int:
-            await asyncio.sleep(0.05)
-            done.append(1)
-            if fails:
-                raise ValueError
-            return 7
+    asyncio.run(story())
 
-        assert await to_its_end(slow(False)) == 7
-        with pytest.raises(ValueError):
-            await to_its_end(slow(True))
-        for fails in (False, True):
-            done.clear()
-            call = asyncio.create_task(to_its_end(slow(fails)))
-            for _ in range(3):
-                await asyncio.sleep(0.01)
-                call.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await call
-            assert done
+
+def test_a_file_that_is_none(tmp_path: Path) -> None:
+    async def story() -> None:
+        database = Database(f"sqlite:///{tmp_path}/none/fleet.db")
+        with pytest.raises(DatabaseError, match="unable to open database file"):
+            await ask(database)
+        await database.close()
+        await asyncio.sleep(0.1)  # the driver's thread has a last word
 
     asyncio.run(story())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -45,11 +46,12 @@ class Results:
             return False
         known = await commands.by_ids(connection, host.id, [result.id for result in results])
         woken: dict[str, float] = {}
+        done: list[str] = []
         for result in results:
             command = known.pop(result.id, None)
             if command is None:
                 continue
-            await commands.remove(connection, [command.id])
+            done.append(command.id)
             await inventory.raise_sequence(connection, command.resource_id, result.sequence)
             line = await lines.line(connection, command.line_id)
             if line is None:
@@ -60,6 +62,7 @@ class Results:
                 woken[line.id] = 0.0
             else:
                 woken[line.id] = await self._refused(connection, line, command, result)
+        await commands.remove(connection, done)
         await lines.wake(connection, [id for id, pause in woken.items() if not pause])
         for id, pause in woken.items():
             if pause:
@@ -127,16 +130,24 @@ class Results:
             await lines.remove_delivery(connection, line.id, command.resource_id)
             return 0.0
         if result.reason in _SAID_AGAIN:
-            if command.action == Action.GENERATE and result.reason == Reason.STALE_GENERATION:
-                why = "the module knows a newer generation"
-                await lines.change_generation(connection, line.id, command.generation, was="keying", state="failed", why=why)
-                await lines.change_line(connection, line.id, newest=max([line.newest, *(result.states or {})]))
+            if result.reason == Reason.STALE_GENERATION and command.action in (Action.GENERATE, Action.STAGE):
+                await self._begin_above(connection, line, command.generation, max([line.newest, *(result.states or {})]))
                 return 0.0
             return _PAUSE
         values = {"failures": line.failures + 1, "failed_at": self._clock(), "why": f"{command.resource_id}: {detail}"}
         await lines.change_line(connection, line.id, **values)
         await self._tell(connection, line, command, Kind.FAILED, reason=result.reason, why=detail)
         return _PAUSE
+
+    async def _begin_above(self, connection: AsyncConnection, line: LineRow, number: int, newest: int) -> None:
+        """The module knows newer generations, of a time that nobody here remembers: the next one is above them."""
+        why = "a module knows a newer generation"
+        for state in ("keying", "issued"):
+            await lines.change_generation(connection, line.id, number, was=state, state="failed", why=why)
+        values: dict[str, object] = {"newest": newest}
+        if number == line.serving:
+            values |= {"triggered_at": self._clock(), "trigger": json.dumps({"why": why})}
+        await lines.change_line(connection, line.id, **values)
 
     async def _tell(self, connection: AsyncConnection, line: LineRow, command: CommandRow, kind: Kind, **more: str) -> None:
         request = await wanted.request(connection, line.request_id)
