@@ -19,8 +19,7 @@ MANAGER = Path(hsmvisor.manager.__file__).parent / "hsmvisor-manager.service"
 @pytest.mark.parametrize("unit", [UNIT, MANAGER], ids=lambda unit: unit.stem)
 def test_systemd_analyze_verify(unit: Path, tmp_path: Path) -> None:
     copy = tmp_path / unit.name
-    text = unit.read_text().replace(f"/usr/bin/{unit.stem}", shutil.which("true") or "/bin/true")
-    copy.write_text(text.replace("User=hsmvisor-manager", "User=nobody").replace("Group=hsmvisor-manager", "Group=nogroup"))
+    copy.write_text(unit.read_text().replace(f"/usr/bin/{unit.stem}", shutil.which("true") or "/bin/true"))
     done = subprocess.run(["systemd-analyze", "verify", "--man=no", str(copy)], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
 

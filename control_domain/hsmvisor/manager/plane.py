@@ -40,7 +40,6 @@ from hsmvisor.manager.issuer.settings import FileEscrow, Settings, TokenEscrow
 from hsmvisor.manager.link.exchange import Exchanges
 from hsmvisor.manager.listeners import SERVICES, listeners
 from hsmvisor.manager.metrics import Metrics
-from hsmvisor.manager.notify.channels import BadChannels, Channel, from_config
 from hsmvisor.manager.notify.notifier import Notifier
 from hsmvisor.manager.policies import PolicyStore
 from hsmvisor.manager.roles import TABLE
@@ -120,7 +119,7 @@ class Plane:
         """Takes over who may call; certificates are read again at each handshake; the rest waits for a restart."""
         self._gate.authenticator = self._authenticator(config)
         await self.audit.record("manager.reload", who=TABLE.service, result="ok")
-        waits = ("database", "tls", "join", "console", "authorities", "issuer", "health", "renewal", "webhooks", "mail", "audit")
+        waits = ("database", "tls", "join", "console", "authorities", "issuer", "health", "renewal", "webhooks", "mails", "audit")
         if changed := [name for name in waits if getattr(self.config, name) != getattr(config, name)]:
             _log.warning("configuration: changes in %s take effect when the service is started again", ", ".join(changed))
 
@@ -143,7 +142,7 @@ class Plane:
         self.audit.start()
         started.push_async_callback(self.audit.close)
         self.hub = Hub()
-        self._channels = _channels(config)
+        self._channels = config.channels()
         self.history = History(self.database, self._channels, clock)
         self.authorities = await authorities.open_all(config, self.database, clock)
         started.push_async_callback(self.authorities.close)
@@ -291,14 +290,6 @@ class Plane:
                 async with self.database.transaction() as connection:
                     await fleet.note_manager(connection, self._laid.key.id, self.config.manager, now, now - _FORGOTTEN)
             await asyncio.sleep(_TELL_EVERY)
-
-
-def _channels(config: Config) -> list[Channel]:
-    """Raises BadConfig."""
-    try:
-        return from_config({"webhooks": config.webhooks, "mails": config.mail}, where="")
-    except BadChannels as error:
-        raise BadConfig("webhooks, mail", str(error)) from None
 
 
 def _issuer_settings(config: Config) -> Settings:
