@@ -8,6 +8,7 @@ from typing import Any
 from hsmvisor.manager import limits
 from hsmvisor.manager.access.owners import demand_owner, may_see
 from hsmvisor.manager.answers import Answers
+from hsmvisor.manager.answers import asked as request
 from hsmvisor.manager.auth import caller
 from hsmvisor.manager.engine.hub import Hub
 from hsmvisor.manager.importing import Importing
@@ -21,7 +22,7 @@ from hsmvisor.serving import limits as serving_limits
 from hsmvisor.serving.errors import Invalid, NotFound
 from hsmvisor.serving.gate import origin
 from hsmvisor.serving.pages import after_token, next_token
-from hsmvisor.serving.requests import Requests, request
+from hsmvisor.serving.requests import Requests
 from hsmvisor.serving.text import clean
 from hsmvisor_rpc.v1 import manager_pb2 as pb
 from hsmvisor_rpc.v1 import manager_pb2_grpc as rpc
