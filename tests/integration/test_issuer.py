@@ -17,9 +17,9 @@ import pytest
 from hsmvisor.environment import child_environment
 from hsmvisor.manager.ca import names, requests
 from hsmvisor.manager.issuer import keys, limits
-from hsmvisor.manager.issuer.calls import Forget, Hello, Make, OverLimit, Targets, portions
+from hsmvisor.manager.issuer.calls import Forget, Hello, Make, OverLimit, Targets, Trouble, portions
 from hsmvisor.manager.issuer.client import BadKey, EscrowAs, Issuer, IssuerAway
-from hsmvisor_rpc.internal.frames import Frame, Kind, encode_frame
+from hsmvisor_rpc.internal.frames import Frame, FrameReader, Kind, encode_frame
 from hsmvisor_rpc.sealed.canonical import Record
 from hsmvisor_rpc.sealed.refusal import Refusal
 from support.certificates import spki
@@ -326,28 +326,44 @@ def test_a_manager_that_does_not_read_fills_no_memory(tmp_path: Path) -> None:
     wait_for(lambda: gone(child))
 
 
-def test_a_target_that_is_none_is_the_calls_own_trouble(tmp_path: Path) -> None:
-    from hsmvisor.manager.issuer.calls import Trouble
-    from hsmvisor_rpc.internal.frames import FrameReader
+def answer(ours: socket.socket) -> Frame:
+    ours.settimeout(20)
+    reader = FrameReader()
+    answers: list[Frame] = []
+    while not answers:
+        answers += reader.feed(ours.recv(65536))
+    return answers[0]
 
+
+def test_a_target_that_is_none_is_the_calls_own_trouble(tmp_path: Path) -> None:
     process, ours = bare(tmp_path)
     with ours:
-        ours.settimeout(20)
         ours.sendall(frame(1, MAKE) + frame(1, Targets((b"x",))) + frame(9, Forget(77), Kind.NOTIFICATION))
-        reader = FrameReader()
-        answers: list[Frame] = []
-        while not answers:
-            answers += reader.feed(ours.recv(65536))
-        assert answers[0].kind is Kind.ERROR and "the call cannot be" in Trouble.decode(answers[0].payload).detail
+        said = answer(ours)
+        assert said.kind is Kind.ERROR and "the call cannot be" in Trouble.decode(said.payload).detail
     process.communicate(timeout=20)
     assert process.returncode == 0
 
 
-def bare(directory: Path) -> tuple[subprocess.Popen[str], socket.socket]:
+def test_a_key_that_takes_too_long_is_given_up(tmp_path: Path) -> None:
+    program = "from hsmvisor.manager.issuer import __main__, limits\nlimits.CHILD_SECONDS = 1\n__main__.main()"
+    process, ours = bare(tmp_path, "-c", program)
+    with ours:
+        ours.sendall(frame(1, replace(MAKE, portions=5)) + b"".join(frame(1, one) for one in portions(many(5000))))
+        child = wait_for(lambda: children_of(process.pid))[0]
+        os.kill(child, signal.SIGSTOP)
+        said = answer(ours)
+        assert Trouble.decode(said.payload).detail == "the process that had the key took longer than 1 seconds"
+        assert gone(child) and unreaped(process.pid) == []
+    process.communicate(timeout=20)
+    assert process.returncode == 0
+
+
+def bare(directory: Path, *program: str) -> tuple[subprocess.Popen[str], socket.socket]:
     """An issuer that is spoken to by its bytes."""
     ours, theirs = socket.socketpair()
     with theirs:
-        command = [sys.executable, "-m", "hsmvisor.manager.issuer", "--control-fd", str(theirs.fileno())]
+        command = [sys.executable, *(program or ("-m", "hsmvisor.manager.issuer")), "--control-fd", str(theirs.fileno())]
         process = subprocess.Popen(
             [*command, "--recipient-file", str(directory / "issuer.key")],
             pass_fds=[theirs.fileno()],

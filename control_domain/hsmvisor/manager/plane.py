@@ -39,6 +39,8 @@ from hsmvisor.manager.issuer.client import Issuer, IssuerAway
 from hsmvisor.manager.issuer.settings import FileEscrow, Settings, TokenEscrow
 from hsmvisor.manager.link.exchange import Exchanges
 from hsmvisor.manager.listeners import SERVICES, listeners
+from hsmvisor.manager.notify.channels import BadChannels, Channel, from_config
+from hsmvisor.manager.notify.notifier import Notifier
 from hsmvisor.manager.policies import PolicyStore
 from hsmvisor.manager.roles import TABLE
 from hsmvisor.manager.services.fleet import FleetParts, FleetService
@@ -140,7 +142,8 @@ class Plane:
         self.audit.start()
         started.push_async_callback(self.audit.close)
         self.hub = Hub()
-        self.history = History(self.database, (), clock)
+        self._channels = _channels(config)
+        self.history = History(self.database, self._channels, clock)
         self.authorities = await authorities.open_all(config, self.database, clock)
         started.push_async_callback(self.authorities.close)
         self.policies = PolicyStore(self.database, self.history, self.hub.lines, clock)
@@ -232,7 +235,8 @@ class Plane:
         engine = Engine(self._engine_parts(), self.config.renewal.workers)
         engine.start()
         self._started.push_async_callback(engine.stop)
-        for work in (self.history.run, self._keep_certificate, self._prune, self._tell):
+        notifier = Notifier(self.database, self.history, self._channels, self.clock)
+        for work in (self.history.run, notifier.run, self._keep_certificate, self._prune, self._tell):
             self._spawn(work)
 
     def _spawn(self, work: Callable[[], Awaitable[None]]) -> None:
@@ -274,6 +278,14 @@ class Plane:
                 async with self.database.transaction() as connection:
                     await fleet.note_manager(connection, self._laid.key.id, self.config.manager, now, now - _FORGOTTEN)
             await asyncio.sleep(_TELL_EVERY)
+
+
+def _channels(config: Config) -> list[Channel]:
+    """Raises BadConfig."""
+    try:
+        return from_config({"webhooks": config.webhooks, "mails": config.mail}, where="")
+    except BadChannels as error:
+        raise BadConfig("webhooks, mail", str(error)) from None
 
 
 def _issuer_settings(config: Config) -> Settings:

@@ -8,11 +8,12 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 from alembic import command
 from alembic.config import Config
 from hsmvisor.serving.errors import StorageUnavailable
 from sqlalchemy import event, func, make_url, select
-from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
@@ -67,19 +68,25 @@ class Database:
     @contextlib.asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncConnection]:
         """Commits at the end, or changes nothing.  Raises DatabaseError when the database is away or full; IntegrityError."""
-        try:
-            connection = await self.engine.connect()
-        except (DBAPIError, OSError) as error:
-            raise DatabaseError(f"{self.shown}: {_plain(error)}") from None
-        try:
-            async with connection.begin():
-                yield connection
-        except DBAPIError as error:
-            if isinstance(error, OperationalError | InterfaceError) or error.connection_invalidated:
+        async with contextlib.AsyncExitStack() as stack:
+            try:
+                connection = await stack.enter_async_context(self.engine.connect())
+            except (
+                SQLAlchemyError,
+                asyncpg.PostgresError,
+                asyncpg.InterfaceError,
+                OSError,
+            ) as error:  # the driver's own come through
                 raise DatabaseError(f"{self.shown}: {_plain(error)}") from None
-            raise
-        finally:
-            await asyncio.shield(connection.close())
+            try:
+                async with connection.begin():
+                    yield connection
+            except IntegrityError:
+                raise
+            except DBAPIError as error:
+                if isinstance(error, OperationalError | InterfaceError) or error.connection_invalidated:
+                    raise DatabaseError(f"{self.shown}: {_plain(error)}") from None
+                raise
 
     async def close(self) -> None:
         await asyncio.shield(self.engine.dispose())
@@ -88,7 +95,7 @@ class Database:
 def _plain(error: BaseException) -> str:
     """Returns what the driver says, without the statement and its values."""
     original = getattr(error, "orig", None)
-    return str(original or error).splitlines()[0]
+    return (str(original or error) or type(error).__name__).splitlines()[0]
 
 
 def _prepare_sqlite(connection: Any, record: Any) -> None:
