@@ -12,7 +12,7 @@ from hsmvisor.cli.fleet.parameters import ident_option
 from hsmvisor.cli.fleet.reach import Manager, ManagerCommand, manager_of, words
 from hsmvisor.cli.fleet.showing import REQUESTS, request_row
 from hsmvisor.cli.fleet.specs import Asked, asked_of, spec_options
-from hsmvisor.cli.fleet.waiting import Waiting
+from hsmvisor.cli.fleet.waiting import Waiting, demand_allowed
 from hsmvisor.cli.parameters import Duration
 from hsmvisor_rpc.v1 import manager_pb2 as pb
 
@@ -66,6 +66,7 @@ def apply(
     for index, found in enumerate(done if wanted else ()):
         try:
             done[index] = waiting.until_done(found, stays=_needs_its_key)
+            demand_allowed(done[index])
         except CommandError as error:
             failures.append(error)
             done[index] = manager.requests.Get(pb.GetRequest(id=found.id), timeout=manager.timeout)

@@ -23,7 +23,7 @@ from hsmvisor.cli.fleet.parameters import (
 from hsmvisor.cli.fleet.reach import ManagerGroup, manager_of
 from hsmvisor.cli.fleet.showing import REQUESTS, request_row, rule_told, show_request
 from hsmvisor.cli.fleet.specs import rule_of, rule_options
-from hsmvisor.cli.fleet.waiting import Waiting, generations
+from hsmvisor.cli.fleet.waiting import Waiting, generations, serving
 from hsmvisor.cli.parameters import Duration
 from hsmvisor_rpc.v1 import manager_pb2 as pb
 
@@ -114,15 +114,15 @@ def cancel(ctx: Context, material: str, owner: str, keep: bool, because: str, ye
     "--urgent", is_flag=True, help="The old key is known to others: it ends at once everywhere, and its certificate is revoked."
 )
 @click.option("--revoke", is_flag=True, help="Revoke the old certificate once the new one serves.")
-@click.option("--reason", default="", type=click.Choice(REASONS), help="Of the revocation; default: superseded, or key_compromise.")
+@click.option("--reason", type=click.Choice(REASONS), help="Of the revocation; default: superseded, or key_compromise if urgent.")
 @click.option("--wait/--no-wait", default=None, help="Wait until the new one serves or fails; on a terminal that is the default.")
 @click.option("--timeout", "within", type=Duration(), default=300, show_default="5m", help="How long to wait at most.")
 @why_option
 @ident_option
 @pass_context
 def rotate(
-    ctx: Context, material: str, owner: str, resource: str, urgent: bool, revoke: bool, reason: str, wait: bool | None, within: int,
-    because: str, ident: str,
+    ctx: Context, material: str, owner: str, resource: str, urgent: bool, revoke: bool, reason: str | None, wait: bool | None,
+    within: int, because: str, ident: str,
 ) -> None:  # fmt: skip
     """Make a new generation now, whenever it would be renewed.
 
@@ -135,15 +135,14 @@ def rotate(
         id=before.id,
         urgent=urgent,
         revoke=revoke,
-        reason=reason,
+        reason=reason or "",
         resource=resource_id(manager, resource),
         why=because_of(ctx, because),
     )
     found = manager.requests.Rotate(asked, timeout=manager.timeout)
     if sys.stderr.isatty() if wait is None else wait:
         found = Waiting(ctx, within).until_done(found, generations(before, asked.resource))
-        now = sorted(set(generations(found, asked.resource).values()))
-        text = f"{found.spec.material} of {found.owner} is rotated: generation {', '.join(map(str, now))} serves"
+        text = f"{found.spec.material} of {found.owner} is rotated: generation {serving(found, asked.resource)} serves"
     else:
         text = f"{found.spec.material} of {found.owner} gets a new generation; hsmvisor request show {material} tells how far it is"
     ctx.result(found, lambda: click.echo(text))
@@ -186,7 +185,7 @@ def roll_back(ctx: Context, material: str, owner: str, resource: str, because: s
         why=because_of(ctx, because),
     )
     found = manager.requests.RollBack(asked, timeout=manager.timeout)
-    serves = ", ".join(sorted({str(line.generation) for line in found.lines}))
+    serves = serving(found, asked.resource)
     ctx.result(found, lambda: click.echo(f"{found.spec.material} of {found.owner} is rolled back: generation {serves} serves"))
 
 

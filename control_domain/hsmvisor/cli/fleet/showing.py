@@ -31,7 +31,7 @@ def show_request(found: pb.MaterialRequest) -> None:
         ("certificate", _certificate(spec)),
         ("names", "\n".join(spec.names) or "-"),
         ("use", _use(spec)),
-        ("renewal", rule_told(spec.renewal)),
+        ("renewal", _renewed(spec)),
         ("asked", f"{when(found.created_at)}, changed {when(found.changed_at)}"),
     ]
     table(("", ""), rows)
@@ -73,6 +73,12 @@ def _use(spec: pb.RequestSpec) -> str:
     return ", ".join(told)
 
 
+def _renewed(spec: pb.RequestSpec) -> str:
+    if spec.source == "imported" and not spec.authority and not spec.bare:
+        return "its owner imports the next one"
+    return rule_told(spec.renewal)
+
+
 def rule_told(rule: pb.Rule) -> str:
     if rule.off:
         return "off"
@@ -100,6 +106,8 @@ def _show_line(line: pb.Line) -> None:
         ("serves", f"generation {line.generation}, until {when(line.not_after)}" if line.generation else "-"),
         ("renewed at", _renewal(line)),
     ]
+    if line.stage == "serving" and line.why:
+        rows.append(("because", line.why))
     table(("", ""), rows)
     if line.generations:
         generations = [
@@ -113,7 +121,8 @@ def _show_line(line: pb.Line) -> None:
 
 def line_told(line: pb.Line) -> str:
     tries = f" ({line.failures} times failed)" if line.failures else ""
-    return f"{line.stage}{tries}{f': {line.why}' if line.why else ''}"
+    why = f": {line.why}" if line.why and line.stage != "serving" else ""
+    return f"{line.stage}{tries}{why}"
 
 
 def _renewal(line: pb.Line) -> str:

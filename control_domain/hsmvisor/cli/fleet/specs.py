@@ -133,7 +133,7 @@ def asked_of(material: str, file: Any, owner: str, options: dict[str, Any]) -> l
         if material or named:
             given = "MATERIAL" if material else next(p.opts[0] for p in ctx.command.params if p.name == named[0])
             raise click.UsageError(f"--file says all of it: {given} stands there instead")
-        return [Asked(one.spec, one.owner or owner, one.where) for one in read_requests(file.read(), file.name)]
+        return [Asked(one.spec, one.owner or owner, one.where) for one in read_requests(file.read(), getattr(file, "name", "-"))]
     if not material:
         raise click.UsageError("give MATERIAL, or --file")
     rule = rule_of({name: options.pop(name) for name in _RULE})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -20,7 +20,7 @@ _SETTLED = 1.0  #: seconds that it has to look done: a change is seen by the man
 _NOBODY = 3.0  #: seconds after which nothing being meant is an answer
 _RETRIED = 10.0  #: seconds after which failures count that were there before
 _TOLD = 5  #: reasons in one line
-DONE, WORKING, FAILING, DENIED, WAITING = "done", "working", "failing", "denied", "waiting"
+DONE, WORKING, FAILING, WAITING = "done", "working", "failing", "waiting"
 
 
 @dataclass(frozen=True)
@@ -32,13 +32,13 @@ class Look:
     why: tuple[str, ...] = ()
 
 
-def look_at(found: pb.MaterialRequest, above: Mapping[str, int], failed: Mapping[str, int]) -> Look:
-    """`above`: by line, the generation that is to be followed by another one (request rotate).
+def look_at(found: pb.MaterialRequest, above: Mapping[str, int] | None, failed: Mapping[str, int]) -> Look:
+    """`above`: the lines that count, with the generation that is to be followed by another one; None: all count.
 
     `failed`: by line, failures that were there before and may be over with what was asked now.
     """
-    lines = [line for line in found.lines if line.stage not in ("gone", "denied")]
-    old = {line.id for line in lines if line.generation <= above.get(line.id, -1)}
+    lines = [line for line in found.lines if line.stage not in ("gone", "denied") and (above is None or line.id in above)]
+    old = {line.id for line in lines if above and line.generation <= above[line.id]}
     undone = [line for line in lines if line.stage != "serving" or line.id in old]
     counted = Counter("working" if line.stage == "serving" and line.id in old else line.stage for line in lines)
     told = ", ".join(f"{count} {stage}" for stage, count in sorted(counted.items())) or "no key yet"
@@ -46,9 +46,7 @@ def look_at(found: pb.MaterialRequest, above: Mapping[str, int], failed: Mapping
         return Look(FAILING, told, tuple(map(_why, failing)))
     if undone:
         return Look(WORKING, told, tuple(map(_why, undone)))
-    if denied := tuple(dict.fromkeys(f"{d.resource}: {d.why}" for d in found.denials)):
-        return Look(DENIED, told, denied)
-    return Look(DONE if lines else WAITING, told)
+    return Look(DONE if lines or found.denials else WAITING, told)
 
 
 def _why(line: pb.Line) -> str:
@@ -78,11 +76,11 @@ class Waiting:
         with self._progress(found.spec.material) as tell:
             while True:
                 now = time.monotonic()
-                look = look_at(found, above or {}, failed if now - began < _RETRIED else {})
+                look = look_at(found, above, failed if now - began < _RETRIED else {})
                 if look.told != last:
                     tell(look.told)
                     last = look.told
-                good_since = (good_since or now) if look.state in (DONE, DENIED) else 0.0
+                good_since = (good_since or now) if look.state == DONE else 0.0
                 if stays(found) or (look.state == WAITING and now - began > _NOBODY):
                     return found
                 if look.state == FAILING or (good_since and now - good_since >= _SETTLED) or now >= self._end:
@@ -113,16 +111,24 @@ class Waiting:
 
 def _ended(found: pb.MaterialRequest, look: Look) -> pb.MaterialRequest:
     """Raises CommandError, unless it is done."""
-    material, why = found.spec.material, "; ".join(look.why[:_TOLD]) or look.told
-    if len(look.why) > _TOLD:
-        why += f"; and {len(look.why) - _TOLD} more"
+    material, why = found.spec.material, some(look.why) or look.told
     if look.state == FAILING:
         raise CommandError(f"{material} fails: {why}", FAILURE, _more(found))
-    if look.state == DENIED:
-        raise CommandError(f"{material} is denied on {why}", REFUSED, _more(found), "POLICY")
     if look.state != DONE:
         raise CommandError(f"{material} is not done in time: {why}", TIMEOUT, f"it goes on; {_more(found)}")
     return found
+
+
+def some(reasons: Sequence[str]) -> str:
+    """Returns as many as one line holds."""
+    left = len(reasons) - _TOLD
+    return "; ".join(reasons[:_TOLD]) + (f"; and {left} more" if left > 0 else "")
+
+
+def demand_allowed(found: pb.MaterialRequest) -> None:
+    """Raises CommandError where policies deny it on a resource."""
+    if denied := list(dict.fromkeys(f"{d.resource}: {d.why}" for d in found.denials)):
+        raise CommandError(f"{found.spec.material} is denied on {some(denied)}", REFUSED, _more(found), "POLICY")
 
 
 def _more(found: pb.MaterialRequest) -> str:
@@ -130,5 +136,11 @@ def _more(found: pb.MaterialRequest) -> str:
 
 
 def generations(found: pb.MaterialRequest, resource: str = "") -> dict[str, int]:
-    """Returns which generation of each line serves, of those that concern a resource."""
-    return {line.id: line.generation for line in found.lines if resource in ("", line.resource) or not line.resource}
+    """Returns which generation of each line serves, of those that concern a resource; 0: none yet."""
+    lines = [line for line in found.lines if line.stage not in ("gone", "denied")]
+    return {line.id: line.generation for line in lines if resource in ("", line.resource) or not line.resource}
+
+
+def serving(found: pb.MaterialRequest, resource: str = "") -> str:
+    """Returns the same as people say it."""
+    return ", ".join(str(number) for number in sorted(set(generations(found, resource).values()))) or "none"
