@@ -10,6 +10,7 @@ import json
 import logging
 import signal
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from email.policy import default
@@ -522,15 +523,18 @@ def test_the_database_goes_away_between_sending_and_its_mark(
     def answer(received: Received) -> tuple[int, dict[str, str]]:
         if len(hooks.received) == 1:
             postgres.stop()
+            is_stopped.set()
         return 200, {}
+
+    is_stopped = threading.Event()
 
     hooks.answer = answer
 
     async def story() -> None:
         async with plane(url, {"webhooks": [hook_section(tmp_path, hooks)]}) as made:
             await made.add()
-            await until(lambda: hooks.received)
-            await asyncio.sleep(2)
+            assert await asyncio.to_thread(is_stopped.wait, 30)
+            await asyncio.sleep(1)
             await asyncio.to_thread(postgres.start)
             await until(lambda: empty(made))
             assert len(hooks.received) == 1

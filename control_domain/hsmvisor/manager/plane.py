@@ -39,6 +39,7 @@ from hsmvisor.manager.issuer.client import Issuer, IssuerAway
 from hsmvisor.manager.issuer.settings import FileEscrow, Settings, TokenEscrow
 from hsmvisor.manager.link.exchange import Exchanges
 from hsmvisor.manager.listeners import SERVICES, listeners
+from hsmvisor.manager.metrics import Metrics
 from hsmvisor.manager.notify.channels import BadChannels, Channel, from_config
 from hsmvisor.manager.notify.notifier import Notifier
 from hsmvisor.manager.policies import PolicyStore
@@ -181,7 +182,22 @@ class Plane:
 
     # ---- the control API ----------------------------------------------------------------------------------------
 
+    def _metrics(self) -> Metrics:
+        database, engine = self.database, self.engine
+        counters: dict[str, tuple[str, Callable[[], float]]] = {
+            "statements": ("Statements that its database was asked", lambda: database.statements),
+            "transactions": ("Transactions of its database", lambda: database.transactions),
+            "looks": ("Steps of materials", lambda: engine.looks),
+            "exchanges": ("Exchanges with hosts", lambda: self.exchanges.count),
+            "issuer_restarts": ("Restarts of its issuer", lambda: self.issuer.restarts),
+        }
+        return Metrics(self.clock(), counters)
+
     def _plug(self) -> None:
+        self.engine = Engine(self._engine_parts(), self.config.renewal.workers)
+        reports = Reports(self.history, self.keys.root, self.clock)
+        results = Results(self.history, self.clock)
+        self.exchanges = Exchanges(self.database, self.history, reports, results, self.hub, self.clock)
         self._gate = Gate(TABLE, self._authenticator(self.config), self.audit)
         self._server = Server(self._gate, SERVICES, self.config.runtime / "private")
         registry, database, clock = self._server.registry, self.database, self.clock
@@ -195,6 +211,7 @@ class Plane:
             changes=self.changes,
             answers=self.answers,
             hub=self.hub,
+            metrics=self._metrics(),
             version=VERSION,
             clock=clock,
         )
@@ -212,10 +229,7 @@ class Plane:
         return RequestService(self.database, asking, importing, self.requests, self.answers, self.hub, self.clock)
 
     def _host_link(self) -> HostLink:
-        reports = Reports(self.history, self.keys.root, self.clock)
-        results = Results(self.history, self.clock)
-        exchanges = Exchanges(self.database, self.history, reports, results, self.hub, self.clock)
-        return HostLink(self.joining, exchanges, self.requests, self.answers, lambda: self.joining.believed)
+        return HostLink(self.joining, self.exchanges, self.requests, self.answers, lambda: self.joining.believed)
 
     def _sign_as_root(self, statement: bytes) -> bytes:
         """The fleet's root gives its word for what is not a command.  Raises AuthorityError."""
@@ -232,9 +246,8 @@ class Plane:
         except IssuerAway as error:
             _log.error("the issuer cannot be used: %s", error)  # it is tried again
         self._started.push_async_callback(self.issuer.close)
-        engine = Engine(self._engine_parts(), self.config.renewal.workers)
-        engine.start()
-        self._started.push_async_callback(engine.stop)
+        self.engine.start()
+        self._started.push_async_callback(self.engine.stop)
         notifier = Notifier(self.database, self.history, self._channels, self.clock)
         for work in (self.history.run, notifier.run, self._keep_certificate, self._prune, self._tell):
             self._spawn(work)

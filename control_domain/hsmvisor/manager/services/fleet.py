@@ -16,6 +16,7 @@ from hsmvisor.manager.engine.hub import Hub
 from hsmvisor.manager.inventory import listing
 from hsmvisor.manager.inventory.joining import Joining, check_owners, host_name
 from hsmvisor.manager.inventory.leaving import Leaving
+from hsmvisor.manager.metrics import Metrics
 from hsmvisor.manager.policies import PolicyStore
 from hsmvisor.manager.services import convert
 from hsmvisor.manager.services.convert_wanted import timestamp
@@ -47,6 +48,7 @@ class FleetParts:
     changes: Changes
     answers: Answers
     hub: Hub
+    metrics: Metrics
     version: str
     clock: Callable[[], float]
 
@@ -75,6 +77,14 @@ class FleetService(rpc.FleetServiceServicer):
             policy_version=self._p.policies.current().version,
             authorities=sorted(self._p.authorities),
         )
+
+    async def GetMetrics(self, untrusted: pb.GetFleetMetricsRequest, context: Any) -> pb.FleetMetrics:
+        now = self._p.clock()
+        async with self._p.database.reading() as connection:
+            there = await inventory.counts(connection, now - limits.AWAY)
+            wanted = await fleet.counts(connection, now)
+            stages = await fleet.stages(connection)
+        return pb.FleetMetrics(text=self._p.metrics.text(there | wanted, stages))
 
     # ---- hosts -----------------------------------------------------------------------------------------------------
 

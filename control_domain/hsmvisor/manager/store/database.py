@@ -18,6 +18,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
 _DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg"}
+_READING: dict[str, dict[str, Any]] = {
+    "sqlite": {"reading": True},
+    "postgresql": {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True},
+}
 _MIGRATING = 0x68736D76  #: the lock that a manager has while it migrates (PostgreSQL)
 BUSY_SECONDS = 30  #: that a writer waits for another one (SQLite)
 
@@ -51,9 +55,18 @@ class Database:
         self._url = parsed.set(drivername=driver)
         options: dict[str, Any] = {"connect_args": {"timeout": BUSY_SECONDS}} if self.kind == "sqlite" else {"pool_pre_ping": True}
         self.engine: AsyncEngine = create_async_engine(self._url, **options)
+        self.statements = self.transactions = 0  #: since the beginning
+        event.listen(self.engine.sync_engine, "before_cursor_execute", self._count_statement)
+        event.listen(self.engine.sync_engine, "begin", self._count_transaction)
         if self.kind == "sqlite":
             event.listen(self.engine.sync_engine, "connect", _prepare_sqlite)
             event.listen(self.engine.sync_engine, "begin", _begin_immediately)
+
+    def _count_statement(self, *arguments: object) -> None:
+        self.statements += 1
+
+    def _count_transaction(self, connection: object) -> None:
+        self.transactions += 1
 
     async def migrate(self) -> None:
         """Brings the tables to this release's form.  Raises DatabaseError."""
@@ -68,6 +81,11 @@ class Database:
     @contextlib.asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncConnection]:
         """Commits at the end, or changes nothing.  Raises DatabaseError when the database is away or full; IntegrityError."""
+        async with self._transaction(reading=False) as connection:
+            yield connection
+
+    @contextlib.asynccontextmanager
+    async def _transaction(self, reading: bool) -> AsyncIterator[AsyncConnection]:
         async with contextlib.AsyncExitStack() as stack:
             try:
                 connection = await stack.enter_async_context(self.engine.connect())
@@ -79,6 +97,8 @@ class Database:
             ) as error:  # the driver's own come through
                 raise DatabaseError(f"{self.shown}: {_plain(error)}") from None
             try:
+                if reading:
+                    await connection.execution_options(**_READING[self.kind])
                 async with connection.begin():
                     yield connection
             except IntegrityError:
@@ -87,6 +107,12 @@ class Database:
                 if isinstance(error, OperationalError | InterfaceError) or error.connection_invalidated:
                     raise DatabaseError(f"{self.shown}: {_plain(error)}") from None
                 raise
+
+    @contextlib.asynccontextmanager
+    async def reading(self) -> AsyncIterator[AsyncConnection]:
+        """One state of all tables, and nothing is changed: nobody waits for it, and it for nobody.  Raises DatabaseError."""
+        async with self._transaction(reading=True) as connection:
+            yield connection
 
     async def close(self) -> None:
         await asyncio.shield(self.engine.dispose())
@@ -107,8 +133,8 @@ def _prepare_sqlite(connection: Any, record: Any) -> None:
 
 
 def _begin_immediately(connection: Any) -> None:
-    """A reader that writes later would fail instead of waiting for its turn."""
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
+    """A reader that writes later would fail instead of waiting for its turn; one that never does takes nobody's."""
+    connection.exec_driver_sql("BEGIN" if connection.get_execution_options().get("reading") else "BEGIN IMMEDIATE")
 
 
 def _upgrade(connection: Any) -> None:
