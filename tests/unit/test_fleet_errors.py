@@ -127,7 +127,7 @@ def test_waiting_outlives_a_manager_that_is_away(script: Script) -> None:
 
 
 def test_waiting_ends_when_it_fails(script: Script) -> None:
-    script.answers = [shown("ordering"), shown("ordering", failures=1, why="the authority refuses dns:a.test")]
+    script.answers = [shown("ordering"), shown("ordering"), shown("ordering", failures=1, why="the authority refuses dns:a.test")]
     result = apply()
     assert result.exit_code == 1, result.output
     assert "web fails: rack/web-1: ordering: the authority refuses dns:a.test" in result.output and ID in result.output

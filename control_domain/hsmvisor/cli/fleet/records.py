@@ -100,9 +100,7 @@ def audit() -> None:
 def export(ctx: Context, after: int, limit: int) -> None:
     """The lines of the audit log of the manager that answers, oldest first, as they stand. It is an auditor's.
 
-    \b
-    Example: hsmvisor fleet audit export > manager.audit
-    Then:    hsmvisor audit verify --exported --host-key KEY manager.audit
+    Example: hsmvisor fleet audit export --after 4711 >> manager.audit
     """
     manager = manager_of(ctx)
     for line in manager.history.ExportAudit(pb.ExportFleetAuditRequest(after_sequence=after, limit=limit)):
