@@ -125,6 +125,7 @@ def test_the_fleet_as_it_is(fleet: Fleet) -> None:
     told = fleet("fleet", "status")
     assert fleet.manager.directory.name in told and "builtin" in told
     assert fleet.json("fleet", "status")["hosts"] == 1
+    assert "hsmvisor_fleet_resources 3" in fleet("fleet", "metrics")
     assert fleet.json("fleet", "whoami")["roles"] == ["auditor", "operator", "owner"]
     assert fleet.json("fleet", "authorities")["authorities"][0]["default"]
     roots = x509.load_pem_x509_certificates(fleet("fleet", "authorities", "--pem").encode())
@@ -275,6 +276,24 @@ def test_renewal_is_opted_out_of_and_in_to(fleet: Fleet) -> None:
     assert "five fields" in fleet.errors
     fleet("request", "renewal", "rule", "--on", "--no-renewal", code=USAGE)
     fleet("request", "cancel", "rule", "--yes")
+
+
+def test_guests_that_come_later_and_guests_that_are_meant_no_more(fleet: Fleet) -> None:
+    words = ("--name", "dns:{name}.alice.test", "--select", "role=late")
+
+    def holders() -> list[str]:
+        found = fleet.json("fleet", "resources", "--owner", "alice")["resources"]
+        return [r["name"] for r in found if any(h["material"] == "moving" and h["state"] == "active" for h in r["holdings"])]
+
+    fleet.apply("moving", *words)
+    own = ("--attribute", "env=prod", "--attribute", "domain=alice.test")
+    fleet("guest", "set", "web-2", *own, "--attribute", "role=late")
+    wait_for(lambda: holders() == ["web-2"], 20, "the key of the guest that came later")
+    assert "generation 2 serves" in fleet("request", "rotate", "moving", "--urgent", "--wait", "--why", "leaked")
+    wait_for(lambda: "revoked" in fleet("request", "show", "moving"), 20, "the revocation")
+    fleet("guest", "set", "web-2", *own)
+    wait_for(lambda: holders() == [], 20, "that it is taken away")
+    fleet("request", "cancel", "moving", "--yes")
 
 
 def test_nobody_is_meant_yet(fleet: Fleet) -> None:

@@ -106,3 +106,10 @@ def test_each_way_stands_in_the_help() -> None:
     assert cli.commands["fleet"].help is not None
     for word in (reach.DEFAULT_ADDRESS, "HSMVISOR_MANAGER", "--token-file", *(ManagerAt.__dataclass_fields__)):
         assert word in cli.commands["fleet"].help, word
+
+
+@pytest.mark.parametrize("words", [["fleet", "host", "token"], ["fleet", "token", "create"]])
+def test_no_secret_is_made_that_could_not_be_kept(words: list[str], home: Path) -> None:
+    for out in (home / "nowhere/token", home):
+        result = CliRunner().invoke(cli, ["--manager", "unix:/nowhere", *words, "--out", str(out)], prog_name="hsmvisor")
+        assert result.exit_code == 2, result.output

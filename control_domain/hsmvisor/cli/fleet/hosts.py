@@ -10,7 +10,7 @@ import grpc
 from hsmvisor.cli.context import Context, pass_context, plain, table, when
 from hsmvisor.cli.fleet.parameters import HOST_NAME, because_of, ident_option, why_option, yes_option
 from hsmvisor.cli.fleet.reach import Manager, ManagerCommand, ManagerGroup, manager_of, words
-from hsmvisor.cli.fleet.secrets import write_secret
+from hsmvisor.cli.fleet.secrets import demand_place, write_secret
 from hsmvisor.cli.parameters import Duration
 from hsmvisor_rpc.v1 import manager_pb2 as pb
 
@@ -100,6 +100,7 @@ def token(ctx: Context, name: str, owners: tuple[str, ...], lifetime: int, repla
     """
     if replace and not name:
         raise click.UsageError("--replace is for one host: say which with --for")
+    demand_place(out)
     manager = manager_of(ctx)
     request = pb.CreateJoinTokenRequest(request_id=ident, host=name, owners=owners, lifetime_seconds=lifetime, replace=replace)
     made = manager.fleet.CreateJoinToken(request, timeout=manager.timeout)

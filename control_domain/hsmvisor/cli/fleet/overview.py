@@ -119,6 +119,18 @@ def authorities(ctx: Context, pem: bool) -> None:
     ctx.result({"authorities": [plain(one) for one in found]}, text)
 
 
+@fleet.command()
+@pass_context
+def metrics(ctx: Context) -> None:
+    """Metrics of the manager that answers, and of what all managers share, in Prometheus' text format.
+
+    Example: hsmvisor fleet metrics > /var/lib/node_exporter/fleet.prom
+    """
+    manager = manager_of(ctx)
+    text = manager.fleet.GetMetrics(pb.GetFleetMetricsRequest(), timeout=manager.timeout).text
+    ctx.result({"text": text}, lambda: click.echo(text, nl=False))
+
+
 def _root(der: bytes) -> str:
     try:
         root = x509.load_der_x509_certificate(der)

@@ -8,7 +8,7 @@ import click
 from hsmvisor.cli.context import Context, pass_context, plain, table, when
 from hsmvisor.cli.fleet.parameters import TOKEN_ID, ident_option
 from hsmvisor.cli.fleet.reach import ManagerGroup, manager_of, words
-from hsmvisor.cli.fleet.secrets import write_secret
+from hsmvisor.cli.fleet.secrets import demand_place, write_secret
 from hsmvisor.cli.parameters import Duration
 from hsmvisor_rpc.v1 import manager_pb2 as pb
 
@@ -37,6 +37,7 @@ def create(
     Example: hsmvisor fleet token create --owner alice --group web --lifetime 30d --out alice.token
     Then:    hsmvisor --manager manager.example.net:8472 --tls-ca ca.pem --token-file alice.token fleet whoami
     """
+    demand_place(out)
     manager = manager_of(ctx)
     request = pb.CreateTokenRequest(request_id=ident, owner=owner, groups=groups, roles=roles, lifetime_seconds=lifetime)
     made = manager.fleet.CreateToken(request, timeout=manager.timeout)
