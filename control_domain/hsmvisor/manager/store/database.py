@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
 import asyncpg
 from alembic import command
 from alembic.config import Config
+from hsmvisor.manager.store.group_commit import GroupCommit
 from hsmvisor.serving.errors import StorageUnavailable
 from sqlalchemy import event, func, make_url, select
 from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError, SQLAlchemyError
@@ -55,6 +57,7 @@ class Database:
         self._url = parsed.set(drivername=driver)
         options: dict[str, Any] = {"connect_args": {"timeout": BUSY_SECONDS}} if self.kind == "sqlite" else {"pool_pre_ping": True}
         self.engine: AsyncEngine = create_async_engine(self._url, **options)
+        self._group: GroupCommit | None = None
         self.statements = self.transactions = 0  #: since the beginning
         event.listen(self.engine.sync_engine, "before_cursor_execute", self._count_statement)
         event.listen(self.engine.sync_engine, "begin", self._count_transaction)
@@ -81,40 +84,51 @@ class Database:
     @contextlib.asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncConnection]:
         """Commits at the end, or changes nothing.  Raises DatabaseError when the database is away or full; IntegrityError."""
-        async with self._transaction(reading=False) as connection:
-            yield connection
-
-    @contextlib.asynccontextmanager
-    async def _transaction(self, reading: bool) -> AsyncIterator[AsyncConnection]:
-        async with contextlib.AsyncExitStack() as stack:
-            try:
-                connection = await stack.enter_async_context(self.engine.connect())
-            except (
-                SQLAlchemyError,
-                asyncpg.PostgresError,
-                asyncpg.InterfaceError,
-                OSError,
-            ) as error:  # the driver's own come through
-                raise DatabaseError(f"{self.shown}: {_plain(error)}") from None
-            try:
-                if reading:
-                    await connection.execution_options(**_READING[self.kind])
-                async with connection.begin():
-                    yield connection
-            except IntegrityError:
-                raise
-            except DBAPIError as error:
-                if isinstance(error, OperationalError | InterfaceError) or error.connection_invalidated:
-                    raise DatabaseError(f"{self.shown}: {_plain(error)}") from None
-                raise
+        if self.kind == "sqlite":
+            if self._group is None:
+                self._group = GroupCommit(self.engine)
+            async with self._told_plainly(self._group.transaction()) as connection:
+                yield connection
+        else:
+            async with self._told_plainly(self._whole({})) as connection:
+                yield connection
 
     @contextlib.asynccontextmanager
     async def reading(self) -> AsyncIterator[AsyncConnection]:
         """One state of all tables, and nothing is changed: nobody waits for it, and it for nobody.  Raises DatabaseError."""
-        async with self._transaction(reading=True) as connection:
+        async with self._told_plainly(self._whole(_READING[self.kind])) as connection:
             yield connection
 
+    @contextlib.asynccontextmanager
+    async def _whole(self, options: dict[str, Any]) -> AsyncIterator[AsyncConnection]:
+        async with self.engine.connect() as connection:
+            if options:
+                await connection.execution_options(**options)
+            async with connection.begin():
+                yield connection
+
+    @contextlib.asynccontextmanager
+    async def _told_plainly(self, transaction: AbstractAsyncContextManager[AsyncConnection]) -> AsyncIterator[AsyncConnection]:
+        """What the driver raises because the database is away or full comes out as DatabaseError, what the caller does as it is."""
+        entered = False
+        try:
+            async with transaction as connection:
+                entered = True
+                yield connection
+        except IntegrityError:
+            raise
+        except DBAPIError as error:
+            if not entered or isinstance(error, OperationalError | InterfaceError) or error.connection_invalidated:
+                raise DatabaseError(f"{self.shown}: {_plain(error)}") from None
+            raise
+        except (SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+            if entered:
+                raise
+            raise DatabaseError(f"{self.shown}: {_plain(error)}") from None
+
     async def close(self) -> None:
+        if self._group is not None:
+            await self._group.close()
         await asyncio.shield(self.engine.dispose())
 
 
