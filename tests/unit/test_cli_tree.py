@@ -9,7 +9,7 @@ import pytest
 from hsmvisor.cli import context
 from hsmvisor.cli.context import Context
 from hsmvisor.cli.main import cli
-from hsmvisor_rpc.v1 import hsmvisor_pb2
+from hsmvisor_rpc.v1 import hsmvisor_pb2, manager_pb2
 
 
 def walk(command: click.Command, path: str = "hsmvisor") -> Iterator[tuple[str, click.Command]]:
@@ -57,6 +57,33 @@ def test_it_offers_what_the_api_offers() -> None:
         if f".{method.name}(" not in text
     ]
     assert missing == []
+
+
+def test_it_offers_what_managers_offer() -> None:
+    """All but what hosts call."""
+    import inspect
+    import re
+
+    from hsmvisor.cli.fleet import asking, finding, hosts, importing, overview, policies, records, requests, resources, tokens
+    from hsmvisor.cli.fleet import waiting as waits
+
+    where = (asking, finding, hosts, importing, overview, policies, records, requests, resources, tokens, waits)
+    text = "".join(inspect.getsource(module) for module in where)
+    missing = [
+        f"{service.name}.{method.name}"
+        for service in manager_pb2.DESCRIPTOR.services_by_name.values()
+        for method in service.methods
+        if service.name != "HostLink" and not re.search(rf"\.{method.name}\b", text)
+    ]
+    assert missing == []
+
+
+@pytest.mark.parametrize("path", [path for path in COMMANDS if path.startswith(("hsmvisor fleet", "hsmvisor request"))])
+def test_commands_for_a_manager_show_an_example(path: str) -> None:
+    command = COMMANDS[path]
+    if not isinstance(command, click.Group):
+        words = path.removeprefix("hsmvisor ")
+        assert command.help is not None and "Example: hsmvisor" in command.help and words in command.help
 
 
 def test_what_takes_long_says_what_it_is(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import click
 import grpc
@@ -54,6 +54,27 @@ _EXIT_REASONS: dict[str, int] = {Reason.UNKNOWN_MATERIAL: NOT_FOUND, Reason.UNKN
 PATIENCE = 2.0  #: seconds after which a command says what it is at
 
 
+@dataclass(frozen=True)
+class Target:
+    """Whom a command talks to, as its errors call it."""
+
+    name: str
+    unreachable: str  #: what to look at then
+    not_permitted: str
+
+
+HOST = Target(
+    "the host",
+    "is hsmvisor-host running (systemctl status hsmvisor-host)? is --host right?",
+    "use it as root or as a member of the socket's group (control.socket_group)",
+)
+MANAGER = Target(
+    "the manager",
+    "is hsmvisor-manager running (systemctl status hsmvisor-manager)? is --manager right? see hsmvisor fleet --help",
+    "use it as root or as one whom control.socket_mode and control.socket_group of the manager let in",
+)
+
+
 class CommandError(click.ClickException):
     """Shown as one line, with what to do under it; as JSON for a program that asked for it."""
 
@@ -84,6 +105,7 @@ class Context:
     tls: TlsFiles | None
     signing: SigningKey | None
     why: str = ""
+    manager: Any = None  #: a cli.fleet.reach.Manager, where a command is for one
 
     @cached_property
     def channel(self) -> grpc.Channel:
@@ -196,10 +218,10 @@ def when(stamp: Timestamp) -> str:
     return stamp.ToDatetime().strftime("%Y-%m-%d %H:%M:%SZ") if stamp.seconds else "-"
 
 
-def fail(error: Exception) -> NoReturn:
+def fail(error: Exception, target: Target = HOST) -> NoReturn:
     """Turns what a command met into one line and an exit code."""
     if isinstance(error, grpc.RpcError):
-        raise _of_call(error) from None
+        raise of_call(error, target) from None
     if isinstance(error, Refusal):
         hint = "was the host set up anew? hsmvisor host new-secret there, then hsmvisor host enrol --replace here"
         hint = hint if error.reason is Reason.WRONG_HOST else ""
@@ -209,7 +231,7 @@ def fail(error: Exception) -> NoReturn:
     raise error
 
 
-def _of_call(error: grpc.RpcError) -> CommandError:
+def of_call(error: grpc.RpcError, target: Target = HOST) -> CommandError:
     code, detail, hint = error.code(), error.details() or "", ""
     status = rpc_status.from_call(error)  # type: ignore[arg-type]
     reason = ""
@@ -218,21 +240,23 @@ def _of_call(error: grpc.RpcError) -> CommandError:
         if part.Unpack(info):
             reason, hint = info.reason, info.metadata.get("hint", "")
     if code is grpc.StatusCode.UNAVAILABLE and not reason:
-        return _unreachable(detail)
+        return _unreachable(detail, target)
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-        return CommandError("the host did not answer in time", TIMEOUT, "--timeout SECONDS gives it longer")
+        return CommandError(f"{target.name} did not answer in time", TIMEOUT, "--timeout SECONDS gives it longer")
     text = f"{reason}: {detail}" if reason and not detail.startswith(reason) else detail or str(code)
     return CommandError(text, _EXIT_REASONS.get(reason, _EXIT_CODES.get(code, FAILURE)), hint, reason)
 
 
-def _unreachable(detail: str) -> CommandError:
+def _unreachable(detail: str, target: Target) -> CommandError:
     """`detail`: gRPC's words, of which the end says why."""
     why = detail.rpartition("last error: ")[2].removeprefix("UNKNOWN: ").rpartition(" error: ")[2]
-    text, hint = f"the host cannot be reached: {why}", "is hsmvisor-host running (systemctl status hsmvisor-host)? is --host right?"
+    text, hint = f"{target.name} cannot be reached: {why}", target.unreachable
     if "Permission denied" in why:
-        return CommandError(text, NOT_PERMITTED, "use it as root or as a member of the socket's group (control.socket_group)")
+        return CommandError(text, NOT_PERMITTED, target.not_permitted)
     if any(word in why for word in ("andshake", "SSL", "ertificate", "Socket closed")):
-        hint = "does --tls-ca fit the host's certificate, and --tls-cert its client_ca? are all of them in time?"
+        hint = (
+            f"does the CA (--tls-ca) fit {target.name}'s certificate, and ours (--tls-cert) its client_ca? are all of them in time?"
+        )
     return CommandError(text, UNREACHABLE, hint)
 
 
@@ -244,6 +268,8 @@ def _as_json(ctx: click.Context, param: click.Parameter, value: bool) -> None:
 class Command(click.Command):
     """Takes --json behind its name as well, and fails with one line, never with a traceback."""
 
+    target: ClassVar[Target] = HOST
+
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         shown = click.Option(["--json"], is_flag=True, expose_value=False, callback=_as_json, help="Results for programs.")
@@ -254,7 +280,7 @@ class Command(click.Command):
             try:
                 return super().invoke(ctx)
             except (grpc.RpcError, Refusal, AuthorityError, BundleError) as error:
-                fail(error)
+                fail(error, self.target)
             except BrokenPipeError:
                 raise  # click ends quietly
             except OSError as error:

@@ -11,6 +11,10 @@ from hsmvisor.cli import context, devices, requests
 from hsmvisor.cli.backups import backup, restore
 from hsmvisor.cli.context import USAGE, CommandError, Context, Group
 from hsmvisor.cli.doctor import doctor
+from hsmvisor.cli.fleet import policies as fleet_policies
+from hsmvisor.cli.fleet.overview import fleet
+from hsmvisor.cli.fleet.reach import Manager, ManagerOptions
+from hsmvisor.cli.fleet.requests import request
 from hsmvisor.cli.guests import guest
 from hsmvisor.cli.hosts import audit, authority, events, host
 from hsmvisor.cli.materials import material
@@ -44,7 +48,7 @@ from hsmvisor.client import SigningKey, TlsFiles
 @click.option("--root-passphrase-file", type=click.File("rb"), help="Passphrase of the root key.")
 @click.option(
     "--tls-ca", type=click.Path(exists=True, path_type=Path), envvar="HSMVISOR_TLS_CA", show_envvar=True,
-    help="CA of a host that is reached by TCP.",
+    help="CA of a host or manager that is reached by TCP.",
 )  # fmt: skip
 @click.option(
     "--tls-cert", type=click.Path(exists=True, path_type=Path), envvar="HSMVISOR_TLS_CERT", show_envvar=True,
@@ -53,7 +57,18 @@ from hsmvisor.client import SigningKey, TlsFiles
 @click.option(
     "--tls-key", type=click.Path(exists=True, path_type=Path), envvar="HSMVISOR_TLS_KEY", show_envvar=True, help="And its key."
 )
-@click.option("--why", default="", envvar="HSMVISOR_WHY", show_envvar=True, help="A reason, for the host's audit log.")
+@click.option(
+    "--manager", envvar="HSMVISOR_MANAGER", show_envvar=True, help="Of a fleet: unix:/path or host:port; see hsmvisor fleet --help."
+)
+@click.option(
+    "--manager-file", type=click.Path(exists=True, dir_okay=False, path_type=Path), envvar="HSMVISOR_MANAGER_FILE",
+    show_envvar=True, help="Says how the manager is reached; default ~/.config/hsmvisor/manager.toml.",
+)  # fmt: skip
+@click.option(
+    "--token-file", type=click.Path(exists=True, dir_okay=False, path_type=Path), envvar="HSMVISOR_TOKEN_FILE", show_envvar=True,
+    help="Access token for the manager.",
+)  # fmt: skip
+@click.option("--why", default="", envvar="HSMVISOR_WHY", show_envvar=True, help="A reason, for the audit log.")
 @click.option(
     "--sign-key", type=click.Path(exists=True, path_type=Path), envvar="HSMVISOR_SIGN_KEY", show_envvar=True,
     help="Sign each request with this key (Ed25519 in PEM, or a shared secret in hexadecimal) instead of mutual TLS.",
@@ -61,7 +76,8 @@ from hsmvisor.client import SigningKey, TlsFiles
 @click.pass_context
 def cli(
     ctx: click.Context, address: str, timeout: float, as_json: bool, directory: Path | None, root_passphrase_file: BinaryIO | None,
-    tls_ca: Path | None, tls_cert: Path | None, tls_key: Path | None, why: str, sign_key: Path | None,
+    tls_ca: Path | None, tls_cert: Path | None, tls_key: Path | None, manager: str | None, manager_file: Path | None,
+    token_file: Path | None, why: str, sign_key: Path | None,
 ) -> None:  # fmt: skip
     """Secure modules for the guests of a hypervisor: make them, deliver keys to them sealed, renew them in service.
 
@@ -74,7 +90,12 @@ def cli(
       hsmvisor material list web-1              who holds which generation
 
     \b
-    Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not found, 4 refused, 5 not permitted, 6 host unreachable, 7 no answer in time.
+    With a manager, which does all of that by policy, for many hosts, and renews it (hsmvisor fleet --help):
+      hsmvisor request apply tls --name 'dns:{name}.example.net' --select env=prod
+      hsmvisor request show tls
+
+    \b
+    Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not found, 4 refused, 5 not permitted, 6 unreachable, 7 not done in time.
     """
     tls = TlsFiles(tls_ca, tls_cert, tls_key) if tls_ca else None
     passphrase = root_passphrase_file.read().rstrip(b"\r\n") if root_passphrase_file else None
@@ -82,7 +103,9 @@ def cli(
         signing = SigningKey.load(sign_key) if sign_key else None
     except (ValueError, OSError) as error:
         raise CommandError(str(error), USAGE) from None
-    ctx.obj = Context(address, timeout, as_json, directory or context.default_authority(), passphrase, tls, signing, why)
+    found = Context(address, timeout, as_json, directory or context.default_authority(), passphrase, tls, signing, why)
+    found.manager = Manager(ManagerOptions.of(ctx), timeout, why)
+    ctx.obj = found
 
 
 @cli.command()
@@ -96,9 +119,11 @@ def completion(shell: str) -> None:
 
 for of_material in requests.COMMANDS:
     material.add_command(of_material)
+for of_policy in fleet_policies.COMMANDS:
+    policy.add_command(of_policy)
 for of_module in devices.COMMANDS:
     module.add_command(of_module)
-for command in (module, guest, material, host, authority, events, audit, backup, restore, policy, doctor):
+for command in (module, guest, material, fleet, request, host, authority, events, audit, backup, restore, policy, doctor):
     cli.add_command(command)
 
 

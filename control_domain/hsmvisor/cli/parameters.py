@@ -16,7 +16,20 @@ from hsmvisor_rpc.v1 import hsmvisor_pb2 as pb
 from hsmvisor_rpc.v1 import hsmvisor_pb2_grpc as rpc
 
 _COMPLETE_WITHIN = 2.0  #: seconds
+MAX_DURATION = 2**32 - 1  #: seconds, as messages have them
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def seconds(text: str) -> int | None:
+    """Returns what a duration such as 90, 90s, 30m, 2h or 7d is; None: it is none."""
+    found = re.fullmatch(r"([0-9]{1,12})([smhd]?)", text)
+    return int(found[1]) * _UNITS[found[2]] if found else None
+
+
+def duration(value: int) -> str:
+    """Writes seconds as people do, in the largest unit that fits."""
+    unit = next((unit for unit in "dhm" if value and value % _UNITS[unit] == 0), "s")
+    return f"{value // _UNITS[unit]}{unit}"
 
 
 class Duration(click.ParamType[int]):
@@ -27,10 +40,12 @@ class Duration(click.ParamType[int]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         if isinstance(value, int):
             return value
-        found = re.fullmatch(r"(\d+)([smhd]?)", str(value))
-        if not found:
+        found = seconds(str(value))
+        if found is None:
             self.fail(f"{value!r} is no duration: 90, 30m, 2h or 7d", param, ctx)
-        return int(found[1]) * _UNITS[found[2]]
+        if found > MAX_DURATION:
+            self.fail(f"{value!r} is more than {MAX_DURATION // 86400} days", param, ctx)
+        return found
 
 
 class HexBytes(click.ParamType[bytes]):
