@@ -30,9 +30,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--setups", nargs="+", choices=SETUPS, default=SETUPS)
     parser.add_argument("--modules", type=int, help="modules for the measure of memory (default 200; 20 with --quick)")
     parser.add_argument("part", nargs="?", choices=[*PARTS, FLEET], help="one part alone, as --only")
-    parser.add_argument(
-        "--hosts", type=int, help="hosts of the largest fleet (default 200, 10 with --quick), with 100 modules each"
-    )
+    parser.add_argument("--hosts", type=int, help="hosts of the largest fleet (default 200; 10 with --quick)")
     parser.add_argument(
         "--only",
         nargs="+",

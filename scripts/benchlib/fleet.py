@@ -1,7 +1,7 @@
 """A fleet that grows: what a renewal and a heartbeat cost the database, how long a rotation of all takes, and how much memory.
 
-Hosts and modules are light ones (tests/support/light_host.py) that speak the real API: each host joins with a token, has a certificate
-of its own, and modules make real keys and check every command's signature.  The manager is the real service.
+Hosts and modules are light ones (tests/support/light_host.py) that speak the real API: each host joins with a token, has a
+certificate of its own, and modules make real keys and check every command's signature.  The manager is the real service.
 """
 
 from __future__ import annotations
@@ -46,6 +46,15 @@ def _since(before: dict[str, float], after: dict[str, float], name: str) -> floa
     return after[key] - before[key]
 
 
+async def _told(watched: Watched, count: int) -> None:
+    """Returns when the manager has heard of so many resources."""
+    for _ in range(int(PATIENCE)):
+        if watched.read()["hsmvisor_fleet_resources"] >= count:
+            return
+        await asyncio.sleep(1)
+    raise TimeoutError("the manager has not heard of all")
+
+
 async def _until(fleet: LightFleet, least: int, all_of_them: int) -> float:
     """Returns how many seconds it took until all modules have generation `least`."""
     began = time.monotonic()
@@ -63,8 +72,7 @@ async def _measured(manager: Manager, hosts: int, guests: int) -> dict[str, Any]
     try:
         began = time.monotonic()
         await fleet.grow(hosts, guests, env="prod")
-        while watched.read()["hsmvisor_fleet_resources"] < count:
-            await asyncio.sleep(0.5)
+        await _told(watched, count)
         found["joined_seconds"] = time.monotonic() - began
         asked = await asyncio.to_thread(
             manager.apply, material=MATERIAL, names=["dns:{name}.example.net"], selector={"env": "prod"}, lifetime_seconds=7 * 86400
