@@ -13,7 +13,7 @@ from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
-from hsmvisor.manager import authorities, fleet_keys
+from hsmvisor.manager import authorities, fleet_keys, limits
 from hsmvisor.manager.access.tokens import Tokens
 from hsmvisor.manager.answers import Answers, Changes
 from hsmvisor.manager.auth import Authenticator
@@ -198,7 +198,7 @@ class Plane:
         results = Results(self.history, self.clock)
         self.exchanges = Exchanges(self.database, self.history, reports, results, self.hub, self.clock)
         self._gate = Gate(TABLE, self._authenticator(self.config), self.audit)
-        self._server = Server(self._gate, SERVICES, self.config.runtime / "private")
+        self._server = Server(self._gate, SERVICES, self.config.runtime / "private", limits.MAX_REPORT)
         registry, database, clock = self._server.registry, self.database, self.clock
         fleet_parts = FleetParts(
             database=database,

@@ -34,6 +34,7 @@ class Exchange:
     reports: Sequence[Report]
     gone: Sequence[str]
     results: Sequence[Result]
+    undecided: Sequence[str]  #: commands that the host could not carry out now: they are given again
     wait: float
     version: str
 
@@ -78,8 +79,8 @@ class Exchanges:
                 refused = await self._take(connection, host, told, int(now), back)
             if tells or back:
                 self._hub.lines()
-        for result in told.results:
-            session.given.pop(result.id, None)
+        for id in (*(result.id for result in told.results), *told.undecided):
+            session.given.pop(id, None)
         found = await self._wait(host, session, 0 if refused else told.wait)
         return Answer(commands=found, refused=refused)
 
@@ -132,7 +133,7 @@ def _check(told: Exchange) -> None:
     for what, count, most in (
         ("guests", len(told.reports), limits.MAX_GUESTS if told.all else limits.MAX_REPORTED),
         ("gone", len(told.gone), limits.MAX_GUESTS),
-        ("results", len(told.results), limits.MAX_RESULTS),
+        ("results", len(told.results) + len(told.undecided), limits.MAX_RESULTS),
     ):
         if count > most:
             raise Invalid("LIMIT", f"{count} {what} in one exchange, at most {most}")
