@@ -66,6 +66,7 @@ class Tls:
     names: tuple[str, ...] = ()  #: what the manager's own certificate is for, besides the hosts of the public addresses
     certificate: str = ""  #: somebody else's certificate, in the place of the manager's own
     key: str = ""
+    authorities: str = ""  #: and whom hosts believe then: a file of certificates in PEM
     client_ca: str = ""  #: who certifies owners, and hosts of [[join_certificates]]; a file of certificates in PEM
 
 
@@ -217,7 +218,7 @@ class Config:
     def served_names(self) -> tuple[str, ...]:
         """What the manager's own certificate is for."""
         hosts = (address.rpartition(":")[0].strip("[]") for address in (*self.tls_addresses, *self.join_addresses))
-        return tuple(dict.fromkeys((*self.tls.names, *hosts))) or (_node().lower(),)
+        return tuple(dict.fromkeys((*self.tls.names, *hosts))) or (_node_name(),)
 
     @property
     def all_authorities(self) -> tuple[Authority, ...]:
@@ -234,12 +235,20 @@ def _node() -> str:
     return os.uname().nodename
 
 
+def _node_name() -> str:
+    """As it can stand in a certificate."""
+    try:
+        return names.dns(_node()).value
+    except BadName:
+        return "localhost"
+
+
 def _public(address: str) -> tuple[str, ...]:
     """Returns what others reach a listening address by, as far as it is to be guessed."""
     if not address:
         return ()
     host, _, port = address.rpartition(":")
-    return (f"{_node().lower() if host in ('0.0.0.0', '[::]', '*') else host}:{port}",)
+    return (f"{_node_name() if host in ('0.0.0.0', '[::]', '*') else host}:{port}",)
 
 
 def load(path: Path | None) -> Config:
@@ -315,6 +324,10 @@ def _check_listeners(config: Config, demand: Demand) -> None:
             demand(is_address(address), f"{name}.public[{i}] is HOST:PORT, as manager.example.net:8471, not {address!r}")
     for name, pair in (("tls", tls), ("console", console)):
         demand(bool(pair.certificate) == bool(pair.key), f"{name}.certificate and {name}.key stand together, or neither does")
+    demand(
+        bool(tls.certificate) == bool(tls.authorities),
+        "tls.authorities goes with tls.certificate: hosts believe those alone",
+    )
     demand(
         bool(tls.address) or not join.address,
         "join.address is of no use without tls.address: there hosts come once they have joined",

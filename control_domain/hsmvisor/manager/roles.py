@@ -44,7 +44,7 @@ METHODS: dict[str, frozenset[Role] | Access] = {
     f"{_FLEET}/ListTokens": _PEOPLE,
     f"{_FLEET}/RevokeToken": _ASKING,
     f"{_REQUESTS}/Apply": _ASKING,
-    f"{_REQUESTS}/Explain": _PEOPLE,
+    f"{_REQUESTS}/Explain": _ASKING,
     f"{_REQUESTS}/Get": _PEOPLE,
     f"{_REQUESTS}/List": _PEOPLE,
     f"{_REQUESTS}/Cancel": _ASKING,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 from hsmvisor.serving import limits
@@ -20,6 +20,16 @@ def page(items: Iterable[T], name: Callable[[T], str], untrusted_size: int, untr
     rest = sorted((i for i in items if name(i) > after), key=name)
     chosen = rest[:size]
     return chosen, next_token(name(chosen[-1])) if len(rest) > size else ""
+
+
+def asked(untrusted_size: int, untrusted_token: str) -> tuple[int, str]:
+    """Returns how many items are wanted, and the name after which they begin: of a list that a database sorts and cuts."""
+    return limits.page_size(untrusted_size), after_token(untrusted_token)
+
+
+def cut(items: Sequence[T], size: int, name: Callable[[T], str]) -> tuple[Sequence[T], str]:
+    """`items` are one more than `size` where there are more.  Returns the page and the token of the next."""
+    return items[:size], next_token(name(items[size - 1])) if len(items) > size else ""
 
 
 def next_token(name: str) -> str:

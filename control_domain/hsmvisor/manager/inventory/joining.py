@@ -59,10 +59,18 @@ class Joining:
         root: bytes,
         addresses: Sequence[str],
         clock: Callable[[], float],
+        join_addresses: Sequence[str] = (),
+        believed: Sequence[bytes] = (),
     ) -> None:
-        """`token_key`: what one-time secrets are made of; `root`: raw Ed25519, what the hosts' modules obey."""
+        """`token_key`: what one-time secrets are made of; `root`: raw Ed25519, what the hosts' modules obey.
+
+        `addresses`: where hosts come that have joined; `join_addresses`: where they join, if that is elsewhere.
+        `believed`: roots of the managers' certificates (DER), where these are not the manager's own.
+        """
         self._database, self._history, self._identities = database, history, identities
         self._token_key, self.root, self.addresses, self._clock = token_key, root, tuple(addresses), clock
+        self._join_addresses = tuple(join_addresses) or self.addresses
+        self.believed = tuple(believed) or (identities.root,)
 
     # ---- tokens --------------------------------------------------------------------------------------------------
 
@@ -99,7 +107,7 @@ class Joining:
 
     def token(self, id: str) -> str:
         """Returns the text for a host's operator."""
-        return JoinToken(self.addresses, (self._identities.root,), self._secret(id)).text()
+        return JoinToken(self._join_addresses, self.believed, self._secret(id)).text()
 
     def _secret(self, id: str) -> bytes:
         return hmac.new(self._token_key, b"hsmvisor join token\0" + id.encode(), hashlib.sha256).digest()

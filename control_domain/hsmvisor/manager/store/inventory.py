@@ -54,6 +54,13 @@ async def change_host(connection: AsyncConnection, id: str, **values: Any) -> No
     await connection.execute(update(hosts).where(hosts.c.id == id).values(values))
 
 
+async def forget_certificate_before(connection: AsyncConnection, id: str, certificate: bytes) -> None:
+    """`certificate`: the one that the host has to have; where it got another one meanwhile nothing changes."""
+    await connection.execute(
+        update(hosts).where(hosts.c.id == id, hosts.c.certificate == certificate).values(certificate_before=b"")
+    )
+
+
 async def remove_host(connection: AsyncConnection, id: str) -> None:
     """Its resources are removed before."""
     await connection.execute(delete(hosts).where(hosts.c.id == id))

@@ -7,7 +7,7 @@ from typing import Any
 
 from hsmvisor.manager.store.inventory import parts
 from hsmvisor.manager.store.rows import DeliveryRow, GenerationRow, LineRow
-from hsmvisor.manager.store.tables import commands, deliveries, envelopes, escrows, generations, lines
+from hsmvisor.manager.store.tables import commands, deliveries, envelopes, escrows, generations, lines, resources
 from sqlalchemy import delete, func, insert, literal, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -84,6 +84,19 @@ async def wake(connection: AsyncConnection, ids: Iterable[str], **values: Any) -
     """They are looked at as soon as somebody has the time; again where somebody is at it."""
     for some in parts(list(ids)):
         await connection.execute(update(lines).where(lines.c.id.in_(some)).values(look_at=0.0, **values))
+
+
+async def wake_all(connection: AsyncConnection) -> None:
+    """What policies say may be another thing now."""
+    await connection.execute(update(lines).values(look_at=0.0))
+
+
+async def wake_on_host(connection: AsyncConnection, host_id: str) -> None:
+    """What is known of a host is another thing now."""
+    there = select(resources.c.id).where(resources.c.host_id == host_id)
+    delivered = select(deliveries.c.line_id).where(deliveries.c.resource_id.in_(there))
+    where = or_(lines.c.resource_id.in_(there), lines.c.id.in_(delivered))
+    await connection.execute(update(lines).where(where).values(look_at=0.0))
 
 
 async def claim(connection: AsyncConnection, by: str, now: float, lease: float, count: int) -> list[LineRow]:
@@ -187,6 +200,24 @@ async def deliveries_of(connection: AsyncConnection, line_ids: Sequence[str]) ->
 async def deliveries_on(connection: AsyncConnection, resource_id: str) -> list[DeliveryRow]:
     query = select(deliveries).where(deliveries.c.resource_id == resource_id)
     return DeliveryRow.all((await connection.execute(query)).all())
+
+
+async def holdings_on(connection: AsyncConnection, resource_ids: Sequence[str]) -> list[tuple[DeliveryRow, LineRow]]:
+    """Returns what these resources hold or are to hold, each with its line."""
+    found: list[tuple[DeliveryRow, LineRow]] = []
+    for some in parts(resource_ids):
+        query = select(deliveries).where(deliveries.c.resource_id.in_(some)).order_by(deliveries.c.resource_id)
+        there = DeliveryRow.all((await connection.execute(query)).all())
+        known = {row.id: row for row in await lines_by_id(connection, [row.line_id for row in there])}
+        found += [(row, known[row.line_id]) for row in there if row.line_id in known]
+    return found
+
+
+async def lines_by_id(connection: AsyncConnection, ids: Sequence[str]) -> list[LineRow]:
+    found: list[LineRow] = []
+    for some in parts(sorted(set(ids))):
+        found += LineRow.all((await connection.execute(select(lines).where(lines.c.id.in_(some)))).all())
+    return found
 
 
 async def delivery(connection: AsyncConnection, line_id: str, resource_id: str) -> DeliveryRow | None:

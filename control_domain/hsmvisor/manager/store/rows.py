@@ -176,6 +176,28 @@ class CommandRow(_Row):
     expires_at: int
 
 
+@dataclass(frozen=True)
+class TokenRow(_Row):
+    id: str
+    hash: bytes = field(repr=False)
+    owner: str
+    groups: str
+    roles: str
+    created_at: int
+    created_by: str
+    expires_at: int
+    revoked_at: int
+
+
+@dataclass(frozen=True)
+class PolicyRow(_Row):
+    version: int
+    text: str
+    uploaded_at: int
+    uploaded_by: str
+    comment: str
+
+
 def held_of(text: str) -> dict[int, str]:
     return {int(number): state for number, _, state in (item.partition(":") for item in text.split())}
 

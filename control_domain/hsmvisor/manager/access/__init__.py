@@ -1,0 +1,1 @@
+"""Who calls, and whose things a caller may see and change."""

@@ -1,0 +1,51 @@
+"""What the manager gives up for itself and the programs that it runs, and what it asks of the kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from hsmvisor.manager.authority_rows import Acme
+from hsmvisor.manager.config import Config
+from hsmvisor.serving import measures, syscalls
+from hsmvisor.serving.measures import Measure, apply
+from hsmvisor_rpc.confine import capabilities
+
+#: A socket of others' group; what the issuer needs to give up more, and to keep its memory out of swap.
+_CAPABILITIES = frozenset(
+    {capabilities.CHOWN, capabilities.FOWNER, capabilities.DAC_OVERRIDE, capabilities.SETPCAP, capabilities.IPC_LOCK}
+)
+
+
+def _before(config: Config) -> Iterator[tuple[str, Callable[[], str]]]:
+    yield "core-dumps", measures.no_core
+    yield "not-dumpable", measures.not_dumpable
+    yield "no-new-privileges", measures.no_new_privileges
+    yield "capabilities", lambda: capabilities.keep_only(_CAPABILITIES | measures.low_ports(_addresses(config)))
+    yield "seccomp", syscalls.refuse
+
+
+def apply_all(config: Config) -> tuple[Measure, ...]:
+    """Applies to this process and its children what can be given up before anything is opened."""
+    return tuple(apply(name, measure) for name, measure in _before(config))
+
+
+def confine(config: Config) -> Measure:
+    """The last one, once all modules are imported and all directories made, and before there is a second thread."""
+    return apply("landlock", lambda: measures.confine_files(_written(config), config.writes + config.issuer.writes, tcp=0))
+
+
+def _addresses(config: Config) -> Iterator[str]:
+    yield from (config.tls.address, config.join.address, config.console.address)
+    yield from (row.http for row in config.authorities if isinstance(row, Acme))
+
+
+def _written(config: Config) -> Iterator[Path]:
+    yield from (config.state, config.runtime, config.audit_file.parent, config.control_socket.parent)
+    if config.database_file is not None:
+        yield config.database_file.parent
+    for row in config.authorities:
+        if isinstance(row, Acme) and row.account_key:
+            yield Path(row.account_key).parent
+    if config.issuer.file:
+        yield Path(config.issuer.file).parent

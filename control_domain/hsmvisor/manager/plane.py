@@ -1,0 +1,303 @@
+"""The management plane: all parts put together, started and stopped in order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+from hsmvisor.manager import authorities, fleet_keys
+from hsmvisor.manager.access.tokens import Tokens
+from hsmvisor.manager.answers import Answers, Changes
+from hsmvisor.manager.auth import Authenticator
+from hsmvisor.manager.ca.interface import CaError
+from hsmvisor.manager.ca.names import BadName
+from hsmvisor.manager.config import Config
+from hsmvisor.manager.config import Issuer as IssuerSection
+from hsmvisor.manager.engine.engine import Engine
+from hsmvisor.manager.engine.health import HealthCheck
+from hsmvisor.manager.engine.hub import Hub
+from hsmvisor.manager.engine.parts import Parts
+from hsmvisor.manager.engine.results import Results
+from hsmvisor.manager.engine.signing import Commands
+from hsmvisor.manager.fleet_keys import FleetKeys
+from hsmvisor.manager.foundation import Foundation
+from hsmvisor.manager.history.events import History
+from hsmvisor.manager.importing import Importing
+from hsmvisor.manager.inventory.identities import OwnCertificate
+from hsmvisor.manager.inventory.joining import Joining
+from hsmvisor.manager.inventory.leaving import Leaving
+from hsmvisor.manager.inventory.reports import Reports
+from hsmvisor.manager.issuer.client import Issuer, IssuerAway
+from hsmvisor.manager.issuer.settings import FileEscrow, Settings, TokenEscrow
+from hsmvisor.manager.link.exchange import Exchanges
+from hsmvisor.manager.listeners import SERVICES, listeners
+from hsmvisor.manager.policies import PolicyStore
+from hsmvisor.manager.roles import TABLE
+from hsmvisor.manager.services.fleet import FleetParts, FleetService
+from hsmvisor.manager.services.link import HostLink
+from hsmvisor.manager.services.records import AuthorityService, HistoryService, PolicyService
+from hsmvisor.manager.services.wanted import RequestService
+from hsmvisor.manager.store import fleet
+from hsmvisor.manager.store.database import Database, DatabaseError
+from hsmvisor.manager.wanted.asking import Asking
+from hsmvisor.manager.wanted.judging import Judge
+from hsmvisor.serving.audit import Audit
+from hsmvisor.serving.errors import BadConfig, Broken, ServiceError
+from hsmvisor.serving.gate import Gate
+from hsmvisor.serving.measures import Measure
+from hsmvisor.serving.requests import Requests
+from hsmvisor.serving.server import Server
+from hsmvisor_rpc.v1 import manager_pb2_grpc as rpc
+
+_log = logging.getLogger(__name__)
+
+VERSION = "0.1.0"
+_PRUNE_EVERY = 3600.0  #: seconds
+_TELL_EVERY = 30.0  #: seconds after which a manager says again that it is there
+_FORGOTTEN = 86400.0  #: seconds of silence after which a manager is not known any more
+_PAUSE = 60.0  #: seconds after which a certificate that could not be renewed is tried again
+
+
+class Plane:
+    """Made inside the running event loop.  `start` makes the parts; whoever plugs in another one does it in `_gather`, `_plug`
+    (services of the control API) or `_run` (what works beside it)."""
+
+    def __init__(self, laid: Foundation, measures: tuple[Measure, ...], clock: Callable[[], float] = time.time) -> None:
+        self._laid, self.config, self._measures, self.clock = laid, laid.config, measures, clock
+        self._started = AsyncExitStack()
+        self._started.callback(laid.close)
+        self._tasks: list[asyncio.Task[None]] = []
+
+    # ---- life ---------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Returns when the control API answers.  Raises Broken; then nothing is left open."""
+        try:
+            await self._gather()
+            await self.audit.record("manager.start", who=TABLE.service, version=VERSION, name=self.config.manager, result="ok")
+            self._plug()
+            await self._run()
+            await self._server.start(listeners(self.config, self.own_certificate))
+            self._started.push_async_callback(self._server.stop)
+        except DatabaseError as error:
+            await self._started.aclose()
+            raise Broken("DATABASE", str(error), "see the database section of the configuration") from None
+        except BaseException:
+            await self._started.aclose()
+            raise
+        for measure in self._measures:
+            if not measure.applied:
+                _log.warning("not applied: %s: %s", measure.name, measure.detail)
+        _log.info("ready: %s, control API at %s", self.database.shown, self.config.control_socket)
+
+    async def stop(self) -> None:
+        """What runs is carried out, what waits is written; lines that are looked at are left for the next manager."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        with contextlib.suppress(DatabaseError):
+            async with self.database.transaction() as connection:
+                await fleet.forget_manager(connection, self._laid.key.id)
+        await self.history.close()  # followers end before the server waits for them
+        await self._server.stop()
+        await self.requests.finish()
+        with contextlib.suppress(ServiceError):
+            await self.audit.record("manager.stop", who=TABLE.service, result="ok")
+        await self._started.aclose()
+
+    async def reload(self, config: Config) -> None:
+        """Takes over who may call; certificates are read again at each handshake; the rest waits for a restart."""
+        self._gate.authenticator = self._authenticator(config)
+        await self.audit.record("manager.reload", who=TABLE.service, result="ok")
+        waits = ("database", "tls", "join", "console", "authorities", "issuer", "health", "renewal", "webhooks", "mail", "audit")
+        if changed := [name for name in waits if getattr(self.config, name) != getattr(config, name)]:
+            _log.warning("configuration: changes in %s take effect when the service is started again", ", ".join(changed))
+
+    # ---- the parts ------------------------------------------------------------------------------------------------
+
+    async def _gather(self) -> None:
+        config, clock, started = self.config, self.clock, self._started
+        self.database = Database(config.database_url)
+        started.push_async_callback(self.database.close)
+        await self.database.migrate()
+        self.keys: FleetKeys = await fleet_keys.settle(config, self.database, self._laid.audited, clock)
+        self.audit = Audit(
+            config.audit_file,
+            self._laid.key.sign,
+            service=TABLE.service,
+            rotate_bytes=config.audit.rotate_bytes,
+            checkpoint_lines=config.audit.checkpoint_lines,
+            checkpoint_seconds=config.audit.checkpoint_seconds,
+        )
+        self.audit.start()
+        started.push_async_callback(self.audit.close)
+        self.hub = Hub()
+        self.history = History(self.database, (), clock)
+        self.authorities = await authorities.open_all(config, self.database, clock)
+        started.push_async_callback(self.authorities.close)
+        self.policies = PolicyStore(self.database, self.history, self.hub.lines, clock)
+        await self.policies.open()
+        self.own_certificate = OwnCertificate(self.keys.identities, config.state, config.served_names, clock)
+        await self._certify()
+        self.answers = Answers(self.database, clock)
+        self.requests = Requests(self.answers, self.audit)
+        self.changes = Changes(self.database, self.answers, self.requests)
+        self.tokens = Tokens(self.database, self.history, self.keys.token_key, clock)
+        self.issuer = Issuer(_issuer_settings(config))
+        self.judge = Judge(self.policies.current, self.history, clock)
+        self.health = {row.name: HealthCheck(row.name, row.command, row.seconds) for row in config.health}
+        self.joining = Joining(
+            self.database,
+            self.history,
+            self.keys.identities,
+            self.keys.token_key,
+            self.keys.root,
+            config.tls_addresses,
+            clock,
+            config.join_addresses,
+            _believed(config),
+        )
+
+    async def _certify(self) -> None:
+        """Raises Broken."""
+        try:
+            await self.own_certificate.ensure()
+        except (CaError, BadName) as error:
+            raise Broken("CERTIFICATE", f"the manager's own certificate: {error}", "see tls.names in the configuration") from None
+
+    def _authenticator(self, config: Config) -> Authenticator:
+        return Authenticator(config, self.keys.identities, self.database, self.tokens, self.clock)
+
+    # ---- the control API ----------------------------------------------------------------------------------------
+
+    def _plug(self) -> None:
+        self._gate = Gate(TABLE, self._authenticator(self.config), self.audit)
+        self._server = Server(self._gate, SERVICES, self.config.runtime / "private")
+        registry, database, clock = self._server.registry, self.database, self.clock
+        fleet_parts = FleetParts(
+            database=database,
+            joining=self.joining,
+            leaving=Leaving(database, self.history, self.authorities, clock),
+            tokens=self.tokens,
+            authorities=self.authorities,
+            policies=self.policies,
+            changes=self.changes,
+            answers=self.answers,
+            hub=self.hub,
+            version=VERSION,
+            clock=clock,
+        )
+        rpc.add_FleetServiceServicer_to_server(FleetService(fleet_parts), registry)
+        rpc.add_PolicyServiceServicer_to_server(PolicyService(database, self.policies, self.changes, self.hub), registry)
+        rpc.add_AuthorityServiceServicer_to_server(AuthorityService(database, self.authorities), registry)
+        rpc.add_HistoryServiceServicer_to_server(HistoryService(self.history, self.audit), registry)
+        rpc.add_RequestServiceServicer_to_server(self._request_service(), registry)
+        rpc.add_HostLinkServicer_to_server(self._host_link(), registry)
+
+    def _request_service(self) -> RequestService:
+        known, usual = tuple(self.authorities), self.authorities.default
+        asking = Asking(self.history, self.judge, known, usual, tuple(self.health), self.clock)
+        importing = Importing(self.database, self.judge, self.issuer, self._sign_as_root, random.random, self.clock)
+        return RequestService(self.database, asking, importing, self.requests, self.answers, self.hub, self.clock)
+
+    def _host_link(self) -> HostLink:
+        reports = Reports(self.history, self.keys.root, self.clock)
+        results = Results(self.history, self.clock)
+        exchanges = Exchanges(self.database, self.history, reports, results, self.hub, self.clock)
+        return HostLink(self.joining, exchanges, self.requests, self.answers, lambda: self.joining.believed)
+
+    def _sign_as_root(self, statement: bytes) -> bytes:
+        """The fleet's root gives its word for what is not a command.  Raises AuthorityError."""
+        return self.keys.authority.root().key.sign(statement)
+
+    # ---- what works beside it -----------------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        """Starts what is stopped in the other order, and tasks that are cancelled."""
+        self.policies.start()
+        self._started.push_async_callback(self.policies.stop)
+        try:
+            await self.issuer.start()
+        except IssuerAway as error:
+            _log.error("the issuer cannot be used: %s", error)  # it is tried again
+        self._started.push_async_callback(self.issuer.close)
+        engine = Engine(self._engine_parts(), self.config.renewal.workers)
+        engine.start()
+        self._started.push_async_callback(engine.stop)
+        for work in (self.history.run, self._keep_certificate, self._prune, self._tell):
+            self._spawn(work)
+
+    def _spawn(self, work: Callable[[], Awaitable[None]]) -> None:
+        self._tasks.append(asyncio.ensure_future(work()))
+
+    def _engine_parts(self) -> Parts:
+        return Parts(
+            database=self.database,
+            history=self.history,
+            judge=self.judge,
+            commands=Commands(self.keys.authority.signer, self.clock),
+            issuer=self.issuer,
+            authorities=self.authorities,
+            health=self.health,
+            hub=self.hub,
+            clock=self.clock,
+            draw=random.random,
+        )
+
+    async def _keep_certificate(self) -> None:
+        while True:
+            try:
+                await self.own_certificate.keep()
+            except (CaError, OSError) as error:
+                _log.error("the manager's own certificate is not renewed: %s", error)
+                await asyncio.sleep(_PAUSE)
+
+    async def _prune(self) -> None:
+        while True:
+            with contextlib.suppress(DatabaseError):
+                await self.answers.prune()
+            await asyncio.sleep(_PRUNE_EVERY)
+
+    async def _tell(self) -> None:
+        """Other managers, and people, see that this one is there."""
+        while True:
+            now = self.clock()
+            with contextlib.suppress(DatabaseError):
+                async with self.database.transaction() as connection:
+                    await fleet.note_manager(connection, self._laid.key.id, self.config.manager, now, now - _FORGOTTEN)
+            await asyncio.sleep(_TELL_EVERY)
+
+
+def _issuer_settings(config: Config) -> Settings:
+    row: IssuerSection = config.issuer
+    directory = config.fleet / "issuer"
+    directory.mkdir(mode=0o700, exist_ok=True)
+    escrow: FileEscrow | TokenEscrow | None = None
+    if row.escrow == "file":
+        escrow = FileEscrow(Path(row.file) if row.file else directory / "escrow.key")
+    elif row.escrow == "pkcs11":
+        environment = dict(setting.split("=", 1) for setting in row.environment)
+        writes = tuple(map(Path, row.writes))
+        escrow = TokenEscrow(Path(row.library), row.token, Path(row.pin_file), row.label, environment, writes, row.network)
+    return Settings(directory / "recipient.key", escrow)
+
+
+def _believed(config: Config) -> tuple[bytes, ...]:
+    """Returns whom hosts believe as manager where its certificate is somebody else's, DER.  Raises BadConfig."""
+    if not config.tls.authorities:
+        return ()
+    try:
+        found = x509.load_pem_x509_certificates(Path(config.tls.authorities).read_bytes())
+    except OSError as error:
+        raise BadConfig("tls.authorities", f"{config.tls.authorities}: {error.strerror}") from None
+    except ValueError:
+        raise BadConfig("tls.authorities", f"{config.tls.authorities}: these are no certificates in PEM") from None
+    return tuple(certificate.public_bytes(Encoding.DER) for certificate in found)
