@@ -21,7 +21,7 @@ def _before(config: Config) -> Iterator[tuple[str, Callable[[], str]]]:
     yield "core-dumps", measures.no_core
     yield "not-dumpable", measures.not_dumpable
     yield "no-new-privileges", measures.no_new_privileges
-    yield "capabilities", lambda: capabilities.keep_only(_CAPABILITIES | measures.low_ports(_addresses(config)))
+    yield "capabilities", lambda: capabilities.keep_only(wanted(config))
     yield "seccomp", syscalls.refuse
 
 
@@ -33,6 +33,11 @@ def apply_all(config: Config) -> tuple[Measure, ...]:
 def confine(config: Config) -> Measure:
     """The last one, once all modules are imported and all directories made, and before there is a second thread."""
     return apply("landlock", lambda: measures.confine_files(_written(config), config.writes + config.issuer.writes, tcp=0))
+
+
+def wanted(config: Config) -> frozenset[int]:
+    """Returns the capabilities that it keeps, where it has them."""
+    return _CAPABILITIES | measures.low_ports(_addresses(config))
 
 
 def _addresses(config: Config) -> Iterator[str]:

@@ -41,7 +41,7 @@ def findings(der: bytes) -> tuple[str, ...]:
 
 
 def _is_good_name(finding: Any) -> bool:
-    """RFC 5280 leaves wildcards open (4.2.1.6), and names of one label are those of private networks; the linter finds neither right.
+    """RFC 5280 leaves wildcards open (4.2.1.6), and private networks have names of one label: the linter finds neither right.
     Ours were checked by names.py."""
     told = _QUOTED.search(finding.message or "")
     if finding.finding.code != "pkix.invalid_domain_name_syntax" or told is None:
