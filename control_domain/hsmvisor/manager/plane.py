@@ -21,6 +21,7 @@ from hsmvisor.manager.ca.interface import CaError
 from hsmvisor.manager.ca.names import BadName
 from hsmvisor.manager.config import Config
 from hsmvisor.manager.config import Issuer as IssuerSection
+from hsmvisor.manager.desk import Desk
 from hsmvisor.manager.engine.engine import Engine
 from hsmvisor.manager.engine.health import HealthCheck
 from hsmvisor.manager.engine.hub import Hub
@@ -206,7 +207,8 @@ class Plane:
         known, usual = tuple(self.authorities), self.authorities.default
         asking = Asking(self.history, self.judge, known, usual, tuple(self.health), self.clock)
         importing = Importing(self.database, self.judge, self.issuer, self._sign_as_root, random.random, self.clock)
-        return RequestService(self.database, asking, importing, self.requests, self.answers, self.hub, self.clock)
+        desk = Desk(self.database, self.requests, self.answers, self.hub)
+        return RequestService(self.database, desk, asking, importing, self.requests, self.answers, self.hub, self.clock)
 
     def _host_link(self) -> HostLink:
         reports = Reports(self.history, self.keys.root, self.clock)
