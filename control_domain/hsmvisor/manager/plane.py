@@ -21,6 +21,9 @@ from hsmvisor.manager.ca.interface import CaError
 from hsmvisor.manager.ca.names import BadName
 from hsmvisor.manager.config import Config
 from hsmvisor.manager.config import Issuer as IssuerSection
+from hsmvisor.manager.console.console import Console
+from hsmvisor.manager.console.parts import Parts as ConsoleParts
+from hsmvisor.manager.console.server import Tls
 from hsmvisor.manager.desk import Desk
 from hsmvisor.manager.engine.engine import Engine
 from hsmvisor.manager.engine.health import HealthCheck
@@ -39,7 +42,7 @@ from hsmvisor.manager.inventory.reports import Reports
 from hsmvisor.manager.issuer.client import Issuer, IssuerAway
 from hsmvisor.manager.issuer.settings import FileEscrow, Settings, TokenEscrow
 from hsmvisor.manager.link.exchange import Exchanges
-from hsmvisor.manager.listeners import SERVICES, listeners
+from hsmvisor.manager.listeners import SERVICES, listeners, server_files
 from hsmvisor.manager.policies import PolicyStore
 from hsmvisor.manager.roles import TABLE
 from hsmvisor.manager.services.fleet import FleetParts, FleetService
@@ -116,7 +119,7 @@ class Plane:
 
     async def reload(self, config: Config) -> None:
         """Takes over who may call; certificates are read again at each handshake; the rest waits for a restart."""
-        self._gate.authenticator = self._authenticator(config)
+        self._gate.authenticator = self._known = self._authenticator(config)
         await self.audit.record("manager.reload", who=TABLE.service, result="ok")
         waits = ("database", "tls", "join", "console", "authorities", "issuer", "health", "renewal", "webhooks", "mail", "audit")
         if changed := [name for name in waits if getattr(self.config, name) != getattr(config, name)]:
@@ -180,7 +183,8 @@ class Plane:
     # ---- the control API ----------------------------------------------------------------------------------------
 
     def _plug(self) -> None:
-        self._gate = Gate(TABLE, self._authenticator(self.config), self.audit)
+        self._known = self._authenticator(self.config)
+        self._gate = Gate(TABLE, self._known, self.audit)
         self._server = Server(self._gate, SERVICES, self.config.runtime / "private")
         registry, database, clock = self._server.registry, self.database, self.clock
         fleet_parts = FleetParts(
@@ -205,10 +209,10 @@ class Plane:
 
     def _request_service(self) -> RequestService:
         known, usual = tuple(self.authorities), self.authorities.default
-        asking = Asking(self.history, self.judge, known, usual, tuple(self.health), self.clock)
+        self.asking = Asking(self.history, self.judge, known, usual, tuple(self.health), self.clock)
+        self.desk = Desk(self.database, self.requests, self.answers, self.hub)
         importing = Importing(self.database, self.judge, self.issuer, self._sign_as_root, random.random, self.clock)
-        desk = Desk(self.database, self.requests, self.answers, self.hub)
-        return RequestService(self.database, desk, asking, importing, self.requests, self.answers, self.hub, self.clock)
+        return RequestService(self.database, self.desk, self.asking, importing, self.requests, self.answers, self.hub, self.clock)
 
     def _host_link(self) -> HostLink:
         reports = Reports(self.history, self.keys.root, self.clock)
@@ -236,6 +240,29 @@ class Plane:
         self._started.push_async_callback(engine.stop)
         for work in (self.history.run, self._keep_certificate, self._prune, self._tell):
             self._spawn(work)
+        if self.config.console.address:
+            self._console = await self._started.enter_async_context(self._make_console())
+
+    def _make_console(self) -> Console:
+        settings = self.config.console
+        tls = None
+        if not settings.plain:
+            certificate, key = server_files(self.config, self.own_certificate)
+            tls = Tls(settings.certificate or certificate, settings.key or key, self.config.tls.client_ca)
+        parts = ConsoleParts(
+            database=self.database,
+            desk=self.desk,
+            asking=self.asking,
+            history=self.history,
+            tokens=self.tokens,
+            authenticator=lambda: self._known,
+            audit=self.audit,
+            policy_version=lambda: self.policies.current().version,
+            manager=self.config.manager,
+            version=VERSION,
+            clock=self.clock,
+        )
+        return Console(parts, settings, tls)
 
     def _spawn(self, work: Callable[[], Awaitable[None]]) -> None:
         self._tasks.append(asyncio.ensure_future(work()))
