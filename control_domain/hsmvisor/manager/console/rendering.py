@@ -57,7 +57,7 @@ def _date(at: float) -> datetime:
 def moment(at: float, now: float = 0) -> Markup:
     """A time as an element; with how far it is where `now` is given."""
     if not known(at):
-        return Markup("–")  # noqa: S704: no text of others
+        return Markup("–")
     far = f" ({distance(at, now)})" if now else ""
     return Markup('<time datetime="{}">{}</time>{}').format(iso(at), stamp(at), far)
 
