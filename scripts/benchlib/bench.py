@@ -12,9 +12,10 @@ from typing import Any
 from support.c_programs import build_p11bench
 from support.host import Host
 
-from benchlib import allocator, control, hostile, plot, raw, report, signing, token, vsock
+from benchlib import allocator, control, fleet, hostile, plot, raw, report, signing, token, vsock
 from benchlib.setups import KEYS, all_setups
 
+FLEET = "fleet"  #: takes long: only when it is asked for
 PARTS = ["signing", "allocator", "control", "hostile", "vsock", "token"]
 SETUPS = ["softhsm", "p11kit-softhsm", "hsmvisor", "hsmvisor-p11kit"]
 
@@ -28,11 +29,22 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", nargs="+", type=int, help="threads of the application (default 1 2 4 8)")
     parser.add_argument("--setups", nargs="+", choices=SETUPS, default=SETUPS)
     parser.add_argument("--modules", type=int, help="modules for the measure of memory (default 200; 20 with --quick)")
+    parser.add_argument("part", nargs="?", choices=[*PARTS, FLEET], help="one part alone, as --only")
     parser.add_argument(
-        "--only", nargs="+", choices=PARTS, default=PARTS, help="these parts; of the others stays what the output directory has"
+        "--hosts", type=int, help="hosts of the largest fleet (default 200, 10 with --quick), with 100 modules each"
+    )
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=[*PARTS, FLEET],
+        default=PARTS,
+        help="these parts; of the others stays what the output directory has",
     )
     parser.add_argument("--output", type=Path, help="directory for bench.json, bench.md and bench.svg")
-    return parser.parse_args()
+    given = parser.parse_args()
+    if given.part:
+        given.only = [given.part]
+    return given
 
 
 def run_control(quick: bool, modules: int) -> dict[str, Any]:
@@ -80,6 +92,8 @@ def written(results: dict[str, Any]) -> tuple[list[str], bool]:
         section("A guest's vsock", "vsock", *vsock.text(results["vsock"]))
     if "token" in results:
         section("A guest's own token", "token", *token.text(results["token"]))
+    if FLEET in results:
+        section("A fleet", FLEET, *fleet.text(results[FLEET]))
     return text, met
 
 
@@ -115,6 +129,9 @@ def main() -> int:
         if "token" in given.only:
             begins(results, "token", plan)
             results["token"] = token.measure(plan.rounds, plan.seconds, 2000 if given.quick else token.OBJECTS)
+        if FLEET in given.only:
+            begins(results, FLEET, plan)
+            results[FLEET] = fleet.measure(given.hosts or (10 if given.quick else fleet.HOSTS))
     text, met = written(results)
     print("\n".join(text))
     if given.output:

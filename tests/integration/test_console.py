@@ -82,7 +82,7 @@ def test_a_token_opens_a_session_and_a_wrong_one_does_not(tmp_path: Path) -> Non
             assert rule in cookie, cookie
         assert "Max-Age" not in cookie and "Domain" not in cookie
         assert "alice" in await browser.text("/you")
-        audited = made.audited()
+        audited = await made.audited()
         assert '"kind":"console.login"' in audited and '"result":"refused","method":"console.login"' in audited
         assert token not in audited and token.rpartition(".")[2] not in audited
 
@@ -196,7 +196,7 @@ def test_forms_of_other_pages_are_refused(tmp_path: Path) -> None:
         for headers in ({}, {"origin": "https://evil.example"}):
             assert (await made.browser().post("/login", headers, token=await made.token())).status_code == 403
         assert [line.triggered_at for line in await made.fleet.lines(row)] == [0.0, 0.0]
-        assert '"method":"/hsmvisor.manager.v1.RequestService/Rotate","via":"console","reason":"CSRF"' in made.audited()
+        assert '"method":"/hsmvisor.manager.v1.RequestService/Rotate","via":"console","reason":"CSRF"' in await made.audited()
         assert (await browser.get(path)).status_code == 200  # a GET changes nothing
         assert [line.triggered_at for line in await made.fleet.lines(row)] == [0.0, 0.0]
 
@@ -323,7 +323,7 @@ def test_an_auditor_sees_all_and_changes_nothing(tmp_path: Path) -> None:
         assert "/rotate" not in page
         assert (await auditor.get(f"/materials/{row.id}/rotate")).status_code == 403
         assert (await auditor.post(f"/materials/{row.id}/rotate", csrf=await auditor.csrf(), request="r-1")).status_code == 403
-        assert '"reason":"ROLE"' in made.audited()
+        assert '"reason":"ROLE"' in await made.audited()
         assert [line.triggered_at for line in await made.fleet.lines(row)] == [0.0, 0.0]
 
     play(tmp_path, scenario)
@@ -468,7 +468,7 @@ def test_rotating_is_asked_for_once_more_and_done_once(tmp_path: Path) -> None:
         assert "A new generation is asked for." not in await browser.text(path)
         await fleet.settle()
         assert {line.resource_id: line.serving for line in await fleet.lines(row)} == {"rack-1/web-1": 1, "rack-1/web-2": 2}
-        lines_of_it = [json.loads(line) for line in made.audited().splitlines() if '"kind":"request.rotate"' in line]
+        lines_of_it = [json.loads(line) for line in (await made.audited()).splitlines() if '"kind":"request.rotate"' in line]
         assert [line["result"] for line in lines_of_it] == ["ok", "repeated"]
         assert lines_of_it[0]["who"].startswith("token:") and lines_of_it[0]["why"] == "a new key, please"
         assert (lines_of_it[0]["via"], lines_of_it[0]["material"]) == ("console", "tls")
@@ -513,7 +513,7 @@ def test_the_other_buttons(tmp_path: Path) -> None:
         page = await browser.text(path)
         assert "cancelled" in page and "/rotate" not in page and "/cancel" not in page
         assert (await browser.get(f"{path}/nothing")).status_code == 404
-        kinds = set(re.findall(r'"kind":"(request\.\w+)"', made.audited()))
+        kinds = set(re.findall(r'"kind":"(request\.\w+)"', await made.audited()))
         assert kinds == {"request.rotate", "request.rollback", "request.revoke", "request.activate", "request.cancel"}
 
     play(tmp_path, scenario)

@@ -188,7 +188,8 @@ return [...document.querySelectorAll("body *")].filter((one) => !one.closest("sv
 }).filter(([contrast]) => contrast < 4.5).map(([contrast, text]) => contrast.toFixed(2) + " " + text);
 """
 _NAMELESS = """
-return [...document.querySelectorAll("a[href], button, input:not([type=hidden], [hidden]), select")].filter((one) => !(one.textContent.trim()
+const all = document.querySelectorAll("a[href], button, input:not([type=hidden], [hidden]), select");
+return [...all].filter((one) => !(one.textContent.trim()
   || one.getAttribute("aria-label") || one.labels?.length)).map((one) => one.outerHTML);
 """
 

@@ -520,6 +520,49 @@ def test_a_renewal_that_is_cut_short_asks_for_the_same_key(manager: FakeManager)
         wait_for(lambda: not host.link().renewal_failure, 10, "the end of the failure")
 
 
+def test_a_kill_when_the_renewed_certificate_was_used_first_locks_nobody_out(manager: FakeManager) -> None:
+    manager.lifetime, manager.one_certificate = 6.0, True
+    with Member(manager) as host:
+        host.join(manager.token())
+        host.connected()
+        manager.lifetime = 3600.0
+
+        def kill(request: manager_pb2.ExchangeRequest) -> None:
+            if len(manager.serials) == 2:
+                assert host.process is not None
+                host.process.kill()
+                manager.on_exchange = lambda request: None
+
+        manager.on_exchange = kill
+        assert host.process is not None
+        host.process.wait(15)
+        assert (host.state / "manager" / "renewed.json").exists()
+        host.start()
+        host.connected()
+        assert len(manager.serials) == 2
+        wait_for(lambda: not (host.state / "manager" / "renewed.json").exists(), what="the end of the renewal")
+        assert host.link().certificate_ends_at.seconds > time.time() + 600
+
+
+def test_a_renewed_certificate_that_does_not_work_leaves_the_old_one(manager: FakeManager) -> None:
+    manager.lifetime = 12.0
+    with Member(manager) as host:
+        host.join(manager.token())
+        host.connected()
+        issue, strange = manager._issue, FakeManager()
+        made: list[bytes] = []
+
+        def once(csr: bytes) -> bytes:
+            made.append(csr)
+            return strange._issue(csr) if len(made) == 1 else issue(csr)
+
+        manager._issue = once  # type: ignore[method-assign]
+        wait_for(lambda: "does not work" in host.link().renewal_failure, 10, "the failure")
+        host.connected()
+        wait_for(lambda: len(manager.serials) == 2 and not host.link().renewal_failure, 10, "another attempt")
+        assert made[0] == made[1]
+
+
 def test_a_damaged_membership_stops_nothing_else(member: Member, tmp_path: Path) -> None:
     member.register("web")
     member.stop()

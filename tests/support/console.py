@@ -54,7 +54,7 @@ class Rig:
     console: Console
     tokens: Tokens
     ticks: Ticks
-    audit_file: Path
+    audit: Audit
     own: OwnCertificate
     config: Config
     secure: bool
@@ -86,8 +86,10 @@ class Rig:
         assert answer.status_code == 303, answer.text
         return browser
 
-    def audited(self) -> str:
-        return self.audit_file.read_text()
+    async def audited(self) -> str:
+        """With all that was noted until now."""
+        await self.audit.record("test.read", who="test")
+        return await asyncio.to_thread(self.audit.path.read_text)
 
 
 @dataclass
@@ -133,9 +135,13 @@ async def rig(
 ) -> AsyncIterator[Rig]:
     fleet = fleet or await Fleet.begin(directory, clock=Clock(time.time()) if tls else None)
     clock, database = fleet.clock, fleet.database
-    audit_file = directory / "audit.log"
     audit = Audit(
-        audit_file, lambda data: bytes(64), service="manager", rotate_bytes=1 << 30, checkpoint_lines=10**6, checkpoint_seconds=3600
+        directory / "audit.log",
+        lambda data: bytes(64),
+        service="manager",
+        rotate_bytes=1 << 30,
+        checkpoint_lines=10**6,
+        checkpoint_seconds=3600,
     )
     audit.start()
     async with database.transaction() as connection:
@@ -167,7 +173,7 @@ async def rig(
     ticks = Ticks()
     settings = settings or Settings(address="127.0.0.1:0", plain=not tls)
     console = Console(parts, settings, files, ticks)
-    made = Rig(fleet, console, tokens, ticks, audit_file, own, config, tls)
+    made = Rig(fleet, console, tokens, ticks, audit, own, config, tls)
     try:
         async with console:
             yield made

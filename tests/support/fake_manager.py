@@ -85,6 +85,7 @@ class FakeManager(rpc.HostLinkServicer):
         self.refuse: dict[str, str] = {}
         self.on_exchange: Callable[[pb.ExchangeRequest], None] = lambda request: None
         self.serials: list[int] = []  #: of the certificates of those who called, as they changed
+        self.one_certificate = False  #: one that was replaced by a newer one counts no more
         self._session = ""
         self._news = threading.Condition()
         self._key, self._certificate = self.ca.pair(x509.IPAddress(ipaddress.ip_address("127.0.0.1")))
@@ -181,6 +182,8 @@ class FakeManager(rpc.HostLinkServicer):
     def _enter(self, context: grpc.ServicerContext) -> None:
         serial = x509.load_pem_x509_certificate(context.auth_context()["x509_pem_cert"][0]).serial_number
         if self.serials[-1:] != [serial]:
+            if self.one_certificate and serial in self.serials:
+                context.abort(grpc.StatusCode.UNAUTHENTICATED, "this certificate was replaced")
             self.serials.append(serial)
 
     def _issue(self, csr: bytes) -> bytes:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from cryptography.hazmat.primitives.serialization import load_der_private_key
 from hsmvisor.manager.issuer.calls import SealTo
-from hsmvisor.manager.issuer.client import Made
+from hsmvisor.manager.issuer.client import Issuer, Made
 from hsmvisor.manager.issuer.settings import FileEscrow, Settings, TokenEscrow
 from hsmvisor_rpc.sealed.envelope import EnvelopeContext, RecipientKey, recipient_fingerprint
 from support.certificates import PrivateKey
@@ -64,9 +66,10 @@ def file_settings(directory: Path) -> Settings:
     return Settings(directory / "issuer.key", FileEscrow(directory / "escrow.key"))
 
 
-def token_settings(directory: Path, token: Token, **others: Any) -> Settings:
-    told: dict[str, Any] = {"library": Path(token.library), "token": TOKEN, "pin_file": token.pin_file}
-    told |= {"environment": token.environment, "writes": (token.directory / "tokens",)} | others
+def token_settings(directory: Path, at: Token, **others: Any) -> Settings:
+    """`others` in the place of the right ones."""
+    told: dict[str, Any] = {"library": Path(at.library), "token": TOKEN, "pin_file": at.pin_file}
+    told |= {"environment": at.environment, "writes": (at.directory / "tokens",)} | others
     return Settings(directory / "issuer.key", TokenEscrow(**told))
 
 
@@ -132,3 +135,21 @@ class Manager:
         self.process.stdin.close()
         self.process.wait(10)
         self.process.stdout.close()
+
+
+@contextlib.asynccontextmanager
+async def running(settings: Settings) -> AsyncIterator[Issuer]:
+    issuer = Issuer(settings)
+    await issuer.start()
+    try:
+        yield issuer
+    finally:
+        await issuer.close()
+
+
+def tell(directory: Path, story: Callable[[Issuer], Awaitable[None]]) -> None:
+    async def run() -> None:
+        async with running(file_settings(directory)) as issuer:
+            await story(issuer)
+
+    asyncio.run(run())

@@ -30,6 +30,7 @@ class TlsLoad:
     port: int
     context: ssl.SSLContext
     threads: int = 4
+    name: str = "localhost"  #: that the certificate has to be for
     done: list[tuple[float, bytes]] = field(default_factory=list)  #: when it ended, leaf certificate (DER)
     failures: list[str] = field(default_factory=list)
 
@@ -42,7 +43,7 @@ class TlsLoad:
     def _run(self) -> None:
         while not self._ended.is_set():
             try:
-                leaf = handshake(self.port, self.context)[0]
+                leaf = handshake(self.port, self.context, self.name)[0]
                 self.done.append((time.monotonic(), leaf))
             except (OSError, ValueError) as error:
                 self.failures.append(f"{time.monotonic():.3f} {type(error).__name__} {error}")

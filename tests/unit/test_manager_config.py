@@ -50,7 +50,8 @@ def uncommented() -> str:
 def test_the_commented_tables_of_the_example_are_good_too() -> None:
     config = parse(uncommented(), "example")
     assert [row.kind for row in config.authorities] == ["builtin", "acme", "command"]
-    assert config.clients and config.join_certificates and config.health and config.webhooks and config.mail
+    assert config.clients and config.join_certificates and config.health and config.webhooks and config.mails
+    assert [channel.name for channel in config.channels()] == ["chat", "operators"]
     assert len(config.control.allow) == 2
 
 
@@ -153,6 +154,8 @@ TLS = '[tls]\naddress = "0.0.0.0:1"\nclient_ca = "/ca.pem"\n'
         ('[issuer]\nescrow = "pkcs11"', "say where the escrow's key is"),
         ('[issuer]\nfile = "/x"', 'is for escrow = "file"'),
         ('[[health]]\nname = "h"\ncommand = []', r"health\[0\].command"),
+        ('[[webhooks]]\nname = "chat"', r"webhooks\[0\].url is missing"),
+        ('[[mails]]\nname = "x"\nhost = "h"\nsender = "s"\nto = []', r"mails\[0\].sender is an address"),
         ("[renewal]\nworkers = 0", "renewal.workers is 1 to 256"),
         ("[audit]\nrotate_bytes = 1", "audit.rotate_bytes is at least 65536"),
         ('[log]\nlevel = "loud"', "log.level is debug"),

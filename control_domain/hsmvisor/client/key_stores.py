@@ -24,7 +24,9 @@ _CURVES: dict[bytes, ec.EllipticCurve] = {
     bytes.fromhex("06052b81040023"): ec.SECP521R1(),
 }
 _ED25519 = (bytes.fromhex("06032b6570"), b"\x13\x0cedwards25519")
-_WRAPPING = Mechanism.AES_KEY_WRAP_PAD
+#: Makers differ in what they call RFC 5649's, and in what they mean by the second (PKCS #11 3.1, 6.13.11).
+_WRAPPING = (Mechanism.AES_KEY_WRAP_KWP, Mechanism.AES_KEY_WRAP_PAD, Mechanism.AES_KEY_WRAP_PKCS7)
+_BLOCK = 8  #: bytes that the wrapped are padded to
 
 
 @dataclass(frozen=True)
@@ -58,9 +60,8 @@ def take_out(stored: StoredKey, certificates: bytes = b"") -> Bundle:
     except failures.NoSuchToken:
         raise BundleError(f"there is no token {stored.token!r} in {stored.library}") from None
     except failures.PKCS11Error as error:
-        raise BundleError(f"token {stored.token!r} in {stored.library} failed: {type(error).__name__}") from None
-    except RuntimeError:  # what python-pkcs11 says of a library that it cannot open
-        raise BundleError(f"the library {stored.library} cannot be opened") from None
+        why = type(error).__name__ if type(error) is not failures.PKCS11Error else error  # the loader's words
+        raise BundleError(f"token {stored.token!r} in {stored.library} failed: {why}") from None
     return Bundle.make(pkcs8, _pem(certificates) + beside)
 
 
@@ -104,16 +105,36 @@ def _wrapped(session: Any, key: Any, stored: StoredKey) -> bytes:
         Attribute.WRAP: True,
     }
     try:
-        wrapped = session.create_object(template).wrap_key(key, mechanism=_WRAPPING)
+        wrapping = session.create_object(template)
     except failures.PKCS11Error as error:
-        raise BundleError(
-            f"the key {stored} is extractable, but token {stored.token!r} does not wrap it with AES ({_WRAPPING.name}): "
-            f"{type(error).__name__}"
-        ) from None
-    try:
-        return keywrap.aes_key_unwrap_with_padding(secret, bytes(wrapped))
-    except (keywrap.InvalidUnwrap, ValueError):
-        raise BundleError(f"token {stored.token!r} wrapped the key {stored} otherwise than RFC 5649 says") from None
+        raise BundleError(f"token {stored.token!r} takes no AES key to wrap {stored} with: {type(error).__name__}") from None
+    failed = []
+    for mechanism in _WRAPPING:
+        try:
+            return _unwrapped(bytes(wrapping.wrap_key(key, mechanism=mechanism)), secret, stored)
+        except failures.PKCS11Error as error:
+            failed.append(f"{mechanism.name}: {type(error).__name__}")
+    raise BundleError(
+        f"the key {stored} is extractable, but token {stored.token!r} does not wrap it with AES ({', '.join(failed)})"
+    )
+
+
+def _unwrapped(wrapped: bytes, secret: bytes, stored: StoredKey) -> bytes:
+    for unwrap in (keywrap.aes_key_unwrap_with_padding, keywrap.aes_key_unwrap):  # RFC 5649, RFC 3394
+        try:
+            return _without_padding(unwrap(secret, wrapped))
+        except (keywrap.InvalidUnwrap, ValueError):
+            continue
+    raise BundleError(f"token {stored.token!r} wrapped the key {stored} as neither RFC 5649 nor RFC 3394 says")
+
+
+def _without_padding(told: bytes) -> bytes:
+    """PKCS #8 as long as its own SEQUENCE says: makers pad to whole blocks, with zeros or as PKCS #7 does."""
+    size = told[1:2] + b"\0"
+    digits = size[0] & 0x7F if size[0] & 0x80 else 0
+    length = int.from_bytes(told[2 : 2 + digits], "big") if digits else size[0]
+    end = 2 + digits + length
+    return told[:end] if told[:1] == b"\x30" and 0 <= len(told) - end <= _BLOCK else told
 
 
 def _read(key: Any, stored: StoredKey) -> bytes:

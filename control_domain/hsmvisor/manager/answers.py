@@ -26,7 +26,7 @@ class Answers:
 
     async def answer(self, request: Request) -> bytes | None:
         """Returns what an equal call was answered before, or None; raises Conflict when that one asked for something else."""
-        async with self._database.transaction() as connection:
+        async with self._database.reading() as connection:
             query = select(answers).where(answers.c.request_id == request.request_id)
             row = (await connection.execute(query)).one_or_none()
         if row is None:

@@ -1,6 +1,7 @@
 """Who is calling a manager, and what it may be: peer credentials, a client certificate, or an access token.
 
-What a caller brings is asked of the database in one query at most.  An access token counts more than how it came.
+What a caller brings is asked of the database in one query at most, which waits for nobody.  An access token counts more than how
+it came.
 """
 
 from __future__ import annotations
@@ -112,16 +113,17 @@ class Authenticator:
         return self._owner(name, shown)
 
     async def _host(self, shown: _Shown) -> FleetCaller:
-        async with self._database.transaction() as connection:
+        async with self._database.reading() as connection:
             row = await inventory.host(connection, shown.host)
-            if row is not None and row.state == "joined" and shown.der == row.certificate and row.certificate_before:
-                await inventory.forget_certificate_before(connection, row.id, row.certificate)  # the new one has arrived
-                row = replace(row, certificate_before=b"")
         if row is None or row.state != "joined":
             why = "this host was removed" if row is None else "this host was revoked"
             raise Unauthenticated("HOST", why, "it may join again, with a new join token")
         if shown.der not in (row.certificate, row.certificate_before):
             raise Unauthenticated("HOST", f"this certificate of host {row.name} was replaced by a newer one", "use that one")
+        if shown.der == row.certificate and row.certificate_before:  # the new one has arrived
+            async with self._database.transaction() as connection:
+                await inventory.forget_certificate_before(connection, row.id, row.certificate)
+            row = replace(row, certificate_before=b"")
         return FleetCaller(f"host:{row.name}", frozenset({Role.HOST}), host=row)
 
     def _owner(self, name: str, shown: _Shown) -> FleetCaller:

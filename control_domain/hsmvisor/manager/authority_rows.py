@@ -61,10 +61,6 @@ class Builtin:
     profiles: tuple[ProfileRow, ...] = ()
     orders_per_second: float = 0.0  #: 0: no limit
 
-    @property
-    def programs(self) -> bool:
-        return False
-
     def check(self, where: str, demand: Demand) -> None:
         told = bool(self.library), bool(self.token), bool(self.pin_file)
         demand(all(told) or not any(told), f"{where}: library, token and pin_file stand together, or none does")
@@ -105,10 +101,6 @@ class Acme:
     account_key: str = ""  #: default STATE/fleet/authorities/NAME/account.key
     orders_per_second: float = 0.0
 
-    @property
-    def programs(self) -> bool:
-        return bool(self.http_hook or self.dns_hook)
-
     def check(self, where: str, demand: Demand) -> None:
         demand(_is_url(self.directory, "https"), f"{where}.directory is the URL of an ACME directory, https://...")
         for k, contact in enumerate(self.contact):
@@ -136,10 +128,6 @@ class Command:
     seconds: float = 300.0
     environment: tuple[str, ...] = ()  #: NAME=VALUE; no secrets: ps shows them
     orders_per_second: float = 0.0
-
-    @property
-    def programs(self) -> bool:
-        return True
 
     def check(self, where: str, demand: Demand) -> None:
         absolute = bool(self.command) and Path(self.command[0]).is_absolute()

@@ -14,6 +14,7 @@ from hsmvisor.manager import limits
 from hsmvisor.manager.authority_rows import Acme, Authority, Builtin, Command, check_authorities
 from hsmvisor.manager.ca import names
 from hsmvisor.manager.ca.names import BadName
+from hsmvisor.manager.notify.channels import BadChannels, Channel, from_config
 from hsmvisor.manager.roles import GIVEN, Role
 from hsmvisor.serving import config as reading
 from hsmvisor.serving.config import Audit, Demand, Log
@@ -158,7 +159,7 @@ class Config:
     health: tuple[Health, ...] = ()
     renewal: Renewal = field(default_factory=Renewal)
     webhooks: tuple[dict[str, Any], ...] = ()  #: checked by hsmvisor.manager.notify
-    mail: tuple[dict[str, Any], ...] = ()
+    mails: tuple[dict[str, Any], ...] = ()
     audit: Audit = field(default_factory=Audit)
     log: Log = field(default_factory=Log)
 
@@ -229,11 +230,9 @@ class Config:
     def all_authorities(self) -> tuple[Authority, ...]:
         return self.authorities or (Builtin(BUILTIN, default=True),)
 
-    @property
-    def commands(self) -> tuple[str, ...]:
-        """Which sections have programs run."""
-        found = [f"[[health]] {row.name}" for row in self.health]
-        return tuple(found + [f"[[authorities]] {row.name}" for row in self.authorities if row.programs])
+    def channels(self) -> list[Channel]:
+        """Who is told of what happens.  Raises BadChannels, before it was checked."""
+        return from_config({"webhooks": self.webhooks, "mails": self.mails}, where="")
 
 
 def _node() -> str:
@@ -294,6 +293,10 @@ def _check(config: Config, demand: Demand) -> None:
         )
         demand(check.seconds > 0, f"health[{i}].seconds is greater than 0")
     once([check.name for check in config.health], "health", demand)
+    try:
+        config.channels()
+    except BadChannels as error:
+        demand(False, str(error))
     demand(1 <= config.renewal.workers <= 256, "renewal.workers is 1 to 256")
     reading.check_records(config.audit, config.log, demand)
 

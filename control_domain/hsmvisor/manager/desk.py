@@ -57,7 +57,7 @@ class Desk:
             owner = who.owner
             if untrusted_owner and untrusted_owner != owner:
                 return []
-        async with self._database.transaction() as connection:
+        async with self._database.reading() as connection:
             rows = await wanted.requests_after(connection, after, count, owner, state)
             ids = [row.id for row in rows]
             denied = await wanted.denied_requests(connection, ids)
@@ -68,7 +68,7 @@ class Desk:
 
     async def shown(self, who: FleetCaller, id: str) -> Shown:
         """Raises NotFound, also for what the caller may not see."""
-        async with self._database.transaction() as connection:
+        async with self._database.reading() as connection:
             row = await self.seen(connection, who, id)
             there = await lines.lines_of_request(connection, row.id)
             ids = [line.id for line in there]

@@ -47,7 +47,7 @@ async def settle(config: Config, database: Database, audited: bool, clock: Calla
 
     Raises Broken, DatabaseError.
     """
-    async with database.transaction() as connection:
+    async with database.reading() as connection:
         known = await fleet.fingerprints(connection)
     if not known and audited:
         raise Broken(
@@ -80,7 +80,7 @@ async def _note(database: Database, found: dict[str, str], now: int) -> dict[str
         async with database.transaction() as connection:
             await fleet.put_fingerprints(connection, found, now)
     except IntegrityError:  # another manager began the fleet at the same time
-        async with database.transaction() as connection:
+        async with database.reading() as connection:
             return await fleet.fingerprints(connection)
     return found
 

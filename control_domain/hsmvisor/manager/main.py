@@ -17,7 +17,7 @@ from hsmvisor.manager import foundation, measures
 from hsmvisor.manager.config import Config
 from hsmvisor.manager.foundation import Foundation
 from hsmvisor.serving import log
-from hsmvisor.serving.errors import Broken
+from hsmvisor.serving.errors import BadConfig, Broken
 from hsmvisor.serving.measures import Measure
 from hsmvisor.serving.notify import notify
 
@@ -57,7 +57,7 @@ def main(path: Path | None, check: bool, log_level: str | None) -> None:
         applied = measures.apply_all(config)
         asyncio.run(_serve(foundation.lay(config), applied, path))
     except Broken as error:
-        _end(error, EX_FAILED)
+        _end(error, EX_CONFIG if isinstance(error, BadConfig) else EX_FAILED)
     except OSError as error:
         _end(Broken("SYSTEM", f"{error.filename or 'a system call'}: {error.strerror}"), EX_FAILED)
 

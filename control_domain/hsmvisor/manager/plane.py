@@ -43,6 +43,8 @@ from hsmvisor.manager.issuer.client import Issuer, IssuerAway
 from hsmvisor.manager.issuer.settings import FileEscrow, Settings, TokenEscrow
 from hsmvisor.manager.link.exchange import Exchanges
 from hsmvisor.manager.listeners import SERVICES, listeners, server_files
+from hsmvisor.manager.metrics import Metrics
+from hsmvisor.manager.notify.notifier import Notifier
 from hsmvisor.manager.policies import PolicyStore
 from hsmvisor.manager.roles import TABLE
 from hsmvisor.manager.services.fleet import FleetParts, FleetService
@@ -121,7 +123,7 @@ class Plane:
         """Takes over who may call; certificates are read again at each handshake; the rest waits for a restart."""
         self._gate.authenticator = self._known = self._authenticator(config)
         await self.audit.record("manager.reload", who=TABLE.service, result="ok")
-        waits = ("database", "tls", "join", "console", "authorities", "issuer", "health", "renewal", "webhooks", "mail", "audit")
+        waits = ("database", "tls", "join", "console", "authorities", "issuer", "health", "renewal", "webhooks", "mails", "audit")
         if changed := [name for name in waits if getattr(self.config, name) != getattr(config, name)]:
             _log.warning("configuration: changes in %s take effect when the service is started again", ", ".join(changed))
 
@@ -144,7 +146,8 @@ class Plane:
         self.audit.start()
         started.push_async_callback(self.audit.close)
         self.hub = Hub()
-        self.history = History(self.database, (), clock)
+        self._channels = config.channels()
+        self.history = History(self.database, self._channels, clock)
         self.authorities = await authorities.open_all(config, self.database, clock)
         started.push_async_callback(self.authorities.close)
         self.policies = PolicyStore(self.database, self.history, self.hub.lines, clock)
@@ -182,7 +185,22 @@ class Plane:
 
     # ---- the control API ----------------------------------------------------------------------------------------
 
+    def _metrics(self) -> Metrics:
+        database, engine = self.database, self.engine
+        counters: dict[str, tuple[str, Callable[[], float]]] = {
+            "statements": ("Statements that its database was asked", lambda: database.statements),
+            "transactions": ("Transactions of its database", lambda: database.transactions),
+            "looks": ("Steps of materials", lambda: engine.looks),
+            "exchanges": ("Exchanges with hosts", lambda: self.exchanges.count),
+            "issuer_restarts": ("Restarts of its issuer", lambda: self.issuer.restarts),
+        }
+        return Metrics(self.clock(), counters)
+
     def _plug(self) -> None:
+        self.engine = Engine(self._engine_parts(), self.config.renewal.workers)
+        reports = Reports(self.history, self.keys.root, self.clock)
+        results = Results(self.history, self.clock)
+        self.exchanges = Exchanges(self.database, self.history, reports, results, self.hub, self.clock)
         self._known = self._authenticator(self.config)
         self._gate = Gate(TABLE, self._known, self.audit)
         self._server = Server(self._gate, SERVICES, self.config.runtime / "private")
@@ -197,6 +215,7 @@ class Plane:
             changes=self.changes,
             answers=self.answers,
             hub=self.hub,
+            metrics=self._metrics(),
             version=VERSION,
             clock=clock,
         )
@@ -215,10 +234,7 @@ class Plane:
         return RequestService(self.database, self.desk, self.asking, importing, self.requests, self.answers, self.hub, self.clock)
 
     def _host_link(self) -> HostLink:
-        reports = Reports(self.history, self.keys.root, self.clock)
-        results = Results(self.history, self.clock)
-        exchanges = Exchanges(self.database, self.history, reports, results, self.hub, self.clock)
-        return HostLink(self.joining, exchanges, self.requests, self.answers, lambda: self.joining.believed)
+        return HostLink(self.joining, self.exchanges, self.requests, self.answers, lambda: self.joining.believed)
 
     def _sign_as_root(self, statement: bytes) -> bytes:
         """The fleet's root gives its word for what is not a command.  Raises AuthorityError."""
@@ -235,10 +251,10 @@ class Plane:
         except IssuerAway as error:
             _log.error("the issuer cannot be used: %s", error)  # it is tried again
         self._started.push_async_callback(self.issuer.close)
-        engine = Engine(self._engine_parts(), self.config.renewal.workers)
-        engine.start()
-        self._started.push_async_callback(engine.stop)
-        for work in (self.history.run, self._keep_certificate, self._prune, self._tell):
+        self.engine.start()
+        self._started.push_async_callback(self.engine.stop)
+        notifier = Notifier(self.database, self.history, self._channels, self.clock)
+        for work in (self.history.run, notifier.run, self._keep_certificate, self._prune, self._tell):
             self._spawn(work)
         if self.config.console.address:
             self._console = await self._started.enter_async_context(self._make_console())

@@ -83,7 +83,7 @@ class PolicyStore:
 
     async def _read(self) -> None:
         """Raises BadPolicies, DatabaseError."""
-        async with self._database.transaction() as connection:
+        async with self._database.reading() as connection:
             newest = await policies.newest(connection)
             if newest in (self._unusable, self._current.version if self._current else 0):
                 return

@@ -31,6 +31,7 @@ METHODS: dict[str, frozenset[Role] | Access] = {
     "/hsmvisor.manager.v1.HostLink/Exchange": _HOST,
     f"{_FLEET}/WhoAmI": Access.KNOWN,
     f"{_FLEET}/GetFleet": _READING,
+    f"{_FLEET}/GetMetrics": _READING,
     f"{_FLEET}/CreateJoinToken": _OPERATOR,
     f"{_FLEET}/ListHosts": _READING,
     f"{_FLEET}/GetHost": _READING,

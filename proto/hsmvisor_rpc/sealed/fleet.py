@@ -17,7 +17,7 @@ from hsmvisor_rpc.sealed.canonical import MalformedRecord, Record
 
 PREFIX = "hsmvisor-join:"
 MAX_TOKEN = 16 * 1024  #: characters
-HOST_URI = "hsmvisor:host:"  #: a host's certificate is for this and the host's id in hexadecimal
+HOST_URI = "hsmvisor://host/"  #: a host's certificate is for this and the host's id in hexadecimal
 
 
 @dataclass(frozen=True)

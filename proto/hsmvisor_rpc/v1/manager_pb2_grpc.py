@@ -215,6 +215,11 @@ class FleetServiceStub:
                 request_serializer=hsmvisor__rpc_dot_v1_dot_manager__pb2.GetFleetRequest.SerializeToString,
                 response_deserializer=hsmvisor__rpc_dot_v1_dot_manager__pb2.Fleet.FromString,
                 _registered_method=True)
+        self.GetMetrics = channel.unary_unary(
+                '/hsmvisor.manager.v1.FleetService/GetMetrics',
+                request_serializer=hsmvisor__rpc_dot_v1_dot_manager__pb2.GetFleetMetricsRequest.SerializeToString,
+                response_deserializer=hsmvisor__rpc_dot_v1_dot_manager__pb2.FleetMetrics.FromString,
+                _registered_method=True)
         self.CreateJoinToken = channel.unary_unary(
                 '/hsmvisor.manager.v1.FleetService/CreateJoinToken',
                 request_serializer=hsmvisor__rpc_dot_v1_dot_manager__pb2.CreateJoinTokenRequest.SerializeToString,
@@ -291,6 +296,13 @@ class FleetServiceServicer:
 
     def GetFleet(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetMetrics(self, request, context):
+        """Of the manager that answers, and of what all share: Prometheus text format.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -384,6 +396,11 @@ def add_FleetServiceServicer_to_server(servicer, server):
                     servicer.GetFleet,
                     request_deserializer=hsmvisor__rpc_dot_v1_dot_manager__pb2.GetFleetRequest.FromString,
                     response_serializer=hsmvisor__rpc_dot_v1_dot_manager__pb2.Fleet.SerializeToString,
+            ),
+            'GetMetrics': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetMetrics,
+                    request_deserializer=hsmvisor__rpc_dot_v1_dot_manager__pb2.GetFleetMetricsRequest.FromString,
+                    response_serializer=hsmvisor__rpc_dot_v1_dot_manager__pb2.FleetMetrics.SerializeToString,
             ),
             'CreateJoinToken': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateJoinToken,
@@ -502,6 +519,33 @@ class FleetService:
             '/hsmvisor.manager.v1.FleetService/GetFleet',
             hsmvisor__rpc_dot_v1_dot_manager__pb2.GetFleetRequest.SerializeToString,
             hsmvisor__rpc_dot_v1_dot_manager__pb2.Fleet.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetMetrics(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hsmvisor.manager.v1.FleetService/GetMetrics',
+            hsmvisor__rpc_dot_v1_dot_manager__pb2.GetFleetMetricsRequest.SerializeToString,
+            hsmvisor__rpc_dot_v1_dot_manager__pb2.FleetMetrics.FromString,
             options,
             channel_credentials,
             insecure,

@@ -108,6 +108,8 @@ class FleetServiceStub:
     WhoAmI: _grpc.UnaryUnaryMultiCallable[_manager_pb2.WhoAmIRequest, _manager_pb2.WhoAmIResponse]
     """Who calls, and what it may."""
     GetFleet: _grpc.UnaryUnaryMultiCallable[_manager_pb2.GetFleetRequest, _manager_pb2.Fleet]
+    GetMetrics: _grpc.UnaryUnaryMultiCallable[_manager_pb2.GetFleetMetricsRequest, _manager_pb2.FleetMetrics]
+    """Of the manager that answers, and of what all share: Prometheus text format."""
     CreateJoinToken: _grpc.UnaryUnaryMultiCallable[_manager_pb2.CreateJoinTokenRequest, _manager_pb2.CreateJoinTokenResponse]
     """A one-time secret with which a host joins."""
     ListHosts: _grpc.UnaryUnaryMultiCallable[_manager_pb2.ListHostsRequest, _manager_pb2.ListHostsResponse]
@@ -134,6 +136,8 @@ class FleetServiceAsyncStub(FleetServiceStub):
     WhoAmI: _aio.UnaryUnaryMultiCallable[_manager_pb2.WhoAmIRequest, _manager_pb2.WhoAmIResponse]  # type: ignore[assignment]
     """Who calls, and what it may."""
     GetFleet: _aio.UnaryUnaryMultiCallable[_manager_pb2.GetFleetRequest, _manager_pb2.Fleet]  # type: ignore[assignment]
+    GetMetrics: _aio.UnaryUnaryMultiCallable[_manager_pb2.GetFleetMetricsRequest, _manager_pb2.FleetMetrics]  # type: ignore[assignment]
+    """Of the manager that answers, and of what all share: Prometheus text format."""
     CreateJoinToken: _aio.UnaryUnaryMultiCallable[_manager_pb2.CreateJoinTokenRequest, _manager_pb2.CreateJoinTokenResponse]  # type: ignore[assignment]
     """A one-time secret with which a host joins."""
     ListHosts: _aio.UnaryUnaryMultiCallable[_manager_pb2.ListHostsRequest, _manager_pb2.ListHostsResponse]  # type: ignore[assignment]
@@ -169,6 +173,14 @@ class FleetServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _manager_pb2.GetFleetRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_manager_pb2.Fleet, _abc.Awaitable[_manager_pb2.Fleet]]: ...
+
+    @_abc_1.abstractmethod
+    def GetMetrics(
+        self,
+        request: _manager_pb2.GetFleetMetricsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_manager_pb2.FleetMetrics, _abc.Awaitable[_manager_pb2.FleetMetrics]]:
+        """Of the manager that answers, and of what all share: Prometheus text format."""
 
     @_abc_1.abstractmethod
     def CreateJoinToken(

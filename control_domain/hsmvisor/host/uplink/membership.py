@@ -3,6 +3,7 @@
 STATE/manager/membership.json   the identity certificate with its key, whom to believe, where managers are, what new modules obey
 STATE/manager/joining.json      a join that was begun, so that the same one is asked for again where its answer was lost
 STATE/manager/renewing.json     and a renewal: the manager knows two certificates of a host, and which key it will have
+STATE/manager/renewed.json      the membership with the new certificate, until that has worked: then the old one counts no more
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from hsmvisor.files import sync_path, write_private
 from hsmvisor.host import limits
 from hsmvisor_rpc.sealed.fleet import HOST_URI
 
-_MEMBERSHIP, JOINING, RENEWING = "membership.json", "joining.json", "renewing.json"
+_MEMBERSHIP, _RENEWED, JOINING, RENEWING = "membership.json", "renewed.json", "joining.json", "renewing.json"
 
 NONCE = 32  #: bytes
 
@@ -116,6 +117,19 @@ class Memory:
 
     def forget(self) -> None:
         self._remove(_MEMBERSHIP)
+        self.end_renewal()
+
+    def candidate(self) -> Membership | None:
+        """Returns the one with a renewed certificate, of which it is not known whether it has worked.  Raises BadMembership."""
+        found = self._read(_RENEWED, Membership)
+        return None if found is None else found.check()
+
+    def offer(self, candidate: Membership) -> None:
+        self._write(_RENEWED, candidate)
+
+    def end_renewal(self) -> None:
+        self._remove(_RENEWED)
+        self._remove(RENEWING)
 
     def attempt(self, name: str, asked: str, host_id: str) -> Attempt:
         """Returns the attempt that was begun for this, or one that is begun now."""

@@ -15,7 +15,6 @@ from hsmvisor.host import limits
 from hsmvisor.host.guest_rows import Guest
 from hsmvisor.host.guests import Guests
 from hsmvisor.host.identity import HostIdentity
-from hsmvisor.host.module import FAILED, SERVING
 from hsmvisor.host.modules import Modules
 from hsmvisor.host.uplink.told import GuestTold, Told
 from hsmvisor.serving.errors import Exhausted, Lost, NotFound, ServiceError, Unavailable
@@ -142,9 +141,7 @@ class Telling:
             module = self._modules.get(guest.module)
         except NotFound:
             return bare
-        try:
-            if module.state not in (SERVING, FAILED):
-                raise TimeoutError
+        try:  # one that is being started is waited for
             async with self._gate, asyncio.timeout(_LOOK_WITHIN):
                 status = await module.status()
         except (ServiceError, TimeoutError):

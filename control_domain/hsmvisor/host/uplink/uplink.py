@@ -79,7 +79,8 @@ class Uplink:
         self._telling = Telling(self._guests, self._modules, self._identity, self._news)
         self._carrying = Carrying(self._commands, self._modules, self._origin, self._news)
         self._session, self._number = os.urandom(16).hex(), 0
-        self._candidate: Membership | None = None  #: with a renewed certificate, which has not worked yet
+        self._candidate: Membership | None = None  #: with a renewed certificate, which is not known to work
+        self._old_one = False  #: it did not: the one before has its turn
         self._address, self._connected, self._failure, self._since, self._heard_at = "", False, "", self._clock(), 0.0
         self._renewal_failure, self._renew_from = "", 0.0
         self._wait, self._pause, self._one_tells = _WAIT, _PAUSE, asyncio.Lock()
@@ -122,6 +123,10 @@ class Uplink:
             return
         self.membership = found
         self._begin()
+        with contextlib.suppress(BadMembership, OSError):
+            candidate = self._memory.candidate()
+            if candidate is not None and (candidate.host_id, candidate.root) == (found.host_id, found.root):
+                self._candidate = candidate
 
     def _begin(self) -> None:
         self._reset()
@@ -145,8 +150,8 @@ class Uplink:
         self._memory.keep(membership)
         await self.stop()
         self.membership = membership
-        with contextlib.suppress(OSError):
-            self._memory.end(RENEWING)
+        with contextlib.suppress(OSError):  # one that is left over is tried, and does not work
+            self._memory.end_renewal()
         self._begin()
 
     async def leave(self) -> bool:
@@ -156,8 +161,6 @@ class Uplink:
         await self.stop()
         self.membership = None
         self._guests.refused.clear()
-        with contextlib.suppress(OSError):
-            self._memory.end(RENEWING)
         return was
 
     # ---- one manager after the other ------------------------------------------------------------------------------
@@ -167,7 +170,7 @@ class Uplink:
         self._telling.tell_all()
         while True:
             assert self.membership is not None
-            identity = self._candidate or self.membership
+            identity = self.membership if self._candidate is None or self._old_one else self._candidate
             addresses = identity.addresses
             self._address = addresses[turn % len(addresses)]
             heard_before = self._heard_at
@@ -182,9 +185,11 @@ class Uplink:
                     await channel.close()
             except (LinkFault, BadMembership) as fault:
                 self._lost(str(fault))
-                if identity is self._candidate:
+                if self._candidate is not None and identity is self._candidate:
                     self._not_renewed(f"the renewed certificate does not work: {fault}")
+                    self._old_one = True
                     continue
+                self._old_one = False
             except Exception as error:
                 _log.exception("the exchange with the manager failed")
                 self._lost(f"an error inside the host service: {type(error).__name__}")
@@ -218,11 +223,12 @@ class Uplink:
             self._renewed(identity)
         teller = asyncio.create_task(self._keep_telling(channel))
         try:
-            while self._candidate is None:
+            while True:
                 await self._either(asyncio.create_task(self._listen(channel, identity)), teller)
                 if self._clock() >= self._due(identity):
                     async with self._one_tells:  # nothing is on its way when the channel is left
-                        await self._renew(channel, identity)
+                        if await self._renew(channel, identity):
+                            return
         finally:
             teller.cancel()
             await asyncio.gather(teller, return_exceptions=True)
@@ -296,35 +302,41 @@ class Uplink:
     def _due(self, identity: Membership) -> float:
         return max(identity.renew_at, self._renew_from)
 
-    async def _renew(self, channel: ManagerChannel, identity: Membership) -> None:
-        """The manager knows the present certificate and one more: so the same key is asked for until that one has worked."""
+    async def _renew(self, channel: ManagerChannel, identity: Membership) -> bool:
+        """Says whether there is a candidate to try.
+
+        The manager knows the present certificate and one more: so the same key is asked for until that one has worked.  It is kept
+        before it is tried, for then the present one counts no more.
+        """
         try:
             attempt = self._memory.attempt(RENEWING, digest(identity.chain[0]), identity.host_id)
             chain, authorities = await channel.renew(attempt.request_id, attempt.csr)
             renewed = replace(identity, chain=chain, authorities=authorities or identity.authorities, key=attempt.key)
-            self._candidate = replace(renewed, issued_at=self._clock()).check()
+            candidate = replace(renewed, issued_at=self._clock()).check()
+            self._memory.offer(candidate)
+            self._candidate, self._old_one = candidate, False
+            return True
         except LinkFault as fault:
             self._not_renewed(str(fault))
             if fault.away:
                 raise
         except (BadMembership, OSError) as error:
             self._not_renewed(str(error))
+        return False
 
     def _not_renewed(self, failure: str) -> None:
         assert self.membership is not None
-        self._candidate, self._renewal_failure = None, failure
+        self._renewal_failure = failure
         self._renew_from = self._clock() + max((self.membership.ends_at - self._clock()) / _RENEW_AGAIN, _SHORTEST)
         _log.warning("the host's certificate for the manager is not renewed: %s", failure)
 
     def _renewed(self, identity: Membership) -> None:
         """It has worked: the one before is forgotten."""
+        self.membership, self._candidate, self._renewal_failure = identity, None, ""
         try:
             self._memory.keep(identity)
-            self._memory.end(RENEWING)
-        except OSError as error:
-            self._renewal_failure = f"it cannot be stored: {error.strerror}"
-            _log.error("the renewed certificate cannot be stored: %s", error)
-            return
-        self.membership, self._candidate, self._renewal_failure = identity, None, ""
+            self._memory.end_renewal()
+        except OSError as error:  # the next start finds it where it is kept
+            _log.error("the renewed certificate stays beside the old one: %s", error)
         self._audit.note("manager.renew", who="host", certificate_ends_at=int(identity.ends_at), result="ok")
         self._events.emit("manager-certificate-renewed", detail={"ends_at": int(identity.ends_at)})

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import uuid
+from dataclasses import replace
 
 from hsmvisor.manager.engine import line as looking
 from hsmvisor.manager.engine.beginning import life_of
@@ -32,6 +33,7 @@ LOOK_EVERY = 0.5  #: seconds after which one asks the database whether another m
 RESCUE_EVERY = 10.0
 HICCUP = 5.0  #: seconds after an error of our own, or of the database's
 WORKERS = 16
+MOST_STEPS = 10  #: of one line before it is another one's turn
 
 
 class Engine:
@@ -107,6 +109,7 @@ class Engine:
                         rescued = now
                         await lines.rescue(connection, now)
                         await lines.prune_envelopes(connection, now)
+                        await commands.prune(connection, now)
 
     async def _watch(self) -> None:
         """Commands that another manager made, for hosts that wait here."""
@@ -126,8 +129,16 @@ class Engine:
     # ---- one line ----------------------------------------------------------------------------------------------------
 
     async def _look(self, row: LineRow) -> None:
+        """Step after step, as long as the next one can be taken at once."""
         try:
             outcome = await self._outcome(row)
+            for _ in range(MOST_STEPS):
+                if outcome is None or outcome.look_at > self._parts.clock() or self._stopping:
+                    break
+                stage = outcome.stage
+                outcome = await self._outcome(row)
+                if outcome is not None and not outcome.stage:
+                    outcome = replace(outcome, stage=stage)
             if outcome is not None:
                 await self._release(row, outcome)
         except DatabaseError as error:

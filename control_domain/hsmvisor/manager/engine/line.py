@@ -30,7 +30,7 @@ EXPIRING = 1 / 6  #: of a certificate's life is left: somebody is told
 async def look(parts: Parts, line: LineRow) -> Outcome | None:
     """Returns None where the line is no more.  Raises Failed, Again, DatabaseError."""
     now = parts.clock()
-    async with parts.database.transaction() as connection:
+    async with parts.database.reading() as connection:
         seen = await gather(connection, line, now)
     if seen is None:
         return None

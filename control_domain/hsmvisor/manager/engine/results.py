@@ -46,11 +46,12 @@ class Results:
             return False
         known = await commands.by_ids(connection, host.id, [result.id for result in results])
         woken: dict[str, float] = {}
+        done: list[str] = []
         for result in results:
             command = known.pop(result.id, None)
             if command is None:
                 continue
-            await commands.remove(connection, [command.id])
+            done.append(command.id)
             await inventory.raise_sequence(connection, command.resource_id, result.sequence)
             line = await lines.line(connection, command.line_id)
             if line is None:
@@ -61,6 +62,7 @@ class Results:
                 woken[line.id] = 0.0
             else:
                 woken[line.id] = await self._refused(connection, line, command, result)
+        await commands.remove(connection, done)
         await lines.wake(connection, [id for id, pause in woken.items() if not pause])
         for id, pause in woken.items():
             if pause:

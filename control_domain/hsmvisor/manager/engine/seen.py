@@ -79,13 +79,9 @@ async def gather(connection: AsyncConnection, line: LineRow, now: float) -> Seen
     if request.state != "active":
         members = set()
     queued: dict[str, list[CommandRow]] = {}
-    late = []
     for command in await commands.of_line(connection, line.id):
-        if command.expires_at <= now:
-            late.append(command.id)
-        else:
+        if command.expires_at > now:
             queued.setdefault(command.resource_id, []).append(command)
-    await commands.remove(connection, late)
     return Seen(
         line=now_there,
         request=request,

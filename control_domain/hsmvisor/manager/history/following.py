@@ -13,7 +13,6 @@ SQLite has one writer at a time: numbers come in order.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections import deque
@@ -29,7 +28,7 @@ from sqlalchemy.exc import DBAPIError
 
 _log = logging.getLogger(__name__)
 
-AWAY = (DatabaseError, DBAPIError, OSError)  #: what a database raises that is not there
+AWAY = (DatabaseError, DBAPIError)  #: what a database raises that is not there, or in a state of its own
 
 
 class Lost(Exception):
@@ -74,7 +73,9 @@ class Following:
 
     async def follow(self, after_id: int, wanted: Wanted) -> AsyncGenerator[Event]:
         """Yields events as they happen.  Raises Lost, Closed, DatabaseError."""
-        async with self._reading():
+        self._followers += 1
+        try:
+            await self._have_reader()
             seen, at, skipped = await self._begin(after_id)
             while not self._closed:
                 told = self._told.next()
@@ -92,6 +93,14 @@ class Following:
                 if at == self._count and not self._closed:
                     await told.wait()
             raise Closed(seen)
+        finally:
+            self._followers -= 1  # the reader ends with the last one
+
+    async def _have_reader(self) -> None:
+        async with self._starting:
+            if self._reader is None and not self._closed:
+                await self._start()
+                self._reader = asyncio.get_running_loop().create_task(self._read())
 
     async def _begin(self, after_id: int) -> tuple[int, int, frozenset[int]]:
         """Returns the last id that is known, a place in the ring (-1: none), and ids behind the reader's place that are no news."""
@@ -119,19 +128,6 @@ class Following:
             for event in found:
                 yield event
             place = found[-1].id if len(found) == limits.READ_AT_ONCE else top
-
-    @contextlib.asynccontextmanager
-    async def _reading(self) -> AsyncIterator[None]:
-        """The reader runs as long as somebody follows."""
-        self._followers += 1
-        try:
-            async with self._starting:
-                if self._reader is None and not self._closed:
-                    await self._start()
-                    self._reader = asyncio.get_running_loop().create_task(self._read())
-            yield
-        finally:
-            self._followers -= 1
 
     async def close(self) -> None:
         """Ends the followers."""

@@ -58,7 +58,7 @@ class Leaving:
         Before the host is forgotten, and not in a transaction: authorities take their time.  Raises Unavailable: then some may be
         revoked, and the same again goes on.
         """
-        async with self._database.transaction() as connection:
+        async with self._database.reading() as connection:
             own = await self._own_lines(connection, host)
             found = await lines.generations_of(connection, [line.id for line in own])
         count = 0

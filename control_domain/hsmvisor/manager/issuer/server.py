@@ -187,10 +187,23 @@ class Server:
 
     # ---- children -----------------------------------------------------------------------------------------------
 
+    def _next(self) -> tuple[int, Whole] | None:
+        """The call that has waited longest and may begin.  A token is asked one thing at a time: SoftHSM2, for one, fails
+        otherwise."""
+        busy = any(one.asks_token for one in self._children.values())
+        for number, (ident, whole) in enumerate(self._waiting):
+            if not (busy and self._asks_token(whole)):
+                del self._waiting[number]
+                return ident, whole
+        return None
+
+    def _asks_token(self, whole: Whole) -> bool:
+        return self._token and self._work.asks_provider(whole)
+
     def _start(self) -> None:
-        while self._waiting and len(self._children) < limits.children():
-            ident, whole = self._waiting.popleft()
-            asks = self._work.asks_provider(whole)
+        while len(self._children) < limits.children() and (found := self._next()) is not None:
+            ident, whole = found
+            asks = self._asks_token(whole)
             if asks and self._locked:
                 self._answer(ident, Trouble(calls.LOCKED, self._locked))
                 continue
@@ -203,10 +216,10 @@ class Server:
             if self._heard:
                 self._selector.register(one.reading, selectors.EVENT_READ)
 
-    def _fork(self, ident: int, asks_provider: bool, targets: int, seconds: float, work: child.Work) -> _Child:
+    def _fork(self, ident: int, asks_token: bool, targets: int, seconds: float, work: child.Work) -> _Child:
         """Raises OSError."""
         reading, writing = os.pipe2(os.O_CLOEXEC)
-        parent, asks_token = os.getpid(), asks_provider and self._token
+        parent = os.getpid()
         try:
             pid = os.fork()
         except OSError:

@@ -17,9 +17,15 @@ from pkcs11 import Attribute, GCMParams, KeyType, Mechanism, MechanismFlag, Obje
 from pkcs11 import exceptions as failures
 
 _WRONG_PIN = (failures.PinIncorrect, failures.PinInvalid, failures.PinLenRange, failures.PinLocked, failures.PinExpired)
-_NOT_OPENED = (failures.EncryptedDataInvalid, failures.EncryptedDataLenRange, failures.GeneralError, failures.FunctionFailed)
+_NOT_OPENED = (failures.EncryptedDataInvalid, failures.EncryptedDataLenRange)
+_UNCLEAR = (failures.GeneralError, failures.FunctionFailed)  #: SoftHSM2 says so of a wrong tag
 _TEMPLATE = {Attribute.SENSITIVE: True, Attribute.EXTRACTABLE: False, Attribute.PRIVATE: True, Attribute.MODIFIABLE: False}
 _ID_SIZE, _TAG_BITS = 16, 128
+
+
+def said(error: failures.PKCS11Error) -> str:
+    """The error's name, or what the loader says of a library that it cannot open."""
+    return str(error) if type(error) is failures.PKCS11Error else type(error).__name__
 
 
 class TokenWrapper:
@@ -32,11 +38,11 @@ class TokenWrapper:
         self._library, self._token, self._label, self._pin = library, token, label, pin
 
     @contextlib.contextmanager
-    def _session(self) -> Iterator[Any]:
+    def _session(self, rw: bool = False) -> Iterator[Any]:
         """Raises ProviderFault."""
         try:
             token = pkcs11.lib(str(self._library)).get_token(token_label=self._token)
-            with token.open(rw=True, user_pin=self._pin) as session:
+            with token.open(rw=rw, user_pin=self._pin) as session:
                 yield session
         except _WRONG_PIN as error:
             self._fail(f"does not take the PIN ({type(error).__name__}); it is not tried again before a restart", locked=True)
@@ -45,9 +51,9 @@ class TokenWrapper:
         except failures.MechanismInvalid:
             self._fail("has no AES-GCM (CKM_AES_GCM), which escrow needs")
         except failures.PKCS11Error as error:
-            self._fail(f"failed: {type(error).__name__}")
-        except RuntimeError:  # what python-pkcs11 says of a library that it cannot open
-            raise ProviderFault(f"the library {self._library} cannot be opened") from None
+            self._fail(
+                f"failed: {type(error).__name__ if type(error) is not failures.PKCS11Error else error}"
+            )  # the loader's words
 
     def _fail(self, what: str, locked: bool = False) -> NoReturn:
         raise ProviderFault(f"the escrow's token {self._token!r} in {self._library} {what}", locked) from None
@@ -67,7 +73,7 @@ class TokenWrapper:
         return key
 
     def probe(self) -> None:
-        with self._session() as session:
+        with self._session(rw=True) as session:
             if self._key(session) is None:
                 session.generate_key(
                     KeyType.AES,
@@ -96,3 +102,13 @@ class TokenWrapper:
                 return bytes(key.decrypt(sealed, mechanism=Mechanism.AES_GCM, mechanism_param=parameters))
             except _NOT_OPENED:
                 raise NotOpened from None
+            except _UNCLEAR:
+                if self._works(key, plain=bytes(16), nonce=os.urandom(len(nonce))):
+                    raise NotOpened from None
+                raise
+
+    def _works(self, key: Any, plain: bytes, nonce: bytes) -> bool:
+        """Raises pkcs11.PKCS11Error."""
+        parameters = GCMParams(nonce, b"", _TAG_BITS)
+        sealed = key.encrypt(plain, mechanism=Mechanism.AES_GCM, mechanism_param=parameters)
+        return bytes(key.decrypt(sealed, mechanism=Mechanism.AES_GCM, mechanism_param=parameters)) == plain

@@ -60,9 +60,11 @@ class Exchanges:
         self._database, self._history, self._reports, self._results = database, history, reports, results
         self._hub, self._clock = hub, clock
         self._sessions: dict[str, _Session] = {}
+        self.count = 0  #: of exchanges since the beginning
 
     async def exchange(self, host: HostRow, told: Exchange) -> Answer:
         """Raises Invalid, Forbidden, DatabaseError."""
+        self.count += 1
         _check(told)
         if told.session != host.session and not told.all:
             return Answer(tell_all=True)
@@ -118,7 +120,7 @@ class Exchanges:
 
     async def _there(self, host: HostRow, session: _Session) -> list[CommandRow]:
         now = self._clock()
-        async with self._database.transaction() as connection:
+        async with self._database.reading() as connection:
             rows = await commands.queued(connection, host.id, limits.MAX_COMMANDS, now + TO_SPARE)
         found = [row for row in rows if now - session.given.get(row.id, -GIVEN_AGAIN) >= GIVEN_AGAIN]
         for row in found:

@@ -16,6 +16,7 @@ from hsmvisor.manager.engine.hub import Hub
 from hsmvisor.manager.inventory import listing
 from hsmvisor.manager.inventory.joining import Joining, check_owners, host_name
 from hsmvisor.manager.inventory.leaving import Leaving
+from hsmvisor.manager.metrics import Metrics
 from hsmvisor.manager.policies import PolicyStore
 from hsmvisor.manager.services import convert
 from hsmvisor.manager.services.convert_wanted import timestamp
@@ -47,6 +48,7 @@ class FleetParts:
     changes: Changes
     answers: Answers
     hub: Hub
+    metrics: Metrics
     version: str
     clock: Callable[[], float]
 
@@ -63,7 +65,7 @@ class FleetService(rpc.FleetServiceServicer):
 
     async def GetFleet(self, untrusted: pb.GetFleetRequest, context: Any) -> pb.Fleet:
         now = self._p.clock()
-        async with self._p.database.transaction() as connection:
+        async with self._p.database.reading() as connection:
             there = await inventory.counts(connection, now - limits.AWAY)
             wanted = await fleet.counts(connection, now)
             managers = await fleet.manager_names(connection, now - MANAGER_AWAY)
@@ -75,6 +77,14 @@ class FleetService(rpc.FleetServiceServicer):
             policy_version=self._p.policies.current().version,
             authorities=sorted(self._p.authorities),
         )
+
+    async def GetMetrics(self, untrusted: pb.GetFleetMetricsRequest, context: Any) -> pb.FleetMetrics:
+        now = self._p.clock()
+        async with self._p.database.reading() as connection:
+            there = await inventory.counts(connection, now - limits.AWAY)
+            wanted = await fleet.counts(connection, now)
+            stages = await fleet.stages(connection)
+        return pb.FleetMetrics(text=self._p.metrics.text(there | wanted, stages))
 
     # ---- hosts -----------------------------------------------------------------------------------------------------
 
@@ -95,7 +105,7 @@ class FleetService(rpc.FleetServiceServicer):
 
     async def ListHosts(self, untrusted: pb.ListHostsRequest, context: Any) -> pb.ListHostsResponse:
         size, after = page_asked(untrusted.page_size, untrusted.page_token)
-        async with self._p.database.transaction() as connection:
+        async with self._p.database.reading() as connection:
             rows, token = cut(await inventory.hosts_after(connection, after, size + 1), size, lambda row: row.name)
             shown = await listing.hosts_shown(connection, rows)
         now = self._p.clock()
@@ -105,7 +115,7 @@ class FleetService(rpc.FleetServiceServicer):
         return await self._host(host_name(untrusted.name))
 
     async def _host(self, name: str) -> pb.FleetHost:
-        async with self._p.database.transaction() as connection:
+        async with self._p.database.reading() as connection:
             (shown,) = await listing.hosts_shown(connection, [await _named(connection, name)])
         return convert.host(shown, self._p.clock())
 
@@ -141,7 +151,7 @@ class FleetService(rpc.FleetServiceServicer):
         fields: dict[str, Any] = {"host": name, "revoke_certificates": revoke}
 
         async def work() -> bytes:
-            async with self._p.database.transaction() as connection:
+            async with self._p.database.reading() as connection:
                 host = await _named(connection, name)
             revoked = await self._p.leaving.revoke_certificates(host) if revoke else 0
             async with self._p.database.transaction() as connection:
@@ -164,7 +174,7 @@ class FleetService(rpc.FleetServiceServicer):
         if len(selector) > limits.MAX_SELECTOR:
             raise Invalid("SELECTOR", f"a selector has at most {limits.MAX_SELECTOR} attributes")
         name = host_name(untrusted.host) if untrusted.host else ""
-        async with self._p.database.transaction() as connection:
+        async with self._p.database.reading() as connection:
             host_id = (await _named(connection, name)).id if name else ""
             found = await inventory.resources_after(connection, after, size + 1, selector, host_id, owner)
             rows, token = cut(found, size, lambda row: row.id)
@@ -172,7 +182,7 @@ class FleetService(rpc.FleetServiceServicer):
         return pb.ListResourcesResponse(resources=map(convert.resource, shown), next_page_token=token)
 
     async def GetResource(self, untrusted: pb.GetResourceRequest, context: Any) -> pb.Resource:
-        async with self._p.database.transaction() as connection:
+        async with self._p.database.reading() as connection:
             return await self._shown(connection, await self._resource(connection, untrusted.id))
 
     async def _shown(self, connection: AsyncConnection, row: ResourceRow) -> pb.Resource:
@@ -211,7 +221,7 @@ class FleetService(rpc.FleetServiceServicer):
 
         id = (await self._p.changes.once("fleet.rekey-resource", call, fields, work)).decode()
         self._p.hub.lines()
-        async with self._p.database.transaction() as connection:
+        async with self._p.database.reading() as connection:
             return await self._shown(connection, await self._resource(connection, id))
 
     # ---- access tokens -----------------------------------------------------------------------------------------------
@@ -232,7 +242,7 @@ class FleetService(rpc.FleetServiceServicer):
 
     async def ListTokens(self, untrusted: pb.ListTokensRequest, context: Any) -> pb.ListTokensResponse:
         size, after = page_asked(untrusted.page_size, untrusted.page_token)
-        async with self._p.database.transaction() as connection:
+        async with self._p.database.reading() as connection:
             found = await tokens.tokens_after(connection, after, size + 1, sees_only(caller()))
         rows, token = cut(found, size, lambda row: row.id)
         return pb.ListTokensResponse(tokens=map(convert.token, rows), next_page_token=token)

@@ -50,7 +50,7 @@ class PolicyService(rpc.PolicyServiceServicer):
         return await self._version(untrusted.version)
 
     async def _version(self, untrusted_version: int) -> pb.Policies:
-        async with self._database.transaction() as connection:
+        async with self._database.reading() as connection:
             number = min(untrusted_version, 2**31 - 1) or await policies.newest(connection)
             row = await policies.version(connection, number)
         if row is None:
@@ -61,7 +61,7 @@ class PolicyService(rpc.PolicyServiceServicer):
         size, before = page_asked(untrusted.page_size, untrusted.page_token)
         if before and not (before.isascii() and before.isdigit() and len(before) < 10):
             raise Invalid("PAGE_TOKEN", "page_token is not one that was given here")
-        async with self._database.transaction() as connection:
+        async with self._database.reading() as connection:
             found = await policies.before(connection, int(before or 0), size + 1)
         rows, token = cut(found, size, lambda row: str(row.version))
         return pb.ListPoliciesResponse(policies=map(convert.policies, rows), next_page_token=token)
@@ -72,7 +72,7 @@ class AuthorityService(rpc.AuthorityServiceServicer):
         self._database, self._authorities = database, authorities
 
     async def ListAuthorities(self, untrusted: pb.ListAuthoritiesRequest, context: Any) -> pb.ListAuthoritiesResponse:
-        async with self._database.transaction() as connection:
+        async with self._database.reading() as connection:
             issued = await fleet.issued(connection)
         found = []
         for name, ca in sorted(self._authorities.items()):

@@ -53,6 +53,11 @@ async def remove(connection: AsyncConnection, ids: Iterable[str]) -> None:
         await connection.execute(delete(commands).where(commands.c.id.in_(some)))
 
 
+async def prune(connection: AsyncConnection, now: float) -> None:
+    """Those that no module would carry out any more."""
+    await connection.execute(delete(commands).where(commands.c.expires_at <= now))
+
+
 async def remove_of_resource(connection: AsyncConnection, resource_id: str) -> None:
     await connection.execute(delete(commands).where(commands.c.resource_id == resource_id))
 

@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import asyncpg
 from alembic import command
 from alembic.config import Config
 from hsmvisor.serving.errors import StorageUnavailable
 from sqlalchemy import event, func, make_url, select
-from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
 _DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg"}
+_READING: dict[str, dict[str, Any]] = {
+    "sqlite": {"reading": True},
+    "postgresql": {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True},
+}
 _MIGRATING = 0x68736D76  #: the lock that a manager has while it migrates (PostgreSQL)
 BUSY_SECONDS = 30  #: that a writer waits for another one (SQLite)
 
 __all__ = ["Database", "DatabaseError", "IntegrityError"]
+
+T = TypeVar("T")
 
 
 class DatabaseError(StorageUnavailable):
@@ -31,6 +38,42 @@ class DatabaseError(StorageUnavailable):
 
     def __str__(self) -> str:
         return self.detail
+
+
+async def to_its_end(work: Awaitable[T]) -> T:
+    """Waits for the end of `work`, also when one is cancelled meanwhile; that counts then.
+
+    A connection to SQLite does not survive a cancellation: it may stay in the middle of its transaction, and lock the database.
+    """
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError as error:
+            if task.cancelled():
+                raise
+            cancelled = error
+        except BaseException:
+            break
+    if cancelled is not None:
+        task.cancelled() or task.exception()  # it is told of the cancellation, whatever became of the work
+        raise cancelled
+    return task.result()
+
+
+class _Connection(AsyncConnection):
+    """Carries its statements out to their end."""
+
+    async def execute(self, *arguments: Any, **options: Any) -> Any:
+        return await to_its_end(super().execute(*arguments, **options))
+
+    async def run_sync(self, *arguments: Any, **options: Any) -> Any:
+        return await to_its_end(super().run_sync(*arguments, **options))
+
+
+class _Engine(AsyncEngine):
+    _connection_cls = _Connection
 
 
 class Database:
@@ -50,9 +93,19 @@ class Database:
         self._url = parsed.set(drivername=driver)
         options: dict[str, Any] = {"connect_args": {"timeout": BUSY_SECONDS}} if self.kind == "sqlite" else {"pool_pre_ping": True}
         self.engine: AsyncEngine = create_async_engine(self._url, **options)
+        self.statements = self.transactions = 0  #: since the beginning
+        event.listen(self.engine.sync_engine, "before_cursor_execute", self._count_statement)
+        event.listen(self.engine.sync_engine, "begin", self._count_transaction)
         if self.kind == "sqlite":
+            self.engine = _Engine(self.engine.sync_engine)
             event.listen(self.engine.sync_engine, "connect", _prepare_sqlite)
             event.listen(self.engine.sync_engine, "begin", _begin_immediately)
+
+    def _count_statement(self, *arguments: object) -> None:
+        self.statements += 1
+
+    def _count_transaction(self, connection: object) -> None:
+        self.transactions += 1
 
     async def migrate(self) -> None:
         """Brings the tables to this release's form.  Raises DatabaseError."""
@@ -67,19 +120,47 @@ class Database:
     @contextlib.asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncConnection]:
         """Commits at the end, or changes nothing.  Raises DatabaseError when the database is away or full; IntegrityError."""
+        async with self._transaction(reading=False) as connection:
+            yield connection
+
+    @contextlib.asynccontextmanager
+    async def _transaction(self, reading: bool) -> AsyncIterator[AsyncConnection]:
+        connection = self.engine.connect()
         try:
-            connection = await self.engine.connect()
-        except (DBAPIError, OSError) as error:
-            raise DatabaseError(f"{self.shown}: {_plain(error)}") from None
-        try:
-            async with connection.begin():
-                yield connection
-        except DBAPIError as error:
-            if isinstance(error, OperationalError | InterfaceError) or error.connection_invalidated:
-                raise DatabaseError(f"{self.shown}: {_plain(error)}") from None
-            raise
+            await self._connect(connection)
+            try:
+                if reading:
+                    await connection.execution_options(**_READING[self.kind])
+                transaction = connection.begin()
+                await to_its_end(transaction.start())
+                try:
+                    yield connection
+                except BaseException:
+                    await to_its_end(transaction.rollback())
+                    raise
+                await to_its_end(transaction.commit())
+            except IntegrityError:
+                raise
+            except DBAPIError as error:
+                if isinstance(error, OperationalError | InterfaceError) or error.connection_invalidated:
+                    raise DatabaseError(f"{self.shown}: {_plain(error)}") from None
+                raise
         finally:
-            await asyncio.shield(connection.close())
+            if connection.sync_connection is not None:
+                await to_its_end(connection.close())
+
+    async def _connect(self, connection: AsyncConnection) -> None:
+        """Raises DatabaseError.  A server that does not answer is waited for no longer than one wants."""
+        try:
+            await (to_its_end(connection.start()) if self.kind == "sqlite" else connection.start())
+        except (SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:  # the driver's own come through
+            raise DatabaseError(f"{self.shown}: {_plain(error)}") from None
+
+    @contextlib.asynccontextmanager
+    async def reading(self) -> AsyncIterator[AsyncConnection]:
+        """One state of all tables, and nothing is changed: nobody waits for it, and it for nobody.  Raises DatabaseError."""
+        async with self._transaction(reading=True) as connection:
+            yield connection
 
     async def close(self) -> None:
         await asyncio.shield(self.engine.dispose())
@@ -88,7 +169,7 @@ class Database:
 def _plain(error: BaseException) -> str:
     """Returns what the driver says, without the statement and its values."""
     original = getattr(error, "orig", None)
-    return str(original or error).splitlines()[0]
+    return (str(original or error) or type(error).__name__).splitlines()[0]
 
 
 def _prepare_sqlite(connection: Any, record: Any) -> None:
@@ -100,8 +181,8 @@ def _prepare_sqlite(connection: Any, record: Any) -> None:
 
 
 def _begin_immediately(connection: Any) -> None:
-    """A reader that writes later would fail instead of waiting for its turn."""
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
+    """A reader that writes later would fail instead of waiting for its turn; one that never does takes nobody's."""
+    connection.exec_driver_sql("BEGIN" if connection.get_execution_options().get("reading") else "BEGIN IMMEDIATE")
 
 
 def _upgrade(connection: Any) -> None:

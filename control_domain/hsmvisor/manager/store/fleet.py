@@ -76,6 +76,12 @@ def _of_owner(owner: str) -> tuple[Callable[[Table], list[Any]], Callable[[Table
     return (lambda table: [table.c.request_id.in_(own)]), (lambda table: [table.c.line_id.in_(own_lines)])
 
 
+async def stages(connection: AsyncConnection) -> dict[str, int]:
+    """Returns how many lines are in each stage."""
+    query = select(lines.c.stage, func.count()).group_by(lines.c.stage)
+    return {stage: int(count) for stage, count in (await connection.execute(query)).all()}
+
+
 async def issued(connection: AsyncConnection) -> dict[str, tuple[int, int]]:
     """Returns how many certificates each authority issued, and how many of these are revoked: the built-in ones by their own
     records, others as far as lines remember them."""

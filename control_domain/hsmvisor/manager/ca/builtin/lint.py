@@ -41,17 +41,20 @@ def findings(der: bytes) -> tuple[str, ...]:
 
 
 def _is_good_name(finding: Any) -> bool:
-    """RFC 5280 leaves wildcards open (4.2.1.6), and private networks have names of one label: the linter finds neither right.
-    Ours were checked by names.py."""
+    """RFC 5280 leaves wildcards open (4.2.1.6), private networks have names of one label, and not every URI is a web page's: the
+    linter finds none of them right.  Ours were checked by names.py."""
     told = _QUOTED.search(finding.message or "")
-    if finding.finding.code != "pkix.invalid_domain_name_syntax" or told is None:
-        return False
-    if not told[1].startswith("*.") and "." in told[1]:
+    if told is None:
         return False
     try:
-        return names.dns(told[1]).value == told[1]
+        match finding.finding.code:
+            case "pkix.invalid_domain_name_syntax":
+                return (told[1].startswith("*.") or "." not in told[1]) and names.dns(told[1]).value == told[1]
+            case "pkix.invalid_uri_syntax":
+                return names.uri(told[1]).value == told[1]
     except names.BadName:
-        return False
+        pass
+    return False
 
 
 def _promises(made: x509.Certificate) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ _PAIR = re.compile(r"\s*([A-Za-z0-9._-]{1,64})\s*=\s*(.{0,256}?)\s*")
 
 async def hosts(visit: Visit) -> Response:
     after = visit.asked("after", 64)
-    async with visit.parts.database.transaction() as connection:
+    async with visit.parts.database.reading() as connection:
         rows, more = cut(await inventory.hosts_after(connection, after, limits.PAGE + 1))
         shown = await listing.hosts_shown(connection, rows)
     now = visit.parts.clock()
@@ -30,7 +30,7 @@ async def hosts(visit: Visit) -> Response:
 async def host(visit: Visit) -> Response:
     name = visit.request.path_params["name"]
     after = visit.asked("after", 130)
-    async with visit.parts.database.transaction() as connection:
+    async with visit.parts.database.reading() as connection:
         row = await inventory.host_named(connection, name)
         if row is None:
             raise NotFound("HOST", f"there is no host {clean(name, 64)}")
@@ -58,7 +58,7 @@ async def resources(visit: Visit) -> Response:
     after, wanted = visit.asked("after", 130), visit.asked("with", 600)
     pairs = [_PAIR.fullmatch(part) for part in wanted.split(",") if part.strip()][: manager_limits.MAX_SELECTOR]
     selector = {match[1]: match[2] for match in pairs if match is not None}
-    async with visit.parts.database.transaction() as connection:
+    async with visit.parts.database.reading() as connection:
         found = await inventory.resources_after(connection, after, limits.PAGE + 1, selector, owner=visit.owner)
         rows, more = cut(found)
         shown = await listing.resources_shown(connection, rows, visit.parts.clock())
@@ -69,7 +69,7 @@ async def resources(visit: Visit) -> Response:
 async def resource(visit: Visit) -> Response:
     params = visit.request.path_params
     id = f"{params['host']}/{params['name']}"
-    async with visit.parts.database.transaction() as connection:
+    async with visit.parts.database.reading() as connection:
         row: ResourceRow | None = await inventory.resource(connection, id)
         if row is None or not may_see(visit.who, row.owner):
             raise NotFound("RESOURCE", f"there is no resource {clean(id, 130)}")
@@ -81,7 +81,7 @@ async def resource(visit: Visit) -> Response:
 async def policy_versions(visit: Visit) -> Response:
     text = visit.asked("before", 9)
     before = int(text) if text.isascii() and text.isdigit() else 0
-    async with visit.parts.database.transaction() as connection:
+    async with visit.parts.database.reading() as connection:
         rows, more = cut(await policies.before(connection, before, limits.PAGE + 1))
         current = await policies.version(connection, visit.parts.policy_version())
     return visit.page("policies.html", rows=rows, current=current, more=rows[-1].version if more else "")
@@ -89,7 +89,7 @@ async def policy_versions(visit: Visit) -> Response:
 
 async def policy(visit: Visit) -> Response:
     number = min(visit.request.path_params["version"], 2**31 - 1)
-    async with visit.parts.database.transaction() as connection:
+    async with visit.parts.database.reading() as connection:
         row = await policies.version(connection, number)
     if row is None:
         raise NotFound("POLICY_VERSION", f"there are no policies of version {number}")

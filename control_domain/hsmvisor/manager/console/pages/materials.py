@@ -55,7 +55,7 @@ async def listed(visit: Visit) -> Response:
 
 
 async def denials(visit: Visit) -> Response:
-    async with visit.parts.database.transaction() as connection:
+    async with visit.parts.database.reading() as connection:
         rows = await overview.denied(connection, visit.owner, limits.CERTIFICATES)
     return visit.page("denials.html", rows=rows, cut=len(rows) == limits.CERTIFICATES)
 
@@ -86,7 +86,7 @@ async def one(visit: Visit) -> Response:
 
 async def _away(visit: Visit, shown: Shown, now: float) -> frozenset[str]:
     """Returns the resources whose hosts are not heard of."""
-    async with visit.parts.database.transaction() as connection:
+    async with visit.parts.database.reading() as connection:
         resources = await inventory.resources_of(connection, [row.resource_id for row in shown.deliveries])
         hosts = await inventory.hosts_of(connection, [row.host_id for row in resources.values()])
     silent = {id for id, host in hosts.items() if host.state != "joined" or host.seen_at + manager_limits.AWAY < now}

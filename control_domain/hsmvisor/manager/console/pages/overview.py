@@ -20,7 +20,7 @@ _MANAGER_AWAY = 90.0  #: seconds of silence after which a manager is not listed
 async def first(visit: Visit) -> Response:
     now, owner = visit.parts.clock(), visit.owner
     managers: list[str] = []
-    async with visit.parts.database.transaction() as connection:
+    async with visit.parts.database.reading() as connection:
         counts = await fleet.counts(connection, now, owner)
         if visit.may(HOSTS):
             counts |= await inventory.counts(connection, now - manager_limits.AWAY)
@@ -55,7 +55,7 @@ async def first(visit: Visit) -> Response:
 
 async def timeline(visit: Visit) -> Response:
     now = visit.parts.clock()
-    async with visit.parts.database.transaction() as connection:
+    async with visit.parts.database.reading() as connection:
         certificates = await _certificates(connection, visit.owner, now, limits.CERTIFICATES)
     return visit.page(
         "timeline.html",
