@@ -213,6 +213,19 @@ def test_owners_see_their_own_resources_others_all(manager: ManagerProcess, host
     assert listed(manager.local, owner="bob") == {"alpha/b"}
 
 
+def test_another_owners_request_id_shows_nothing_of_its_request(manager: ManagerProcess, host: JoiningHost) -> None:
+    """One who knows the ids of a call is not answered with what was answered then."""
+    ann, bob = manager.certified("ann.test"), manager.bearing(manager.token("bob"))
+    spec = pb.RequestSpec(material="tls", names=["web.example.net"], resources=["alpha/a"])
+    made = ann.requests.Apply(pb.ApplyRequest(request_id=new_id(), spec=spec), timeout=10)
+    assert made.owner == "ann"
+    assert refused(lambda: bob.requests.Get(pb.GetRequest(id=made.id), timeout=10)) == (C.NOT_FOUND, "REQUEST")
+    cancel = pb.CancelRequest(request_id=new_id(), id=made.id)
+    assert refused(lambda: bob.requests.Cancel(cancel, timeout=10)) == (C.NOT_FOUND, "REQUEST")
+    assert ann.requests.Cancel(cancel, timeout=10).state == "cancelled"
+    assert refused(lambda: bob.requests.Cancel(cancel, timeout=10)) == (C.ABORTED, "REQUEST_ID_REUSED")
+
+
 def test_owners_do_not_run_the_fleet_and_auditors_change_nothing(manager: ManagerProcess) -> None:
     for name in ("ann.test", "auditor.test"):
         stubs = manager.certified(name)

@@ -9,8 +9,9 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from hsmvisor.manager.store.database import Database, to_its_end
+from hsmvisor.manager.store.database import Database
 from hsmvisor.manager.store.tables import hosts, managers
+from hsmvisor.manager.store.whole import to_its_end
 from sqlalchemy import func, insert, select
 from support.databases import KINDS, new_url, opened
 from support.postgres import Postgres

@@ -7,7 +7,8 @@ from typing import Any
 
 from hsmvisor.manager import limits
 from hsmvisor.manager.access.owners import demand_owner, may_see
-from hsmvisor.manager.answers import Answers, asked
+from hsmvisor.manager.answers import Answers
+from hsmvisor.manager.answers import asked as request
 from hsmvisor.manager.auth import caller
 from hsmvisor.manager.desk import Desk, Work, no_request
 from hsmvisor.manager.engine.hub import Hub
@@ -22,7 +23,7 @@ from hsmvisor.serving import limits as serving_limits
 from hsmvisor.serving.errors import Invalid, NotFound
 from hsmvisor.serving.gate import origin
 from hsmvisor.serving.pages import after_token, next_token
-from hsmvisor.serving.requests import Requests, request
+from hsmvisor.serving.requests import Requests
 from hsmvisor.serving.text import clean
 from hsmvisor_rpc.v1 import manager_pb2 as pb
 from hsmvisor_rpc.v1 import manager_pb2_grpc as rpc
@@ -163,7 +164,7 @@ class RequestService(rpc.RequestServiceServicer):
     async def _change(self, untrusted: Any, method: str, work: Work, fields: Mapping[str, Any]) -> pb.MaterialRequest:
         """One of an owner's own requests, in one transaction with the answer to this call."""
         id = str(untrusted.id)
-        call = asked(untrusted.request_id, method, untrusted.SerializeToString(deterministic=True))
+        call = request(untrusted.request_id, method, untrusted.SerializeToString(deterministic=True))
         told: dict[str, Any] = {"request": clean(id), **fields}
         await self._desk.change(caller(), origin(), call, id, f"request.{method.lower()}", told, work)
         return await self._shown(id)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import asyncpg
 from alembic import command
 from alembic.config import Config
+from hsmvisor.manager.store.group_commit import GroupCommit
+from hsmvisor.manager.store.whole import WholeEngine, carried_out, to_its_end
 from hsmvisor.serving.errors import StorageUnavailable
 from sqlalchemy import event, func, make_url, select
 from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError, SQLAlchemyError
@@ -27,8 +30,6 @@ BUSY_SECONDS = 30  #: that a writer waits for another one (SQLite)
 
 __all__ = ["Database", "DatabaseError", "IntegrityError"]
 
-T = TypeVar("T")
-
 
 class DatabaseError(StorageUnavailable):
     """The message says what to do; it holds no password."""
@@ -38,42 +39,6 @@ class DatabaseError(StorageUnavailable):
 
     def __str__(self) -> str:
         return self.detail
-
-
-async def to_its_end(work: Awaitable[T]) -> T:
-    """Waits for the end of `work`, also when one is cancelled meanwhile; that counts then.
-
-    A connection to SQLite does not survive a cancellation: it may stay in the middle of its transaction, and lock the database.
-    """
-    task = asyncio.ensure_future(work)
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.shield(task)
-        except asyncio.CancelledError as error:
-            if task.cancelled():
-                raise
-            cancelled = error
-        except BaseException:
-            break
-    if cancelled is not None:
-        task.cancelled() or task.exception()  # it is told of the cancellation, whatever became of the work
-        raise cancelled
-    return task.result()
-
-
-class _Connection(AsyncConnection):
-    """Carries its statements out to their end."""
-
-    async def execute(self, *arguments: Any, **options: Any) -> Any:
-        return await to_its_end(super().execute(*arguments, **options))
-
-    async def run_sync(self, *arguments: Any, **options: Any) -> Any:
-        return await to_its_end(super().run_sync(*arguments, **options))
-
-
-class _Engine(AsyncEngine):
-    _connection_cls = _Connection
 
 
 class Database:
@@ -93,11 +58,12 @@ class Database:
         self._url = parsed.set(drivername=driver)
         options: dict[str, Any] = {"connect_args": {"timeout": BUSY_SECONDS}} if self.kind == "sqlite" else {"pool_pre_ping": True}
         self.engine: AsyncEngine = create_async_engine(self._url, **options)
+        self._group: GroupCommit | None = None
         self.statements = self.transactions = 0  #: since the beginning
         event.listen(self.engine.sync_engine, "before_cursor_execute", self._count_statement)
         event.listen(self.engine.sync_engine, "begin", self._count_transaction)
         if self.kind == "sqlite":
-            self.engine = _Engine(self.engine.sync_engine)
+            self.engine = WholeEngine(self.engine.sync_engine)
             event.listen(self.engine.sync_engine, "connect", _prepare_sqlite)
             event.listen(self.engine.sync_engine, "begin", _begin_immediately)
 
@@ -120,49 +86,57 @@ class Database:
     @contextlib.asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncConnection]:
         """Commits at the end, or changes nothing.  Raises DatabaseError when the database is away or full; IntegrityError."""
-        async with self._transaction(reading=False) as connection:
-            yield connection
-
-    @contextlib.asynccontextmanager
-    async def _transaction(self, reading: bool) -> AsyncIterator[AsyncConnection]:
-        connection = self.engine.connect()
-        try:
-            await self._connect(connection)
-            try:
-                if reading:
-                    await connection.execution_options(**_READING[self.kind])
-                transaction = connection.begin()
-                await to_its_end(transaction.start())
-                try:
-                    yield connection
-                except BaseException:
-                    await to_its_end(transaction.rollback())
-                    raise
-                await to_its_end(transaction.commit())
-            except IntegrityError:
-                raise
-            except DBAPIError as error:
-                if isinstance(error, OperationalError | InterfaceError) or error.connection_invalidated:
-                    raise DatabaseError(f"{self.shown}: {_plain(error)}") from None
-                raise
-        finally:
-            if connection.sync_connection is not None:
-                await to_its_end(connection.close())
-
-    async def _connect(self, connection: AsyncConnection) -> None:
-        """Raises DatabaseError.  A server that does not answer is waited for no longer than one wants."""
-        try:
-            await (to_its_end(connection.start()) if self.kind == "sqlite" else connection.start())
-        except (SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:  # the driver's own come through
-            raise DatabaseError(f"{self.shown}: {_plain(error)}") from None
+        if self.kind == "sqlite":
+            if self._group is None:
+                self._group = GroupCommit(self.engine)
+            async with self._told_plainly(self._group.transaction()) as connection:
+                yield connection
+        else:
+            async with self._told_plainly(self._whole({})) as connection:
+                yield connection
 
     @contextlib.asynccontextmanager
     async def reading(self) -> AsyncIterator[AsyncConnection]:
         """One state of all tables, and nothing is changed: nobody waits for it, and it for nobody.  Raises DatabaseError."""
-        async with self._transaction(reading=True) as connection:
+        async with self._told_plainly(self._whole(_READING[self.kind])) as connection:
             yield connection
 
+    @contextlib.asynccontextmanager
+    async def _whole(self, options: dict[str, Any]) -> AsyncIterator[AsyncConnection]:
+        connection = self.engine.connect()
+        try:
+            # a server that does not answer is waited for no longer than one wants
+            await (to_its_end(connection.start()) if self.kind == "sqlite" else connection.start())
+            if options:
+                await to_its_end(connection.execution_options(**options))
+            async with carried_out(connection.begin()):
+                yield connection
+        finally:
+            if connection.sync_connection is not None:
+                await to_its_end(connection.close())
+
+    @contextlib.asynccontextmanager
+    async def _told_plainly(self, transaction: AbstractAsyncContextManager[AsyncConnection]) -> AsyncIterator[AsyncConnection]:
+        """What the driver raises because the database is away or full comes out as DatabaseError, what the caller does as it is."""
+        entered = False
+        try:
+            async with transaction as connection:
+                entered = True
+                yield connection
+        except IntegrityError:
+            raise
+        except DBAPIError as error:
+            if not entered or isinstance(error, OperationalError | InterfaceError) or error.connection_invalidated:
+                raise DatabaseError(f"{self.shown}: {_plain(error)}") from None
+            raise
+        except (SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+            if entered:
+                raise
+            raise DatabaseError(f"{self.shown}: {_plain(error)}") from None
+
     async def close(self) -> None:
+        if self._group is not None:
+            await self._group.close()
         await asyncio.shield(self.engine.dispose())
 
 
