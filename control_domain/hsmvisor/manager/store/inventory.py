@@ -158,6 +158,12 @@ async def raise_sequence(connection: AsyncConnection, id: str, seen: int) -> Non
     await connection.execute(update(resources).where(*where).values(sequence=seen))
 
 
+async def count_resources(connection: AsyncConnection, owner: str) -> int:
+    """Those of this owner that are present."""
+    query = select(func.count()).select_from(resources).where(resources.c.present == 1, resources.c.owner == owner)
+    return int((await connection.execute(query)).scalar_one())
+
+
 async def counts(connection: AsyncConnection, seen_before: float) -> dict[str, int]:
     one = (
         select(func.count()).select_from(hosts),
