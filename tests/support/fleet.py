@@ -147,6 +147,7 @@ class Fleet:
             version="",
             session="",
             number=0,
+            away=0,
         )
         async with self.database.transaction() as connection:
             await inventory.put_host(connection, row)

@@ -13,10 +13,13 @@ from typing import Any
 from hsmvisor.manager.access.callers import FleetCaller
 from hsmvisor.manager.access.owners import demand_owner, may_see
 from hsmvisor.manager.answers import Answers
+from hsmvisor.manager.engine.beginning import snapshot_of
 from hsmvisor.manager.engine.hub import Hub
+from hsmvisor.manager.renewal.decisions import decide
 from hsmvisor.manager.store import lines, wanted
 from hsmvisor.manager.store.database import Database, IntegrityError
 from hsmvisor.manager.store.rows import DeliveryRow, GenerationRow, LineRow, RequestRow
+from hsmvisor.manager.wanted.spec import Spec
 from hsmvisor.manager.wanted.summary import summary
 from hsmvisor.serving.errors import NotFound
 from hsmvisor.serving.requests import Origin, Request, Requests
@@ -82,6 +85,18 @@ class Desk:
         if row is None or not may_see(who, row.owner):
             raise no_request(id)
         return row
+
+    async def next_renewal(self, connection: AsyncConnection, owner: str, material: str, now: float) -> tuple[float, str]:
+        """Returns when the first of its lines is renewed, and why; 0 where nothing asks for it."""
+        row = await wanted.request_of(connection, owner, material)
+        if row is None or row.state != "active":
+            return 0.0, ""
+        spec, there = Spec.of_text(row.spec), await lines.lines_of_request(connection, row.id)
+        made = await lines.generations_of(connection, [line.id for line in there])
+        serving = {(one.line_id, one.number): one for one in made}
+        found = [decide(snapshot_of(spec, line, serving.get((line.id, line.serving))), now) for line in there if line.serving]
+        first = min((decision for decision in found if decision.due), key=lambda decision: decision.due, default=None)
+        return (first.due, first.why) if first is not None else (0.0, "")
 
     async def change(
         self, who: FleetCaller, origin: Origin, call: Request, id: str, kind: str, fields: dict[str, Any], work: Work

@@ -216,6 +216,7 @@ class Plane:
             answers=self.answers,
             hub=self.hub,
             metrics=self._metrics(),
+            keys={"root": self.keys.root, "audit_key": self._laid.key.public},
             version=VERSION,
             clock=clock,
         )

@@ -13,6 +13,7 @@ from hsmvisor.manager.auth import caller
 from hsmvisor.manager.desk import Desk, Work, no_request
 from hsmvisor.manager.engine.hub import Hub
 from hsmvisor.manager.importing import Importing
+from hsmvisor.manager.issuer.client import IssuerAway
 from hsmvisor.manager.policy.questions import Owner
 from hsmvisor.manager.services import convert_wanted as convert
 from hsmvisor.manager.store import wanted
@@ -20,7 +21,7 @@ from hsmvisor.manager.store.database import Database
 from hsmvisor.manager.store.rows import RequestRow
 from hsmvisor.manager.wanted.asking import Asking, Denied
 from hsmvisor.serving import limits as serving_limits
-from hsmvisor.serving.errors import Invalid, NotFound
+from hsmvisor.serving.errors import Invalid, NotFound, Unavailable
 from hsmvisor.serving.gate import origin
 from hsmvisor.serving.pages import after_token, next_token
 from hsmvisor.serving.requests import Requests
@@ -84,7 +85,12 @@ class RequestService(rpc.RequestServiceServicer):
     async def Explain(self, untrusted: pb.ExplainRequest, context: Any) -> pb.Explanation:
         owner, spec = self._owner(untrusted.owner), convert.spec(untrusted.spec)
         async with self._database.transaction() as connection:
-            return convert.explanation(await self._asking.explain(connection, owner, spec))
+            told = convert.explanation(await self._asking.explain(connection, owner, spec))
+            at, why = await self._desk.next_renewal(connection, owner.name, spec.material, self._clock())
+        if at:
+            told.next_renewal.FromMicroseconds(int(at * 1e6))
+            told.renewal_why = why
+        return told
 
     # ---- what there is -----------------------------------------------------------------------------------------------
 
@@ -172,7 +178,10 @@ class RequestService(rpc.RequestServiceServicer):
     # ---- imported keys -----------------------------------------------------------------------------------------------
 
     async def GetIssuer(self, untrusted: pb.GetIssuerRequest, context: Any) -> pb.Issuer:
-        recipient, signature = self._importing.recipient()
+        try:
+            recipient, signature = self._importing.recipient()
+        except IssuerAway as error:
+            raise Unavailable("ISSUER", str(error), "try again") from None
         return pb.Issuer(recipient=recipient, signature=signature)
 
     async def Import(self, untrusted: pb.ImportRequest, context: Any) -> pb.MaterialRequest:
