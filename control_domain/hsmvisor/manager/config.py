@@ -113,6 +113,13 @@ class Console:
 
 
 @dataclass(frozen=True)
+class Pki:
+    """Revocation lists and OCSP of the built-in authorities, over plain HTTP; off while `address` is empty."""
+
+    address: str = ""
+
+
+@dataclass(frozen=True)
 class Issuer:
     """The process that makes keys which several modules share; `escrow`: how it wraps those that owners ask to keep."""
 
@@ -155,6 +162,7 @@ class Config:
     join_certificates: tuple[JoinCertificate, ...] = ()
     console: Console = field(default_factory=Console)
     authorities: tuple[Builtin | Acme | Command, ...] = ()
+    pki: Pki = field(default_factory=Pki)
     issuer: Issuer = field(default_factory=Issuer)
     health: tuple[Health, ...] = ()
     renewal: Renewal = field(default_factory=Renewal)

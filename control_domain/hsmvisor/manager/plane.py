@@ -45,6 +45,7 @@ from hsmvisor.manager.link.exchange import Exchanges
 from hsmvisor.manager.listeners import SERVICES, listeners, server_files
 from hsmvisor.manager.metrics import Metrics
 from hsmvisor.manager.notify.notifier import Notifier
+from hsmvisor.manager.pki import Pki
 from hsmvisor.manager.policies import PolicyStore
 from hsmvisor.manager.roles import TABLE
 from hsmvisor.manager.services.fleet import FleetParts, FleetService
@@ -257,6 +258,8 @@ class Plane:
         notifier = Notifier(self.database, self.history, self._channels, self.clock)
         for work in (self.history.run, notifier.run, self._keep_certificate, self._prune, self._tell):
             self._spawn(work)
+        if self.config.pki.address:
+            await self._started.enter_async_context(Pki(self.authorities.builtin, self.config.pki.address))
         if self.config.console.address:
             self._console = await self._started.enter_async_context(self._make_console())
 

@@ -112,9 +112,9 @@ class _Server(Uvicorn):
 
 
 class Server:
-    def __init__(self, app: ASGIApp, address: str, tls: Tls | None) -> None:
-        """`tls` None: without, on a loopback address."""
-        self._app, self._address, self._tls = app, address, tls
+    def __init__(self, app: ASGIApp, address: str, tls: Tls | None, section: str = "console") -> None:
+        """`tls` None: without; `section`: of the configuration."""
+        self._app, self._address, self._tls, self._section = app, address, tls, section
         self._tasks: list[asyncio.Task[None]] = []
         self.port = 0
 
@@ -165,7 +165,7 @@ class Server:
                 made.close()
                 raise
         except OSError as error:
-            why = f"console.address {self._address} cannot be had: {error.strerror}"
+            why = f"{self._section}.address {self._address} cannot be had: {error.strerror}"
             raise Broken("LISTEN", why, "choose a free address of this host") from None
         return made
 
