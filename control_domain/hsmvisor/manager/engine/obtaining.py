@@ -155,7 +155,14 @@ async def order(parts: Parts, seen: Seen, working: GenerationRow) -> GenerationR
     async with parts.database.transaction() as connection:
         if not await lines.change_generation(connection, seen.line.id, working.number, was="ordered", **told):
             return None
-        detail = {"generation": working.number, "authority": working.authority, "serial": made.serial, "names": working.names}
+        detail: dict[str, object] = {
+            "generation": working.number,
+            "authority": working.authority,
+            "serial": made.serial,
+            "names": working.names,
+        }
+        if issued.shown or issued.known:
+            detail |= {"control_shown": list(issued.shown), "control_known": list(issued.known)}
         await parts.history.add(connection, happened(seen, Kind.ISSUED, detail))
     return made
 
