@@ -12,7 +12,7 @@ from hsmvisor.manager.engine import beginning, delivering, leaving, obtaining
 from hsmvisor.manager.engine.beginning import life_of
 from hsmvisor.manager.engine.delivering import Delivered
 from hsmvisor.manager.engine.obtaining import NO_WORD, happened, leaf_der
-from hsmvisor.manager.engine.outcome import Again, Failed, Outcome
+from hsmvisor.manager.engine.outcome import Again, Failed, Interrupted, Outcome
 from hsmvisor.manager.engine.parts import Parts
 from hsmvisor.manager.engine.seen import Seen, gather
 from hsmvisor.manager.history.events import Kind
@@ -139,6 +139,13 @@ class _Look:
         return await self._step(working, allowed)
 
     async def _step(self, working: GenerationRow, allowed: Sequence[ResourceRow]) -> Outcome:
+        try:
+            return await self._take(working, allowed)
+        except Interrupted as interrupted:
+            interrupted.stage = interrupted.stage or _STAGES[working.state]
+            raise
+
+    async def _take(self, working: GenerationRow, allowed: Sequence[ResourceRow]) -> Outcome:
         if working.state == "keying":
             await obtaining.make_key(self._parts, self._seen, working, allowed, self._now)
             return Outcome(0, "keying")
