@@ -15,6 +15,7 @@ from hsmvisor.manager.engine.obtaining import NO_WORD, happened, leaf_der
 from hsmvisor.manager.engine.outcome import Again, Failed, Interrupted, Outcome
 from hsmvisor.manager.engine.parts import Parts
 from hsmvisor.manager.engine.seen import Seen, gather
+from hsmvisor.manager.engine.signing import Said
 from hsmvisor.manager.history.events import Kind
 from hsmvisor.manager.policy.questions import Act, Source
 from hsmvisor.manager.renewal import timing
@@ -22,7 +23,7 @@ from hsmvisor.manager.renewal.decisions import Act as Renewal
 from hsmvisor.manager.renewal.decisions import Decision
 from hsmvisor.manager.store import lines
 from hsmvisor.manager.store.lines import FAR
-from hsmvisor.manager.store.rows import GenerationRow, LineRow, ResourceRow
+from hsmvisor.manager.store.rows import DeliveryRow, GenerationRow, LineRow, ResourceRow
 
 EXPIRING = 1 / 6  #: of a certificate's life is left: somebody is told
 
@@ -210,14 +211,14 @@ class _Look:
             return await self._renew(decision, allowed, rekey=bool(done and done.lost))
         if serving is None or done is None:
             return Outcome(min(decision.look_at, FAR), "waiting", decision.why)
-        await self._tidy(serving, allowed)
+        waits = await self._tidy(serving, allowed)
         if not done.waiting:
             await self._check_health(serving)
         told = await self._tell_the_end(serving)
         look_at = min(decision.look_at, told, serving.ask_at or FAR)
         if done.waiting:
             look_at = min(look_at, self._now + NO_WORD)
-        undone = done.waiting or done.stragglers or done.lost
+        undone = done.waiting or done.stragglers or done.lost or waits
         return Outcome(look_at, "delivering" if undone else "serving", _why(done) or decision.why)
 
     def _cannot_renew(self) -> bool:
@@ -267,23 +268,36 @@ class _Look:
         self._seen.generations[serving.number] = changed
         return changed
 
-    async def _tidy(self, serving: GenerationRow, allowed: Sequence[ResourceRow]) -> None:
-        seen, told = self._seen, set()
-        todo = [
-            (resource, said)
-            for resource in allowed
-            if not seen.queued.get(resource.id)
-            and resource.reachable
-            and not seen.is_away(resource, self._now)
-            and (said := delivering.superfluous(seen, resource, serving))
-        ]
-        if not todo:
-            return
+    async def _tidy(self, serving: GenerationRow, allowed: Sequence[ResourceRow]) -> bool:
+        """Has superfluous generations destroyed.  Returns whether that waits for a host: then it is looked at again when that is
+        back."""
+        seen, told, waits = self._seen, set(), False
+        todo: list[tuple[ResourceRow, list[Said]]] = []
+        rows: list[DeliveryRow] = []
+        for resource in allowed:
+            delivery = seen.delivery(resource.id)
+            if seen.queued.get(resource.id) or delivery.active != serving.number:
+                continue
+            said = delivering.superfluous(seen, resource, serving)
+            can = resource.reachable and not seen.is_away(resource, self._now)
+            state, why = (
+                ("pending", "old generations are to be destroyed when its host is back") if said and not can else ("active", "")
+            )
+            waits |= state == "pending"
+            if (delivery.state, delivery.why) != (state, why):
+                rows.append(replace(delivery, state=state, why=why, changed_at=int(self._now)))
+            if said and can:
+                todo.append((resource, said))
+        if not todo and not rows:
+            return waits
         async with self._parts.database.transaction() as connection:
+            for row in rows:
+                await lines.put_delivery(connection, row)
             for resource, said in todo:
                 await self._parts.commands.queue(connection, resource, seen.line, said)
                 told.add(resource.host_id)
         self._parts.hub.commands(told)
+        return waits
 
     async def _check_health(self, serving: GenerationRow) -> None:
         seen = self._seen
