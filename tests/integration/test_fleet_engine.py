@@ -376,6 +376,25 @@ def test_a_module_that_was_set_back_is_brought_up_to_date(play: Play) -> None:
     play(scenario)
 
 
+def test_a_module_that_does_not_serve_at_the_moment_keeps_what_it_has(play: Play) -> None:
+    async def scenario(fleet: Fleet) -> None:
+        host = await fleet.host("h1")
+        guest = host.add("web-1")
+        await fleet.settle()
+        request = await fleet.ask(**WEB, resources=("web-1",))
+        await fleet.settle()
+        host.silent.add("web-1")
+        host.restart()
+        await fleet.settle()
+        assert [d.active for d in await fleet.deliveries(await fleet.line(request))] == [1] and held(guest) == 1
+        host.silent.clear()
+        host.restart()
+        await fleet.settle()
+        assert held(guest) == 1 and host.refused == {}
+
+    play(scenario)
+
+
 def test_a_module_of_another_root_is_left_alone(play: Play) -> None:
     async def scenario(fleet: Fleet) -> None:
         host = await fleet.host("h1")

@@ -147,6 +147,7 @@ class Fleet:
             version="",
             session="",
             number=0,
+            away=0,
         )
         async with self.database.transaction() as connection:
             await inventory.put_host(connection, row)
@@ -163,7 +164,7 @@ class Fleet:
         gone = [name for name in host.told if name not in now]
         results, host.results = host.results, []
         host.number += 1
-        told = Exchange(host.session, host.number, everything, changed, gone, results, 0, "light")
+        told = Exchange(host.session, host.number, everything, changed, gone, results, (), 0, "light")
         answer = await self.exchanges.exchange(row, told)
         if answer.tell_all:
             host.number, host.results = 0, results

@@ -174,6 +174,7 @@ class LightHost:
         self.results: list[Result] = []
         self.told: dict[str, Report] = {}  #: what the manager has heard
         self.done: dict[str, Result] = {}  #: by command: once
+        self.silent: set[str] = set()  #: guests whose modules do not serve at the moment
         self.forged: dict[str, bytes] = {}  #: identities that are not true
         self.refused: dict[str, Any] = {}  #: guests that the manager did not take
         self.refuse: Callable[[str, Command], Refusal | None] = lambda module, command: None  #: a test's own
@@ -189,6 +190,8 @@ class LightHost:
 
     def report(self, guest: LightGuest) -> Report:
         module = guest.module
+        if guest.name in self.silent:
+            return Report(guest.name, guest.kind, guest.owner, dict(guest.attributes), module.name)
         identity = ModuleIdentity(
             self.id, module.module_id, module.name, module.recipient.public, fingerprint(module.root), int(self.clock())
         )

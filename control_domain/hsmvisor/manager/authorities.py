@@ -13,7 +13,7 @@ from hsmvisor.manager.ca.acme.challenges import DNS, HTTP, ChallengeFailed, Hook
 from hsmvisor.manager.ca.builtin.authority import BuiltinCa, open_authority
 from hsmvisor.manager.ca.builtin.keys import FileKeys, KeyStore, NoKey
 from hsmvisor.manager.ca.command import CommandCa
-from hsmvisor.manager.ca.interface import Ca, Issued, Keep, Later, Order, Reason, Window
+from hsmvisor.manager.ca.interface import Ca, Issued, Keep, NotYet, Order, Reason, Window
 from hsmvisor.manager.config import Config
 from hsmvisor.manager.store.database import Database
 from hsmvisor.serving.errors import Broken
@@ -22,18 +22,20 @@ LONGEST_WAIT = 10.0  #: seconds that an order waits for its turn; one that would
 
 
 class Pace:
-    """At most so many a second, evenly; 0: as many as come."""
+    """At most so many a second, evenly; 0: as many as come.  When thousands come at once each is told when to come again, one after
+    the other, so that they do not all come again at once."""
 
-    def __init__(self, per_second: float) -> None:
-        self._every = 1 / per_second if per_second else 0.0
-        self._next = 0.0
+    def __init__(self, per_second: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._every, self._clock = (1 / per_second if per_second else 0.0), clock
+        self._next = self._told = 0.0
 
     async def wait(self) -> None:
-        """Raises Later."""
-        now = time.monotonic()
+        """Raises NotYet."""
+        now = self._clock()
         turn = max(self._next, now)
         if turn - now > LONGEST_WAIT:
-            raise Later("other orders come first", turn - now)
+            self._told = max(self._told + self._every, turn)
+            raise NotYet("other orders come first", self._told - now)
         self._next = turn + self._every
         await asyncio.sleep(turn - now)
 
@@ -83,6 +85,12 @@ class Authorities(Mapping[str, Ca]):
         ca = self._plugs[name]
         inner = ca.ca if isinstance(ca, Paced) else ca
         return inner.root if isinstance(inner, BuiltinCa) else b""
+
+    @property
+    def builtin(self) -> dict[str, BuiltinCa]:
+        """The built-in ones, by name."""
+        inner = {name: ca.ca if isinstance(ca, Paced) else ca for name, ca in self._plugs.items()}
+        return {name: ca for name, ca in inner.items() if isinstance(ca, BuiltinCa)}
 
     async def close(self) -> None:
         for ca in self._plugs.values():

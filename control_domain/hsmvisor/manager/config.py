@@ -25,6 +25,7 @@ __all__ = ["Acme", "Allow", "Audit", "Authority", "BadConfig", "Builtin", "Clien
 DEFAULT_PATH = Path("/etc/hsmvisor/manager.toml")
 BUILTIN = "builtin"  #: the authority of a manager that has no other
 _ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s:\[\]/]+):([0-9]{1,5})")
+LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 _HOST_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 
@@ -104,9 +105,18 @@ class Console:
     """The web console; off while `address` is empty.  Without a certificate of its own it shows the one of [tls]."""
 
     address: str = ""
+    plain: bool = False  #: without TLS, on a loopback address alone
     certificate: str = ""
     key: str = ""
-    session_seconds: int = 8 * 3600
+    session_seconds: int = 8 * 3600  #: after which one logs in again in any case,
+    idle_seconds: int = 1800  #: and without doing anything
+
+
+@dataclass(frozen=True)
+class Pki:
+    """Revocation lists and OCSP of the built-in authorities, over plain HTTP; off while `address` is empty."""
+
+    address: str = ""
 
 
 @dataclass(frozen=True)
@@ -152,6 +162,7 @@ class Config:
     join_certificates: tuple[JoinCertificate, ...] = ()
     console: Console = field(default_factory=Console)
     authorities: tuple[Builtin | Acme | Command, ...] = ()
+    pki: Pki = field(default_factory=Pki)
     issuer: Issuer = field(default_factory=Issuer)
     health: tuple[Health, ...] = ()
     renewal: Renewal = field(default_factory=Renewal)
@@ -218,7 +229,9 @@ class Config:
     @property
     def served_names(self) -> tuple[str, ...]:
         """What the manager's own certificate is for."""
-        hosts = (address.rpartition(":")[0].strip("[]") for address in (*self.tls_addresses, *self.join_addresses))
+        console = () if self.console.plain or self.console.certificate else _public(self.console.address)
+        addresses = (*self.tls_addresses, *self.join_addresses, *console)
+        hosts = (address.rpartition(":")[0].strip("[]") for address in addresses)
         return tuple(dict.fromkeys((*self.tls.names, *hosts))) or (_node_name(),)
 
     @property
@@ -343,6 +356,13 @@ def _check_listeners(config: Config, demand: Demand) -> None:
         else:
             demand(found.kind in ("dns", "ip"), f"tls.names[{i}] is a host name or an address")
     demand(console.session_seconds >= 60, "console.session_seconds is at least 60")
+    demand(console.idle_seconds >= 60, "console.idle_seconds is at least 60")
+    if console.plain:
+        host = console.address.rpartition(":")[0]
+        demand(
+            host in ("localhost", "127.0.0.1", "[::1]"), "console.plain is for console.address 127.0.0.1, [::1] or localhost alone"
+        )
+        demand(not console.certificate, "console.plain goes without console.certificate")
 
 
 def _check_callers(config: Config, demand: Demand) -> None:

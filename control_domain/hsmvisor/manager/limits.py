@@ -20,6 +20,7 @@ MAX_RESULTS = 500  #: results in one exchange
 MAX_COMMANDS = 200  #: given to a host in one exchange
 MAX_MATERIALS = 256  #: of one module
 MAX_GENERATIONS = 64  #: of one material in a report
+MAX_REPORT = 32 << 20  #: bytes of one request: a host that begins tells of all its guests
 MAX_WAIT = 30  #: seconds of an exchange
 MAX_DETAIL = 500  #: characters that a host tells of a failure
 MAX_VERSION = 64

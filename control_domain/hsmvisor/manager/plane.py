@@ -13,7 +13,7 @@ from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
-from hsmvisor.manager import authorities, fleet_keys
+from hsmvisor.manager import authorities, fleet_keys, limits
 from hsmvisor.manager.access.tokens import Tokens
 from hsmvisor.manager.answers import Answers, Changes
 from hsmvisor.manager.auth import Authenticator
@@ -21,6 +21,10 @@ from hsmvisor.manager.ca.interface import CaError
 from hsmvisor.manager.ca.names import BadName
 from hsmvisor.manager.config import Config
 from hsmvisor.manager.config import Issuer as IssuerSection
+from hsmvisor.manager.console.console import Console
+from hsmvisor.manager.console.parts import Parts as ConsoleParts
+from hsmvisor.manager.console.server import Tls
+from hsmvisor.manager.desk import Desk
 from hsmvisor.manager.engine.engine import Engine
 from hsmvisor.manager.engine.health import HealthCheck
 from hsmvisor.manager.engine.hub import Hub
@@ -38,9 +42,10 @@ from hsmvisor.manager.inventory.reports import Reports
 from hsmvisor.manager.issuer.client import Issuer, IssuerAway
 from hsmvisor.manager.issuer.settings import FileEscrow, Settings, TokenEscrow
 from hsmvisor.manager.link.exchange import Exchanges
-from hsmvisor.manager.listeners import SERVICES, listeners
+from hsmvisor.manager.listeners import SERVICES, listeners, server_files
 from hsmvisor.manager.metrics import Metrics
 from hsmvisor.manager.notify.notifier import Notifier
+from hsmvisor.manager.pki import Pki
 from hsmvisor.manager.policies import PolicyStore
 from hsmvisor.manager.roles import TABLE
 from hsmvisor.manager.services.fleet import FleetParts, FleetService
@@ -117,7 +122,7 @@ class Plane:
 
     async def reload(self, config: Config) -> None:
         """Takes over who may call; certificates are read again at each handshake; the rest waits for a restart."""
-        self._gate.authenticator = self._authenticator(config)
+        self._gate.authenticator = self._known = self._authenticator(config)
         await self.audit.record("manager.reload", who=TABLE.service, result="ok")
         waits = ("database", "tls", "join", "console", "authorities", "issuer", "health", "renewal", "webhooks", "mails", "audit")
         if changed := [name for name in waits if getattr(self.config, name) != getattr(config, name)]:
@@ -197,8 +202,9 @@ class Plane:
         reports = Reports(self.history, self.keys.root, self.clock)
         results = Results(self.history, self.clock)
         self.exchanges = Exchanges(self.database, self.history, reports, results, self.hub, self.clock)
-        self._gate = Gate(TABLE, self._authenticator(self.config), self.audit)
-        self._server = Server(self._gate, SERVICES, self.config.runtime / "private")
+        self._known = self._authenticator(self.config)
+        self._gate = Gate(TABLE, self._known, self.audit)
+        self._server = Server(self._gate, SERVICES, self.config.runtime / "private", limits.MAX_REPORT)
         registry, database, clock = self._server.registry, self.database, self.clock
         fleet_parts = FleetParts(
             database=database,
@@ -211,6 +217,7 @@ class Plane:
             answers=self.answers,
             hub=self.hub,
             metrics=self._metrics(),
+            keys={"root": self.keys.root, "audit_key": self._laid.key.public},
             version=VERSION,
             clock=clock,
         )
@@ -223,9 +230,10 @@ class Plane:
 
     def _request_service(self) -> RequestService:
         known, usual = tuple(self.authorities), self.authorities.default
-        asking = Asking(self.history, self.judge, known, usual, tuple(self.health), self.clock)
+        self.asking = Asking(self.history, self.judge, known, usual, tuple(self.health), self.clock)
+        self.desk = Desk(self.database, self.requests, self.answers, self.hub)
         importing = Importing(self.database, self.judge, self.issuer, self._sign_as_root, random.random, self.clock)
-        return RequestService(self.database, asking, importing, self.requests, self.answers, self.hub, self.clock)
+        return RequestService(self.database, self.desk, self.asking, importing, self.requests, self.answers, self.hub, self.clock)
 
     def _host_link(self) -> HostLink:
         return HostLink(self.joining, self.exchanges, self.requests, self.answers, lambda: self.joining.believed)
@@ -250,6 +258,31 @@ class Plane:
         notifier = Notifier(self.database, self.history, self._channels, self.clock)
         for work in (self.history.run, notifier.run, self._keep_certificate, self._prune, self._tell):
             self._spawn(work)
+        if self.config.pki.address:
+            await self._started.enter_async_context(Pki(self.authorities.builtin, self.config.pki.address))
+        if self.config.console.address:
+            self._console = await self._started.enter_async_context(self._make_console())
+
+    def _make_console(self) -> Console:
+        settings = self.config.console
+        tls = None
+        if not settings.plain:
+            certificate, key = server_files(self.config, self.own_certificate)
+            tls = Tls(settings.certificate or certificate, settings.key or key, self.config.tls.client_ca)
+        parts = ConsoleParts(
+            database=self.database,
+            desk=self.desk,
+            asking=self.asking,
+            history=self.history,
+            tokens=self.tokens,
+            authenticator=lambda: self._known,
+            audit=self.audit,
+            policy_version=lambda: self.policies.current().version,
+            manager=self.config.manager,
+            version=VERSION,
+            clock=self.clock,
+        )
+        return Console(parts, settings, tls)
 
     def _spawn(self, work: Callable[[], Awaitable[None]]) -> None:
         self._tasks.append(asyncio.ensure_future(work()))

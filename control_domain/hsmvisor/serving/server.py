@@ -21,7 +21,6 @@ from hsmvisor.serving.relay import LOCAL, SIGNED, Relay
 _log = logging.getLogger(__name__)
 
 _OPTIONS = [
-    ("grpc.max_receive_message_length", limits.MAX_MESSAGE),
     ("grpc.max_send_message_length", limits.MAX_ANSWER),
     ("grpc.max_metadata_size", 16 * 1024),
     ("grpc.max_concurrent_streams", 256),
@@ -69,9 +68,11 @@ class Listeners:
 
 
 class Server:
-    def __init__(self, gate: Gate, services: Sequence[str], private: Path) -> None:
-        """`services`: full names, for health and reflection; `private`: a directory that nobody else can enter."""
-        self._server = grpc.aio.server(interceptors=[gate], options=_OPTIONS)
+    def __init__(self, gate: Gate, services: Sequence[str], private: Path, largest: int = limits.MAX_MESSAGE) -> None:
+        """`services`: full names, for health and reflection; `private`: a directory that nobody else can enter; `largest`: bytes of
+        one request."""
+        options = [*_OPTIONS, ("grpc.max_receive_message_length", largest)]
+        self._server = grpc.aio.server(interceptors=[gate], options=options)
         self._health, self._services = health.HealthServicer(), tuple(services)
         self._upstream = private / "grpc.sock"
         self._local, self._signed = Relay(LOCAL, self._upstream), Relay(SIGNED, self._upstream)

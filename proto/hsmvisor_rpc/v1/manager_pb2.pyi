@@ -494,8 +494,14 @@ class WhoAmIResponse(_message.Message):
     OWNER_FIELD_NUMBER: _builtins.int
     GROUPS_FIELD_NUMBER: _builtins.int
     ROLES_FIELD_NUMBER: _builtins.int
+    ROOT_FIELD_NUMBER: _builtins.int
+    AUDIT_KEY_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     owner: _builtins.str
+    root: _builtins.bytes
+    """raw Ed25519: what modules of the fleet obey"""
+    audit_key: _builtins.bytes
+    """raw Ed25519: what the audit log of the manager that answers is signed with"""
     @_builtins.property
     def groups(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -507,10 +513,12 @@ class WhoAmIResponse(_message.Message):
         owner: _builtins.str = ...,
         groups: _abc.Iterable[_builtins.str] | None = ...,
         roles: _abc.Iterable[_builtins.str] | None = ...,
+        root: _builtins.bytes = ...,
+        audit_key: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["groups", b"groups", "name", b"name", "owner", b"owner", "roles", b"roles"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audit_key", b"audit_key", "groups", b"groups", "name", b"name", "owner", b"owner", "roles", b"roles", "root", b"root"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -86,6 +86,8 @@ def whoami(ctx: Context) -> None:
         ("groups", words(found.groups)),
         ("roles", words(found.roles)),
         ("manager", manager.at.address),
+        ("the fleet's root", found.root.hex()),
+        ("its audit log's key", found.audit_key.hex()),
     ]
     ctx.result(found, lambda: table(("", ""), rows))
 

@@ -66,6 +66,10 @@ class Later(CaError):
         self.seconds = seconds
 
 
+class NotYet(Later):
+    """Others come first; nothing has failed."""
+
+
 Keep = Callable[[str], Awaitable[None]]
 
 

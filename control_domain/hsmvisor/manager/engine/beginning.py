@@ -13,7 +13,8 @@ from hsmvisor.manager.renewal import decisions
 from hsmvisor.manager.renewal.decisions import Decision, Failures, Held, Snapshot, Suggested
 from hsmvisor.manager.renewal.timing import Lifetime
 from hsmvisor.manager.store import lines
-from hsmvisor.manager.store.rows import GenerationRow, ResourceRow, text_of
+from hsmvisor.manager.store.rows import GenerationRow, LineRow, ResourceRow, text_of
+from hsmvisor.manager.wanted.spec import Spec
 
 KEPT = 12  #: generations of a line that are remembered
 
@@ -30,7 +31,10 @@ def decide(seen: Seen, now: float) -> Decision:
 
 
 def snapshot(seen: Seen) -> Snapshot:
-    serving, line = seen.serving, seen.line
+    return snapshot_of(seen.spec, seen.line, seen.serving)
+
+
+def snapshot_of(spec: Spec, line: LineRow, serving: GenerationRow | None) -> Snapshot:
     held = None
     if serving is not None:
         window = json.loads(serving.window) if serving.window else None
@@ -44,7 +48,7 @@ def snapshot(seen: Seen) -> Snapshot:
             signatures=serving.signatures,
         )
     failures = Failures(line.failures, line.failed_at, line.not_before)
-    return Snapshot(seen.spec.renewal, held, failures, line.triggered_at, line.changed_at)
+    return Snapshot(spec.renewal, held, failures, line.triggered_at, line.changed_at)
 
 
 async def begin(parts: Parts, seen: Seen, allowed: Sequence[ResourceRow], decision: Decision, now: float, rekey: bool) -> None:

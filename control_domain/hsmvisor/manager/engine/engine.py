@@ -12,18 +12,20 @@ import logging
 import uuid
 from dataclasses import replace
 
+from hsmvisor.manager import limits
 from hsmvisor.manager.engine import line as looking
 from hsmvisor.manager.engine.beginning import life_of
 from hsmvisor.manager.engine.obtaining import happened
 from hsmvisor.manager.engine.outcome import Again, Failed, Outcome
 from hsmvisor.manager.engine.parts import Parts
 from hsmvisor.manager.engine.seen import gather
-from hsmvisor.manager.history.events import Kind
+from hsmvisor.manager.history.events import Happened, Kind
 from hsmvisor.manager.renewal import timing
-from hsmvisor.manager.store import commands, lines
+from hsmvisor.manager.store import commands, inventory, lines
 from hsmvisor.manager.store.database import DatabaseError
 from hsmvisor.manager.store.lines import FAR
 from hsmvisor.manager.store.rows import LineRow
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 _log = logging.getLogger(__name__)
 
@@ -110,6 +112,12 @@ class Engine:
                         await lines.rescue(connection, now)
                         await lines.prune_envelopes(connection, now)
                         await commands.prune(connection, now)
+                        await self._tell_silent_hosts(connection, now)
+
+    async def _tell_silent_hosts(self, connection: AsyncConnection, now: float) -> None:
+        for id, name, seen_at in await inventory.fallen_silent(connection, now - limits.AWAY):
+            detail = {"name": name, "silent_seconds": int(now - seen_at)}
+            await self._parts.history.add(connection, Happened(Kind.HOST_AWAY, host_id=id, detail=detail))
 
     async def _watch(self) -> None:
         """Commands that another manager made, for hosts that wait here."""

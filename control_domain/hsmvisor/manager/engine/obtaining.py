@@ -8,7 +8,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from hsmvisor.manager import limits
 from hsmvisor.manager.ca import names
-from hsmvisor.manager.ca.interface import CaError, Later, Order
+from hsmvisor.manager.ca.interface import CaError, Later, NotYet, Order
 from hsmvisor.manager.engine.outcome import Again, Failed
 from hsmvisor.manager.engine.parts import Parts
 from hsmvisor.manager.engine.seen import Seen
@@ -134,6 +134,8 @@ async def order(parts: Parts, seen: Seen, working: GenerationRow) -> None:
     )
     try:
         issued = await ca.issue(asked, keep)
+    except NotYet as error:
+        raise Again(f"{working.authority}: {error}", error.seconds) from None
     except Later as error:
         raise Failed(f"{working.authority}: {error}", error.seconds) from None
     except CaError as error:

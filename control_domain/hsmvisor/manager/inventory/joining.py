@@ -148,9 +148,10 @@ class Joining:
                     version=version,
                     session="",
                     number=0,
+                    away=0,
                 )
                 await inventory.put_host(connection, row)
-                if token:
+                if token and not token.used_at:
                     used = update(join_tokens).where(join_tokens.c.id == token.id, join_tokens.c.used_at == 0)
                     if not (await connection.execute(used.values(used_at=now, used_by=host_id))).rowcount:
                         raise Forbidden("JOIN", "this join token was used already", "ask for a new one")
@@ -185,6 +186,8 @@ class Joining:
                 why = "this join token was used already, by another host: if that was not yours, revoke that host"
                 return None, Forbidden("JOIN_TWICE", why, "ask for a new token")
             if row.used_at:
+                if await self._is_repeated(connection, host_id, statement.csr):
+                    return row, None  # the answer to the first time was lost
                 return None, Forbidden("JOIN_TWICE", "this join token was used already, by this host", "ask for a new token")
             if row.expires_at <= now:
                 return None, Forbidden("JOIN", "this join token has expired", "ask for a new one")
@@ -192,6 +195,12 @@ class Joining:
                 return None, Forbidden("HOST", f"this join token is for host {row.host}", "join under that name")
             return row, None
         return None, Forbidden("JOIN", "no join token fits this proof", "it is used once, for a limited time: ask for a new one")
+
+    async def _is_repeated(self, connection: AsyncConnection, host_id: str, csr: bytes) -> bool:
+        """Whether the host has joined with just this, and nothing has come since."""
+        there = await inventory.host(connection, host_id)
+        same = there is not None and there.state == "joined" and certificate_key(there.certificate) == csr_key(csr)
+        return same and there is not None and not there.seen_at
 
     async def _place(
         self, connection: AsyncConnection, statement: JoinStatement, host_id: str, replaces: bool

@@ -48,6 +48,11 @@ class Report:
     sequence: int = 0
     materials: Mapping[str, Mapping[int, Told]] = field(default_factory=dict)
 
+    @property
+    def silent(self) -> bool:
+        """It has a module that does not serve at the moment: nothing is said of it, and nothing is to be concluded."""
+        return bool(self.module) and not self.signed_identity
+
 
 class BadReport(ValueError):
     """A guest that is not taken; `reason` is stable."""
@@ -115,7 +120,7 @@ class Reports:
         if len(known) >= limits.MAX_GUESTS and f"{host.name}/{report.name}" not in known:
             raise BadReport("LIMIT", f"a host has at most {limits.MAX_GUESTS} guests")
         _check_attributes(report.attributes)
-        id, now = f"{host.name}/{report.name}", int(self._clock())
+        id = f"{host.name}/{report.name}"
         identity = self._identity(host, report)
         module_id = identity.module_id.hex() if identity else ""
         if module_id:
@@ -123,8 +128,25 @@ class Reports:
             if other:
                 raise BadReport("MODULE", f"module {report.module} is that of {other}")
         before = known.get(id)
+        if report.silent and before is not None and before.module == report.module:
+            return self._row(host, report, before, before.module_id, before.recipient, before.obeys, before.sequence)
+        obeys = int(bool(identity and identity.root == self._root))
+        sequence = max(report.sequence, before.sequence if before and before.module_id == module_id else 0)
+        return self._row(host, report, before, module_id, identity.recipient if identity else b"", obeys, sequence)
+
+    def _row(
+        self,
+        host: HostRow,
+        report: Report,
+        before: ResourceRow | None,
+        module_id: str,
+        recipient: bytes,
+        obeys: int,
+        sequence: int,
+    ) -> ResourceRow:
+        now = int(self._clock())
         return ResourceRow(
-            id=id,
+            id=f"{host.name}/{report.name}",
             host_id=host.id,
             name=report.name,
             kind=report.kind,
@@ -133,15 +155,15 @@ class Reports:
             present=1,
             first_seen_at=before.first_seen_at if before else now,
             changed_at=now,
-            module=report.module if identity else "",
+            module=report.module if module_id else "",
             module_id=module_id,
-            recipient=identity.recipient if identity else b"",
-            obeys=int(bool(identity and identity.root == self._root)),
-            sequence=max(report.sequence, before.sequence if before and before.module_id == module_id else 0),
+            recipient=recipient,
+            obeys=obeys,
+            sequence=sequence,
         )
 
     def _identity(self, host: HostRow, report: Report) -> ModuleIdentity | None:
-        if not report.module:
+        if not report.module or report.silent:
             return None
         try:
             identity = verify_identity(report.signed_identity, host.host_key)
@@ -170,6 +192,8 @@ class Reports:
 
     async def _reconcile(self, connection: AsyncConnection, row: ResourceRow, report: Report) -> None:
         """What the module says it holds counts, whatever was acknowledged before: it may have been set back, or made anew."""
+        if report.silent:
+            return
         deliveries = await lines.deliveries_on(connection, row.id)
         if not deliveries:
             return

@@ -11,7 +11,7 @@ from hsmvisor.manager.engine.hub import Hub
 from hsmvisor.manager.engine.results import Result, Results
 from hsmvisor.manager.history.events import Happened, History, Kind
 from hsmvisor.manager.inventory.reports import NotTaken, Report, Reports
-from hsmvisor.manager.store import commands, inventory, lines
+from hsmvisor.manager.store import commands, inventory, lines, locks
 from hsmvisor.manager.store.database import Database
 from hsmvisor.manager.store.rows import CommandRow, HostRow
 from hsmvisor.serving.errors import Forbidden, Invalid
@@ -34,6 +34,7 @@ class Exchange:
     reports: Sequence[Report]
     gone: Sequence[str]
     results: Sequence[Result]
+    undecided: Sequence[str]  #: commands that the host could not carry out now: they are given again
     wait: float
     version: str
 
@@ -78,8 +79,8 @@ class Exchanges:
                 refused = await self._take(connection, host, told, int(now), back)
             if tells or back:
                 self._hub.lines()
-        for result in told.results:
-            session.given.pop(result.id, None)
+        for id in (*(result.id for result in told.results), *told.undecided):
+            session.given.pop(id, None)
         found = await self._wait(host, session, 0 if refused else told.wait)
         return Answer(commands=found, refused=refused)
 
@@ -90,18 +91,20 @@ class Exchanges:
         return session
 
     async def _take(self, connection: AsyncConnection, host: HostRow, told: Exchange, now: int, back: bool) -> list[NotTaken]:
+        if told.all or told.reports or told.gone:
+            await locks.members(connection)
         if told.all or told.reports:  # a host that is removed meanwhile stays removed
             there = await inventory.host(connection, host.id)
             if there is None or there.state != "joined":
                 raise Forbidden("HOST", "this host was removed or revoked")
-        values = {"seen_at": now}
+        values = {"seen_at": now, "away": 0}
         if told.session != host.session or told.version != host.version:
             values |= {"session": told.session, "version": clean(told.version, limits.MAX_VERSION)}  # type: ignore[dict-item]
         await inventory.change_host(connection, host.id, **values)
         await self._results.take(connection, host, told.results)
         refused = await self._reports.take(connection, host, told.reports, told.gone, told.all)
         if back:
-            if host.seen_at and host.seen_at + limits.AWAY < now:
+            if host.away:
                 detail = {"name": host.name, "away_seconds": now - host.seen_at}
                 await self._history.add(connection, Happened(Kind.HOST_BACK, host_id=host.id, detail=detail))
             on_it = await inventory.resources_on(connection, host.id)
@@ -132,7 +135,7 @@ def _check(told: Exchange) -> None:
     for what, count, most in (
         ("guests", len(told.reports), limits.MAX_GUESTS if told.all else limits.MAX_REPORTED),
         ("gone", len(told.gone), limits.MAX_GUESTS),
-        ("results", len(told.results), limits.MAX_RESULTS),
+        ("results", len(told.results) + len(told.undecided), limits.MAX_RESULTS),
     ):
         if count > most:
             raise Invalid("LIMIT", f"{count} {what} in one exchange, at most {most}")

@@ -104,6 +104,7 @@ class Decision:
     look_at: float  #: when to ask again at the latest
     urgent: bool = False  #: the old generation's drain ends at once
     rekey: bool = True
+    due: float = 0  #: when it is renewed, as far as that is known now; 0: nothing asks for it
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ def decide(snapshot: Snapshot, now: float) -> Decision:
     over = [due for due in found if due.at <= now]
     if not over:
         first = min(found, key=lambda due: due.at)
-        return Decision(Act.WAIT, f"{first.why}, at {_shown(first.at)}", min(first.at, now + LOOK))
+        return Decision(Act.WAIT, f"{first.why}, at {_shown(first.at)}", min(first.at, now + LOOK), due=first.at)
     urgent, rekey = any(due.urgent for due in over), any(due.rekey for due in over) or snapshot.rule.rekey
     why = over[0].why
     if (again := _again_at(snapshot, now)) > now:
@@ -137,8 +138,9 @@ def decide(snapshot: Snapshot, now: float) -> Decision:
             min(again, now + LOOK),
             urgent,
             rekey,
+            again,
         )
-    return Decision(Act.RENEW, why, now, urgent, rekey)
+    return Decision(Act.RENEW, why, now, urgent, rekey, now)
 
 
 def _not_at_once(snapshot: Snapshot, due: _Due) -> _Due:

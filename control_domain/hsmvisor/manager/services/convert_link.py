@@ -18,6 +18,7 @@ def exchange(untrusted: pb.ExchangeRequest) -> Exchange:
         reports=[_report(guest) for guest in untrusted.guests],
         gone=list(untrusted.gone),
         results=[_result(result) for result in untrusted.results if not result.again],
+        undecided=[result.id for result in untrusted.results if result.again],
         wait=float(min(untrusted.wait_seconds, limits.MAX_WAIT)),
         version=untrusted.version,
     )

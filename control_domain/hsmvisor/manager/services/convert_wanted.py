@@ -16,6 +16,7 @@ from hsmvisor.manager.store.lines import FAR
 from hsmvisor.manager.store.rows import DeliveryRow, GenerationRow, LineRow, RequestRow
 from hsmvisor.manager.wanted.asking import Explanation
 from hsmvisor.manager.wanted.spec import Spec
+from hsmvisor.manager.wanted.summary import summary
 from hsmvisor.serving.errors import Invalid
 from hsmvisor_rpc.v1 import manager_pb2 as pb
 
@@ -143,19 +144,6 @@ def material_request(
 
 def _denial(row: Any) -> pb.Denial:
     return pb.Denial(resource=row.resource_id, action=row.action, why=row.why, policy_version=row.version, at=timestamp(row.at))
-
-
-def summary(row: RequestRow, lines: Sequence[LineRow], denied: bool) -> str:
-    """One word for a table."""
-    if row.state != "active":
-        return "cancelled"
-    if any(line.failures for line in lines):
-        return "failing"
-    if any(line.stage not in ("serving", "denied", "gone") for line in lines):
-        return "working"
-    if denied:
-        return "denied"
-    return "done" if lines else "waiting"
 
 
 def _line(row: RequestRow, line: LineRow, generations: Sequence[GenerationRow], held: Sequence[DeliveryRow]) -> pb.Line:

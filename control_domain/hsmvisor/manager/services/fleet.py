@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +49,7 @@ class FleetParts:
     answers: Answers
     hub: Hub
     metrics: Metrics
+    keys: Mapping[str, bytes]  #: public ones, as WhoAmI tells them
     version: str
     clock: Callable[[], float]
 
@@ -61,7 +62,7 @@ class FleetService(rpc.FleetServiceServicer):
 
     async def WhoAmI(self, untrusted: pb.WhoAmIRequest, context: Any) -> pb.WhoAmIResponse:
         who = caller()
-        return pb.WhoAmIResponse(name=who.name, owner=who.owner, groups=sorted(who.groups), roles=sorted(who.roles))
+        return pb.WhoAmIResponse(name=who.name, owner=who.owner, groups=sorted(who.groups), roles=sorted(who.roles), **self._p.keys)
 
     async def GetFleet(self, untrusted: pb.GetFleetRequest, context: Any) -> pb.Fleet:
         now = self._p.clock()
@@ -200,7 +201,7 @@ class FleetService(rpc.FleetServiceServicer):
         found = [row for row in found if may_see(who, row.owner)]
         if not found:
             raise NotFound(
-                "RESOURCE", f"there is no resource {clean(untrusted_id, 130)}", "hsmvisor resource list shows those there are"
+                "RESOURCE", f"there is no resource {clean(untrusted_id, 130)}", "hsmvisor fleet resources shows those there are"
             )
         if len(found) > 1:
             told = ", ".join(row.id for row in found)

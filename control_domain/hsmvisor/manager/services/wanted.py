@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from hsmvisor.manager import limits
@@ -10,16 +10,18 @@ from hsmvisor.manager.access.owners import demand_owner, may_see
 from hsmvisor.manager.answers import Answers
 from hsmvisor.manager.answers import asked as request
 from hsmvisor.manager.auth import caller
+from hsmvisor.manager.desk import Desk, Work, no_request
 from hsmvisor.manager.engine.hub import Hub
 from hsmvisor.manager.importing import Importing
+from hsmvisor.manager.issuer.client import IssuerAway
 from hsmvisor.manager.policy.questions import Owner
 from hsmvisor.manager.services import convert_wanted as convert
-from hsmvisor.manager.store import lines, wanted
+from hsmvisor.manager.store import wanted
 from hsmvisor.manager.store.database import Database
 from hsmvisor.manager.store.rows import RequestRow
 from hsmvisor.manager.wanted.asking import Asking, Denied
 from hsmvisor.serving import limits as serving_limits
-from hsmvisor.serving.errors import Invalid, NotFound
+from hsmvisor.serving.errors import Invalid, NotFound, Unavailable
 from hsmvisor.serving.gate import origin
 from hsmvisor.serving.pages import after_token, next_token
 from hsmvisor.serving.requests import Requests
@@ -28,13 +30,12 @@ from hsmvisor_rpc.v1 import manager_pb2 as pb
 from hsmvisor_rpc.v1 import manager_pb2_grpc as rpc
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-Work = Callable[[AsyncConnection, RequestRow], Awaitable[object]]
-
 
 class RequestService(rpc.RequestServiceServicer):
     def __init__(
         self,
         database: Database,
+        desk: Desk,
         asking: Asking,
         importing: Importing,
         requests: Requests,
@@ -42,7 +43,7 @@ class RequestService(rpc.RequestServiceServicer):
         hub: Hub,
         clock: Callable[[], float],
     ) -> None:
-        self._database, self._asking, self._importing = database, asking, importing
+        self._database, self._desk, self._asking, self._importing = database, desk, asking, importing
         self._requests, self._answers, self._hub, self._clock = requests, answers, hub, clock
 
     # ---- asking ------------------------------------------------------------------------------------------------------
@@ -84,7 +85,12 @@ class RequestService(rpc.RequestServiceServicer):
     async def Explain(self, untrusted: pb.ExplainRequest, context: Any) -> pb.Explanation:
         owner, spec = self._owner(untrusted.owner), convert.spec(untrusted.spec)
         async with self._database.transaction() as connection:
-            return convert.explanation(await self._asking.explain(connection, owner, spec))
+            told = convert.explanation(await self._asking.explain(connection, owner, spec))
+            at, why = await self._desk.next_renewal(connection, owner.name, spec.material, self._clock())
+        if at:
+            told.next_renewal.FromMicroseconds(int(at * 1e6))
+            told.renewal_why = why
+        return told
 
     # ---- what there is -----------------------------------------------------------------------------------------------
 
@@ -103,35 +109,18 @@ class RequestService(rpc.RequestServiceServicer):
 
     async def List(self, untrusted: pb.ListRequestsRequest, context: Any) -> pb.ListRequestsResponse:
         known, size = caller(), serving_limits.page_size(untrusted.page_size)
-        owner = untrusted.owner
-        if not may_see(known, owner):  # an empty owner is everybody
-            owner = known.owner
-            if untrusted.owner and untrusted.owner != owner:
-                return pb.ListRequestsResponse()
-        async with self._database.transaction() as connection:
-            after = after_token(untrusted.page_token)
-            rows = await wanted.requests_after(connection, after, size + 1, owner, untrusted.state)
-            there = await lines.lines_of_requests(connection, [row.id for row in rows[:size]])
-            denied = await wanted.denied_requests(connection, [row.id for row in rows[:size]])
+        rows = await self._desk.listed(known, untrusted.owner, untrusted.state, after_token(untrusted.page_token), size + 1)
         found = []
-        for row in rows[:size]:
-            told = convert.material_request(row)
-            told.summary = convert.summary(row, [line for line in there if line.request_id == row.id], row.id in denied)
+        for listed in rows[:size]:
+            told = convert.material_request(listed.row)
+            told.summary = listed.summary
             found.append(told)
-        token = next_token(rows[size - 1].id) if len(rows) > size else ""
+        token = next_token(rows[size - 1].row.id) if len(rows) > size else ""
         return pb.ListRequestsResponse(requests=found, next_page_token=token)
 
     async def _shown(self, id: str) -> pb.MaterialRequest:
-        async with self._database.transaction() as connection:
-            row = await wanted.request(connection, id)
-            if row is None:
-                raise NotFound("REQUEST", "this request is no more")
-            there = await lines.lines_of_request(connection, id)
-            ids = [line.id for line in there]
-            generations = await lines.generations_of(connection, ids)
-            deliveries = await lines.deliveries_of(connection, ids)
-            denials = await wanted.denied(connection, id)
-        return convert.material_request(row, there, generations, deliveries, denials)
+        told = await self._desk.shown(caller(), id)
+        return convert.material_request(told.row, told.lines, told.generations, told.deliveries, told.denials)
 
     # ---- changing ----------------------------------------------------------------------------------------------------
 
@@ -180,29 +169,19 @@ class RequestService(rpc.RequestServiceServicer):
 
     async def _change(self, untrusted: Any, method: str, work: Work, fields: Mapping[str, Any]) -> pb.MaterialRequest:
         """One of an owner's own requests, in one transaction with the answer to this call."""
-        known, id = caller(), str(untrusted.id)
-        asked = request(untrusted.request_id, method, untrusted.SerializeToString(deterministic=True))
-
-        async def carry_out() -> bytes:
-            async with self._database.transaction() as connection:
-                row = await wanted.request(connection, id)
-                if row is None or not may_see(known, row.owner):
-                    raise _no_request(id)
-                demand_owner(known, row.owner)
-                told["material"] = row.material
-                await work(connection, row)
-                await self._answers.store(connection, asked, id.encode())
-            self._hub.lines()
-            return id.encode()
-
+        id = str(untrusted.id)
+        call = request(untrusted.request_id, method, untrusted.SerializeToString(deterministic=True))
         told: dict[str, Any] = {"request": clean(id), **fields}
-        await self._requests.once(origin(), f"request.{method.lower()}", asked, told, carry_out)
+        await self._desk.change(caller(), origin(), call, id, f"request.{method.lower()}", told, work)
         return await self._shown(id)
 
     # ---- imported keys -----------------------------------------------------------------------------------------------
 
     async def GetIssuer(self, untrusted: pb.GetIssuerRequest, context: Any) -> pb.Issuer:
-        recipient, signature = self._importing.recipient()
+        try:
+            recipient, signature = self._importing.recipient()
+        except IssuerAway as error:
+            raise Unavailable("ISSUER", str(error), "try again") from None
         return pb.Issuer(recipient=recipient, signature=signature)
 
     async def Import(self, untrusted: pb.ImportRequest, context: Any) -> pb.MaterialRequest:
@@ -215,14 +194,10 @@ class RequestService(rpc.RequestServiceServicer):
         async with self._database.transaction() as connection:
             row = await wanted.request(connection, untrusted.id)
         if row is None or not may_see(known, row.owner):
-            raise _no_request(untrusted.id)
+            raise no_request(untrusted.id)
         demand_owner(known, row.owner)
         taken = await self._importing.take(row, untrusted.envelope, untrusted.public_key, certificates)
         return await self._change(untrusted, "Import", work, {})
-
-
-def _no_request(untrusted_name: str) -> NotFound:
-    return NotFound("REQUEST", f"there is no request {clean(untrusted_name)!r}", "hsmvisor request list shows them")
 
 
 def _why(untrusted_why: str) -> str:

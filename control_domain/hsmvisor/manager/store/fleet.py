@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from hsmvisor.manager.store.tables import (
@@ -15,7 +15,7 @@ from hsmvisor.manager.store.tables import (
     managers,
     requests,
 )
-from sqlalchemy import delete, func, insert, select, update
+from sqlalchemy import Table, delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 
@@ -47,21 +47,33 @@ async def manager_names(connection: AsyncConnection, seen_after: float) -> list[
     return list((await connection.execute(query)).scalars())
 
 
-async def counts(connection: AsyncConnection, now: float) -> dict[str, int]:
-    """Of requests and what became of them, in one statement."""
-    serves = (generations.c.state == "serving", generations.c.not_after > 0)
+async def counts(connection: AsyncConnection, now: float, owner: str = "") -> dict[str, int]:
+    """Of requests and what became of them, in one statement; `owner`: of what is this owner's, empty: of all."""
+    of_request, of_line = _of_owner(owner)
+    serves = (generations.c.state == "serving", generations.c.not_after > 0, *of_line(generations))
     left, life = generations.c.not_after - int(now), generations.c.not_after - generations.c.not_before
+    pending = deliveries.c.state.in_(("pending", "staged", "leaving"))
+    active = (requests.c.state == "active", *([requests.c.owner == owner] if owner else []))
     one: dict[str, Any] = {
-        "requests": select(func.count()).select_from(requests).where(requests.c.state == "active"),
+        "requests": select(func.count()).select_from(requests).where(*active),
         "certificates": select(func.count()).select_from(generations).where(*serves),
         "expiring": select(func.count()).select_from(generations).where(*serves, left > 0, left * 3 < life),
         "expired": select(func.count()).select_from(generations).where(*serves, left <= 0),
-        "failing": select(func.count()).select_from(lines).where(lines.c.failures > 0),
-        "pending": select(func.count()).select_from(deliveries).where(deliveries.c.state.in_(("pending", "staged", "leaving"))),
-        "denied": select(func.count()).select_from(denials),
+        "failing": select(func.count()).select_from(lines).where(lines.c.failures > 0, *of_request(lines)),
+        "pending": select(func.count()).select_from(deliveries).where(pending, *of_line(deliveries)),
+        "denied": select(func.count()).select_from(denials).where(*of_request(denials)),
     }
     found = (await connection.execute(select(*(query.scalar_subquery() for query in one.values())))).one()
     return dict(zip(one, map(int, found), strict=True))
+
+
+def _of_owner(owner: str) -> tuple[Callable[[Table], list[Any]], Callable[[Table], list[Any]]]:
+    """Returns what tables with a request_id, and those with a line_id, are restricted by."""
+    if not owner:
+        return (lambda table: []), (lambda table: [])
+    own = select(requests.c.id).where(requests.c.owner == owner)
+    own_lines = select(lines.c.id).where(lines.c.request_id.in_(own))
+    return (lambda table: [table.c.request_id.in_(own)]), (lambda table: [table.c.line_id.in_(own_lines)])
 
 
 async def stages(connection: AsyncConnection) -> dict[str, int]:

@@ -61,6 +61,13 @@ async def forget_certificate_before(connection: AsyncConnection, id: str, certif
     )
 
 
+async def fallen_silent(connection: AsyncConnection, seen_before: float) -> list[tuple[str, str, int]]:
+    """Returns id, name and when it was heard of last, of each host that was not since and of which that was not told yet."""
+    where = (hosts.c.away == 0, hosts.c.state == "joined", hosts.c.seen_at > 0, hosts.c.seen_at < seen_before)
+    told = update(hosts).where(*where).values(away=1).returning(hosts.c.id, hosts.c.name, hosts.c.seen_at)
+    return [(row.id, row.name, int(row.seen_at)) for row in (await connection.execute(told)).all()]
+
+
 async def remove_host(connection: AsyncConnection, id: str) -> None:
     """Its resources are removed before."""
     await connection.execute(delete(hosts).where(hosts.c.id == id))
@@ -156,6 +163,12 @@ async def raise_sequence(connection: AsyncConnection, id: str, seen: int) -> Non
     """The module carried out a command of this number: none below is given out."""
     where = (resources.c.id == id, resources.c.sequence < seen)
     await connection.execute(update(resources).where(*where).values(sequence=seen))
+
+
+async def count_resources(connection: AsyncConnection, owner: str) -> int:
+    """Those of this owner that are present."""
+    query = select(func.count()).select_from(resources).where(resources.c.present == 1, resources.c.owner == owner)
+    return int((await connection.execute(query)).scalar_one())
 
 
 async def counts(connection: AsyncConnection, seen_before: float) -> dict[str, int]:

@@ -45,6 +45,7 @@ class HostRow(_Row):
     version: str
     session: str
     number: int
+    away: int
 
 
 @dataclass(frozen=True)

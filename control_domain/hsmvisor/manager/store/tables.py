@@ -67,6 +67,7 @@ hosts = Table(
     Column("version", String(64), nullable=False),
     Column("session", String(64), nullable=False),  # what it told since it started counts
     Column("number", BigInteger, nullable=False),  # of its last exchange
+    Column("away", Integer, nullable=False),  # its silence was told
 )
 
 #: One-time secrets for hosts.  No secret stands here: it is made of the manager's key and the id.

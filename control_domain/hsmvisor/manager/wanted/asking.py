@@ -13,7 +13,7 @@ from hsmvisor.manager.ca.names import BadName
 from hsmvisor.manager.history.events import Happened, History, Kind
 from hsmvisor.manager.policy.questions import Act, Decision, Owner, Source
 from hsmvisor.manager.renewal.decisions import BadRule, Rule
-from hsmvisor.manager.store import inventory, lines, wanted
+from hsmvisor.manager.store import inventory, lines, locks, wanted
 from hsmvisor.manager.store.rows import HostRow, LineRow, RequestRow, ResourceRow, text_of
 from hsmvisor.manager.wanted import membership
 from hsmvisor.manager.wanted.judging import Judge
@@ -59,6 +59,7 @@ class Asking:
 
     async def apply(self, connection: AsyncConnection, owner: Owner, asked: Spec) -> RequestRow:
         """The same again changes nothing.  Raises Invalid, Forbidden, WrongState."""
+        await locks.members(connection)
         spec, _ = await self._checked(connection, asked)
         before = await wanted.request_of(connection, owner.name, spec.material)
         groups = text_of(sorted(owner.groups))
@@ -184,7 +185,7 @@ class Asking:
 
     async def cancel(self, connection: AsyncConnection, row: RequestRow, keep: bool, why: str, by: str) -> RequestRow:
         """What was delivered is taken away, or stays until it expires."""
-        if row.state == "cancelled" and (bool(row.kept) or not keep):
+        if row.state == "cancelled" and (keep or not row.kept):
             return row
         changed = replace(row, state="cancelled", kept=int(keep), changed_at=int(self._clock()))
         await wanted.change_request(connection, row.id, state="cancelled", kept=int(keep), changed_at=changed.changed_at)

@@ -65,8 +65,10 @@ async def resource_gone(connection: AsyncConnection, history: History, resource:
         else:
             await lines.remove_delivery(connection, line.id, resource.id)
             await lines.wake(connection, [line.id])
+        request = await wanted.request(connection, line.request_id)
         happened = Happened(
             Kind.TAKEN_AWAY,
+            owner=request.owner if request else "",
             request_id=line.request_id,
             material=line.material,
             resource_id=resource.id,

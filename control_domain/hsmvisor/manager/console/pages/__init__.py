@@ -1,0 +1,1 @@
+"""The pages: each gathers rows, and hands them to its template."""

@@ -1,0 +1,128 @@
+"""Requests and what became of them, for whoever carries a question in: the control API and the console ask here.
+
+Who may see or change what is decided here, so that both say the same; each change is one transaction with its answer in it, happens
+once, and stands in the audit log.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hsmvisor.manager.access.callers import FleetCaller
+from hsmvisor.manager.access.owners import demand_owner, may_see
+from hsmvisor.manager.answers import Answers
+from hsmvisor.manager.engine.beginning import snapshot_of
+from hsmvisor.manager.engine.hub import Hub
+from hsmvisor.manager.renewal.decisions import decide
+from hsmvisor.manager.store import lines, wanted
+from hsmvisor.manager.store.database import Database, IntegrityError
+from hsmvisor.manager.store.rows import DeliveryRow, GenerationRow, LineRow, RequestRow
+from hsmvisor.manager.wanted.spec import Spec
+from hsmvisor.manager.wanted.summary import summary
+from hsmvisor.serving.errors import NotFound
+from hsmvisor.serving.requests import Origin, Request, Requests
+from hsmvisor.serving.text import clean
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+Work = Callable[[AsyncConnection, RequestRow], Awaitable[object]]
+
+
+@dataclass(frozen=True)
+class Listed:
+    row: RequestRow
+    lines: Sequence[LineRow]
+    summary: str
+
+
+@dataclass(frozen=True)
+class Shown:
+    row: RequestRow
+    lines: Sequence[LineRow]
+    generations: Sequence[GenerationRow]
+    deliveries: Sequence[DeliveryRow]
+    denials: Sequence[Any]
+
+    @property
+    def summary(self) -> str:
+        return summary(self.row, self.lines, bool(self.denials))
+
+
+class Desk:
+    def __init__(self, database: Database, requests: Requests, answers: Answers, hub: Hub) -> None:
+        self._database, self._requests, self._answers, self._hub = database, requests, answers, hub
+
+    async def listed(self, who: FleetCaller, untrusted_owner: str, state: str, after: str, count: int) -> list[Listed]:
+        """Returns at most `count` requests behind id `after`: none of those that the caller may not see."""
+        owner = untrusted_owner
+        if not may_see(who, owner):  # an empty owner is everybody
+            owner = who.owner
+            if untrusted_owner and untrusted_owner != owner:
+                return []
+        async with self._database.reading() as connection:
+            rows = await wanted.requests_after(connection, after, count, owner, state)
+            ids = [row.id for row in rows]
+            denied = await wanted.denied_requests(connection, ids)
+            there: dict[str, list[LineRow]] = {}
+            for line in await lines.lines_of_requests(connection, ids):
+                there.setdefault(line.request_id, []).append(line)
+        return [Listed(row, own := there.get(row.id, []), summary(row, own, row.id in denied)) for row in rows]
+
+    async def shown(self, who: FleetCaller, id: str) -> Shown:
+        """Raises NotFound, also for what the caller may not see."""
+        async with self._database.reading() as connection:
+            row = await self.seen(connection, who, id)
+            there = await lines.lines_of_request(connection, row.id)
+            ids = [line.id for line in there]
+            generations = await lines.generations_of(connection, ids)
+            deliveries = await lines.deliveries_of(connection, ids)
+            return Shown(row, there, generations, deliveries, await wanted.denied(connection, row.id))
+
+    async def seen(self, connection: AsyncConnection, who: FleetCaller, id: str) -> RequestRow:
+        """Raises NotFound."""
+        row = await wanted.request(connection, id)
+        if row is None or not may_see(who, row.owner):
+            raise no_request(id)
+        return row
+
+    async def next_renewal(self, connection: AsyncConnection, owner: str, material: str, now: float) -> tuple[float, str]:
+        """Returns when the first of its lines is renewed, and why; 0 where nothing asks for it."""
+        row = await wanted.request_of(connection, owner, material)
+        if row is None or row.state != "active":
+            return 0.0, ""
+        spec, there = Spec.of_text(row.spec), await lines.lines_of_request(connection, row.id)
+        made = await lines.generations_of(connection, [line.id for line in there])
+        serving = {(one.line_id, one.number): one for one in made}
+        found = [decide(snapshot_of(spec, line, serving.get((line.id, line.serving))), now) for line in there if line.serving]
+        first = min((decision for decision in found if decision.due), key=lambda decision: decision.due, default=None)
+        return (first.due, first.why) if first is not None else (0.0, "")
+
+    async def change(
+        self, who: FleetCaller, origin: Origin, call: Request, id: str, kind: str, fields: dict[str, Any], work: Work
+    ) -> None:
+        """Changes one of an owner's requests.  `call` has the caller's scope in it; `kind` and `fields` are for the audit log.
+
+        Raises NotFound, Forbidden, and what `work` and `Requests.once` raise.
+        """
+
+        async def carry_out() -> bytes:
+            try:
+                async with self._database.transaction() as connection:
+                    row = await self.seen(connection, who, id)
+                    demand_owner(who, row.owner)
+                    fields["material"] = row.material
+                    await work(connection, row)
+                    await self._answers.store(connection, call, row.id.encode())
+            except IntegrityError:
+                if (earlier := await self._answers.answer(call)) is None:
+                    raise
+                return earlier  # another manager was quicker
+            self._hub.lines()
+            return id.encode()
+
+        await self._requests.once(origin, kind, call, fields, carry_out)
+
+
+def no_request(untrusted_name: str) -> NotFound:
+    return NotFound("REQUEST", f"there is no request {clean(untrusted_name)!r}", "hsmvisor request list shows them")
