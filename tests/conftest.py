@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 from collections.abc import Callable, Iterator
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from support.guest import Guest, Library
     from support.host import Host, Module
     from support.own_slot import OwnSlot
+    from support.postgres import Postgres
+    from support.scenarios import Play
 
 _numbers = itertools.count(1)
 
@@ -84,3 +87,20 @@ def own(library: Library, new_module: Callable[..., Module], tmp_path: Path) -> 
     module = new_module("own", guest_token=True)
     yield OwnSlot(Guest(library, module.address, tmp_path), module).prepare()
     module.destroy()
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[Postgres]:
+    from support.postgres import Postgres
+
+    with contextlib.closing(Postgres()) as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def play(request: pytest.FixtureRequest, tmp_path: Path) -> Play:
+    """Plays a scenario with a manager that has no process, on each database: support/scenarios.py."""
+    from support.scenarios import played
+
+    url = request.getfixturevalue("postgres_server").database() if request.param == "postgresql" else ""
+    return lambda scenario, **options: played(tmp_path, url, scenario, **options)

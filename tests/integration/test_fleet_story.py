@@ -7,6 +7,7 @@ minutes, and clients that connect all the time.
 from __future__ import annotations
 
 import contextlib
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -109,6 +110,8 @@ def test_an_owner_asks_once_and_nobody_acts(tmp_path: Path, pebble: Pebble, resp
             names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
             assert names.get_values_for_type(x509.DNSName) == [f"{name}.example.net"]
             assert certificate.public_bytes(Encoding.DER) in {g.certificates[0] for g in line.generations if g.certificates}
+        issued = [json.loads(event.detail) for event in manager.events("issued")]
+        assert all(told["control_shown"] or told["control_known"] for told in issued)  # how it was known whose the names are
         kinds = {event.kind for event in manager.events()}
         assert {"resource_appeared", "issued", "delivered", "rotated"} <= kinds
         assert not kinds & {"failed", "denied", "expired"}

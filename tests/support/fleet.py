@@ -194,6 +194,7 @@ class Fleet:
         end = self.clock.now + seconds
         while self.clock.now < end:
             self.clock.now = min(self.clock.now + step, end)
+            await self.engine.sweep()
             await self.settle(away)
 
     # ---- owners ------------------------------------------------------------------------------------------------------

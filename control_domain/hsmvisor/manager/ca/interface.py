@@ -38,6 +38,8 @@ class Order:
 @dataclass(frozen=True)
 class Issued:
     chain: tuple[bytes, ...]  #: DER; the leaf first, each certified by the next, without the root
+    shown: tuple[str, ...] = ()  #: names of which control was shown for this certificate, where the authority demands it
+    known: tuple[str, ...] = ()  #: names of which it knew it from before: nobody was asked again
 
 
 @dataclass(frozen=True)

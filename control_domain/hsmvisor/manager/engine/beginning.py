@@ -51,8 +51,10 @@ def snapshot_of(spec: Spec, line: LineRow, serving: GenerationRow | None) -> Sna
     return Snapshot(spec.renewal, held, failures, line.triggered_at, line.changed_at)
 
 
-async def begin(parts: Parts, seen: Seen, allowed: Sequence[ResourceRow], decision: Decision, now: float, rekey: bool) -> None:
-    """Stores the next generation's beginning."""
+async def begin(
+    parts: Parts, seen: Seen, allowed: Sequence[ResourceRow], decision: Decision, now: float, rekey: bool
+) -> GenerationRow:
+    """Stores the next generation's beginning, and returns it."""
     spec, serving = seen.spec, seen.serving
     trigger: dict[str, Any] = json.loads(seen.line.trigger) if seen.line.trigger else {}
     triggered = bool(trigger) and (serving is None or seen.line.triggered_at > serving.activated_at)
@@ -101,6 +103,7 @@ async def begin(parts: Parts, seen: Seen, allowed: Sequence[ResourceRow], decisi
             )
         if len(old) >= KEPT:
             await lines.forget_generations(connection, seen.line.id, old[: len(old) - KEPT + 1])
+    return row
 
 
 def _says_another_thing(seen: Seen, serving: GenerationRow) -> bool:

@@ -100,19 +100,25 @@ class Engine:
 
     async def _keep(self) -> None:
         """Keeps up our leases, and takes up what others left."""
-        rescued = 0.0
+        swept = 0.0
         while True:
             await asyncio.sleep(KEEP_EVERY if self._at_work else RESCUE_EVERY)
             with contextlib.suppress(DatabaseError):
                 now = self._parts.clock()
                 async with self._parts.database.transaction() as connection:
                     await lines.keep(connection, self.id, list(self._at_work), now + LEASE)
-                    if now - rescued >= RESCUE_EVERY:
-                        rescued = now
-                        await lines.rescue(connection, now)
-                        await lines.prune_envelopes(connection, now)
-                        await commands.prune(connection, now)
-                        await self._tell_silent_hosts(connection, now)
+                if now - swept >= RESCUE_EVERY:
+                    swept = now
+                    await self.sweep()
+
+    async def sweep(self) -> None:
+        """Takes up what managers left that are no more, forgets what is over, and tells of hosts that have fallen silent."""
+        now = self._parts.clock()
+        async with self._parts.database.transaction() as connection:
+            await lines.rescue(connection, now)
+            await lines.prune_envelopes(connection, now)
+            await commands.prune(connection, now)
+            await self._tell_silent_hosts(connection, now)
 
     async def _tell_silent_hosts(self, connection: AsyncConnection, now: float) -> None:
         for id, name, seen_at in await inventory.fallen_silent(connection, now - limits.AWAY):
@@ -158,7 +164,7 @@ class Engine:
             return await looking.look(self._parts, row)
         except Again as again:
             look_at = self._parts.clock() + again.seconds if again.seconds else 0.0
-            return Outcome(look_at, "", str(again))
+            return Outcome(look_at, again.stage, str(again))
         except Failed as failed:
             return await self._failed(row, failed)
         except DatabaseError:
@@ -183,7 +189,7 @@ class Engine:
         serving = seen.serving
         life = life_of(serving) if serving is not None else None
         again = max(now + timing.pause(failures, life, now), not_before)
-        return Outcome(again, "", str(failed))
+        return Outcome(again, failed.stage, str(failed))
 
     async def _release(self, row: LineRow, outcome: Outcome) -> None:
         values: dict[str, object] = {"why": outcome.why}

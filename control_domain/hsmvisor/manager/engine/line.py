@@ -12,7 +12,7 @@ from hsmvisor.manager.engine import beginning, delivering, leaving, obtaining
 from hsmvisor.manager.engine.beginning import life_of
 from hsmvisor.manager.engine.delivering import Delivered
 from hsmvisor.manager.engine.obtaining import NO_WORD, happened, leaf_der
-from hsmvisor.manager.engine.outcome import Again, Failed, Outcome
+from hsmvisor.manager.engine.outcome import Again, Failed, Interrupted, Outcome
 from hsmvisor.manager.engine.parts import Parts
 from hsmvisor.manager.engine.seen import Seen, gather
 from hsmvisor.manager.history.events import Kind
@@ -136,14 +136,25 @@ class _Look:
             return Outcome(0, "waiting", why)
         if (again := self._again_at()) > self._now:
             return Outcome(again, _STAGES[working.state], self._seen.line.why)
-        match working.state:
-            case "keying":
-                await obtaining.make_key(self._parts, self._seen, working, allowed, self._now)
-            case "ordered":
-                await obtaining.order(self._parts, self._seen, working)
-            case _:
-                return await self._deliver(working, allowed)
-        return Outcome(0, _STAGES[working.state])
+        return await self._step(working, allowed)
+
+    async def _step(self, working: GenerationRow, allowed: Sequence[ResourceRow]) -> Outcome:
+        try:
+            return await self._take(working, allowed)
+        except Interrupted as interrupted:
+            interrupted.stage = interrupted.stage or _STAGES[working.state]
+            raise
+
+    async def _take(self, working: GenerationRow, allowed: Sequence[ResourceRow]) -> Outcome:
+        if working.state == "keying":
+            await obtaining.make_key(self._parts, self._seen, working, allowed, self._now)
+            return Outcome(0, "keying")
+        if working.state == "ordered":
+            issued = await obtaining.order(self._parts, self._seen, working)
+            if issued is None:  # another manager was quicker
+                return Outcome(0, "ordering")
+            self._seen.now_has(working := issued)
+        return await self._deliver(working, allowed)
 
     def _is_overtaken(self, working: GenerationRow) -> str | None:
         """Says why another one is begun in its place."""
@@ -228,8 +239,11 @@ class _Look:
             if not allowed:
                 why = next(iter(self._why_denied.values()), "policy does not permit it")
                 return Outcome(self._now + 3600, "denied", f"it is not renewed: {why}")
-        await beginning.begin(self._parts, self._seen, allowed, decision, self._now, rekey)
-        return Outcome(0, "keying", decision.why)
+        begun = await beginning.begin(self._parts, self._seen, allowed, decision, self._now, rekey)
+        self._seen.now_has(begun)
+        if self._again_at() > self._now:
+            return Outcome(0, _STAGES[begun.state], decision.why)
+        return await self._step(begun, allowed)
 
     async def _ask_for_window(self, serving: GenerationRow) -> GenerationRow:
         """The authority's suggestion (RFC 9773), where it makes some."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -111,8 +112,8 @@ def envelope_rows(
     ]
 
 
-async def order(parts: Parts, seen: Seen, working: GenerationRow) -> None:
-    """Has the authority certify it.  Raises Failed."""
+async def order(parts: Parts, seen: Seen, working: GenerationRow) -> GenerationRow | None:
+    """Has the authority certify it; returns what it is now, None where it was not in this state any more.  Raises Failed, Again."""
     ca = parts.authorities.get(working.authority)
     if ca is None:
         raise Failed(f"there is no authority {working.authority!r}: see the manager's configuration")
@@ -142,22 +143,28 @@ async def order(parts: Parts, seen: Seen, working: GenerationRow) -> None:
         raise Failed(f"{working.authority}: {error}") from None
     chain = [x509.load_der_x509_certificate(der) for der in issued.chain]
     leaf = chain[0]
-    told = {
-        "state": "issued",
-        "chain": b"".join(one.public_bytes(Encoding.PEM) for one in chain).decode(),
-        "serial": f"{leaf.serial_number:x}",
-        "not_before": int(leaf.not_valid_before_utc.timestamp()),
-        "not_after": int(leaf.not_valid_after_utc.timestamp()),
-    }
+    made = replace(
+        working,
+        state="issued",
+        chain=b"".join(one.public_bytes(Encoding.PEM) for one in chain).decode(),
+        serial=f"{leaf.serial_number:x}",
+        not_before=int(leaf.not_valid_before_utc.timestamp()),
+        not_after=int(leaf.not_valid_after_utc.timestamp()),
+    )
+    told = {name: getattr(made, name) for name in ("state", "chain", "serial", "not_before", "not_after")}
     async with parts.database.transaction() as connection:
-        if await lines.change_generation(connection, seen.line.id, working.number, was="ordered", **told):
-            detail = {
-                "generation": working.number,
-                "authority": working.authority,
-                "serial": told["serial"],
-                "names": working.names,
-            }
-            await parts.history.add(connection, happened(seen, Kind.ISSUED, detail))
+        if not await lines.change_generation(connection, seen.line.id, working.number, was="ordered", **told):
+            return None
+        detail: dict[str, object] = {
+            "generation": working.number,
+            "authority": working.authority,
+            "serial": made.serial,
+            "names": working.names,
+        }
+        if issued.shown or issued.known:
+            detail |= {"control_shown": list(issued.shown), "control_known": list(issued.known)}
+        await parts.history.add(connection, happened(seen, Kind.ISSUED, detail))
+    return made
 
 
 def leaf_der(generation: GenerationRow) -> bytes:

@@ -15,7 +15,13 @@ class Outcome:
         return Outcome(min(self.look_at, look_at), self.stage, self.why)
 
 
-class Failed(Exception):
+class Interrupted(Exception):
+    """A step that came to no end; `stage`: the line's, where that is another one now."""
+
+    stage = ""
+
+
+class Failed(Interrupted):
     """An attempt that failed; it is counted, and made again after a pause.  `not_before`: seconds from now, as others said."""
 
     def __init__(self, why: str, not_before: float = 0) -> None:
@@ -23,7 +29,7 @@ class Failed(Exception):
         self.not_before = not_before
 
 
-class Again(Exception):
+class Again(Interrupted):
     """Not now, through nobody's fault: looked at again in `seconds`, and not counted."""
 
     def __init__(self, why: str, seconds: float) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hsmvisor.manager import limits
@@ -27,6 +27,11 @@ class Seen:
     members: frozenset[str]  #: ids of those that are meant now
     queued: dict[str, list[CommandRow]]  #: by resource: what is under way
     denied: dict[tuple[str, str], str] = field(default_factory=dict)  #: (resource, action): why
+
+    def now_has(self, generation: GenerationRow) -> None:
+        """What was just stored, so that it need not be gathered again."""
+        self.generations[generation.number] = generation
+        self.line = replace(self.line, newest=max(self.line.newest, generation.number))
 
     @property
     def serving(self) -> GenerationRow | None:

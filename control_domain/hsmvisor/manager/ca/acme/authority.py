@@ -52,11 +52,11 @@ class AcmeCa:
             url = await asyncio.to_thread(session.begin, order)
             await keep(url)
         try:
-            chain = await asyncio.to_thread(session.finish, order, url)
+            done = await asyncio.to_thread(session.finish, order, url)
         except Lost as error:
             await keep("")  # the next attempt begins another one
             raise Later(str(error)) from None
-        return Issued(chains.checked(chains.of_pem(chain), order))
+        return Issued(chains.checked(chains.of_pem(done.chain), order), done.shown, done.known)
 
     async def revoke(self, certificate: bytes, reason: Reason) -> None:
         await self._ask(lambda session: session.revoke(certificate, reason))

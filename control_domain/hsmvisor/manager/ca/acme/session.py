@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import datetime
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,13 @@ def certificate_id(certificate: x509.Certificate) -> str:
     return ".".join(base64.urlsafe_b64encode(part).decode().rstrip("=") for part in parts)
 
 
+@dataclass(frozen=True)
+class Finished:
+    chain: str  #: PEM
+    shown: tuple[str, ...]  #: names of which control was shown for this order
+    known: tuple[str, ...]  #: names of which the authority knew it
+
+
 class Session:
     def __init__(
         self,
@@ -116,17 +124,20 @@ class Session:
                 response = self._client._post(self._client.directory["newOrder"], _new(told, ""))
         return str(response.headers["Location"])
 
-    def finish(self, order: Order, url: str) -> str:
-        """Returns the chain in PEM.  Raises Later, Refused; Lost when there is no such order any more."""
+    def finish(self, order: Order, url: str) -> Finished:
+        """Raises Later, Refused; Lost when there is no such order any more."""
         csr = x509.load_der_x509_csr(order.csr).public_bytes(Encoding.PEM)
         with _told():
             resource = self._resource(url, csr)
+            shown, known = _names(resource, messages.STATUS_PENDING), _names(resource, messages.STATUS_VALID)
             if resource.body.status == messages.STATUS_PENDING:
                 self._prove(resource)
             deadline = datetime.datetime.now() + FINALIZATION
             if resource.body.status in (messages.STATUS_PENDING, messages.STATUS_READY):
-                return str(self._client.finalize_order(resource, deadline).fullchain_pem)
-            return str(self._client.poll_finalization(resource, deadline).fullchain_pem)
+                done = self._client.finalize_order(resource, deadline)
+            else:
+                done = self._client.poll_finalization(resource, deadline)
+            return Finished(str(done.fullchain_pem), shown, known)
 
     def _resource(self, url: str, csr: bytes) -> Any:
         try:
@@ -213,6 +224,12 @@ class Session:
         pause = response.headers.get("Retry-After", "")
         seconds = float(pause) if pause.isdigit() else AFTER_ERROR
         return Window(start, end, min(max(seconds, LEAST_PAUSE), LONGEST_PAUSE), str(told.get("explanationURL", ""))[:500])
+
+
+def _names(resource: Any, status: Any) -> tuple[str, ...]:
+    """The identifiers of an order whose authorizations have this status."""
+    found = (one.body for one in resource.authorizations if one.body.status == status)
+    return tuple(sorted(str(body.identifier.value) for body in found))
 
 
 class Lost(Exception):
