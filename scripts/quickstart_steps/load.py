@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import ssl
 import threading
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -14,10 +15,13 @@ from pkcs11 import Attribute, Mechanism, ObjectClass
 
 
 class Handshakes:
-    """Threads that open one TLS connection after the other and check each certificate against the CA."""
+    """Threads that open one TLS connection after the other and check each certificate: who issued it, and whose it is.
 
-    def __init__(self, port: int, ca: Path, threads: int = 4) -> None:
-        self._port, self._ca = port, ca
+    `pause`: seconds between two of a thread.
+    """
+
+    def __init__(self, port: int, ca: Path, name: str, threads: int = 4, pause: float = 0) -> None:
+        self._port, self._ca, self.name, self._pause = port, ca, name, pause
         self._end = threading.Event()
         self._lock = threading.Lock()
         self.certificates: Counter[int] = Counter()  #: handshakes by the certificate's serial number
@@ -34,7 +38,7 @@ class Handshakes:
             try:
                 with (
                     socket.create_connection(("127.0.0.1", self._port), 10) as sock,
-                    context.wrap_socket(sock, server_hostname="localhost") as tls,
+                    context.wrap_socket(sock, server_hostname=self.name) as tls,
                 ):
                     der = tls.getpeercert(binary_form=True)
                 assert der is not None
@@ -44,6 +48,8 @@ class Handshakes:
                 if not self._end.is_set():
                     with self._lock:
                         self.failures.append(str(error))
+            if self._pause:
+                time.sleep(self._pause)
 
     def start(self) -> None:
         for thread in self._threads:

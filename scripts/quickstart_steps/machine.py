@@ -1,7 +1,12 @@
-"""The quickstart with a virtual machine: Debian in QEMU, whose module is a device that is plugged in while it runs."""
+"""The quickstart with a virtual machine: Debian in QEMU, whose module is a device that is plugged in while it runs.
+
+The key that is renewed is made in the module, so nobody else knows it.  To be able to look for a key in the guest's memory, another
+one is brought in by its owner.
+"""
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import shlex
 import shutil
@@ -12,9 +17,10 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from load import Handshakes
-from steps import ROOT, StepFailed, say, step
-from tour import Tour
-from website import wait_until
+from processes import wait_until
+from steps import ROOT, StepFailed, run, say, step
+from tour import DOMAIN, MESSAGE, Tour
+from website import curl
 
 sys.path.insert(0, str(ROOT / "tests"))  # the tests' guest: there is no other
 
@@ -39,22 +45,26 @@ TRY_AGAIN = "run it again with --keep, and look at the machine"
 
 
 class MachineTour(Tour):
+    LIFETIME, LEAD = "2m", "100s"  # the machine may be slow
+
     def __init__(self, place: Path) -> None:
         super().__init__(place)
         tempfile.tempdir = str(place)  # the machine's files are there too, and go with it
         self.machine = GuestMachine()
-        self.keys: dict[str, bytes] = {}  #: every private key that was delivered, as PEM, by what it is called here
+        self.port = 0
 
     def take(self) -> None:
         self.build()
         self.start()
-        self.deliver()
+        self.join()
+        self.ask()
+        self.bring()
         self.boot()
         self.attach()
-        self.sign(STOCK, "Debian's own p11-kit-client.so")
-        self.sign(OURS, "our library, libhsmvisor-pkcs11.so")
+        self.use_inside(STOCK, "Debian's own p11-kit-client.so")
+        self.use_inside(OURS, "our library, libhsmvisor-pkcs11.so")
         load = self.serve()
-        self.replace(load)
+        self.renew(load)
         self.search()
         self.report(load)
 
@@ -62,7 +72,7 @@ class MachineTour(Tour):
         if self.machine.running:
             for name, where in (("nginx.log", "nginx-error.log"), ("nginx.out", "nginx.log"), ("guest.log", "guest.log")):
                 with contextlib.suppress(AssertionError, OSError):
-                    self.machine.copy_out(f"/root/{name}", self.place / where)
+                    self.machine.copy_out(f"/root/{name}", self.website.directory / where)
         if self.machine.console.exists():
             shutil.copy(self.machine.console, self.place / "console.log")
         self.machine.close()
@@ -82,10 +92,6 @@ class MachineTour(Tour):
         if done.returncode != code:
             raise StepFailed(f"{shlex.join(command)} ended with {done.returncode} in the guest:\n{said}", do)
         return said
-
-    def new_files(self, kind: str) -> None:
-        super().new_files(kind)
-        self.keys[f"key {len(self.keys) + 1} of tls"] = (self.place / "ec/key.pem").read_bytes()
 
     # ---- steps ------------------------------------------------------------------------------------------------------
 
@@ -107,6 +113,13 @@ class MachineTour(Tour):
             how = accelerator(Path(made))
             say(f"QEMU emulates its processor here ({how})" if how == "tcg" else f"QEMU runs it by {how}")
 
+    def bring(self) -> None:
+        with step("Alice brings a second key, RSA-2048: it is sealed to the fleet's issuer, and by that to the module"):
+            self.site.hsmvisor("host-1", "material", "generate-test", self.place / "rsa", "--type", "rsa-2048", show=False)
+            asked = ("--select", "role=web", "--source", "imported", "--key-type", "RSA-2048", "--usage", "any", "--bare")
+            self.site.tell("alice", "request", "apply", "rsa", *asked)
+            self.site.tell("alice", "request", "import", "rsa", "--key-file", "rsa/key.pem", "--wait")
+
     def boot(self) -> None:
         with step("Boot it in QEMU, without any device of ours"):
             try:
@@ -124,7 +137,7 @@ class MachineTour(Tour):
 
     def attach(self) -> None:
         with step("Plug the module into the running guest"):
-            say(self.hsmvisor("module", "attach", "web-1", "--qmp", self.machine.qmp_socket).strip())
+            self.site.tell("host-1", "module", "attach", "web-1", "--qmp", self.machine.qmp_socket)
             wait_until(
                 lambda: "web-1" in self.tool(STOCK, "--list-slots", code=None, show=False), "the guest sees the module", TRY_AGAIN
             )
@@ -139,23 +152,29 @@ class MachineTour(Tour):
             command = ("sh", "-c", shlex.join(command) + " || true")
         return self.guest(*command, more=library.environment, show=False)
 
-    def sign(self, library: GuestLibrary, name: str) -> None:
+    def use_inside(self, library: GuestLibrary, name: str) -> None:
         with step(f"Use its keys in the guest, through {name}"):
             listed = self.tool(library, "--list-objects")
             keys, certificates = listed.count("Private Key Object"), listed.count("Certificate Object")
             say(f"the guest sees {keys} private keys and {certificates} certificates")
             message, signature = self.place / "message", self.place / "signature"
-            message.write_bytes(b"a message of the guest\n")
+            message.write_bytes(MESSAGE)
             self.machine.copy_in(message, "/root/message")
             where = ("--id", self.key_id("rsa"), "--input-file", "/root/message", "--output-file", "/root/signature")
             self.tool(library, "--sign", "--mechanism", "SHA256-RSA-PKCS", *where)
             self.machine.copy_out("/root/signature", signature)
-            self.verify(message, signature, f"see {self.place}/host.log")
+            do, public = f"see {self.host.log}", self.place / "public.pem"
+            run("openssl", "pkey", "-in", self.place / "rsa/key.pem", "-pubout", "-out", public, do=do, show=False)
+            run("openssl", "dgst", "-sha256", "-verify", public, "-signature", signature, message, do=do, show=False)
             say("openssl verifies that signature on the host")
             request = ("openssl", "req", "-new", "-engine", "pkcs11", "-keyform", "engine", "-subj", "/CN=web-1")
             uri = "pkcs11:token=web-1;object=tls;type=private"
             self.guest(*request, "-key", uri, "-verify", "-noout", more=engine(self.machine, library))
             say("openssl of the guest signed a certificate request with the module's key and verified it")
+
+    def key_id(self, material: str) -> str:
+        found = self.site.query("host-1", "material", "show", "web-1", material)
+        return base64.b64decode(next(g["id"] for g in found["generations"] if g["state"] == "current")).hex()
 
     def serve(self) -> Handshakes:
         with step("Serve TLS from the guest by nginx: the private key is in the module, hsmvisor-guest keeps the certificate file"):
@@ -165,19 +184,18 @@ class MachineTour(Tour):
             self.machine.write("/root/nginx.conf", NGINX)
             self.machine.start(["nginx", "-c", "/root/nginx.conf"], output="/root/nginx.out", more=more)
             pid = "test -s /root/nginx.pid"
-            wait_until(
-                lambda: self.machine.run(pid, check=False).returncode == 0, "nginx serves", f"see {self.place}/nginx-error.log"
-            )
+            do = f"see {self.website.logs[1]}"
+            wait_until(lambda: self.machine.run(pid, check=False).returncode == 0, "nginx serves", do)
             self.machine.start([*sync, "--reload", "kill -HUP $(cat /root/nginx.pid)"], output="/root/guest.log", more=more)
-            self.site.port = self.machine.forward(443)
-            return self.handshakes(f"see {self.place}/nginx-error.log")
+            self.port = self.machine.forward(443)
+            return self.handshakes(self.port, do)
 
     def search(self) -> None:
-        with step("Search the guest's memory for every key that was delivered"):
-            self.keys["the key of rsa"] = (self.place / "rsa/key.pem").read_bytes()
+        with step("Search the guest's memory for the key that was brought: the others nobody knows but the module"):
+            key = load_pem_private_key((self.place / "rsa/key.pem").read_bytes(), None)
             dump = self.place / "memory"
             self.machine.dump_memory(dump)
-            needles = Needles(load_pem_private_key(key, None) for key in self.keys.values())  # type: ignore[misc]
+            needles = Needles([key])  # type: ignore[list-item]
             found: set[str] = set()
             with dump.open("rb") as file:
                 while piece := file.read(PIECE):
@@ -191,15 +209,15 @@ class MachineTour(Tour):
                     f"the guest's memory has {', '.join(sorted(found))}",
                     "do not use this release with keys of yours, and report it",
                 )
-            say(f"{len(self.keys)} keys, any 16 bytes of one: none in the {size} MiB of the guest's memory")
+            say(f"any 16 bytes of it: none in the {size} MiB of the guest's memory")
             try:
-                found = needles.in_process(int(self.query("module", "show", "web-1")["pid"]))
+                found = needles.in_process(int(self.site.query("host-1", "module", "show", "web-1")["pid"]))
             except PermissionError:
-                say("(only root may look into the worker, where the same search finds them)")
+                say("(only root may look into the worker, where the same search finds it)")
                 return
             if not found:
                 raise StepFailed("the search finds nothing in the module's worker, so it shows nothing", TRY_AGAIN)
-            say("the same search finds them in the module's worker, on the host")
+            say("the same search finds it in the module's worker, on the host")
 
     def next_steps(self, kept: bool) -> list[str]:
         if not kept:
@@ -210,9 +228,10 @@ class MachineTour(Tour):
             ]
         return [
             *self.exports(),
-            ".venv/bin/hsmvisor module show web-1",
-            f"curl --cacert {self.place}/ec/ca.pem https://localhost:{self.site.port}/",
-            ".venv/bin/hsmvisor module detach web-1     # the guest's nginx can sign no more",
-            f".venv/bin/hsmvisor module attach web-1 --qmp {self.machine.qmp_socket}     # and now it can again",
-            f".venv/bin/hsmvisor material push web-1 tls --key {self.place}/ec/key.pem --cert {self.place}/ec/chain.pem --again",
+            "hsmvisor request show tls                # renewed on and on; each generation",
+            "hsmvisor request rotate tls --wait       # a new key now",
+            "hsmvisor module show web-1",
+            " ".join(curl("web-1", DOMAIN, self.port, self.place / "roots.pem")),
+            "hsmvisor module detach web-1             # the guest's nginx can sign no more",
+            f"hsmvisor module attach web-1 --qmp {self.machine.qmp_socket}     # and now it can again",
         ]

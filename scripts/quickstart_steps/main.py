@@ -9,6 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from fleet import FleetTour
 from steps import StepFailed
 from tour import Tour
 
@@ -17,12 +18,21 @@ def tell(title: str, lines: list[str]) -> None:
     print("\n" + title + "".join(f"\n  {line}" for line in lines), flush=True)
 
 
-def chosen(place: Path) -> Tour:
-    if "--vm" not in sys.argv[1:]:
-        return Tour(place)
-    from machine import MachineTour  # needs what scripts/setup --guests installs
+def chosen(place: Path) -> Tour | FleetTour:
+    if "--fleet" in sys.argv[1:]:
+        return FleetTour(place)
+    if "--vm" in sys.argv[1:]:
+        from machine import MachineTour  # needs what scripts/setup --guests installs
 
-    return MachineTour(place)
+        return MachineTour(place)
+    return Tour(place)
+
+
+def forget_what_the_user_has_set() -> None:
+    """The tour's commands mean the tour's services."""
+    ours = [name for name in os.environ if name.startswith("HSMVISOR_") and not name.startswith("HSMVISOR_PKCS11_")]
+    for name in ("PYTHONPATH", *ours):
+        os.environ.pop(name, None)
 
 
 def main() -> None:
@@ -30,7 +40,9 @@ def main() -> None:
     # the path of a unix socket has at most 107 bytes
     place = Path(tempfile.mkdtemp(prefix="hsmvisor-", dir=None if len(tempfile.gettempdir()) < 50 else "/tmp"))
     place.chmod(0o755)
-    os.environ.pop("PYTHONPATH", None)
+    forget_what_the_user_has_set()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
     tour, code = chosen(place), 0
     try:
         try:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -48,16 +49,41 @@ def say(text: str) -> None:
     print("   " + text, flush=True)
 
 
+def shown(words: Sequence[str], who: str = "") -> str:
+    """Returns a command line as people type it; `who`: its prompt."""
+    return f"{who}$ {shlex.join([Path(words[0]).name, *words[1:]])}".replace(str(ROOT) + "/", "")
+
+
 def run(
-    *command: str | Path, do: str, show: bool = True, more: dict[str, str] | None = None, stdin: bytes = b"", timeout: float = 60
+    *command: str | Path,
+    do: str,
+    show: bool = True,
+    more: dict[str, str] | None = None,
+    timeout: float = 60,
+    who: str = "",
+    where: Path | None = None,
+    user: str | None = None,
 ) -> str:
-    """Runs a program of the tour, showing its command line; returns what it printed."""
+    """Runs a program of the tour, showing its command line; returns what it printed.
+
+    `who`: typed it; `where`: in that directory; `user`: as whom.
+    """
     words = [str(word) for word in command]
     if show:
-        shown = [Path(words[0]).name, *words[1:]]
-        say("$ " + " ".join(repr(w) if " " in w or ";" in w else w for w in shown).replace(str(ROOT) + "/", ""))
+        say(shown(words, who))
     try:
-        done = subprocess.run(words, input=stdin, capture_output=True, env=os.environ | (more or {}), timeout=timeout, check=False)
+        done = subprocess.run(
+            words,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            env=os.environ | (more or {}),
+            timeout=timeout,
+            check=False,
+            cwd=where,
+            user=user,
+            group=user,
+            extra_groups=None if user is None else (),
+        )
     except FileNotFoundError:
         raise StepFailed(f"{words[0]} is not installed", "run scripts/setup") from None
     except subprocess.TimeoutExpired:
