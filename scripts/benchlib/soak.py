@@ -1,5 +1,5 @@
 """scripts/soak: the large counts. Rotations under a storm of load, kills at random, losses of power, a search for keys
-after many deliveries, hostile guests, and a virtual machine that has a module as its device."""
+after many deliveries, hostile guests, a virtual machine that has a module as its device, and managers that die at every step."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import argparse
 import json
 import os
 import random
+import re
+import subprocess
 import sys
 import tempfile
 import time
@@ -34,7 +36,7 @@ from support.vm import VirtualMachine
 from benchlib import report
 
 KEPT = 12
-PARTS = ["storm", "kills", "power", "leaks", "hostile", "guest"]
+PARTS = ["storm", "kills", "power", "leaks", "hostile", "guest", "fleet"]
 
 #: Workers of another host service on this machine would count against the same limits of a user (RLIMIT_NPROC).
 USERS = "[workers]\nuid_base = 480000\n"
@@ -55,6 +57,7 @@ def arguments() -> argparse.Namespace:
         default=100,
         help="rotations with client and server in a virtual machine (default 100; 0: none)",
     )
+    parser.add_argument("--fleet", type=int, default=1, help="managers that die at every step of what they do (default 1; 0: none)")
     parser.add_argument("--seed", type=int, default=int(time.time()), help="of the order of kills")
     parser.add_argument(
         "--only", nargs="+", choices=PARTS, default=PARTS, help="these parts; of the others stays what the output directory has"
@@ -93,6 +96,14 @@ def power(times: int, seed: int) -> dict[str, Any]:
         "audit_log_not_whole": sum(1 for report in reports if report["audit"]),
         "generations_acknowledged": max(map(int, reports[-1]["states"])),
     }
+
+
+def fleet() -> dict[str, Any]:
+    """The walks of tests/integration/test_fleet_steps.py with every step, which the tests do for a part of them."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/integration/test_fleet_steps.py"]
+    done = subprocess.run(command, env=os.environ | {"HSMVISOR_ALL_STEPS": "1"}, capture_output=True, text=True)
+    counts = {word: int(number) for number, word in re.findall(r"(\d+) (passed|failed|error)", done.stdout)}
+    return {"walks": counts.get("passed", 0), "failed": counts.get("failed", 0) + counts.get("error", 0)}
 
 
 def guest(host: Host, rotations: int) -> dict[str, Any]:
@@ -180,6 +191,8 @@ def judge(results: dict[str, Any]) -> list[str]:
     for behaviour, cost in results.get("hostile", {}).items():
         if cost["neighbour_failures"] or not cost["same_worker"] or not cost["answers_after"]:
             wrong.append(f"hostile guest: {behaviour}")
+    if walked := results.get("fleet"):
+        wrong += ["fleet: a manager that died left something half done"] if walked["failed"] or not walked["walks"] else []
     return wrong
 
 
@@ -216,6 +229,7 @@ def main() -> int:
         "leaks": (given.deliveries, lambda: on_a_host(lambda host: leaks(host, given.deliveries))),
         "guest": (given.guest_rotations, lambda: on_a_host(lambda host: guest(host, given.guest_rotations))),
         "hostile": (given.hostile, lambda: on_a_host(lambda host: misbehave_all(host, list(BEHAVIOURS), given.hostile))),
+        "fleet": (given.fleet, fleet),
         "power": (given.power_losses, lambda: power(given.power_losses, given.seed)),
     }
     for name, (count, run) in parts.items():
