@@ -26,6 +26,7 @@ _READING: dict[str, dict[str, Any]] = {
     "postgresql": {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True},
 }
 _MIGRATING = 0x68736D76  #: the lock that a manager has while it migrates (PostgreSQL)
+CONNECTIONS = 24  #: that stay open; to open one costs as much as ten transactions
 BUSY_SECONDS = 30  #: that a writer waits for another one (SQLite)
 
 __all__ = ["Database", "DatabaseError", "IntegrityError"]
@@ -56,8 +57,8 @@ class Database:
         self.kind = parsed.drivername
         self.shown = parsed.render_as_string(hide_password=True)
         self._url = parsed.set(drivername=driver)
-        options: dict[str, Any] = {"connect_args": {"timeout": BUSY_SECONDS}} if self.kind == "sqlite" else {"pool_pre_ping": True}
-        self.engine: AsyncEngine = create_async_engine(self._url, **options)
+        options: dict[str, Any] = {"connect_args": {"timeout": BUSY_SECONDS}} if self.kind == "sqlite" else {}
+        self.engine: AsyncEngine = create_async_engine(self._url, pool_size=CONNECTIONS, max_overflow=CONNECTIONS, **options)
         self._group: GroupCommit | None = None
         self.statements = self.transactions = 0  #: since the beginning
         event.listen(self.engine.sync_engine, "before_cursor_execute", self._count_statement)
