@@ -24,6 +24,7 @@ from hsmvisor.manager.store import lines
 from hsmvisor.manager.store.lines import FAR
 from hsmvisor.manager.store.rows import GenerationRow, LineRow, ResourceRow
 
+TAKEN = "another request has a material of this name there"
 EXPIRING = 1 / 6  #: of a certificate's life is left: somebody is told
 
 
@@ -47,7 +48,7 @@ async def _end(parts: Parts, seen: Seen) -> Outcome | None:
     await _revoke(parts, seen)
     if seen.request.state == "cancelled" and seen.request.kept:
         return Outcome(FAR, "gone", "the request was cancelled; what was delivered stays")
-    if seen.line.resource_id or seen.request.state != "active":
+    if seen.line.resource_id or not seen.spec.shared or seen.request.state != "active":
         async with parts.database.transaction() as connection:
             await lines.remove_line(connection, seen.line.id)
         return None
@@ -108,12 +109,13 @@ class _Look:
             resource = seen.resources[id]
             host = seen.hosts.get(resource.host_id)
             decided.append((resource, self._parts.judge.decide(act, seen.request, seen.spec, resource, host, True)))
-        self._why_denied = {(resource.id, str(act)): d.why for resource, d in decided if not d.allowed}
+        self._why_denied = {(id, str(act)): TAKEN for id in seen.taken}
+        self._why_denied |= {(resource.id, str(act)): d.why for resource, d in decided if not d.allowed}
         changed = any(seen.denied.get((r.id, str(act))) != (None if d.allowed else d.why) for r, d in decided)
         if changed:
             async with self._parts.database.transaction() as connection:
                 await self._parts.judge.record(connection, seen.request, act, decided, seen.denied)
-        return [resource for resource, decision in decided if decision.allowed]
+        return [resource for resource, decision in decided if decision.allowed and resource.id not in seen.taken]
 
     async def _note_denied(self, allowed: set[str]) -> None:
         seen = self._seen

@@ -27,6 +27,7 @@ class Seen:
     members: frozenset[str]  #: ids of those that are meant now
     queued: dict[str, list[CommandRow]]  #: by resource: what is under way
     denied: dict[tuple[str, str], str] = field(default_factory=dict)  #: (resource, action): why
+    taken: frozenset[str] = frozenset()  #: members where another line has a material of this name
 
     @property
     def serving(self) -> GenerationRow | None:
@@ -76,7 +77,7 @@ async def gather(connection: AsyncConnection, line: LineRow, now: float) -> Seen
         found = {row.id: row for row in await membership.members(connection, spec)}
         members = set(found)
         found |= await inventory.resources_of(connection, set(there) - members)
-    if request.state != "active":
+    if request.state != "active" or spec.shared == bool(line.resource_id):  # it was asked for in the other way before
         members = set()
     queued: dict[str, list[CommandRow]] = {}
     for command in await commands.of_line(connection, line.id):
@@ -93,7 +94,15 @@ async def gather(connection: AsyncConnection, line: LineRow, now: float) -> Seen
         members=frozenset(members),
         queued=queued,
         denied=_denials(await wanted.denied(connection, request.id)),
+        taken=await _taken(connection, now_there, members, there),
     )
+
+
+async def _taken(connection: AsyncConnection, line: LineRow, members: set[str], there: dict[str, DeliveryRow]) -> frozenset[str]:
+    """A module knows a material by its name alone, and two that share it would destroy each other's keys: the first one has it."""
+    others = await lines.holders(connection, line.id, line.material, sorted(members))
+    mine = {id for id, row in there.items() if not row.has_nothing}
+    return frozenset(id for id, other in others.items() if id not in mine or other < line.id)
 
 
 def _denials(rows: list[Any]) -> dict[tuple[str, str], str]:

@@ -177,7 +177,7 @@ class Reports:
         now = int(self._clock())
         for delivery in deliveries:
             line = materials.get(delivery.line_id)
-            if line is None:
+            if line is None or delivery.has_nothing:
                 continue
             told = report.materials.get(line.material, {})
             if (changed := corrected(delivery, told, now)) != delivery:

@@ -71,10 +71,12 @@ async def change_line(connection: AsyncConnection, id: str, **values: Any) -> No
 
 
 async def remove_line(connection: AsyncConnection, id: str) -> None:
+    freed = [row.resource_id for row in await deliveries_of(connection, [id]) if not row.has_nothing]
     for table in (generations, deliveries, envelopes, escrows):
         await connection.execute(delete(table).where(table.c.line_id == id))
     await connection.execute(delete(commands).where(commands.c.line_id == id))
     await connection.execute(delete(lines).where(lines.c.id == id))
+    await _wake_denied(connection, freed)
 
 
 # ---- who looks, and when --------------------------------------------------------------------------------------------------
@@ -220,6 +222,21 @@ async def lines_by_id(connection: AsyncConnection, ids: Sequence[str]) -> list[L
     return found
 
 
+async def holders(connection: AsyncConnection, but: str, material: str, resource_ids: Sequence[str]) -> dict[str, str]:
+    """Returns the lines other than `but` that have, or are to have, a material of this name there; by resource."""
+    found: dict[str, str] = {}
+    for some in parts(resource_ids):
+        query = (
+            select(deliveries.c.resource_id, deliveries.c.line_id)
+            .join(lines, lines.c.id == deliveries.c.line_id)
+            .where(deliveries.c.resource_id.in_(some), lines.c.material == material, lines.c.id != but)
+            .where(or_(deliveries.c.state != "denied", deliveries.c.held != ""))
+            .order_by(deliveries.c.line_id.desc())
+        )
+        found |= {row.resource_id: row.line_id for row in (await connection.execute(query)).all()}
+    return found
+
+
 async def delivery(connection: AsyncConnection, line_id: str, resource_id: str) -> DeliveryRow | None:
     where = (deliveries.c.line_id == line_id, deliveries.c.resource_id == resource_id)
     row = (await connection.execute(select(deliveries).where(*where))).one_or_none()
@@ -242,6 +259,14 @@ async def add_deliveries(connection: AsyncConnection, rows: Sequence[DeliveryRow
 async def remove_delivery(connection: AsyncConnection, line_id: str, resource_id: str) -> None:
     where = (deliveries.c.line_id == line_id, deliveries.c.resource_id == resource_id)
     await connection.execute(delete(deliveries).where(*where))
+    await _wake_denied(connection, [resource_id])
+
+
+async def _wake_denied(connection: AsyncConnection, resource_ids: Sequence[str]) -> None:
+    """A name is free there, for which another line may wait."""
+    for some in parts(resource_ids):
+        denied = select(deliveries.c.line_id).where(deliveries.c.resource_id.in_(some), deliveries.c.state == "denied")
+        await connection.execute(update(lines).where(lines.c.id.in_(denied)).values(look_at=0.0))
 
 
 async def wake_pending(connection: AsyncConnection, resource_ids: Sequence[str]) -> None:

@@ -159,6 +159,11 @@ class DeliveryRow(_Row):
         """Those that the module has and has not destroyed, by number: staged, current, retiring."""
         return held_of(self.held)
 
+    @property
+    def has_nothing(self) -> bool:
+        """It was denied before anything was sent: what has the same name there is somebody else's."""
+        return self.state == "denied" and not self.held
+
 
 @dataclass(frozen=True)
 class CommandRow(_Row):
