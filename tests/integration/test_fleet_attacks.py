@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 from cryptography import x509
-from hsmvisor.manager.policy.questions import Source
+from hsmvisor.manager.policy.questions import Owner, Source
 from hsmvisor.manager.store.rows import RequestRow
+from hsmvisor.manager.wanted.spec import Spec
 from support.fleet import Fleet
 from support.light_host import LightGuest
 from support.postgres import Postgres
@@ -123,3 +124,23 @@ def test_a_material_of_the_same_name_takes_nobodys_place(play: Play) -> None:
         assert common_name(guest) == "CN=other.example.net"
 
     play(scenario, policy=EVERYBODY)
+
+
+def test_what_was_decided_for_one_owner_is_not_another_ones(play: Play) -> None:
+    """Decisions are remembered: one about the same words of somebody else, or about the resource a moment ago, is none of these."""
+
+    async def scenario(fleet: Fleet) -> None:
+        guest = (await fleet.host("h1")).add("web", where="secret-site")
+        await fleet.settle()
+        spec = Spec("x", names=("dns:{where}.example.net",), selector={"kind": "VM"})
+        async with fleet.database.transaction() as connection:
+            assert (await fleet.asking.explain(connection, Owner("alice"), spec)).expected[0].decision.allowed
+            others = await fleet.asking.explain(connection, Owner("mallory"), spec)
+        assert not any(one.decision.allowed for one in others.expected)
+        request = await fleet.ask(**WEB, resources=("h1/web",))
+        await fleet.settle()
+        guest.owner = "bob"  # within the same second
+        await fleet.settle()
+        assert [denial.action for denial in await fleet.denials(request)] == ["distribute"]
+
+    play(scenario)
