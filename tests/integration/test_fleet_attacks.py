@@ -8,16 +8,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import Encoding
+from hsmvisor.manager.ca import requests
+from hsmvisor.manager.engine.results import Result
 from hsmvisor.manager.policy.questions import Owner, Source
 from hsmvisor.manager.store.rows import RequestRow
 from hsmvisor.manager.wanted.spec import Spec
 from support.fleet import Fleet
-from support.light_host import LightGuest
+from support.light_host import Generation, LightGuest
 from support.postgres import Postgres
 
 Scenario = Callable[[Fleet], Awaitable[None]]
@@ -76,6 +82,7 @@ async def cancel(fleet: Fleet, request: RequestRow) -> None:
 
 
 async def rotate(fleet: Fleet, request: RequestRow) -> None:
+    fleet.clock.pass_(1)
     async with fleet.database.transaction() as connection:
         await fleet.asking.rotate(connection, request, "", False, False, "", "a test", "")
     fleet.hub.lines()
@@ -142,5 +149,155 @@ def test_what_was_decided_for_one_owner_is_not_another_ones(play: Play) -> None:
         guest.owner = "bob"  # within the same second
         await fleet.settle()
         assert [denial.action for denial in await fleet.denials(request)] == ["distribute"]
+
+    play(scenario)
+
+
+# ---- hosts that lie: what they share with others goes on without them --------------------------------------------------
+
+
+def _no_state(guest: LightGuest) -> None:
+    guest.module.materials["tls"][7] = Generation(7, "current evil 8:staged", b"")
+
+
+def _highest_generation(guest: LightGuest) -> None:
+    guest.module.materials["tls"][2**31 - 1] = Generation(2**31 - 1, "staged", b"")
+
+
+def _no_generation(guest: LightGuest) -> None:
+    guest.module.materials["tls"][2**32 - 1] = Generation(2**32 - 1, "staged", b"")
+
+
+def _highest_sequence(guest: LightGuest) -> None:
+    guest.module.sequence = 2**63 - 1
+
+
+def _no_number(guest: LightGuest) -> None:
+    guest.module.sequence = 2**64 - 1
+
+
+def _more_operations_than_fit(guest: LightGuest) -> None:
+    guest.module.materials["tls"][1].operations = 2**64 - 1
+
+
+def _a_recipient_of_nobody(guest: LightGuest) -> None:
+    guest.module.recipient.public = guest.module.recipient.public[:1184] + bytes(32)  # a point of low order
+
+
+def _a_short_module_id(guest: LightGuest) -> None:
+    guest.module.module_id = b"x"
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        _no_state,
+        _highest_generation,
+        _no_generation,
+        _highest_sequence,
+        _no_number,
+        _more_operations_than_fit,
+        _a_recipient_of_nobody,
+        _a_short_module_id,
+    ],
+)
+def test_what_one_host_says_keeps_a_shared_key_from_nobody(play_on_both: Play, lie: Callable[[LightGuest], None]) -> None:
+    async def scenario(fleet: Fleet) -> None:
+        good, evil = await fleet.host("h1"), await fleet.host("h2")
+        guest, liar = good.add("web"), evil.add("web")
+        request = await fleet.ask(**SHARED, selector={"kind": "VM"})
+        await fleet.settle()
+        assert held(guest) == 1
+        lie(liar)
+        for number in (2, 3):
+            evil.restart()
+            await fleet.settle()
+            await rotate(fleet, request)
+            assert held(guest) == number
+        assert "h2/web" in await fleet.refusals() or lie is _highest_generation
+
+    play_on_both(scenario)
+
+
+@pytest.mark.parametrize("lie", ["another kind", "other names", "another key", "the key before", "nobody's", "too large"])
+def test_a_certificate_is_made_of_what_was_asked_for_alone(play: Play, lie: str) -> None:
+    """What policy permitted is this kind of key under these names; what the host gives in its place is not certified."""
+
+    async def scenario(fleet: Fleet) -> None:
+        host = await fleet.host("h1")
+        guest = host.add("web")
+        asked = await fleet.ask(**WEB, resources=("h1/web",))
+        honest: list[Result] = []
+        if lie == "the key before":
+            carried = host.carry_out
+            host.carry_out = lambda *told: _kept(honest, carried(*told))  # type: ignore[method-assign]
+            await fleet.settle()
+        before = len(await fleet.events("issued"))
+        carry_out = host.carry_out
+
+        def lying(id: str, module: str, signed: bytes) -> Result:
+            result = carry_out(id, module, signed)
+            return _with_lie(lie, result, honest) if result.csr else result
+
+        host.carry_out = lying  # type: ignore[method-assign]
+        if lie == "the key before":
+            await rotate(fleet, asked)
+        await fleet.settle()
+        assert len(await fleet.events("issued")) == before
+        (failed,) = await fleet.events("failed")
+        assert failed.resource_id == "h1/web"
+        host.carry_out = carry_out  # type: ignore[method-assign]
+        await fleet.pass_(2 * 3600, 300)
+        assert held(guest) > 1 and len(await fleet.events("issued")) > before  # from then on all is well
+
+    play(scenario)
+
+
+def _kept(kept: list[Result], result: Result) -> Result:
+    if result.csr:
+        kept.append(result)
+    return result
+
+
+def _with_lie(lie: str, result: Result, honest: list[Result]) -> Result:
+    key: Any = ec.generate_private_key(ec.SECP256R1())
+    builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
+    ours = x509.SubjectAlternativeName([x509.DNSName("web.example.net")])
+    match lie:
+        case "another kind":
+            key = rsa.generate_private_key(65537, 2048)
+            builder = builder.add_extension(ours, False)
+        case "other names":
+            pass
+        case "another key":
+            return replace(result, csr=builder.add_extension(ours, False).sign(key, hashes.SHA256()).public_bytes(Encoding.DER))
+        case "the key before":
+            return replace(result, csr=honest[0].csr, public_key=honest[0].public_key)
+        case "nobody's":
+            return replace(result, csr=result.csr[:-1] + bytes([result.csr[-1] ^ 1]))
+        case "too large":
+            return replace(result, csr=bytes(1_000_000))
+    csr = builder.sign(key, hashes.SHA256()).public_bytes(Encoding.DER)
+    return replace(result, csr=csr, public_key=requests.spki(key.public_key()))
+
+
+def test_what_is_not_so_is_not_done_again_and_again(play: Play) -> None:
+    """A host that says that it has done all, and has done nothing, is asked less and less often."""
+
+    async def scenario(fleet: Fleet) -> None:
+        host = await fleet.host("h1")
+        host.add("web")
+        carried = 0
+
+        def lying(id: str, module: str, signed: bytes) -> Result:
+            nonlocal carried
+            carried += 1
+            return Result(id, True, sequence=carried, states={})
+
+        host.carry_out = lying  # type: ignore[method-assign]
+        await fleet.ask(**SHARED, selector={"kind": "VM"})
+        await fleet.settle()
+        await fleet.pass_(3600)
+        assert carried < 40
 
     play(scenario)

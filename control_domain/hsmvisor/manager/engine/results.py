@@ -7,9 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from hsmvisor.manager import limits
+from hsmvisor.manager.engine import made
 from hsmvisor.manager.history.events import Happened, History, Kind
+from hsmvisor.manager.inventory import modules
 from hsmvisor.manager.store import commands, inventory, lines, wanted
 from hsmvisor.manager.store.rows import CommandRow, DeliveryRow, GenerationRow, HostRow, LineRow, held_text
+from hsmvisor.manager.wanted.spec import Spec
 from hsmvisor.serving.text import clean
 from hsmvisor_rpc.sealed.commands import Action
 from hsmvisor_rpc.sealed.refusal import Reason
@@ -19,6 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 _SAID_AGAIN = frozenset(
     {Reason.STALE_SEQUENCE, Reason.REPLAY, Reason.EXPIRED, Reason.WRONG_MODULE, Reason.STALE_GENERATION, Reason.UNKNOWN_GENERATION}
 )
+MALFORMED, UNTRUE = "MALFORMED", "UNTRUE"  #: reasons that are ours: what a host told cannot be, or is not so
 _PAUSE = 5.0  #: seconds before it is said again
 
 
@@ -52,10 +56,11 @@ class Results:
             if command is None:
                 continue
             done.append(command.id)
-            await inventory.raise_sequence(connection, command.resource_id, result.sequence)
             line = await lines.line(connection, command.line_id)
             if line is None:
                 continue
+            result = await self._checked(connection, line, command, result)
+            await inventory.raise_sequence(connection, command.resource_id, result.sequence)
             delivery = await self._noted(connection, command, result)
             if result.done:
                 await self._done(connection, line, command, result, delivery)
@@ -68,6 +73,31 @@ class Results:
             if pause:
                 await lines.change_line(connection, id, look_at=self._clock() + pause)
         return bool(woken)
+
+    async def _checked(self, connection: AsyncConnection, line: LineRow, command: CommandRow, result: Result) -> Result:
+        """What cannot be, or is not what was asked for, is a failure."""
+        told = result.states or {}
+        wrong = modules.wrong_sequence(result.sequence) or modules.wrong_generations(told.items())
+        if wrong or len(told) > limits.MAX_GENERATIONS:
+            return Result(result.id, False, MALFORMED, wrong or f"a material has at most {limits.MAX_GENERATIONS} generations")
+        if result.states is not None:
+            told = {number: state for number, state in told.items() if modules.believed(number, line.newest)}
+            result = replace(result, states=told)
+        if not result.done:
+            return result
+        wrong = made.wrong_state(command.action, command.generation, result.states)
+        if not wrong and command.action == Action.GENERATE:
+            wrong = await self._wrong_key(connection, line, command, result)
+        return replace(result, done=False, reason=UNTRUE, detail=wrong) if wrong else result
+
+    async def _wrong_key(self, connection: AsyncConnection, line: LineRow, command: CommandRow, result: Result) -> str:
+        request = await wanted.request(connection, line.request_id)
+        known = {row.number: row for row in await lines.generations_of(connection, [line.id])}
+        working = known.get(command.generation)
+        if request is None or working is None or working.state != "keying":
+            return ""  # nobody waits for it any more
+        key_type = Spec.of_text(request.spec).key_type
+        return made.wrong_key(result.csr, result.public_key, key_type, working, list(known.values()))
 
     async def _noted(self, connection: AsyncConnection, command: CommandRow, result: Result) -> DeliveryRow:
         """Writes down what the module has now."""

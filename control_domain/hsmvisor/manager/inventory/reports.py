@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from hsmvisor.manager import limits
 from hsmvisor.manager.history.events import Happened, History, Kind
+from hsmvisor.manager.inventory import modules
 from hsmvisor.manager.policy.questions import Kind as ResourceKind
 from hsmvisor.manager.store import inventory, lines
 from hsmvisor.manager.store.rows import DeliveryRow, HostRow, ResourceRow, held_text, lines_of
@@ -115,14 +116,15 @@ class Reports:
         if len(known) >= limits.MAX_GUESTS and f"{host.name}/{report.name}" not in known:
             raise BadReport("LIMIT", f"a host has at most {limits.MAX_GUESTS} guests")
         _check_attributes(report.attributes)
+        _check_told(report)
         id, now = f"{host.name}/{report.name}", int(self._clock())
-        identity = self._identity(host, report)
+        before = known.get(id)
+        identity = self._identity(host, report, before)
         module_id = identity.module_id.hex() if identity else ""
         if module_id:
             other = next((row.id for row in known.values() if row.module_id == module_id and row.id != id), "")
             if other:
                 raise BadReport("MODULE", f"module {report.module} is that of {other}")
-        before = known.get(id)
         return ResourceRow(
             id=id,
             host_id=host.id,
@@ -140,7 +142,7 @@ class Reports:
             sequence=max(report.sequence, before.sequence if before and before.module_id == module_id else 0),
         )
 
-    def _identity(self, host: HostRow, report: Report) -> ModuleIdentity | None:
+    def _identity(self, host: HostRow, report: Report, before: ResourceRow | None) -> ModuleIdentity | None:
         if not report.module:
             return None
         try:
@@ -149,6 +151,8 @@ class Reports:
             raise BadReport("IDENTITY", error.detail) from None
         if identity.name != report.module:
             raise BadReport("IDENTITY", f"the identity is that of module {identity.name}, not of {report.module}")
+        if wrong := modules.wrong_identity(identity, before.recipient if before else b""):
+            raise BadReport("IDENTITY", wrong)
         return identity
 
     async def _settle(
@@ -179,7 +183,8 @@ class Reports:
             line = materials.get(delivery.line_id)
             if line is None or delivery.has_nothing:
                 continue
-            told = report.materials.get(line.material, {})
+            there = report.materials.get(line.material, {})
+            told = {number: one for number, one in there.items() if modules.believed(number, line.newest)}
             if (changed := corrected(delivery, told, now)) != delivery:
                 await lines.put_delivery(connection, changed)
                 await lines.wake(connection, [line.id])
@@ -219,6 +224,17 @@ def _check_attributes(attributes: Mapping[str, str]) -> None:
             raise BadReport("ATTRIBUTES", f"an attribute's name has 1 to {limits.MAX_KEY} of A-Z a-z 0-9 . _ -")
         if len(value) > limits.MAX_VALUE or not value.isprintable():
             raise BadReport("ATTRIBUTES", f"{key}: a value has at most {limits.MAX_VALUE} printable characters")
+
+
+def _check_told(report: Report) -> None:
+    """A worker says what it likes, and its host passes it on."""
+    if wrong := modules.wrong_sequence(report.sequence):
+        raise BadReport("SEQUENCE", wrong)
+    for told in report.materials.values():
+        if wrong := modules.wrong_generations((number, one.state) for number, one in told.items()):
+            raise BadReport("GENERATIONS", wrong)
+        if any(one.operations > limits.MAX_OPERATIONS for one in told.values()):
+            raise BadReport("OPERATIONS", f"a key makes at most {limits.MAX_OPERATIONS} operations")
 
 
 def _changes(before: ResourceRow | None, row: ResourceRow) -> str:
