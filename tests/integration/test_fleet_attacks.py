@@ -22,6 +22,8 @@ from hsmvisor.manager.engine.results import Result
 from hsmvisor.manager.policy.questions import Owner, Source
 from hsmvisor.manager.store.rows import RequestRow
 from hsmvisor.manager.wanted.spec import Spec
+from hsmvisor_rpc.sealed.commands import Action, Command
+from hsmvisor_rpc.sealed.refusal import Reason, Refusal
 from support.fleet import Fleet
 from support.light_host import Generation, LightGuest
 from support.postgres import Postgres
@@ -299,5 +301,47 @@ def test_what_is_not_so_is_not_done_again_and_again(play: Play) -> None:
         await fleet.settle()
         await fleet.pass_(3600)
         assert carried < 40
+
+    play(scenario)
+
+
+def test_a_host_that_refuses_keeps_nobody_from_a_shared_key_and_floods_nobody(play: Play) -> None:
+    """Its refusals kept the line from being renewed, and each of them was told."""
+
+    async def scenario(fleet: Fleet) -> None:
+        good, evil = await fleet.host("h1"), await fleet.host("h2")
+        guest = good.add("web")
+        evil.add("web")
+        evil.refuse = lambda module, command: Refusal(Reason.MALFORMED, "no")
+        await fleet.ask(**SHARED, selector={"kind": "VM"})
+        await fleet.settle()
+        assert held(guest) == 1
+        await fleet.pass_(3 * 3600)
+        assert held(guest) >= 5
+        assert len(await fleet.events("failed")) < 60
+        late = evil.add("late")  # one that comes later makes a new key, whatever its neighbour does
+        evil.refuse = lambda module, command: Refusal(Reason.MALFORMED, "no") if module == "web" else None
+        await fleet.pass_(1200)
+        assert held(late) and held(late) == held(guest)
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("reason", [Reason.WRONG_STATE, Reason.STALE_SEQUENCE, Reason.UNKNOWN_GENERATION, Reason.WRONG_MODULE])
+def test_no_refusal_is_answered_at_once_for_ever(play: Play, reason: Reason) -> None:
+    async def scenario(fleet: Fleet) -> None:
+        host = await fleet.host("h1")
+        host.add("web")
+        said: list[str] = []
+
+        def refuse(module: str, command: Command) -> Refusal | None:
+            said.append(command.action)
+            return None if command.action in (Action.GENERATE, Action.CERTIFY) else Refusal(reason, "no")
+
+        host.refuse = refuse
+        await fleet.ask(**WEB, resources=("h1/web",))
+        await fleet.settle()
+        await fleet.pass_(1200, 5)
+        assert 2 < len(said) < 40
 
     play(scenario)

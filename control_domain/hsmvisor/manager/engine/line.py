@@ -180,7 +180,7 @@ class _Look:
         life = life_of(working)
         overtaken = timing.due(life, working.drawn, self._seen.spec.renewal.lead) if life else FAR
         look_at = self._now + NO_WORD if done.waiting else FAR
-        return Outcome(min(look_at, overtaken), "delivering", _why(done))
+        return Outcome(min(look_at, overtaken, done.again_at), "delivering", _why(done))
 
     # ---- the generation that serves --------------------------------------------------------------------------------
 
@@ -205,10 +205,10 @@ class _Look:
         if not done.waiting:
             await self._check_health(serving)
         told = await self._tell_the_end(serving)
-        look_at = min(decision.look_at, told, serving.ask_at or FAR)
+        look_at = min(decision.look_at, told, serving.ask_at or FAR, done.again_at)
         if done.waiting:
             look_at = min(look_at, self._now + NO_WORD)
-        undone = done.waiting or done.stragglers or done.lost
+        undone = done.waiting or done.stragglers or done.lost or done.refusing
         return Outcome(look_at, "delivering" if undone else "serving", _why(done) or decision.why)
 
     def _cannot_renew(self) -> bool:
@@ -263,6 +263,7 @@ class _Look:
             if not seen.queued.get(resource.id)
             and resource.reachable
             and not seen.is_away(resource, self._now)
+            and seen.rests_until(resource.id) <= self._now
             and (said := delivering.superfluous(seen, resource, serving))
         ]
         if not todo:
@@ -323,6 +324,7 @@ def _why(done: Delivered) -> str:
         (done.waiting, "at work"),
         (done.held_back, "staged, until all are"),
         (done.stragglers, "cannot be reached"),
+        (done.refusing, "refuse, and are asked again"),
         (done.lost, "need a key that is not at hand"),
     ]
     return "; ".join(f"{len(ids)} {what}" for ids, what in parts if ids)

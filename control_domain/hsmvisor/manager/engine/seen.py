@@ -12,6 +12,7 @@ from hsmvisor.manager.wanted import membership
 from hsmvisor.manager.wanted.spec import Spec
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+REST, LONGEST_REST = 5.0, 900.0  #: seconds after a module refused, doubling
 WORKING = ("keying", "ordered", "issued")
 
 
@@ -42,6 +43,13 @@ class Seen:
     def delivery(self, resource_id: str) -> DeliveryRow:
         found = self.deliveries.get(resource_id)
         return found or DeliveryRow(self.line.id, resource_id, 0, 0, "", "pending", "", 0)
+
+    def rests_until(self, resource_id: str) -> float:
+        """A module that refuses is asked less and less often, for itself: others that share the key do not wait for it."""
+        found, line = self.delivery(resource_id), self.line
+        if not found.failures or max(line.changed_at, line.triggered_at) > found.failed_at:
+            return 0.0
+        return found.failed_at + min(REST * 2.0 ** min(found.failures - 1, 20), LONGEST_REST)
 
     def is_away(self, resource: ResourceRow, now: float) -> bool:
         host = self.hosts.get(resource.host_id)

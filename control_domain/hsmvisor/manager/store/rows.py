@@ -153,6 +153,8 @@ class DeliveryRow(_Row):
     state: str
     why: str
     changed_at: int
+    failures: int = 0
+    failed_at: float = 0.0
 
     @property
     def generations(self) -> Mapping[int, str]:
