@@ -345,3 +345,40 @@ def test_no_refusal_is_answered_at_once_for_ever(play: Play, reason: Reason) -> 
         assert 2 < len(said) < 40
 
     play(scenario)
+
+
+async def _lost(fleet: Fleet, guest: LightGuest, asked: RequestRow) -> None:
+    guest.module.materials.clear()
+
+
+async def _stale(fleet: Fleet, guest: LightGuest, asked: RequestRow) -> None:
+    newest = max(guest.module.materials["tls"])
+    guest.module.materials["tls"] = {newest + 7: Generation(newest + 7, "retiring", b"")}
+
+
+async def _changed(fleet: Fleet, guest: LightGuest, asked: RequestRow) -> None:
+    guest.attributes["n"] = str(int(guest.attributes.get("n", "0")) + 1)
+    await fleet.ask(**WEB | {"names": (f"dns:n{guest.attributes['n']}.example.net",)}, selector={"kind": "VM"})
+
+
+async def _rotated(fleet: Fleet, guest: LightGuest, asked: RequestRow) -> None:
+    await rotate(fleet, asked)
+
+
+@pytest.mark.parametrize("again", [_lost, _stale, _changed, _rotated])
+def test_nobody_has_certificates_made_as_fast_as_messages_travel(
+    play: Play, again: Callable[[Fleet, LightGuest, RequestRow], Awaitable[None]]
+) -> None:
+    async def scenario(fleet: Fleet) -> None:
+        guest = (await fleet.host("h1")).add("web")
+        asked = await fleet.ask(**WEB, selector={"kind": "VM"})
+        await fleet.settle()
+        for _ in range(30):
+            await again(fleet, guest, asked)
+            fleet.clock.pass_(1)
+            await fleet.settle()
+        assert 5 < len(await fleet.events("issued")) <= 12
+        await fleet.pass_(3600, 300)
+        assert held(guest)  # and all is well when it stops
+
+    play(scenario)

@@ -191,7 +191,7 @@ class _Look:
             return Outcome(FAR, "waiting", "its key has not been imported")
         if serving is not None:
             serving = await self._ask_for_window(serving)
-        decision = beginning.decide(seen, self._now)
+        decision = self._not_too_often(beginning.decide(seen, self._now))
         done = None
         if serving is not None and decision.act is not Renewal.RENEW:
             done = await delivering.deliver(self._parts, seen, serving, allowed, self._now)
@@ -211,6 +211,12 @@ class _Look:
         undone = done.waiting or done.stragglers or done.lost or done.refusing
         return Outcome(look_at, "delivering" if undone else "serving", _why(done) or decision.why)
 
+    def _not_too_often(self, decision: Decision) -> Decision:
+        if decision.act is not Renewal.RENEW or (until := beginning.too_many_until(self._seen, self._now)) <= self._now:
+            return decision
+        why = f"{decision.why}; many were made already, the next one waits"
+        return dataclasses.replace(decision, act=Renewal.WAIT, look_at=until, why=why)
+
     def _cannot_renew(self) -> bool:
         """An imported key without an authority: its owner brings the next one."""
         spec = self._seen.spec
@@ -221,7 +227,7 @@ class _Look:
             return decision
         if (again := self._again_at()) > self._now:
             return dataclasses.replace(decision, look_at=min(decision.look_at, again))
-        return dataclasses.replace(decision, act=Renewal.RENEW, why=why, rekey=True)
+        return self._not_too_often(dataclasses.replace(decision, act=Renewal.RENEW, why=why, rekey=True))
 
     async def _renew(self, decision: Decision, allowed: Sequence[ResourceRow], rekey: bool) -> Outcome:
         if self._seen.serving is not None:
