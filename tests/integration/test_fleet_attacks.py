@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sqlite3
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -23,9 +25,13 @@ from hsmvisor.manager.policy.questions import Owner, Source
 from hsmvisor.manager.store.rows import RequestRow
 from hsmvisor.manager.wanted.spec import Spec
 from hsmvisor_rpc.sealed.commands import Action, Command
+from hsmvisor_rpc.sealed.fleet import JoinStatement
 from hsmvisor_rpc.sealed.refusal import Reason, Refusal
+from hsmvisor_rpc.v1 import manager_pb2 as pb
 from support.fleet import Fleet
+from support.host_process import reason
 from support.light_host import Generation, LightGuest
+from support.manager_process import JoiningHost, ManagerProcess
 from support.postgres import Postgres
 
 Scenario = Callable[[Fleet], Awaitable[None]]
@@ -33,6 +39,7 @@ Play = Callable[..., None]
 
 WEB: dict[str, Any] = {"material": "tls", "names": ("dns:{name}.example.net",), "lifetime": 3600}
 SHARED: dict[str, Any] = {"material": "tls", "names": ("dns:www.example.net",), "lifetime": 3600, "source": Source.ISSUER}
+C = grpc.StatusCode
 EVERYBODY = '@id("all") permit (principal, action, resource);'
 
 
@@ -63,6 +70,24 @@ def play_on_both(request: pytest.FixtureRequest, tmp_path: Path) -> Play:
     """Where the widths of columns matter."""
     url = request.getfixturevalue("postgres").database() if request.param == "postgresql" else ""
     return lambda scenario, **options: told(tmp_path, scenario, url=url, **options)
+
+
+@pytest.fixture(scope="module")
+def manager() -> Iterator[ManagerProcess]:
+    """A real one."""
+    with ManagerProcess() as manager:
+        yield manager
+
+
+def refused(call: Callable[[], object]) -> tuple[grpc.StatusCode, str]:
+    with pytest.raises(grpc.RpcError) as caught:
+        call()
+    return reason(caught.value)
+
+
+def rows_of(manager: ManagerProcess, table: str) -> int:
+    with contextlib.closing(sqlite3.connect(f"file:{manager.state}/manager.db?mode=ro", uri=True)) as database:
+        return int(database.execute(f"select count(*) from {table}").fetchone()[0])
 
 
 def held(guest: LightGuest, material: str = "tls") -> int:
@@ -327,8 +352,8 @@ def test_a_host_that_refuses_keeps_nobody_from_a_shared_key_and_floods_nobody(pl
     play(scenario)
 
 
-@pytest.mark.parametrize("reason", [Reason.WRONG_STATE, Reason.STALE_SEQUENCE, Reason.UNKNOWN_GENERATION, Reason.WRONG_MODULE])
-def test_no_refusal_is_answered_at_once_for_ever(play: Play, reason: Reason) -> None:
+@pytest.mark.parametrize("why", [Reason.WRONG_STATE, Reason.STALE_SEQUENCE, Reason.UNKNOWN_GENERATION, Reason.WRONG_MODULE])
+def test_no_refusal_is_answered_at_once_for_ever(play: Play, why: Reason) -> None:
     async def scenario(fleet: Fleet) -> None:
         host = await fleet.host("h1")
         host.add("web")
@@ -336,7 +361,7 @@ def test_no_refusal_is_answered_at_once_for_ever(play: Play, reason: Reason) -> 
 
         def refuse(module: str, command: Command) -> Refusal | None:
             said.append(command.action)
-            return None if command.action in (Action.GENERATE, Action.CERTIFY) else Refusal(reason, "no")
+            return None if command.action in (Action.GENERATE, Action.CERTIFY) else Refusal(why, "no")
 
         host.refuse = refuse
         await fleet.ask(**WEB, resources=("h1/web",))
@@ -382,3 +407,45 @@ def test_nobody_has_certificates_made_as_fast_as_messages_travel(
         assert held(guest)  # and all is well when it stops
 
     play(scenario)
+
+
+# ---- strangers ------------------------------------------------------------------------------------------------------------
+
+
+def test_who_proves_no_secret_has_nothing_made_written_or_told(manager: ManagerProcess) -> None:
+    """Each attempt had a certificate made and stored, an event written and a line in the audit log."""
+    manager.join_token()
+    before = {table: rows_of(manager, table) for table in ("ca_certificates", "events", "answers")}
+    lines = len(manager.audit().splitlines())
+    stranger = JoiningHost("stranger")
+    link = manager.stranger().link
+    for _ in range(300):
+        request = stranger.request()
+        request.proof = bytes(32)
+        assert refused(lambda request=request: link.Join(request, timeout=10)) == (C.PERMISSION_DENIED, "JOIN")  # type: ignore[misc]
+    assert {table: rows_of(manager, table) for table in before} == before
+    assert len(manager.audit().splitlines()) - lines < 250  # refusals are noted, as many as a disk bears
+
+
+def test_a_strangers_large_request_costs_little(manager: ManagerProcess) -> None:
+    """It was authenticated with the secret of each token there is."""
+    stranger = JoiningHost("stranger")
+    statement = JoinStatement("stranger", stranger.public, bytes(3_000_000), bytes(32))
+    request = stranger.request()
+    request.csr, request.nonce, request.proof = statement.csr, statement.nonce, bytes(32)
+    request.signature = stranger.identity.sign(statement.encode())
+    assert refused(lambda: manager.stranger().link.Join(request, timeout=10)) == (C.INVALID_ARGUMENT, "CSR")
+
+
+def test_a_used_token_has_no_certificate_made_and_a_lost_answer_is_given_again(manager: ManagerProcess) -> None:
+    token, link = manager.join_token(), manager.stranger().link
+    first, thief = JoiningHost("first-one"), JoiningHost("thief")
+    asked = first.request(token)
+    answer = link.Join(asked, timeout=10)
+    before = rows_of(manager, "ca_certificates")
+    for other in (thief.request(token), first.request(token)):
+        assert refused(lambda other=other: link.Join(other, timeout=10)) == (C.PERMISSION_DENIED, "JOIN_TWICE")  # type: ignore[misc]
+    assert link.Join(asked, timeout=10) == answer
+    assert rows_of(manager, "ca_certificates") == before
+    told = manager.local.history.ListEvents(pb.ListFleetEventsRequest(kind="host_refused"), timeout=10).events
+    assert thief.id in {event.host for event in told}  # whoever knows a secret that was used is told of

@@ -24,6 +24,7 @@ MAX_GENERATION = 2**31 - 1  #: number that a module may name
 MOST_AHEAD = 1000  #: generations by which a module may be ahead of what is known here
 MAX_SEQUENCE = 2**62  #: number of a command that a module may name
 MAX_OPERATIONS = 2**62
+MAX_HOST_CSR = 8192  #: bytes of a host's own certificate request
 MAX_WAIT = 30  #: seconds of an exchange
 MAX_DETAIL = 500  #: characters that a host tells of a failure
 MAX_VERSION = 64
