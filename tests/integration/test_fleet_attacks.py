@@ -19,18 +19,25 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
+from hsmvisor.manager import limits
 from hsmvisor.manager.ca import requests
 from hsmvisor.manager.engine.results import Result
+from hsmvisor.manager.engine.signing import Said
+from hsmvisor.manager.inventory.leaving import Leaving
+from hsmvisor.manager.link import pace
+from hsmvisor.manager.link.exchange import Exchange
 from hsmvisor.manager.policy.questions import Owner, Source
-from hsmvisor.manager.store.rows import RequestRow
+from hsmvisor.manager.store import inventory, lines
+from hsmvisor.manager.store.rows import HostRow, RequestRow
 from hsmvisor.manager.wanted.spec import Spec
+from hsmvisor.serving.errors import Exhausted
 from hsmvisor_rpc.sealed.commands import Action, Command
 from hsmvisor_rpc.sealed.fleet import JoinStatement
 from hsmvisor_rpc.sealed.refusal import Reason, Refusal
 from hsmvisor_rpc.v1 import manager_pb2 as pb
 from support.fleet import Fleet
 from support.host_process import reason
-from support.light_host import Generation, LightGuest
+from support.light_host import Generation, LightGuest, LightHost
 from support.manager_process import JoiningHost, ManagerProcess
 from support.postgres import Postgres
 
@@ -405,6 +412,111 @@ def test_nobody_has_certificates_made_as_fast_as_messages_travel(
         assert 5 < len(await fleet.events("issued")) <= 12
         await fleet.pass_(3600, 300)
         assert held(guest)  # and all is well when it stops
+
+    play(scenario)
+
+
+# ---- exchanges ------------------------------------------------------------------------------------------------------------
+
+
+def exchange(host: LightHost, number: int = 0, *, everything: bool = False, wait: float = 0, **told: Any) -> Exchange:
+    """`number`: 0 = the next one."""
+    host.number = number or host.number + 1
+    found = {"reports": [], "gone": [], "results": [], **told}
+    return Exchange(host.session, host.number, everything, wait=wait, version="light", **found)
+
+
+async def row_of(fleet: Fleet, host: LightHost) -> HostRow:
+    async with fleet.database.transaction() as connection:
+        row = await inventory.host(connection, host.id.hex())
+    assert row is not None
+    return row
+
+
+def test_a_host_that_is_revoked_while_it_waits_is_given_nothing(play_on_both: Play) -> None:
+    """It got what was there within the half minute in which its exchange still waited: keys among it."""
+
+    async def scenario(fleet: Fleet) -> None:
+        host = await fleet.host("h1")
+        host.add("web")
+        await fleet.ask(**WEB, resources=("h1/web",))
+        await fleet.settle()
+        before = await row_of(fleet, host)
+        waiting = asyncio.create_task(fleet.exchanges.exchange(before, exchange(host, wait=3)))
+        await asyncio.sleep(0.3)
+        leaving = Leaving(fleet.database, fleet.history, fleet.authorities, fleet.clock)
+        async with fleet.database.transaction() as connection:
+            await leaving.revoke_host(connection, before, "stolen", "a test")
+            resource = await inventory.resource(connection, "h1/web")
+            line = (await lines.lines_on(connection, "h1/web"))[0]
+            assert resource is not None
+            await fleet.parts.commands.queue(connection, resource, line, [Said(Action.ACTIVATE, 1)])
+        fleet.hub.commands([before.id])
+        assert not (await waiting).commands
+
+    play_on_both(scenario)
+
+
+def test_what_was_told_before_does_not_undo_what_was_told_since(play_on_both: Play) -> None:
+    """An exchange that comes late, or again: by another manager, or out of a trace of the connection."""
+
+    async def scenario(fleet: Fleet) -> None:
+        host = await fleet.host("h1")
+        guest = host.add("web", env="test")
+        await fleet.settle()
+        old = exchange(host, reports=[host.report(guest)])
+        guest.attributes["env"] = "prod"
+        new = exchange(host, reports=[host.report(guest)])
+        for told in (new, old, new):
+            await fleet.exchanges.exchange(await row_of(fleet, host), told)
+        async with fleet.database.transaction() as connection:
+            resource = await inventory.resource(connection, "h1/web")
+        assert resource is not None and resource.tags == {"env": "prod"}
+
+    play_on_both(scenario)
+
+
+def test_a_guest_that_answers_nothing_keeps_no_other_from_its_commands(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "MAX_COMMANDS", 3)
+
+    async def scenario(fleet: Fleet) -> None:
+        host = await fleet.host("h1")
+        host.add("hung")
+        host.add("web")
+        await fleet.settle()
+        for number in range(5):
+            await fleet.ask(**WEB | {"material": f"m{number}"}, resources=("h1/hung",))
+        await fleet.engine.turn()
+        fleet.clock.pass_(1)
+        await fleet.ask(**WEB, resources=("h1/web",))
+        await fleet.engine.turn()
+        given: list[str] = []
+        for _ in range(3):
+            answer = await fleet.exchanges.exchange(await row_of(fleet, host), exchange(host))
+            given += [command.module for command in answer.commands]
+        assert sorted(given) == ["hung"] * 5 + ["web"]
+
+    play(scenario)
+
+
+def test_a_guest_that_changes_all_the_time_costs_so_much_and_no_more(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pace, "BURST", 100.0)
+    monkeypatch.setattr(pace, "RATE", 1.0)
+    monkeypatch.setattr("hsmvisor.manager.link.exchange.MOST_DELAY", 1.0)
+
+    async def scenario(fleet: Fleet) -> None:
+        host, other = await fleet.host("h1"), await fleet.host("h2")
+        guest = host.add("web")
+        other.add("web")
+        await fleet.ask(**SHARED, selector={"kind": "VM"})
+        await fleet.settle()
+        with pytest.raises(Exhausted):
+            for number in range(2000):
+                guest.attributes["n"] = str(number)
+                reports = [host.report(guest)] * 100
+                await fleet.exchanges.exchange(await row_of(fleet, host), exchange(host, reports=reports))
+        assert number < 40
+        await fleet.exchange(other)  # who tells little is heard
 
     play(scenario)
 

@@ -65,6 +65,12 @@ class NotTaken:
     detail: str
 
 
+@dataclass(frozen=True)
+class Taken:
+    refused: Sequence[NotTaken] = ()  #: nothing of them has changed
+    changed: int = 0
+
+
 class Reports:
     def __init__(self, history: History, root: bytes, clock: Callable[[], float]) -> None:
         """`root`: raw Ed25519, what modules have to obey to be sent anything."""
@@ -72,12 +78,12 @@ class Reports:
 
     async def take(
         self, connection: AsyncConnection, host: HostRow, reports: Sequence[Report], gone: Sequence[str], all_there_are: bool
-    ) -> list[NotTaken]:
-        """Returns those that are refused; nothing of them has changed."""
+    ) -> Taken:
         if not reports and not gone and not all_there_are:
-            return []
+            return Taken()
         known = {row.id: row for row in await inventory.resources_on(connection, host.id)}
         refused: list[NotTaken] = []
+        changed = 0
         for report in reports:
             try:
                 checked = self._checked(host, report, known)
@@ -86,12 +92,13 @@ class Reports:
                 continue
             before = known.get(checked.id)
             known[checked.id] = await self._settle(connection, checked, before, report)
+            changed += known[checked.id] is not before
         for id in self._gone(host, known, reports, gone, all_there_are):
             await membership.resource_gone(connection, self._history, known[id])
         for one in refused:
             detail = {"name": one.name, "reason": one.reason, "why": one.detail}
             await self._history.add(connection, Happened(Kind.RESOURCE_REFUSED, host_id=host.id, detail=detail))
-        return refused
+        return Taken(refused, changed)
 
     def _gone(
         self, host: HostRow, known: Mapping[str, ResourceRow], reports: Sequence[Report], gone: Sequence[str], all_there_are: bool
