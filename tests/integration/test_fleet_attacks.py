@@ -521,6 +521,53 @@ def test_a_guest_that_changes_all_the_time_costs_so_much_and_no_more(play: Play,
     play(scenario)
 
 
+def test_lines_that_are_woken_all_the_time_keep_no_other_waiting(play_on_both: Play) -> None:
+    """Whoever was woken came before whoever was due: one host with a few guests kept all renewals from being looked at."""
+
+    async def scenario(fleet: Fleet) -> None:
+        good, evil = await fleet.host("h1"), await fleet.host("h2")
+        guest = good.add("web")
+        noisy = [evil.add(f"n{number}", owner="mallory") for number in range(40)]
+        await fleet.ask(**WEB, resources=("h1/web",))
+        await fleet.settle()
+        await fleet.ask("mallory", **WEB, selector={"host": "h2"})
+        await fleet.settle()
+        fleet.clock.pass_(1900)
+        await fleet.exchange(good)
+        for _ in range(12):
+            fleet.clock.pass_(0.1)
+            for one in noisy:
+                there = one.module.materials["tls"]
+                if there.pop(9, None) is None:
+                    there[9] = Generation(9, "staged", b"")
+            await fleet.exchange(evil, carry_out=False)
+            await fleet.engine.turn()
+            await fleet.exchange(good)
+            if held(guest) == 2:
+                break
+        assert held(guest) == 2
+
+    play_on_both(scenario)
+
+
+def test_what_was_denied_on_a_resource_goes_with_it(play: Play) -> None:
+    """Else each guest that comes and goes leaves a row behind for each request that meant it."""
+
+    async def scenario(fleet: Fleet) -> None:
+        host = await fleet.host("h1")
+        host.add("mine", owner="mallory")
+        request = await fleet.ask("mallory", **WEB, selector={"kind": "VM"})
+        for number in range(5):
+            host.add(f"g{number}")
+            await fleet.settle()
+            assert [row.resource_id for row in await fleet.denials(request)] == [f"h1/g{number}"]
+            del host.guests[f"g{number}"]
+            await fleet.settle()
+        assert not await fleet.denials(request)
+
+    play(scenario)
+
+
 # ---- strangers ------------------------------------------------------------------------------------------------------------
 
 

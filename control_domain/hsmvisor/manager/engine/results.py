@@ -81,7 +81,7 @@ class Results:
                 pause = await self._refused(connection, line, command, result, delivery) if first else _PAUSE
                 woken[line.id] = min(woken.get(line.id, pause), pause)
         await commands.remove(connection, done)
-        await lines.wake(connection, [id for id, pause in woken.items() if not pause])
+        await lines.wake(connection, [id for id, pause in woken.items() if not pause], self._clock())
         for id, pause in woken.items():
             if pause:
                 await lines.change_line(connection, id, look_at=self._clock() + pause)

@@ -219,7 +219,7 @@ class Joining:
         if not replaces:
             hint = "a token made with --replace lets a host that was set up anew take its name"
             return None, Exists("HOST", f"another host has joined as {statement.name}", hint)
-        await membership.forget_host(connection, self._history, named)  # it was set up anew: what it had is no more
+        await membership.forget_host(connection, self._history, named, self._clock())  # it was set up anew: what it had is no more
         return replace(named, id=host_id), None
 
     # ---- certificates ----------------------------------------------------------------------------------------------

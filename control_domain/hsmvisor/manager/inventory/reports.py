@@ -94,7 +94,7 @@ class Reports:
             known[checked.id] = await self._settle(connection, checked, before, report)
             changed += known[checked.id] is not before
         for id in self._gone(host, known, reports, gone, all_there_are):
-            await membership.resource_gone(connection, self._history, known[id])
+            await membership.resource_gone(connection, self._history, known[id], self._clock())
         for one in refused:
             detail = {"name": one.name, "reason": one.reason, "why": one.detail}
             await self._history.add(connection, Happened(Kind.RESOURCE_REFUSED, host_id=host.id, detail=detail))
@@ -185,28 +185,28 @@ class Reports:
         if not deliveries:
             return
         materials = {line.id: line for line in await lines.lines_on(connection, row.id)}
-        now = int(self._clock())
+        now = self._clock()
         for delivery in deliveries:
             line = materials.get(delivery.line_id)
             if line is None or delivery.has_nothing:
                 continue
             there = report.materials.get(line.material, {})
             told = {number: one for number, one in there.items() if modules.believed(number, line.newest)}
-            if (changed := corrected(delivery, told, now)) != delivery:
+            if (changed := corrected(delivery, told, int(now))) != delivery:
                 await lines.put_delivery(connection, changed)
-                await lines.wake(connection, [line.id])
+                await lines.wake(connection, [line.id], now)
             made = max((one.operations for one in told.values() if one.state == "current"), default=0)
             if made and delivery.active:
-                await _note_signatures(connection, line.id, delivery.active, made)
+                await _note_signatures(connection, line.id, delivery.active, made, now)
 
 
-async def _note_signatures(connection: AsyncConnection, line_id: str, number: int, made: int) -> None:
+async def _note_signatures(connection: AsyncConnection, line_id: str, number: int, made: int, now: float) -> None:
     """The busiest module counts."""
     found = {row.number: row for row in await lines.generations_of(connection, [line_id])}
     generation = found.get(number)
     if generation is not None and generation.signatures < made:
         await lines.change_generation(connection, line_id, number, signatures=made)
-        await lines.wake(connection, [line_id])
+        await lines.wake(connection, [line_id], now)
 
 
 def corrected(delivery: DeliveryRow, told: Mapping[int, Told], now: int) -> DeliveryRow:

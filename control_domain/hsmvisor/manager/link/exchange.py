@@ -120,7 +120,7 @@ class Exchanges:
                 detail = {"name": host.name, "away_seconds": now - host.seen_at}
                 await self._history.add(connection, Happened(Kind.HOST_BACK, host_id=host.id, detail=detail))
             on_it = await inventory.resources_on(connection, host.id)
-            await lines.wake_pending(connection, [resource.id for resource in on_it])
+            await lines.wake_pending(connection, [resource.id for resource in on_it], self._clock())
         return taken
 
     async def _wait(self, host: HostRow, session: _Session, seconds: float) -> list[CommandRow]:
