@@ -250,7 +250,7 @@ def test_a_host_that_is_removed_leaves_nothing_behind(play: Play) -> None:
         async with fleet.database.transaction() as connection:
             row = await inventory.host(connection, host.id.hex())
             assert row is not None
-            assert await membership.forget_host(connection, fleet.history, row) == 1
+            assert await membership.forget_host(connection, fleet.history, row, fleet.clock()) == 1
         del fleet.hosts["h1"]
         await fleet.settle()
         assert [d.resource_id for d in await fleet.deliveries(await fleet.line(request))] == ["h2/b"]

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import itertools
 import json
 import os
 import signal
-import sqlite3
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,11 +24,6 @@ from hsmvisor.authority import Bundle, Staging
 from hsmvisor.authority.csr import CertificateRequest
 from hsmvisor.cli.context import FAILURE, NOT_FOUND, REFUSED
 from hsmvisor_rpc.v1 import hsmvisor_pb2 as pb
-from hsmvisord.crypto.software import SoftwareProvider
-from hsmvisord.keyprovider.main import _INFO
-from hsmvisord.keyprovider.sources import FileSource
-from hsmvisord.keystore import persistence
-from hsmvisord.keystore.vault import Vault
 from support.certificates import Authority, PrivateKey, chain_pem, new_key
 from support.command import Command
 from support.guest import Guest
@@ -42,6 +35,7 @@ from support.leaks import Needles
 from support.nginx import Nginx, client_context, handshake
 from support.processes import titled
 from support.shell import Shell
+from support.unsealing import private_keys
 
 pytestmark = pytest.mark.real
 AUTHORITY = Authority()
@@ -212,15 +206,8 @@ def test_the_audit_log_says_which_request_came_out(module: Module) -> None:
 
 def unsealed(host: Host, module: Module) -> PrivateKey:
     """Returns the one private key of a module's state, as root of the host could read it with the master key."""
-    module_id = module.status().module_id
-    with contextlib.closing(sqlite3.connect(host.process.state / "state.db")) as database:
-        rows = dict(database.execute("SELECT name, blob FROM sealed WHERE module_id = ?", (module_id,)))
-        (version,) = database.execute("SELECT version FROM modules WHERE module_id = ?", (module_id,)).fetchone()
-    storage_key = FileSource(host.process.state / "master.key").derive(_INFO + module_id)
-    state, _, _ = persistence.load(rows, Vault(module_id, storage_key), SoftwareProvider(), version)
-    (key,) = state.keys.values()
-    found: Any = serialization.load_der_private_key(key.private.pkcs8(), None)
-    return found  # type: ignore[no-any-return]
+    (key,) = private_keys(host.process.state, module.status().module_id)
+    return key
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="reading another process's memory needs root")

@@ -233,6 +233,11 @@ class Fleet:
         found, _ = await self.history.page(size=1000, kind=kind)
         return found[::-1]
 
+    async def refusals(self) -> set[str]:
+        """The guests that were not taken."""
+        names = {host.id.hex(): host.name for host in self.hosts.values()}
+        return {f"{names[event.host_id]}/{event.detail['name']}" for event in await self.events("resource_refused")}
+
 
 def _differs(before: Any, now: Any) -> bool:
     if before is None:

@@ -114,7 +114,6 @@ class Linked:
         done, _ = await asyncio.wait({asyncio.ensure_future(_answer(call)), change}, return_when=asyncio.FIRST_COMPLETED)
         if change in done and not call.done():
             call.cancel()  # the next one tells
-            host.number -= 1
             return
         change.cancel()
         answer = await call

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import signal
@@ -281,8 +282,12 @@ class JoiningHost:
         self.chain = tuple(stubs.link.RenewIdentity(request, timeout=10).certificates)
 
 
+_numbers = itertools.count(1)
+
+
 def exchange(stubs: Stubs, session: str = "s", *, all: bool = True, guests: Sequence[pb.GuestReport] = ()) -> pb.ExchangeResponse:
-    return stubs.link.Exchange(pb.ExchangeRequest(session=session, number=1, all=all, guests=guests, version="test"), timeout=15)
+    request = pb.ExchangeRequest(session=session, number=next(_numbers), all=all, guests=guests, version="test")
+    return stubs.link.Exchange(request, timeout=15)
 
 
 def guest(name: str, owner: str = "ann", **attributes: str) -> pb.GuestReport:

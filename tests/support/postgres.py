@@ -37,6 +37,11 @@ class Postgres:
         done = subprocess.run(command, cwd=self._directory, capture_output=True, **self._user)  # type: ignore[call-overload]
         assert done.returncode == 0, done.stderr.decode()
 
+    @property
+    def directory(self) -> Path:
+        """Its data, with what it writes ahead, and its log."""
+        return self._directory
+
     def database(self) -> str:
         """Returns the URL of a new one."""
         self._databases += 1

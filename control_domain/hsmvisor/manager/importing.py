@@ -136,7 +136,7 @@ class Importing:
         await lines.add_envelopes(connection, rows)
         if taken.made.wrapped:
             await lines.put_escrow(connection, line.id, taken.number, taken.made.wrapped, int(now))
-        await lines.change_line(connection, line.id, newest=taken.number, look_at=0.0)
+        await lines.change_line(connection, line.id, newest=taken.number, look_at=now)
 
 
 def _names(certificates: Sequence[bytes]) -> tuple[str, ...]:

@@ -78,7 +78,7 @@ class PolicyStore:
             _log.error("the policies of version %d cannot be used, those of version %d stay: %s", self._unusable, before, error)
         if self.current().version != before:  # what was decided here in between went by the old ones
             async with self._database.transaction() as connection:
-                await lines.wake_all(connection)
+                await lines.wake_all(connection, self._clock())
             self._woken()
 
     async def _read(self) -> None:
@@ -120,7 +120,7 @@ class PolicyStore:
             await policies.add(connection, row)
         except IntegrityError:
             raise Conflict("POLICY_VERSION", "somebody else uploaded policies at the same time", "look at those first") from None
-        await lines.wake_all(connection)
+        await lines.wake_all(connection, self._clock())
         detail = {"version": row.version, "by": by, "comment": comment}
         await self._history.add(connection, Happened(Kind.POLICY_UPLOADED, detail=detail))
         return row

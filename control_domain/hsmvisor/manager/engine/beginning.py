@@ -11,12 +11,14 @@ from hsmvisor.manager.engine.seen import Seen
 from hsmvisor.manager.policy.questions import Source
 from hsmvisor.manager.renewal import decisions
 from hsmvisor.manager.renewal.decisions import Decision, Failures, Held, Snapshot, Suggested
-from hsmvisor.manager.renewal.timing import Lifetime
+from hsmvisor.manager.renewal.timing import HOUR, Lifetime
 from hsmvisor.manager.store import lines
 from hsmvisor.manager.store.rows import GenerationRow, LineRow, ResourceRow, text_of
 from hsmvisor.manager.wanted.spec import Spec
 
 KEPT = 12  #: generations of a line that are remembered
+MOST, MOST_ASKED = 6, 10  #: of them that are begun in an hour, or half of a certificate's life; and where an owner asks for them
+BARE = 300.0  #: seconds that count where there is no certificate
 
 
 def life_of(generation: GenerationRow) -> Lifetime | None:
@@ -49,6 +51,23 @@ def snapshot_of(spec: Spec, line: LineRow, serving: GenerationRow | None) -> Sna
         )
     failures = Failures(line.failures, line.failed_at, line.not_before)
     return Snapshot(spec.renewal, held, failures, line.triggered_at, line.changed_at)
+
+
+def too_many_until(seen: Seen, now: float) -> float:
+    """Returns when the next generation may begin.  Modules that lose each key at once, requests that change all the time, would
+    have certificates made as fast as messages travel, and use up what an authority gives to all."""
+    begun = sorted((row.created_at for row in seen.generations.values()), reverse=True)
+    asked = max(seen.line.triggered_at, seen.line.changed_at) > max(begun, default=0.0)
+    most = MOST_ASKED if asked else MOST
+    return begun[most - 1] + _within(seen) if len(begun) >= most else now
+
+
+def _within(seen: Seen) -> float:
+    if seen.spec.bare:
+        return BARE
+    lives = [life.seconds for row in seen.generations.values() if (life := life_of(row)) is not None]
+    shortest = min(lives, default=float(seen.spec.lifetime or 2 * HOUR))
+    return min(shortest / 2, HOUR)
 
 
 async def begin(

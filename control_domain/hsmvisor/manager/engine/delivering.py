@@ -15,6 +15,7 @@ from hsmvisor.manager.engine.seen import Seen
 from hsmvisor.manager.engine.signing import Said
 from hsmvisor.manager.issuer.client import BadKey, EscrowAs, IssuerAway
 from hsmvisor.manager.store import lines
+from hsmvisor.manager.store.lines import FAR
 from hsmvisor.manager.store.rows import DeliveryRow, GenerationRow, ResourceRow
 from hsmvisor_rpc.sealed.commands import Action, Certify, Destroy, Stage
 
@@ -28,6 +29,8 @@ class Delivered:
     stragglers: tuple[str, ...] = ()
     lost: tuple[str, ...] = ()
     held_back: tuple[str, ...] = ()  #: staged, until all have staged it
+    refusing: tuple[str, ...] = ()  #: asked again later,
+    again_at: float = FAR  #: and the first of them then
 
 
 #: By resource: the commands by which its module comes to have a generation staged; None: its key is nowhere to be had.
@@ -43,6 +46,7 @@ class _Next:
     state: str = "pending"
     why: str = ""
     lost: bool = False
+    again_at: float = 0.0
 
 
 async def deliver(parts: Parts, seen: Seen, generation: GenerationRow, allowed: Sequence[ResourceRow], now: float) -> Delivered:
@@ -69,10 +73,14 @@ async def deliver(parts: Parts, seen: Seen, generation: GenerationRow, allowed: 
         done=len(allowed) - len(undone),
         waiting=_ids(s for s in steps if s.said or seen.queued.get(s.resource.id)),
         stragglers=_ids(
-            s for s in steps if s.state == "pending" and not s.said and not s.lost and not seen.queued.get(s.resource.id)
+            s
+            for s in steps
+            if s.state == "pending" and not s.said and not s.lost and not s.again_at and not seen.queued.get(s.resource.id)
         ),
         lost=_ids(s for s in steps if s.lost),
-        held_back=_ids(s for s in steps if s.state == "staged"),
+        held_back=_ids(s for s in steps if s.state == "staged" and not s.again_at),
+        refusing=_ids(s for s in steps if s.again_at),
+        again_at=min((s.again_at for s in steps if s.again_at), default=FAR),
     )
 
 
@@ -107,6 +115,8 @@ def _step(
         return _Next(resource, why=why_not_reachable(resource))
     if seen.is_away(resource, now):
         return _Next(resource, why="its host is away")
+    if (again_at := seen.rests_until(resource.id)) > now:
+        return _Next(resource, state=delivery.state, why=delivery.why, again_at=again_at)
     if delivery.generations.get(number) == "retiring":
         return _Next(resource, (Said(Action.ROLL_BACK, number),))
     activate = (Said(Action.ACTIVATE, number),)
@@ -130,6 +140,7 @@ async def _keys(parts: Parts, seen: Seen, generation: GenerationRow, allowed: Se
         and not seen.queued.get(r.id)
         and r.reachable
         and not seen.is_away(r, now)
+        and seen.rests_until(r.id) <= now
     ]
     chain = _ders(generation)
     found: _Keys = {}

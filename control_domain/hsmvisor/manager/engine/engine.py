@@ -192,10 +192,12 @@ class Engine:
         return Outcome(again, failed.stage, str(failed))
 
     async def _release(self, row: LineRow, outcome: Outcome) -> None:
+        now = self._parts.clock()
         values: dict[str, object] = {"why": outcome.why}
         if outcome.stage:
             values["stage"] = outcome.stage
         async with self._parts.database.transaction() as connection:
-            await lines.release(connection, self.id, row.id, min(outcome.look_at, FAR), **values)
-        if outcome.look_at <= self._parts.clock():
+            look_at = max(min(outcome.look_at, FAR), now)  # behind those that are due already
+            await lines.release(connection, self.id, row.id, look_at, **values)
+        if outcome.look_at <= now:
             self._parts.hub.lines()

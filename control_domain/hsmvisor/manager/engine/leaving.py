@@ -40,7 +40,7 @@ async def leave(parts: Parts, seen: Seen, now: float) -> bool:
                 await parts.history.add(connection, _happened(seen, id, resource))
                 continue
             pending = True
-            if resource.reachable and not seen.is_away(resource, now):
+            if resource.reachable and not seen.is_away(resource, now) and seen.rests_until(id) <= now:
                 await parts.commands.queue(connection, resource, seen.line, said)
                 told.add(resource.host_id)
             why = "" if resource.reachable else "its module obeys another root"

@@ -25,6 +25,7 @@ from hsmvisor.manager.store import lines
 from hsmvisor.manager.store.lines import FAR
 from hsmvisor.manager.store.rows import DeliveryRow, GenerationRow, LineRow, ResourceRow
 
+TAKEN = "another request has a material of this name there"
 EXPIRING = 1 / 6  #: of a certificate's life is left: somebody is told
 
 
@@ -48,7 +49,7 @@ async def _end(parts: Parts, seen: Seen) -> Outcome | None:
     await _revoke(parts, seen)
     if seen.request.state == "cancelled" and seen.request.kept:
         return Outcome(FAR, "gone", "the request was cancelled; what was delivered stays")
-    if seen.line.resource_id or seen.request.state != "active":
+    if seen.line.resource_id or not seen.spec.shared or seen.request.state != "active":
         async with parts.database.transaction() as connection:
             await lines.remove_line(connection, seen.line.id)
         return None
@@ -109,12 +110,13 @@ class _Look:
             resource = seen.resources[id]
             host = seen.hosts.get(resource.host_id)
             decided.append((resource, self._parts.judge.decide(act, seen.request, seen.spec, resource, host, True)))
-        self._why_denied = {(resource.id, str(act)): d.why for resource, d in decided if not d.allowed}
+        self._why_denied = {(id, str(act)): TAKEN for id in seen.taken}
+        self._why_denied |= {(resource.id, str(act)): d.why for resource, d in decided if not d.allowed}
         changed = any(seen.denied.get((r.id, str(act))) != (None if d.allowed else d.why) for r, d in decided)
         if changed:
             async with self._parts.database.transaction() as connection:
                 await self._parts.judge.record(connection, seen.request, act, decided, seen.denied)
-        return [resource for resource, decision in decided if decision.allowed]
+        return [resource for resource, decision in decided if decision.allowed and resource.id not in seen.taken]
 
     async def _note_denied(self, allowed: set[str]) -> None:
         seen = self._seen
@@ -190,7 +192,7 @@ class _Look:
         life = life_of(working)
         overtaken = timing.due(life, working.drawn, self._seen.spec.renewal.lead) if life else FAR
         look_at = self._now + NO_WORD if done.waiting else FAR
-        return Outcome(min(look_at, overtaken), "delivering", _why(done))
+        return Outcome(min(look_at, overtaken, done.again_at), "delivering", _why(done))
 
     # ---- the generation that serves --------------------------------------------------------------------------------
 
@@ -201,7 +203,7 @@ class _Look:
             return Outcome(FAR, "waiting", "its key has not been imported")
         if serving is not None:
             serving = await self._ask_for_window(serving)
-        decision = beginning.decide(seen, self._now)
+        decision = self._not_too_often(beginning.decide(seen, self._now))
         done = None
         if serving is not None and decision.act is not Renewal.RENEW:
             done = await delivering.deliver(self._parts, seen, serving, allowed, self._now)
@@ -215,11 +217,17 @@ class _Look:
         if not done.waiting:
             await self._check_health(serving)
         told = await self._tell_the_end(serving)
-        look_at = min(decision.look_at, told, serving.ask_at or FAR)
+        look_at = min(decision.look_at, told, serving.ask_at or FAR, done.again_at)
         if done.waiting:
             look_at = min(look_at, self._now + NO_WORD)
-        undone = done.waiting or done.stragglers or done.lost or waits
+        undone = done.waiting or done.stragglers or done.lost or done.refusing or waits
         return Outcome(look_at, "delivering" if undone else "serving", _why(done) or decision.why)
+
+    def _not_too_often(self, decision: Decision) -> Decision:
+        if decision.act is not Renewal.RENEW or (until := beginning.too_many_until(self._seen, self._now)) <= self._now:
+            return decision
+        why = f"{decision.why}; many were made already, the next one waits"
+        return dataclasses.replace(decision, act=Renewal.WAIT, look_at=until, why=why)
 
     def _cannot_renew(self) -> bool:
         """An imported key without an authority: its owner brings the next one."""
@@ -231,7 +239,7 @@ class _Look:
             return decision
         if (again := self._again_at()) > self._now:
             return dataclasses.replace(decision, look_at=min(decision.look_at, again))
-        return dataclasses.replace(decision, act=Renewal.RENEW, why=why, rekey=True)
+        return self._not_too_often(dataclasses.replace(decision, act=Renewal.RENEW, why=why, rekey=True))
 
     async def _renew(self, decision: Decision, allowed: Sequence[ResourceRow], rekey: bool) -> Outcome:
         if self._seen.serving is not None:
@@ -286,7 +294,7 @@ class _Look:
             waits |= state == "pending"
             if (delivery.state, delivery.why) != (state, why):
                 rows.append(replace(delivery, state=state, why=why, changed_at=int(self._now)))
-            if said and can:
+            if said and can and seen.rests_until(resource.id) <= self._now:
                 todo.append((resource, said))
         if not todo and not rows:
             return waits
@@ -349,6 +357,7 @@ def _why(done: Delivered) -> str:
         (done.waiting, "at work"),
         (done.held_back, "staged, until all are"),
         (done.stragglers, "cannot be reached"),
+        (done.refusing, "refuse, and are asked again"),
         (done.lost, "need a key that is not at hand"),
     ]
     return "; ".join(f"{len(ids)} {what}" for ids, what in parts if ids)

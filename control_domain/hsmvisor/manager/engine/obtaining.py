@@ -35,6 +35,8 @@ async def make_key(parts: Parts, seen: Seen, working: GenerationRow, allowed: Se
         raise Again(why_not_reachable(target), 1e9)
     if seen.is_away(target, now):
         raise Again("its host is away", 1e9)
+    if (again_at := seen.rests_until(target.id)) > now:
+        raise Again(seen.delivery(target.id).why, again_at - now)
     spec = seen.spec
     body = Generate(
         key_type=spec.key_type,

@@ -12,6 +12,7 @@ from hsmvisor.manager.wanted import membership
 from hsmvisor.manager.wanted.spec import Spec
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+REST, LONGEST_REST = 5.0, 900.0  #: seconds after a module refused, doubling
 WORKING = ("keying", "ordered", "issued")
 
 
@@ -27,6 +28,7 @@ class Seen:
     members: frozenset[str]  #: ids of those that are meant now
     queued: dict[str, list[CommandRow]]  #: by resource: what is under way
     denied: dict[tuple[str, str], str] = field(default_factory=dict)  #: (resource, action): why
+    taken: frozenset[str] = frozenset()  #: members where another line has a material of this name
 
     def now_has(self, generation: GenerationRow) -> None:
         """What was just stored, so that it need not be gathered again."""
@@ -46,6 +48,13 @@ class Seen:
     def delivery(self, resource_id: str) -> DeliveryRow:
         found = self.deliveries.get(resource_id)
         return found or DeliveryRow(self.line.id, resource_id, 0, 0, "", "pending", "", 0)
+
+    def rests_until(self, resource_id: str) -> float:
+        """A module that refuses is asked less and less often, for itself: others that share the key do not wait for it."""
+        found, line = self.delivery(resource_id), self.line
+        if not found.failures or max(line.changed_at, line.triggered_at) > found.failed_at:
+            return 0.0
+        return found.failed_at + min(REST * 2.0 ** min(found.failures - 1, 20), LONGEST_REST)
 
     def is_away(self, resource: ResourceRow, now: float) -> bool:
         host = self.hosts.get(resource.host_id)
@@ -81,7 +90,7 @@ async def gather(connection: AsyncConnection, line: LineRow, now: float) -> Seen
         found = {row.id: row for row in await membership.members(connection, spec)}
         members = set(found)
         found |= await inventory.resources_of(connection, set(there) - members)
-    if request.state != "active":
+    if request.state != "active" or spec.shared == bool(line.resource_id):  # it was asked for in the other way before
         members = set()
     queued: dict[str, list[CommandRow]] = {}
     for command in await commands.of_line(connection, line.id):
@@ -98,7 +107,15 @@ async def gather(connection: AsyncConnection, line: LineRow, now: float) -> Seen
         members=frozenset(members),
         queued=queued,
         denied=_denials(await wanted.denied(connection, request.id)),
+        taken=await _taken(connection, now_there, members, there),
     )
+
+
+async def _taken(connection: AsyncConnection, line: LineRow, members: set[str], there: dict[str, DeliveryRow]) -> frozenset[str]:
+    """A module knows a material by its name alone, and two that share it would destroy each other's keys: the first one has it."""
+    others = await lines.holders(connection, line.id, line.material, sorted(members))
+    mine = {id for id, row in there.items() if not row.has_nothing}
+    return frozenset(id for id, other in others.items() if id not in mine or other < line.id)
 
 
 def _denials(rows: list[Any]) -> dict[tuple[str, str], str]:

@@ -10,7 +10,7 @@ import hashlib
 import hmac
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,7 +30,7 @@ from hsmvisor.manager.store.tables import join_tokens
 from hsmvisor.manager.wanted import membership
 from hsmvisor.serving.errors import Exhausted, Exists, Forbidden, Invalid, NotFound, Unavailable
 from hsmvisor_rpc.sealed.commands import check, fingerprint
-from hsmvisor_rpc.sealed.fleet import HOST_URI, JoinStatement, JoinToken, join_proof
+from hsmvisor_rpc.sealed.fleet import HOST_URI, JoinStatement, JoinToken, JoinTranscript, join_proof
 from hsmvisor_rpc.sealed.refusal import Refusal
 from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -38,6 +38,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 DEFAULT_LIFETIME = 3600  #: seconds of a token
 MAX_OPEN = 1000  #: tokens that are not used
 REMEMBERED = 30 * 86400  #: seconds that a used or expired one is known
+MOST_TRIED = 5 * MAX_OPEN  #: tokens that a stranger's proof is compared with
 NONCE = 32
 _HOST_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
@@ -47,6 +48,10 @@ class Joined:
     host: HostRow
     chain: tuple[bytes, ...]
     proof: bytes  #: empty where no secret was used
+
+
+#: Stores the answer to a join.
+Keep = Callable[[AsyncConnection, Joined], Awaitable[None]]
 
 
 class Joining:
@@ -110,26 +115,40 @@ class Joining:
         return JoinToken(self._join_addresses, self.believed, self._secret(id)).text()
 
     def _secret(self, id: str) -> bytes:
-        return hmac.new(self._token_key, b"hsmvisor join token\0" + id.encode(), hashlib.sha256).digest()
+        return hmac.digest(self._token_key, b"hsmvisor join token\0" + id.encode(), "sha256")
 
     # ---- joining -------------------------------------------------------------------------------------------------
 
-    async def join(self, statement: JoinStatement, signature: bytes, proof: bytes, version: str, certified: str | None) -> Joined:
-        """`certified`: the host's name where its certificate is one that the configuration names, and no secret is needed.
+    async def admit(self, statement: JoinStatement, signature: bytes, proof: bytes, certified: str | None) -> None:
+        """Who calls may be anybody: before a secret is proved, nothing is written, issued or told.  Raises Invalid, Forbidden."""
+        self._check(statement, signature)
+        if certified is None:
+            async with self._database.reading() as connection:
+                await self._fitting(connection, statement, proof)
+        elif certified != statement.name:
+            raise Forbidden("HOST", f"this certificate is for host {certified}", "join under that name")
+
+    async def join(
+        self, statement: JoinStatement, signature: bytes, proof: bytes, version: str, certified: str | None, keep: Keep
+    ) -> Joined:
+        """For whom `admit` has let in.  `certified`: the host's name where its certificate is one that the configuration names, and
+        no secret is needed.  `keep` is called in the transaction.
 
         Raises Invalid, Forbidden, Exists, Unavailable.
         """
-        self._check(statement, signature)
-        host_id = fingerprint(statement.host_key).hex()
-        chain = await self._certificate(host_id, statement.csr)
-        now = int(self._clock())
-        refused: Forbidden | Exists | None = None
+        host_id, now = fingerprint(statement.host_key).hex(), int(self._clock())
+        token, refused = None, None
+        chain: tuple[bytes, ...] = ()
+        if certified is None:
+            async with self._database.reading() as connection:
+                token = await self._fitting(connection, statement, proof)
+            refused = _why_not(token, statement, host_id, now)
+        if refused is None:
+            chain = await self._certificate(host_id, statement.csr)
         async with self._database.transaction() as connection:
-            token = None
-            if certified is None:
-                token, refused = await self._redeemed(connection, statement, proof, host_id, now)
-            elif certified != statement.name:
-                raise Forbidden("HOST", f"this certificate is for host {certified}", "join under that name")
+            if refused is None and certified is None:
+                token = await self._fitting(connection, statement, proof)
+                refused = _why_not(token, statement, host_id, now)
             if refused is None:
                 before, refused = await self._place(connection, statement, host_id, bool(token and token.replaces))
             if refused is None:
@@ -157,50 +176,36 @@ class Joining:
                         raise Forbidden("JOIN", "this join token was used already", "ask for a new one")
                 detail = {"name": row.name, "version": version, "again": before is not None}
                 await self._history.add(connection, Happened(Kind.HOST_JOINED, host_id=host_id, detail=detail))
+                ours = join_proof(self._secret(token.id), "manager", statement, self.root) if token else b""
+                joined = Joined(row, chain, ours)
+                await keep(connection, joined)
             else:
                 detail = {"name": statement.name, "why": refused.detail}
                 await self._history.add(connection, Happened(Kind.HOST_REFUSED, host_id=host_id, detail=detail))
         if refused is not None:
             raise refused
-        ours = join_proof(self._secret(token.id), "manager", statement, self.root) if token else b""
-        return Joined(row, chain, ours)
+        return joined
 
     def _check(self, statement: JoinStatement, signature: bytes) -> None:
         host_name(statement.name)
         if len(statement.host_key) != 32 or len(statement.nonce) != NONCE:
             raise Invalid("JOIN", f"host_key has 32 bytes, nonce {NONCE}")
+        if len(statement.csr) > limits.MAX_HOST_CSR:
+            raise Invalid("CSR", f"a host's certificate request has at most {limits.MAX_HOST_CSR} bytes")
         try:
             check(signature, statement.encode(), statement.host_key, "join statement")
         except Refusal as error:
             raise Forbidden("HOST_KEY", error.detail, "the host signs with the key that it names") from None
 
-    async def _redeemed(
-        self, connection: AsyncConnection, statement: JoinStatement, proof: bytes, host_id: str, now: int
-    ) -> tuple[Any, Forbidden | None]:
-        """Returns the token whose secret the host has proved."""
-        rows = (await connection.execute(select(join_tokens).where(join_tokens.c.expires_at > now - REMEMBERED))).all()
+    async def _fitting(self, connection: AsyncConnection, statement: JoinStatement, proof: bytes) -> Any:
+        """Returns the token whose secret the host has proved.  Raises Forbidden."""
+        query = select(join_tokens).where(join_tokens.c.expires_at > int(self._clock()) - REMEMBERED)
+        rows = (await connection.execute(query.order_by(join_tokens.c.expires_at.desc()).limit(MOST_TRIED))).all()
+        transcript = JoinTranscript("host", statement.encode(), b"").encode()
         for row in rows:
-            if not hmac.compare_digest(join_proof(self._secret(row.id), "host", statement), proof):
-                continue
-            if row.used_at and row.used_by != host_id:
-                why = "this join token was used already, by another host: if that was not yours, revoke that host"
-                return None, Forbidden("JOIN_TWICE", why, "ask for a new token")
-            if row.used_at:
-                if await self._is_repeated(connection, host_id, statement.csr):
-                    return row, None  # the answer to the first time was lost
-                return None, Forbidden("JOIN_TWICE", "this join token was used already, by this host", "ask for a new token")
-            if row.expires_at <= now:
-                return None, Forbidden("JOIN", "this join token has expired", "ask for a new one")
-            if row.host and row.host != statement.name:
-                return None, Forbidden("HOST", f"this join token is for host {row.host}", "join under that name")
-            return row, None
-        return None, Forbidden("JOIN", "no join token fits this proof", "it is used once, for a limited time: ask for a new one")
-
-    async def _is_repeated(self, connection: AsyncConnection, host_id: str, csr: bytes) -> bool:
-        """Whether the host has joined with just this, and nothing has come since."""
-        there = await inventory.host(connection, host_id)
-        same = there is not None and there.state == "joined" and certificate_key(there.certificate) == csr_key(csr)
-        return same and there is not None and not there.seen_at
+            if hmac.compare_digest(hmac.digest(self._secret(row.id), transcript, "sha256"), proof):
+                return row
+        raise Forbidden("JOIN", "no join token fits this proof", "it is used once, for a limited time: ask for a new one")
 
     async def _place(
         self, connection: AsyncConnection, statement: JoinStatement, host_id: str, replaces: bool
@@ -215,7 +220,7 @@ class Joining:
         if not replaces:
             hint = "a token made with --replace lets a host that was set up anew take its name"
             return None, Exists("HOST", f"another host has joined as {statement.name}", hint)
-        await membership.forget_host(connection, self._history, named)  # it was set up anew: what it had is no more
+        await membership.forget_host(connection, self._history, named, self._clock())  # it was set up anew: what it had is no more
         return replace(named, id=host_id), None
 
     # ---- certificates ----------------------------------------------------------------------------------------------
@@ -242,6 +247,20 @@ class Joining:
             raise Invalid("CSR", str(error)) from None
         except CaError as error:
             raise Unavailable("AUTHORITY", str(error)) from None
+
+
+def _why_not(token: Any, statement: JoinStatement, host_id: str, now: int) -> Forbidden | Exists | None:
+    """Says why a token does not let this host in, although it has proved the secret."""
+    if token.used_at and token.used_by != host_id:
+        why = "this join token was used already, by another host: if that was not yours, revoke that host"
+        return Forbidden("JOIN_TWICE", why, "ask for a new token")
+    if token.used_at:
+        return Forbidden("JOIN_TWICE", "this join token was used already, by this host", "ask for a new token")
+    if token.expires_at <= now:
+        return Forbidden("JOIN", "this join token has expired", "ask for a new one")
+    if token.host and token.host != statement.name:
+        return Forbidden("HOST", f"this join token is for host {token.host}", "join under that name")
+    return None
 
 
 def host_name(untrusted_name: str) -> str:

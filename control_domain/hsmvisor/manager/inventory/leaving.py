@@ -38,7 +38,7 @@ class Leaving:
         if host.state == "revoked":
             return
         await inventory.change_host(connection, host.id, state="revoked", session="")
-        await lines.wake_on_host(connection, host.id)
+        await lines.wake_on_host(connection, host.id, self._clock())
         detail = {"name": host.name, "why": why, "by": by}
         await self._history.add(connection, Happened(Kind.HOST_REVOKED, host_id=host.id, detail=detail))
 
@@ -50,7 +50,7 @@ class Leaving:
         if text_of(owners) != host.owners:  # it tells all again, and what is not taken any more is refused then
             told["session"] = ""
         await inventory.change_host(connection, host.id, **told)
-        await lines.wake_on_host(connection, host.id)
+        await lines.wake_on_host(connection, host.id, self._clock())
 
     async def revoke_certificates(self, host: HostRow) -> int:
         """Revokes what the host's modules have for themselves alone; returns how many certificates these were.
@@ -99,7 +99,7 @@ class Leaving:
             on_it = await inventory.resources_on(connection, host.id)
             shared = {line.id for r in on_it for line in await lines.lines_on(connection, r.id) if not line.resource_id}
             await self._trigger(connection, sorted(shared), True, f"host {host.name} was removed", by)
-        return await membership.forget_host(connection, self._history, host)
+        return await membership.forget_host(connection, self._history, host, self._clock())
 
     # ---- resources ------------------------------------------------------------------------------------------------
 
@@ -125,7 +125,8 @@ class Leaving:
         """As RequestService's Rotate does it."""
         reason = Reason.KEY_COMPROMISE if compromised else Reason.SUPERSEDED
         trigger = {"urgent": compromised, "revoke": compromised, "reason": str(reason), "rekey": True, "why": why, "by": by}
-        await lines.wake(connection, ids, triggered_at=self._clock(), trigger=json.dumps(trigger))
+        now = self._clock()
+        await lines.wake(connection, ids, now, triggered_at=now, trigger=json.dumps(trigger))
 
 
 def _counts(generation: GenerationRow, now: float) -> bool:

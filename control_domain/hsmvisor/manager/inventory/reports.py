@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from hsmvisor.manager import limits
 from hsmvisor.manager.history.events import Happened, History, Kind
+from hsmvisor.manager.inventory import modules
 from hsmvisor.manager.policy.questions import Kind as ResourceKind
 from hsmvisor.manager.store import inventory, lines
 from hsmvisor.manager.store.rows import DeliveryRow, HostRow, ResourceRow, held_text, lines_of
@@ -69,6 +70,12 @@ class NotTaken:
     detail: str
 
 
+@dataclass(frozen=True)
+class Taken:
+    refused: Sequence[NotTaken] = ()  #: nothing of them has changed
+    changed: int = 0
+
+
 class Reports:
     def __init__(self, history: History, root: bytes, clock: Callable[[], float]) -> None:
         """`root`: raw Ed25519, what modules have to obey to be sent anything."""
@@ -76,12 +83,12 @@ class Reports:
 
     async def take(
         self, connection: AsyncConnection, host: HostRow, reports: Sequence[Report], gone: Sequence[str], all_there_are: bool
-    ) -> list[NotTaken]:
-        """Returns those that are refused; nothing of them has changed."""
+    ) -> Taken:
         if not reports and not gone and not all_there_are:
-            return []
+            return Taken()
         known = {row.id: row for row in await inventory.resources_on(connection, host.id)}
         refused: list[NotTaken] = []
+        changed = 0
         for report in reports:
             try:
                 checked = self._checked(host, report, known)
@@ -90,12 +97,13 @@ class Reports:
                 continue
             before = known.get(checked.id)
             known[checked.id] = await self._settle(connection, checked, before, report)
+            changed += known[checked.id] is not before
         for id in self._gone(host, known, reports, gone, all_there_are):
-            await membership.resource_gone(connection, self._history, known[id])
+            await membership.resource_gone(connection, self._history, known[id], self._clock())
         for one in refused:
             detail = {"name": one.name, "reason": one.reason, "why": one.detail}
             await self._history.add(connection, Happened(Kind.RESOURCE_REFUSED, host_id=host.id, detail=detail))
-        return refused
+        return Taken(refused, changed)
 
     def _gone(
         self, host: HostRow, known: Mapping[str, ResourceRow], reports: Sequence[Report], gone: Sequence[str], all_there_are: bool
@@ -120,14 +128,15 @@ class Reports:
         if len(known) >= limits.MAX_GUESTS and f"{host.name}/{report.name}" not in known:
             raise BadReport("LIMIT", f"a host has at most {limits.MAX_GUESTS} guests")
         _check_attributes(report.attributes)
+        _check_told(report)
         id = f"{host.name}/{report.name}"
-        identity = self._identity(host, report)
+        before = known.get(id)
+        identity = self._identity(host, report, before)
         module_id = identity.module_id.hex() if identity else ""
         if module_id:
             other = next((row.id for row in known.values() if row.module_id == module_id and row.id != id), "")
             if other:
                 raise BadReport("MODULE", f"module {report.module} is that of {other}")
-        before = known.get(id)
         if report.silent and before is not None and before.module == report.module:
             return self._row(host, report, before, before.module_id, before.recipient, before.obeys, before.sequence)
         obeys = int(bool(identity and identity.root == self._root))
@@ -162,7 +171,7 @@ class Reports:
             sequence=sequence,
         )
 
-    def _identity(self, host: HostRow, report: Report) -> ModuleIdentity | None:
+    def _identity(self, host: HostRow, report: Report, before: ResourceRow | None) -> ModuleIdentity | None:
         if not report.module or report.silent:
             return None
         try:
@@ -171,6 +180,8 @@ class Reports:
             raise BadReport("IDENTITY", error.detail) from None
         if identity.name != report.module:
             raise BadReport("IDENTITY", f"the identity is that of module {identity.name}, not of {report.module}")
+        if wrong := modules.wrong_identity(identity, before.recipient if before else b""):
+            raise BadReport("IDENTITY", wrong)
         return identity
 
     async def _settle(
@@ -198,27 +209,28 @@ class Reports:
         if not deliveries:
             return
         materials = {line.id: line for line in await lines.lines_on(connection, row.id)}
-        now = int(self._clock())
+        now = self._clock()
         for delivery in deliveries:
             line = materials.get(delivery.line_id)
-            if line is None:
+            if line is None or delivery.has_nothing:
                 continue
-            told = report.materials.get(line.material, {})
-            if (changed := corrected(delivery, told, now)) != delivery:
+            there = report.materials.get(line.material, {})
+            told = {number: one for number, one in there.items() if modules.believed(number, line.newest)}
+            if (changed := corrected(delivery, told, int(now))) != delivery:
                 await lines.put_delivery(connection, changed)
-                await lines.wake(connection, [line.id])
+                await lines.wake(connection, [line.id], now)
             made = max((one.operations for one in told.values() if one.state == "current"), default=0)
             if made and delivery.active:
-                await _note_signatures(connection, line.id, delivery.active, made)
+                await _note_signatures(connection, line.id, delivery.active, made, now)
 
 
-async def _note_signatures(connection: AsyncConnection, line_id: str, number: int, made: int) -> None:
+async def _note_signatures(connection: AsyncConnection, line_id: str, number: int, made: int, now: float) -> None:
     """The busiest module counts."""
     found = {row.number: row for row in await lines.generations_of(connection, [line_id])}
     generation = found.get(number)
     if generation is not None and generation.signatures < made:
         await lines.change_generation(connection, line_id, number, signatures=made)
-        await lines.wake(connection, [line_id])
+        await lines.wake(connection, [line_id], now)
 
 
 def corrected(delivery: DeliveryRow, told: Mapping[int, Told], now: int) -> DeliveryRow:
@@ -243,6 +255,17 @@ def _check_attributes(attributes: Mapping[str, str]) -> None:
             raise BadReport("ATTRIBUTES", f"an attribute's name has 1 to {limits.MAX_KEY} of A-Z a-z 0-9 . _ -")
         if len(value) > limits.MAX_VALUE or not value.isprintable():
             raise BadReport("ATTRIBUTES", f"{key}: a value has at most {limits.MAX_VALUE} printable characters")
+
+
+def _check_told(report: Report) -> None:
+    """A worker says what it likes, and its host passes it on."""
+    if wrong := modules.wrong_sequence(report.sequence):
+        raise BadReport("SEQUENCE", wrong)
+    for told in report.materials.values():
+        if wrong := modules.wrong_generations((number, one.state) for number, one in told.items()):
+            raise BadReport("GENERATIONS", wrong)
+        if any(one.operations > limits.MAX_OPERATIONS for one in told.values()):
+            raise BadReport("OPERATIONS", f"a key makes at most {limits.MAX_OPERATIONS} operations")
 
 
 def _changes(before: ResourceRow | None, row: ResourceRow) -> str:

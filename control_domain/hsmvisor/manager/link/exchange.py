@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -10,17 +11,20 @@ from hsmvisor.manager import limits
 from hsmvisor.manager.engine.hub import Hub
 from hsmvisor.manager.engine.results import Result, Results
 from hsmvisor.manager.history.events import Happened, History, Kind
-from hsmvisor.manager.inventory.reports import NotTaken, Report, Reports
+from hsmvisor.manager.inventory.reports import NotTaken, Report, Reports, Taken
+from hsmvisor.manager.link.pace import UNCHANGED, Pace
 from hsmvisor.manager.store import commands, inventory, lines, locks
 from hsmvisor.manager.store.database import Database
 from hsmvisor.manager.store.rows import CommandRow, HostRow
-from hsmvisor.serving.errors import Forbidden, Invalid
+from hsmvisor.serving.errors import Exhausted, Forbidden, Invalid
 from hsmvisor.serving.text import clean
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 GIVEN_AGAIN = 30.0  #: seconds after which a command without a result is given again in the same session
+MOST_GIVEN = 2000  #: commands that a host is carrying out
 TO_SPARE = 30  #: seconds that a command has to be valid when it is given
 SEEN_EVERY = limits.HEARTBEAT / 2  #: seconds: how often it is written down that a host was heard of
+MOST_DELAY = 20.0  #: seconds that an exchange of a host is held up that tells too much
 MOST_WAIT = 5.0  #: seconds in which one looks for commands again, whatever was heard
 
 
@@ -61,24 +65,26 @@ class Exchanges:
         self._database, self._history, self._reports, self._results = database, history, reports, results
         self._hub, self._clock = hub, clock
         self._sessions: dict[str, _Session] = {}
+        self._paces: dict[str, Pace] = {}
         self.count = 0  #: of exchanges since the beginning
 
     async def exchange(self, host: HostRow, told: Exchange) -> Answer:
-        """Raises Invalid, Forbidden, DatabaseError."""
+        """Raises Invalid, Forbidden, Exhausted, DatabaseError."""
         self.count += 1
         _check(told)
         if told.session != host.session and not told.all:
             return Answer(tell_all=True)
         session = self._session(host, told.session)
-        refused: list[NotTaken] = []
+        refused: Sequence[NotTaken] = ()
         tells = told.all or told.reports or told.gone or told.results
         now = self._clock()
         back = host.seen_at + limits.AWAY < now or told.session != host.session
-        if tells or back or host.seen_at + SEEN_EVERY <= now:
+        if tells or back:
+            refused = await self._heard(host, told, int(now), back)
+            self._hub.lines()
+        elif host.seen_at + SEEN_EVERY <= now:
             async with self._database.transaction() as connection:
-                refused = await self._take(connection, host, told, int(now), back)
-            if tells or back:
-                self._hub.lines()
+                await inventory.change_host(connection, host.id, seen_at=int(now), away=0)
         for id in (*(result.id for result in told.results), *told.undecided):
             session.given.pop(id, None)
         found = await self._wait(host, session, 0 if refused else told.wait)
@@ -90,26 +96,35 @@ class Exchanges:
             session = self._sessions[host.id] = _Session(id)
         return session
 
-    async def _take(self, connection: AsyncConnection, host: HostRow, told: Exchange, now: int, back: bool) -> list[NotTaken]:
+    async def _heard(self, host: HostRow, told: Exchange, now: int, back: bool) -> Sequence[NotTaken]:
+        """Raises Exhausted."""
+        pace = self._paces.setdefault(host.id, Pace(time.monotonic))
+        if (wait := pace.wait) > MOST_DELAY:
+            raise Exhausted("TOO_MUCH", f"this host has told more than can be taken: it is heard again in {wait:.0f} s")
+        await asyncio.sleep(wait)
+        async with self._database.transaction() as connection:
+            taken = await self._take(connection, host, told, now, back)
+        pace.charge(len(told.reports) * UNCHANGED + len(told.results) + len(told.gone) + taken.changed + len(taken.refused) + 1)
+        return taken.refused
+
+    async def _take(self, connection: AsyncConnection, host: HostRow, told: Exchange, now: int, back: bool) -> Taken:
         if told.all or told.reports or told.gone:
             await locks.members(connection)
-        if told.all or told.reports:  # a host that is removed meanwhile stays removed
+        values = {"seen_at": now, "away": 0, "version": clean(told.version, limits.MAX_VERSION)}
+        if not await inventory.note_exchange(connection, host.id, told.session, told.number, **values):
             there = await inventory.host(connection, host.id)
-            if there is None or there.state != "joined":
+            if there is None or there.state != "joined":  # a host that is removed meanwhile stays removed
                 raise Forbidden("HOST", "this host was removed or revoked")
-        values = {"seen_at": now, "away": 0}
-        if told.session != host.session or told.version != host.version:
-            values |= {"session": told.session, "version": clean(told.version, limits.MAX_VERSION)}  # type: ignore[dict-item]
-        await inventory.change_host(connection, host.id, **values)
+            return Taken()  # it was taken already, or what was told after it: that is newer
         await self._results.take(connection, host, told.results)
-        refused = await self._reports.take(connection, host, told.reports, told.gone, told.all)
+        taken = await self._reports.take(connection, host, told.reports, told.gone, told.all)
         if back:
             if host.away:
                 detail = {"name": host.name, "away_seconds": now - host.seen_at}
                 await self._history.add(connection, Happened(Kind.HOST_BACK, host_id=host.id, detail=detail))
             on_it = await inventory.resources_on(connection, host.id)
-            await lines.wake_pending(connection, [resource.id for resource in on_it])
-        return refused
+            await lines.wake_pending(connection, [resource.id for resource in on_it], self._clock())
+        return taken
 
     async def _wait(self, host: HostRow, session: _Session, seconds: float) -> list[CommandRow]:
         ends = time.monotonic() + seconds
@@ -123,9 +138,11 @@ class Exchanges:
 
     async def _there(self, host: HostRow, session: _Session) -> list[CommandRow]:
         now = self._clock()
-        async with self._database.reading() as connection:
-            rows = await commands.queued(connection, host.id, limits.MAX_COMMANDS, now + TO_SPARE)
-        found = [row for row in rows if now - session.given.get(row.id, -GIVEN_AGAIN) >= GIVEN_AGAIN]
+        session.given = {id: at for id, at in session.given.items() if now - at < GIVEN_AGAIN}
+        if len(session.given) >= MOST_GIVEN:
+            return []
+        async with self._database.reading() as connection:  # those that one module does not answer keep no other's back
+            found = await commands.queued(connection, host.id, limits.MAX_COMMANDS, now + TO_SPARE, list(session.given))
         for row in found:
             session.given[row.id] = now
         return found
@@ -141,6 +158,8 @@ def _check(told: Exchange) -> None:
             raise Invalid("LIMIT", f"{count} {what} in one exchange, at most {most}")
     if not 1 <= len(told.session) <= 64 or not told.session.isprintable():
         raise Invalid("SESSION", "a session has 1 to 64 printable characters")
+    if told.number > limits.MAX_SEQUENCE:
+        raise Invalid("NUMBER", f"an exchange's number is at most {limits.MAX_SEQUENCE}")
     for report in told.reports:
         if len(report.materials) > limits.MAX_MATERIALS:
             raise Invalid("LIMIT", f"a guest has at most {limits.MAX_MATERIALS} materials")

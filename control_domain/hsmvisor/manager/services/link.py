@@ -7,7 +7,7 @@ from typing import Any
 from hsmvisor.manager import limits
 from hsmvisor.manager.answers import Answers
 from hsmvisor.manager.auth import caller, host_of
-from hsmvisor.manager.inventory.joining import Joining
+from hsmvisor.manager.inventory.joining import Joined, Joining
 from hsmvisor.manager.link.exchange import Exchanges
 from hsmvisor.manager.services import convert_link
 from hsmvisor.manager.store.database import DatabaseError
@@ -18,6 +18,7 @@ from hsmvisor.serving.text import clean
 from hsmvisor_rpc.sealed.fleet import JoinStatement
 from hsmvisor_rpc.v1 import manager_pb2 as pb
 from hsmvisor_rpc.v1 import manager_pb2_grpc as rpc
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 
 class HostLink(rpc.HostLinkServicer):
@@ -30,11 +31,11 @@ class HostLink(rpc.HostLinkServicer):
         statement = JoinStatement(untrusted.name, untrusted.host_key, untrusted.csr, untrusted.nonce)
         asked = request(untrusted.request_id, "Join", statement.encode(), untrusted.signature, untrusted.proof)
         fields: dict[str, Any] = {"host": clean(untrusted.name)}
-        known = caller()
+        signature, proof, certified = untrusted.signature, untrusted.proof, caller().may_join_as
+        told = b""
 
-        async def work() -> bytes:
-            version = clean(untrusted.version, limits.MAX_VERSION)
-            joined = await self._joining.join(statement, untrusted.signature, untrusted.proof, version, known.may_join_as)
+        async def keep(connection: AsyncConnection, joined: Joined) -> None:
+            nonlocal told
             fields["host_id"] = joined.host.id
             answer = pb.JoinResponse(
                 certificates=joined.chain,
@@ -44,8 +45,15 @@ class HostLink(rpc.HostLinkServicer):
                 host=joined.host.id,
                 addresses=self._joining.addresses,
             )
-            return answer.SerializeToString()
+            told = answer.SerializeToString()
+            await self._answers.store(connection, asked, told)
 
+        async def work() -> bytes:
+            version = clean(untrusted.version, limits.MAX_VERSION)
+            await self._joining.join(statement, signature, proof, version, certified, keep)
+            return told
+
+        await self._joining.admit(statement, signature, proof, certified)  # a stranger fills no audit log
         return pb.JoinResponse.FromString(await self._requests.once(origin(), "host.join", asked, fields, work))
 
     async def RenewIdentity(self, untrusted: pb.RenewIdentityRequest, context: Any) -> pb.RenewIdentityResponse:

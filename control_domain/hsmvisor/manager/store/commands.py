@@ -7,8 +7,8 @@ from typing import Any
 
 from hsmvisor.manager.store.inventory import parts
 from hsmvisor.manager.store.rows import CommandRow
-from hsmvisor.manager.store.tables import commands
-from sqlalchemy import delete, func, insert, select, update
+from hsmvisor.manager.store.tables import commands, hosts
+from sqlalchemy import delete, exists, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 QUEUED = "queued"
@@ -19,10 +19,15 @@ async def add(connection: AsyncConnection, rows: Sequence[CommandRow]) -> None:
         await connection.execute(insert(commands), list(some))
 
 
-async def queued(connection: AsyncConnection, host_id: str, count: int, expires_after: float) -> list[CommandRow]:
-    """In the order in which each module has to have them."""
-    where = (commands.c.host_id == host_id, commands.c.state == QUEUED, commands.c.expires_at > expires_after)
-    query = select(commands).where(*where).order_by(commands.c.created_at, commands.c.sequence).limit(count)
+async def queued(
+    connection: AsyncConnection, host_id: str, count: int, expires_after: float, but: Sequence[str] = ()
+) -> list[CommandRow]:
+    """In the order in which each module has to have them.  A host that was revoked, also while it waits, gets none."""
+    joined = exists().where(hosts.c.id == host_id, hosts.c.state == "joined")
+    where = (commands.c.host_id == host_id, commands.c.state == QUEUED, commands.c.expires_at > expires_after, joined)
+    query = (
+        select(commands).where(*where, commands.c.id.not_in(but)).order_by(commands.c.created_at, commands.c.sequence).limit(count)
+    )
     return CommandRow.all((await connection.execute(query)).all())
 
 

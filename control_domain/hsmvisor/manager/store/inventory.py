@@ -8,7 +8,7 @@ from typing import Any
 
 from hsmvisor.manager.store.rows import HostRow, ResourceRow
 from hsmvisor.manager.store.tables import hosts, resource_attributes, resources
-from sqlalchemy import delete, func, insert, select, update
+from sqlalchemy import delete, func, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 _MANY = 500  #: values in one statement
@@ -52,6 +52,13 @@ async def put_host(connection: AsyncConnection, row: HostRow) -> None:
 
 async def change_host(connection: AsyncConnection, id: str, **values: Any) -> None:
     await connection.execute(update(hosts).where(hosts.c.id == id).values(values))
+
+
+async def note_exchange(connection: AsyncConnection, id: str, session: str, number: int, **values: Any) -> bool:
+    """Returns False where the host is not joined, or a later exchange of the same session was noted."""
+    later = or_(hosts.c.session != session, hosts.c.number < number)
+    query = update(hosts).where(hosts.c.id == id, hosts.c.state == "joined", later)
+    return bool((await connection.execute(query.values(session=session, number=number, **values))).rowcount)
 
 
 async def forget_certificate_before(connection: AsyncConnection, id: str, certificate: bytes) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from hsmvisor.manager.store.inventory import parts
 from hsmvisor.manager.store.rows import DeliveryRow, GenerationRow, LineRow
 from hsmvisor.manager.store.tables import commands, deliveries, envelopes, escrows, generations, lines, resources
-from sqlalchemy import delete, func, insert, literal, or_, select, update
+from sqlalchemy import case, delete, func, insert, literal, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 FAR = 1e15  #: when nothing is to be looked at
@@ -71,32 +71,39 @@ async def change_line(connection: AsyncConnection, id: str, **values: Any) -> No
 
 
 async def remove_line(connection: AsyncConnection, id: str) -> None:
+    freed = [row.resource_id for row in await deliveries_of(connection, [id]) if not row.has_nothing]
     for table in (generations, deliveries, envelopes, escrows):
         await connection.execute(delete(table).where(table.c.line_id == id))
     await connection.execute(delete(commands).where(commands.c.line_id == id))
     await connection.execute(delete(lines).where(lines.c.id == id))
+    await _wake_denied(connection, freed)
 
 
 # ---- who looks, and when --------------------------------------------------------------------------------------------------
 
 
-async def wake(connection: AsyncConnection, ids: Iterable[str], **values: Any) -> None:
+def _due(now: float) -> Any:
+    """It is its turn behind those that are due already, however often it is woken: else a few would keep all others waiting."""
+    return case((lines.c.look_at <= now, lines.c.look_at), else_=now)
+
+
+async def wake(connection: AsyncConnection, ids: Iterable[str], now: float, **values: Any) -> None:
     """They are looked at as soon as somebody has the time; again where somebody is at it."""
     for some in parts(list(ids)):
-        await connection.execute(update(lines).where(lines.c.id.in_(some)).values(look_at=0.0, **values))
+        await connection.execute(update(lines).where(lines.c.id.in_(some)).values(look_at=_due(now), **values))
 
 
-async def wake_all(connection: AsyncConnection) -> None:
+async def wake_all(connection: AsyncConnection, now: float) -> None:
     """What policies say may be another thing now."""
-    await connection.execute(update(lines).values(look_at=0.0))
+    await connection.execute(update(lines).values(look_at=_due(now)))
 
 
-async def wake_on_host(connection: AsyncConnection, host_id: str) -> None:
+async def wake_on_host(connection: AsyncConnection, host_id: str, now: float) -> None:
     """What is known of a host is another thing now."""
     there = select(resources.c.id).where(resources.c.host_id == host_id)
     delivered = select(deliveries.c.line_id).where(deliveries.c.resource_id.in_(there))
     where = or_(lines.c.resource_id.in_(there), lines.c.id.in_(delivered))
-    await connection.execute(update(lines).where(where).values(look_at=0.0))
+    await connection.execute(update(lines).where(where).values(look_at=_due(now)))
 
 
 async def claim(connection: AsyncConnection, by: str, now: float, lease: float, count: int) -> list[LineRow]:
@@ -134,7 +141,7 @@ async def release(connection: AsyncConnection, by: str, id: str, look_at: float,
 async def rescue(connection: AsyncConnection, now: float) -> int:
     """What a manager left that is no more is looked at again."""
     where = (lines.c.lease_by != "", lines.c.lease_until <= now)
-    return (await connection.execute(update(lines).where(*where).values(lease_by="", lease_until=0.0, look_at=0.0))).rowcount
+    return (await connection.execute(update(lines).where(*where).values(lease_by="", lease_until=0.0, look_at=now))).rowcount
 
 
 async def next_look(connection: AsyncConnection) -> float:
@@ -181,7 +188,7 @@ async def serve_the_one_before(
     await change_generation(connection, line.id, line.serving, state="rolled-back", why=why)
     if before:
         await change_generation(connection, line.id, before, state="serving", activated_at=now)
-    values = {"serving": before, "failures": line.failures + 1, "failed_at": now, "why": why, "look_at": 0.0, "trigger": ""}
+    values = {"serving": before, "failures": line.failures + 1, "failed_at": now, "why": why, "look_at": now, "trigger": ""}
     await change_line(connection, line.id, **values)
     return before
 
@@ -220,6 +227,21 @@ async def lines_by_id(connection: AsyncConnection, ids: Sequence[str]) -> list[L
     return found
 
 
+async def holders(connection: AsyncConnection, but: str, material: str, resource_ids: Sequence[str]) -> dict[str, str]:
+    """Returns the lines other than `but` that have, or are to have, a material of this name there; by resource."""
+    found: dict[str, str] = {}
+    for some in parts(resource_ids):
+        query = (
+            select(deliveries.c.resource_id, deliveries.c.line_id)
+            .join(lines, lines.c.id == deliveries.c.line_id)
+            .where(deliveries.c.resource_id.in_(some), lines.c.material == material, lines.c.id != but)
+            .where(or_(deliveries.c.state != "denied", deliveries.c.held != ""))
+            .order_by(deliveries.c.line_id.desc())
+        )
+        found |= {row.resource_id: row.line_id for row in (await connection.execute(query)).all()}
+    return found
+
+
 async def delivery(connection: AsyncConnection, line_id: str, resource_id: str) -> DeliveryRow | None:
     where = (deliveries.c.line_id == line_id, deliveries.c.resource_id == resource_id)
     row = (await connection.execute(select(deliveries).where(*where))).one_or_none()
@@ -242,16 +264,24 @@ async def add_deliveries(connection: AsyncConnection, rows: Sequence[DeliveryRow
 async def remove_delivery(connection: AsyncConnection, line_id: str, resource_id: str) -> None:
     where = (deliveries.c.line_id == line_id, deliveries.c.resource_id == resource_id)
     await connection.execute(delete(deliveries).where(*where))
+    await _wake_denied(connection, [resource_id])
 
 
-async def wake_pending(connection: AsyncConnection, resource_ids: Sequence[str]) -> None:
+async def _wake_denied(connection: AsyncConnection, resource_ids: Sequence[str]) -> None:
+    """A name is free there, for which another line may wait."""
+    for some in parts(resource_ids):
+        denied = select(deliveries.c.line_id).where(deliveries.c.resource_id.in_(some), deliveries.c.state == "denied")
+        await connection.execute(update(lines).where(lines.c.id.in_(denied)).values(look_at=0.0))
+
+
+async def wake_pending(connection: AsyncConnection, resource_ids: Sequence[str], now: float) -> None:
     """Lines with a delivery on these resources that is not done are looked at again."""
     for some in parts(resource_ids):
         pending = select(deliveries.c.line_id).where(
             deliveries.c.resource_id.in_(some), deliveries.c.state.not_in(("active", "denied"))
         )
         where = or_(lines.c.id.in_(pending), lines.c.resource_id.in_(some) & (lines.c.stage != "serving"))
-        await connection.execute(update(lines).where(where).values(look_at=0.0))
+        await connection.execute(update(lines).where(where).values(look_at=_due(now)))
 
 
 # ---- keys on their way, and kept ----------------------------------------------------------------------------------------------

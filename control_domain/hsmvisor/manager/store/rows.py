@@ -154,11 +154,18 @@ class DeliveryRow(_Row):
     state: str
     why: str
     changed_at: int
+    failures: int = 0
+    failed_at: float = 0.0
 
     @property
     def generations(self) -> Mapping[int, str]:
         """Those that the module has and has not destroyed, by number: staged, current, retiring."""
         return held_of(self.held)
+
+    @property
+    def has_nothing(self) -> bool:
+        """It was denied before anything was sent: what has the same name there is somebody else's."""
+        return self.state == "denied" and not self.held
 
 
 @dataclass(frozen=True)

@@ -237,6 +237,8 @@ deliveries = Table(
     Column("state", String(16), nullable=False),  # pending, staged, active, denied, leaving, gone
     Column("why", Text, nullable=False),
     Column("changed_at", BigInteger, nullable=False),
+    Column("failures", Integer, nullable=False),  # that the module, or its host, refused in a row
+    Column("failed_at", Float(53), nullable=False),
     Index("ix_deliveries_resource_id", "resource_id"),
 )
 

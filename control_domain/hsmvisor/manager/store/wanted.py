@@ -104,6 +104,10 @@ async def forget_denials(connection: AsyncConnection, request_id: str) -> None:
     await connection.execute(delete(denials).where(denials.c.request_id == request_id))
 
 
+async def forget_denials_on(connection: AsyncConnection, resource_id: str) -> None:
+    await connection.execute(delete(denials).where(denials.c.resource_id == resource_id))
+
+
 async def denied_requests(connection: AsyncConnection, request_ids: Sequence[str]) -> set[str]:
     query = select(denials.c.request_id).where(denials.c.request_id.in_(request_ids)).distinct()
     return set((await connection.execute(query)).scalars())

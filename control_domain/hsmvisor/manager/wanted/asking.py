@@ -212,7 +212,7 @@ class Asking:
         if urgent and not reason:
             trigger["reason"] = str(Reason.KEY_COMPROMISE)
         ids = [line.id for line in chosen]
-        await lines.wake(connection, ids, triggered_at=self._clock(), trigger=json.dumps(trigger))
+        await lines.wake(connection, ids, self._clock(), triggered_at=self._clock(), trigger=json.dumps(trigger))
         await self._tell(connection, row, Kind.CHANGED, {"by": by, "why": why, "what": "rotate", "urgent": urgent})
 
     async def activate(self, connection: AsyncConnection, row: RequestRow, resource: str) -> None:
@@ -224,7 +224,7 @@ class Asking:
             done += await lines.change_generation(connection, line.id, line.newest, was="issued", released=1)
         if not done:
             raise WrongState("STAGED", "no generation is staged that waits for its activation")
-        await lines.wake(connection, [line.id for line in chosen])
+        await lines.wake(connection, [line.id for line in chosen], self._clock())
 
     async def roll_back(
         self, connection: AsyncConnection, row: RequestRow, resource: str, why: str, by: str, now: float
@@ -258,7 +258,7 @@ class Asking:
             done += await lines.change_generation(connection, line.id, number or line.serving, **told)
         if not done:
             raise NotFound("GENERATION", f"there is no generation {number or 'that serves'}")
-        await lines.wake(connection, [line.id for line in chosen])
+        await lines.wake(connection, [line.id for line in chosen], self._clock())
         await self._tell(connection, row, Kind.CHANGED, {"by": by, "why": why, "what": "revoke", "generation": number})
 
     async def set_renewal(self, connection: AsyncConnection, row: RequestRow, rule: Rule, by: str) -> RequestRow:
@@ -270,7 +270,7 @@ class Asking:
             raise Invalid("RULE", str(error)) from None
         changed = replace(row, spec=spec.text(), changed_at=int(self._clock()))
         await wanted.change_request(connection, row.id, spec=changed.spec, changed_at=changed.changed_at)
-        await lines.wake(connection, [line.id for line in await lines.lines_of_request(connection, row.id)])
+        await lines.wake(connection, [line.id for line in await lines.lines_of_request(connection, row.id)], self._clock())
         await self._tell(connection, row, Kind.CHANGED, {"by": by, "what": "renewal"})
         return changed
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -61,17 +62,9 @@ class Judge:
         """A name that cannot be made for the resource is as good as a denial."""
         trusted = bool(host and host.trusted)
         policies = self._policies()
-        key = (
-            policies.version,
-            act,
-            request.id,
-            request.spec,
-            request.groups,
-            resource.id,
-            resource.changed_at,
-            trusted,
-            automatic,
-        )
+        # all that is asked, and nothing that stands for it: within one second a resource may be two owners'
+        told = (request.owner, request.groups, request.spec, resource.id, resource.owner, resource.kind, resource.attributes)
+        key = (policies.version, act, hashlib.sha256(repr(told).encode()).digest(), trusted, automatic)
         if (found := self._known.get(key)) is not None:
             self._known.move_to_end(key)
             return found

@@ -32,7 +32,7 @@ async def request_changed(connection: AsyncConnection, request: RequestRow, spec
         new = [lines.new_line(uuid.uuid4().hex, request.id, id, spec.material, now) for id in wanted_for if id not in there]
         await lines.add_lines(connection, new)
     values = {"changed_at": now} if again else {}
-    await lines.wake(connection, [line.id for line in known], **values)
+    await lines.wake(connection, [line.id for line in known], now, **values)
 
 
 async def resource_changed(connection: AsyncConnection, resource: ResourceRow, now: float) -> int:
@@ -51,20 +51,20 @@ async def resource_changed(connection: AsyncConnection, resource: ResourceRow, n
             else:
                 new.append(lines.new_line(uuid.uuid4().hex, request.id, of, request.material, now))
         await lines.add_lines(connection, new)
-        await lines.wake(connection, sorted(woken))
+        await lines.wake(connection, sorted(woken), now)
         return len(woken) + len(new)
-    await lines.wake(connection, sorted(woken))
+    await lines.wake(connection, sorted(woken), now)
     return len(woken)
 
 
-async def resource_gone(connection: AsyncConnection, history: History, resource: ResourceRow) -> None:
+async def resource_gone(connection: AsyncConnection, history: History, resource: ResourceRow, now: float) -> None:
     """The resource is no more, and its module with it: what it held is nowhere."""
     for line in await lines.lines_on(connection, resource.id):
         if line.resource_id == resource.id:
             await lines.remove_line(connection, line.id)
         else:
             await lines.remove_delivery(connection, line.id, resource.id)
-            await lines.wake(connection, [line.id])
+            await lines.wake(connection, [line.id], now)
         request = await wanted.request(connection, line.request_id)
         happened = Happened(
             Kind.TAKEN_AWAY,
@@ -77,16 +77,17 @@ async def resource_gone(connection: AsyncConnection, history: History, resource:
         )
         await history.add(connection, happened)
     await commands.remove_of_resource(connection, resource.id)
+    await wanted.forget_denials_on(connection, resource.id)
     await inventory.remove_resource(connection, resource.id)
     gone = Happened(Kind.RESOURCE_GONE, owner=resource.owner, resource_id=resource.id, host_id=resource.host_id)
     await history.add(connection, gone)
 
 
-async def forget_host(connection: AsyncConnection, history: History, host: HostRow) -> int:
+async def forget_host(connection: AsyncConnection, history: History, host: HostRow, now: float) -> int:
     """Forgets a host with its resources; returns how many these were."""
     on_it = await inventory.resources_on(connection, host.id)
     for resource in on_it:
-        await resource_gone(connection, history, resource)
+        await resource_gone(connection, history, resource, now)
     await inventory.remove_host(connection, host.id)
     await history.add(connection, Happened(Kind.HOST_REMOVED, host_id=host.id, detail={"name": host.name}))
     return len(on_it)
