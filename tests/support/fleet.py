@@ -164,7 +164,7 @@ class Fleet:
         gone = [name for name in host.told if name not in now]
         results, host.results = host.results, []
         host.number += 1
-        told = Exchange(host.session, host.number, everything, changed, gone, results, (), 0, "light")
+        told = Exchange(host.session, host.number, everything, changed, gone, results, 0, "light")
         answer = await self.exchanges.exchange(row, told)
         if answer.tell_all:
             host.number, host.results = 0, results

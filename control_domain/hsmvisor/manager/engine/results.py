@@ -174,8 +174,9 @@ class Results:
     ) -> float:
         """Returns seconds after which the line is looked at again; 0: at once."""
         detail, reason = clean(result.detail, limits.MAX_DETAIL), result.reason
-        if reason == Reason.STALE_GENERATION and command.action in (Action.GENERATE, Action.STAGE):
-            await self._begin_above(connection, line, command.generation, max([line.newest, *(result.states or {})]))
+        known = max(result.states or {}, default=0)
+        if reason == Reason.STALE_GENERATION and known >= command.generation:
+            await self._begin_above(connection, line, command.generation, max(line.newest, known))
             return 0.0
         taking_away = command.action in (Action.DESTROY, Action.RETIRE)
         if reason == Reason.WRONG_STATE and (taking_away or command.action == Action.ACTIVATE) and result.states is not None:

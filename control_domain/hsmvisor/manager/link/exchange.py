@@ -38,9 +38,9 @@ class Exchange:
     reports: Sequence[Report]
     gone: Sequence[str]
     results: Sequence[Result]
-    undecided: Sequence[str]  #: commands that the host could not carry out now: they are given again
     wait: float
     version: str
+    undecided: Sequence[str] = ()  #: commands that the host could not carry out now: they are given again
 
 
 @dataclass(frozen=True)
