@@ -145,6 +145,7 @@ class Reports:
             module=report.module if identity else "",
             module_id=module_id,
             recipient=identity.recipient if identity else b"",
+            identity=report.signed_identity if identity else b"",
             obeys=int(bool(identity and identity.root == self._root)),
             sequence=max(report.sequence, before.sequence if before and before.module_id == module_id else 0),
         )
@@ -249,7 +250,7 @@ def _changes(before: ResourceRow | None, row: ResourceRow) -> str:
         return "it is new"
     found = [
         name
-        for name in ("kind", "owner", "attributes", "module", "module_id", "obeys", "present")
+        for name in ("kind", "owner", "attributes", "module", "module_id", "identity", "obeys", "present")
         if getattr(before, name) != getattr(row, name)
     ]
     return ", ".join(found)
