@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import sqlite3
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
@@ -20,6 +21,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 from hsmvisor.manager import limits
+from hsmvisor.manager.access.tokens import PREFIX
 from hsmvisor.manager.ca import requests
 from hsmvisor.manager.engine.results import Result
 from hsmvisor.manager.engine.signing import Said
@@ -27,14 +29,17 @@ from hsmvisor.manager.inventory.leaving import Leaving
 from hsmvisor.manager.link import pace
 from hsmvisor.manager.link.exchange import Exchange
 from hsmvisor.manager.policy.questions import Owner, Source
-from hsmvisor.manager.store import inventory, lines
+from hsmvisor.manager.store import inventory, lines, tables
 from hsmvisor.manager.store.rows import HostRow, RequestRow
 from hsmvisor.manager.wanted.spec import Spec
 from hsmvisor.serving.errors import Exhausted
-from hsmvisor_rpc.sealed.commands import Action, Command
+from hsmvisor_rpc.sealed.commands import Action, Command, fingerprint, sign
+from hsmvisor_rpc.sealed.envelope import EnvelopeContext, RecipientKey, recipient_fingerprint
 from hsmvisor_rpc.sealed.fleet import JoinStatement
+from hsmvisor_rpc.sealed.identity import ModuleIdentity
 from hsmvisor_rpc.sealed.refusal import Reason, Refusal
 from hsmvisor_rpc.v1 import manager_pb2 as pb
+from sqlalchemy import select, update
 from support.fleet import Fleet
 from support.host_process import reason
 from support.light_host import Generation, LightGuest, LightHost
@@ -608,3 +613,97 @@ def test_a_used_token_has_no_certificate_made_and_a_lost_answer_is_given_again(m
     assert rows_of(manager, "ca_certificates") == before
     told = manager.local.history.ListEvents(pb.ListFleetEventsRequest(kind="host_refused"), timeout=10).events
     assert thief.id in {event.host for event in told}  # whoever knows a secret that was used is told of
+
+
+# ---- whoever writes the database, and it alone ------------------------------------------------------------------------------
+
+
+async def written(fleet: Fleet, statement: Any) -> None:
+    async with fleet.database.transaction() as connection:
+        await connection.execute(statement)
+
+
+async def envelopes_of(fleet: Fleet) -> list[Any]:
+    async with fleet.database.transaction() as connection:
+        return list((await connection.execute(select(tables.envelopes))).all())
+
+
+def opens(recipient: RecipientKey, row: Any, host: LightHost, generation: int) -> bool:
+    module_id, fingerprint = bytes.fromhex(row.module_id), recipient_fingerprint(recipient.public)
+    context = EnvelopeContext(host.id, module_id, fingerprint, "tls", generation, row.expires_at)
+    try:
+        return bool(recipient.open(row.envelope, context).pkcs8)
+    except Refusal:
+        return False
+
+
+@pytest.mark.parametrize("as_well", [False, True])
+def test_no_key_is_sealed_to_a_recipient_that_stands_in_the_database_alone(play: Play, as_well: bool) -> None:
+    """It was read from the same database then.  `as_well`: with an identity and a host of the thief's own."""
+
+    async def scenario(fleet: Fleet) -> None:
+        host = await fleet.host("h1")
+        victim, other = host.add("victim"), host.add("other")
+        request = await fleet.ask(**SHARED, selector={"kind": "VM"})
+        await fleet.settle()
+        thief, resources, forger = RecipientKey(), tables.resources, LightHost("h1", fleet.root_public, fleet.clock)
+        told: dict[str, Any] = {"recipient": thief.public}
+        if as_well:
+            root = fingerprint(fleet.root_public)
+            identity = ModuleIdentity(host.id, victim.module.module_id, "victim", thief.public, root, 0)
+            told["identity"] = sign(identity, forger.key).encode()
+            await written(fleet, update(tables.hosts).values(host_key=forger.public))
+        await written(fleet, update(resources).where(resources.c.id == "h1/victim").values(told))
+        if as_well:
+            fleet.hosts.clear()  # its exchanges would tell the truth
+        sealed: list[Any] = []
+        make = fleet.issuer.make
+
+        async def watched(key_type: str, wanted: Any, targets: Any, escrow: Any) -> Any:
+            sealed.extend(targets)
+            return await make(key_type, wanted, targets, escrow)
+
+        fleet.issuer.make = watched  # type: ignore[method-assign]
+        await rotate(fleet, request)
+        assert thief.public not in {target.recipient for target in sealed}
+        assert not any(opens(thief, row, host, 2) for row in await envelopes_of(fleet))
+        if not as_well:
+            assert (held(victim), held(other)) == (1, 2)
+            host.restart()  # what the host itself says counts
+            await fleet.settle()
+            await rotate(fleet, request)
+            assert held(victim) == held(other) > 2
+
+    play(scenario)
+
+
+def changed(manager: ManagerProcess, statement: str, *values: Any) -> None:
+    with contextlib.closing(sqlite3.connect(manager.state / "manager.db")) as database, database:
+        assert database.execute(statement, values).rowcount == 1
+
+
+def test_who_changes_a_tokens_rights_has_another_token(manager: ManagerProcess) -> None:
+    """Or makes one up: what stands in the database of a token is its hash, and that is anybody's to make."""
+    token = manager.token("ann")
+    id = token.removeprefix(PREFIX).partition(".")[0]
+    stubs = manager.bearing(token)
+    assert set(stubs.who().roles) == {"owner"}
+    for column, value in (("roles", "operator"), ("owner", "bob"), ("groups", "wheel"), ("expires_at", 2**40)):
+        with contextlib.closing(sqlite3.connect(manager.state / "manager.db")) as database:
+            before = database.execute(f"select {column} from tokens where id = ?", (id,)).fetchone()[0]
+        changed(manager, f"update tokens set {column} = ? where id = ?", value, id)
+        assert refused(stubs.who) == (C.UNAUTHENTICATED, "TOKEN")
+        changed(manager, f"update tokens set {column} = ? where id = ?", before, id)
+        assert stubs.who().owner == "ann"
+    own = f"{PREFIX}{'ab' * 16}.{'A' * 43}"
+    row = ("ab" * 16, hashlib.sha256(own.encode()).digest(), "eve", "", "operator", 1, "uid:0", 2**40, 0)
+    changed(manager, "insert into tokens values (?, ?, ?, ?, ?, ?, ?, ?, ?)", *row)
+    assert refused(manager.bearing(own).who) == (C.UNAUTHENTICATED, "TOKEN")
+
+
+def test_who_changes_what_a_join_token_is_for_has_another_one(manager: ManagerProcess) -> None:
+    manager.join("target")
+    token = manager.join_token("elsewhere", owners=["ann"])
+    thief = JoiningHost("target")
+    changed(manager, "update join_tokens set host = 'target', owners = '', replaces = 1 where host = 'elsewhere'")
+    assert refused(lambda: manager.stranger().link.Join(thief.request(token), timeout=10)) == (C.PERMISSION_DENIED, "JOIN")

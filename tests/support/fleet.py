@@ -19,6 +19,7 @@ from hsmvisor.manager.engine.parts import Parts
 from hsmvisor.manager.engine.results import Results
 from hsmvisor.manager.engine.signing import Commands
 from hsmvisor.manager.history.events import Event, History
+from hsmvisor.manager.inventory.pins import Pins
 from hsmvisor.manager.inventory.reports import Reports
 from hsmvisor.manager.issuer.client import Issuer
 from hsmvisor.manager.issuer.settings import FileEscrow, Settings
@@ -77,6 +78,7 @@ class Fleet:
         self.url = url or f"sqlite:///{directory / 'manager.db'}"
         self.root = Ed25519PrivateKey.generate()
         self.root_public = raw_public(self.root.public_key())
+        self.pins = Pins(bytes(32), self.root_public)
         self.policies = Policies(policy, 1)
         self.given, self.health = authorities, dict(health or {})
         self.issuer = issuer or Issuer(Settings(directory / "issuer.key", FileEscrow(directory / "escrow.key")))
@@ -105,6 +107,7 @@ class Fleet:
             judge=self.judge,
             commands=Commands(lambda: Signer(self.root), self.clock),
             issuer=self.issuer,
+            pins=self.pins,
             authorities=self.authorities,
             health=self.health,
             hub=self.hub,
@@ -136,6 +139,7 @@ class Fleet:
             id=made.id.hex(),
             name=name,
             host_key=made.public,
+            pin=self.pins.pin(made.id.hex(), name),
             state="joined",
             trusted=int(trusted),
             owners=owners,

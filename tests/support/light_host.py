@@ -56,7 +56,7 @@ class LightModule:
     activations: int = 0
 
     def __post_init__(self) -> None:
-        self.recipient = self.new_recipient()
+        self.recipient, self.created_at = self.new_recipient(), int(self.clock())
 
     def execute(self, signed: bytes) -> tuple[Command, bytes]:
         """Returns the command, and the certificate request that came out of it.  Raises Refusal."""
@@ -193,7 +193,7 @@ class LightHost:
         if guest.name in self.silent:
             return Report(guest.name, guest.kind, guest.owner, dict(guest.attributes), module.name)
         identity = ModuleIdentity(
-            self.id, module.module_id, module.name, module.recipient.public, fingerprint(module.root), int(self.clock())
+            self.id, module.module_id, module.name, module.recipient.public, fingerprint(module.root), module.created_at
         )
         return Report(
             name=guest.name,

@@ -14,6 +14,7 @@ from hsmvisor.manager import limits
 from hsmvisor.manager.ca import names
 from hsmvisor.manager.ca.names import BadName
 from hsmvisor.manager.engine.obtaining import seal_to
+from hsmvisor.manager.inventory.pins import Pins
 from hsmvisor.manager.issuer.client import BadKey, EscrowAs, Issuer, IssuerAway, Made
 from hsmvisor.manager.policy.questions import Act, Source
 from hsmvisor.manager.store import inventory, lines
@@ -45,12 +46,13 @@ class Importing:
         database: Database,
         judge: Judge,
         issuer: Issuer,
+        pins: Pins,
         sign: Callable[[bytes], bytes],
         draw: Callable[[], float],
         clock: Callable[[], float],
     ) -> None:
         """`sign`: with the fleet's root or a signer that it certified."""
-        self._database, self._judge, self._issuer, self._sign = database, judge, issuer, sign
+        self._database, self._judge, self._issuer, self._pins, self._sign = database, judge, issuer, pins, sign
         self._draw, self._clock = draw, clock
 
     def recipient(self) -> tuple[bytes, bytes]:
@@ -69,7 +71,8 @@ class Importing:
             hosts = await inventory.hosts_of(connection, [r.host_id for r in members])
             held = await lines.deliveries_of(connection, [line.id]) if line else []
         decided = [(r, self._judge.decide(Act.IMPORT, row, spec, r, hosts.get(r.host_id), False)) for r in members]
-        targets = [resource for resource, decision in decided if decision.allowed and resource.reachable]
+        reachable = [resource for resource, decision in decided if decision.allowed and resource.reachable]
+        targets = [resource for resource in reachable if self._pins.vouch(resource, hosts.get(resource.host_id))]
         if decided and not any(decision.allowed for _, decision in decided):
             raise Forbidden("POLICY", f"policy does not allow it: {decided[0][1].why}")
         if line is None or (not targets and not spec.escrow):

@@ -38,6 +38,7 @@ from hsmvisor.manager.importing import Importing
 from hsmvisor.manager.inventory.identities import OwnCertificate
 from hsmvisor.manager.inventory.joining import Joining
 from hsmvisor.manager.inventory.leaving import Leaving
+from hsmvisor.manager.inventory.pins import Pins
 from hsmvisor.manager.inventory.reports import Reports
 from hsmvisor.manager.issuer.client import Issuer, IssuerAway
 from hsmvisor.manager.issuer.settings import FileEscrow, Settings, TokenEscrow
@@ -159,6 +160,7 @@ class Plane:
         self.requests = Requests(self.answers, self.audit)
         self.changes = Changes(self.database, self.answers, self.requests)
         self.tokens = Tokens(self.database, self.history, self.keys.token_key, clock)
+        self.pins = Pins(self.keys.token_key, self.keys.root)
         self.issuer = Issuer(_issuer_settings(config))
         self.judge = Judge(self.policies.current, self.history, clock)
         self.health = {row.name: HealthCheck(row.name, row.command, row.seconds) for row in config.health}
@@ -166,6 +168,7 @@ class Plane:
             self.database,
             self.history,
             self.keys.identities,
+            self.pins,
             self.keys.token_key,
             self.keys.root,
             config.tls_addresses,
@@ -232,7 +235,7 @@ class Plane:
         known, usual = tuple(self.authorities), self.authorities.default
         self.asking = Asking(self.history, self.judge, known, usual, tuple(self.health), self.clock)
         self.desk = Desk(self.database, self.requests, self.answers, self.hub)
-        importing = Importing(self.database, self.judge, self.issuer, self._sign_as_root, random.random, self.clock)
+        importing = Importing(self.database, self.judge, self.issuer, self.pins, self._sign_as_root, random.random, self.clock)
         return RequestService(self.database, self.desk, self.asking, importing, self.requests, self.answers, self.hub, self.clock)
 
     def _host_link(self) -> HostLink:
@@ -294,6 +297,7 @@ class Plane:
             judge=self.judge,
             commands=Commands(self.keys.authority.signer, self.clock),
             issuer=self.issuer,
+            pins=self.pins,
             authorities=self.authorities,
             health=self.health,
             hub=self.hub,

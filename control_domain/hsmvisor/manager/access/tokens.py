@@ -12,6 +12,8 @@ import hmac
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from hsmvisor.manager import limits
 from hsmvisor.manager.access.callers import FleetCaller
@@ -21,6 +23,7 @@ from hsmvisor.manager.store import tokens
 from hsmvisor.manager.store.database import Database
 from hsmvisor.manager.store.rows import TokenRow, text_of
 from hsmvisor.serving.errors import Exhausted, Forbidden, Invalid, NotFound, Unauthenticated
+from hsmvisor_rpc.sealed.canonical import Record
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 PREFIX = "hsmvisor-token:"
@@ -28,6 +31,19 @@ DEFAULT_LIFETIME = 90 * 86400  #: seconds
 MAX_OPEN = 10_000  #: tokens that count
 REMEMBERED = 30 * 86400  #: seconds that one is listed after its end
 _FORM = re.compile(r"hsmvisor-token:([0-9a-f]{32})\.[A-Za-z0-9_-]{43}")
+
+
+@dataclass(frozen=True)
+class Rights(Record):
+    """What a token is made of."""
+
+    TYPE: ClassVar[str] = "access-token"
+    id: str
+    owner: str
+    groups: str
+    roles: str
+    created_at: int
+    expires_at: int
 
 
 class Tokens:
@@ -40,10 +56,19 @@ class Tokens:
     def __repr__(self) -> str:
         return "Tokens()"
 
-    def text(self, id: str) -> str:
-        """Makes the token (again)."""
-        secret = hmac.new(self._key, b"hsmvisor access token\0" + id.encode(), hashlib.sha256).digest()
-        return f"{PREFIX}{id}.{base64.urlsafe_b64encode(secret).decode().rstrip('=')}"
+    def _text(self, row: TokenRow) -> str:
+        """Makes the token (again): of its rights too, so that who changes them in the database has another token."""
+        rights = Rights(row.id, row.owner, row.groups, row.roles, row.created_at, row.expires_at)
+        secret = hmac.digest(self._key, rights.encode(), "sha256")
+        return f"{PREFIX}{row.id}.{base64.urlsafe_b64encode(secret).decode().rstrip('=')}"
+
+    async def text(self, id: str) -> str:
+        """Returns the token for whoever asked for it, also when asked again.  Raises NotFound."""
+        async with self._database.reading() as connection:
+            row = await tokens.token(connection, id)
+        if row is None:
+            raise not_found(id)
+        return self._text(row)
 
     async def create(
         self,
@@ -68,7 +93,7 @@ class Tokens:
         ends = min(now + lifetime, who.token_ends_at or now + lifetime)
         row = TokenRow(
             id=id,
-            hash=_hash(self.text(id)),
+            hash=b"",
             owner=owner,
             groups=text_of(sorted(set(groups))),
             roles=text_of(sorted(given)),
@@ -77,7 +102,7 @@ class Tokens:
             expires_at=ends,
             revoked_at=0,
         )
-        await tokens.add(connection, row)
+        await tokens.add(connection, replace(row, hash=_hash(self._text(row))))
         detail = {"id": id, "roles": sorted(given), "by": who.name}
         await self._history.add(connection, Happened(Kind.TOKEN_CREATED, owner=owner, detail=detail))
         return id, ends
@@ -90,7 +115,8 @@ class Tokens:
             async with self._database.reading() as connection:
                 row = await tokens.token(connection, match[1])
         # one answer for one that is not known and one that is wrong: who asks learns no ids
-        if row is None or not hmac.compare_digest(_hash(untrusted_text), row.hash):
+        known = row is not None and hmac.compare_digest(_hash(untrusted_text), row.hash)
+        if row is None or not known or not hmac.compare_digest(self._text(row), untrusted_text):
             raise Unauthenticated("TOKEN", "this access token is not known", "is it whole?  hsmvisor token create makes a new one")
         if row.revoked_at:
             raise Unauthenticated("TOKEN_REVOKED", "this access token was revoked", "ask for a new one")

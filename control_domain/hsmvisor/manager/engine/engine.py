@@ -177,7 +177,7 @@ class Engine:
         """Counts it, and says when it is tried again."""
         now = self._parts.clock()
         async with self._parts.database.transaction() as connection:
-            seen = await gather(connection, row, now)
+            seen = await gather(connection, row, self._parts.pins, now)
             if seen is None:
                 return None
             failures = seen.line.failures + 1

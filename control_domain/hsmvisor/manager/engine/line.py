@@ -26,6 +26,7 @@ from hsmvisor.manager.store.lines import FAR
 from hsmvisor.manager.store.rows import DeliveryRow, GenerationRow, LineRow, ResourceRow
 
 TAKEN = "another request has a material of this name there"
+FORGED = "its module's identity is not what its host has signed"
 EXPIRING = 1 / 6  #: of a certificate's life is left: somebody is told
 
 
@@ -33,7 +34,7 @@ async def look(parts: Parts, line: LineRow) -> Outcome | None:
     """Returns None where the line is no more.  Raises Failed, Again, DatabaseError."""
     now = parts.clock()
     async with parts.database.reading() as connection:
-        seen = await gather(connection, line, now)
+        seen = await gather(connection, line, parts.pins, now)
     if seen is None:
         return None
     if await leaving.leave(parts, seen, now):
@@ -111,12 +112,14 @@ class _Look:
             host = seen.hosts.get(resource.host_id)
             decided.append((resource, self._parts.judge.decide(act, seen.request, seen.spec, resource, host, True)))
         self._why_denied = {(id, str(act)): TAKEN for id in seen.taken}
+        self._why_denied |= {(id, str(act)): FORGED for id in seen.forged}
         self._why_denied |= {(resource.id, str(act)): d.why for resource, d in decided if not d.allowed}
         changed = any(seen.denied.get((r.id, str(act))) != (None if d.allowed else d.why) for r, d in decided)
         if changed:
             async with self._parts.database.transaction() as connection:
                 await self._parts.judge.record(connection, seen.request, act, decided, seen.denied)
-        return [resource for resource, decision in decided if decision.allowed and resource.id not in seen.taken]
+        kept_out = seen.taken | seen.forged
+        return [resource for resource, decision in decided if decision.allowed and resource.id not in kept_out]
 
     async def _note_denied(self, allowed: set[str]) -> None:
         seen = self._seen

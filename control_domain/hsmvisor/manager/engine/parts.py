@@ -10,6 +10,7 @@ from hsmvisor.manager.engine.health import HealthCheck
 from hsmvisor.manager.engine.hub import Hub
 from hsmvisor.manager.engine.signing import Commands
 from hsmvisor.manager.history.events import History
+from hsmvisor.manager.inventory.pins import Pins
 from hsmvisor.manager.issuer.client import Issuer
 from hsmvisor.manager.store.database import Database
 from hsmvisor.manager.wanted.judging import Judge
@@ -22,6 +23,7 @@ class Parts:
     judge: Judge
     commands: Commands
     issuer: Issuer
+    pins: Pins
     authorities: Mapping[str, Ca]
     health: Mapping[str, HealthCheck]
     hub: Hub

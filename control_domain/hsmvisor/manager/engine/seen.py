@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hsmvisor.manager import limits
+from hsmvisor.manager.inventory.pins import Pins
 from hsmvisor.manager.store import commands, inventory, lines, wanted
 from hsmvisor.manager.store.rows import CommandRow, DeliveryRow, GenerationRow, HostRow, LineRow, RequestRow, ResourceRow
 from hsmvisor.manager.wanted import membership
@@ -29,6 +30,7 @@ class Seen:
     queued: dict[str, list[CommandRow]]  #: by resource: what is under way
     denied: dict[tuple[str, str], str] = field(default_factory=dict)  #: (resource, action): why
     taken: frozenset[str] = frozenset()  #: members where another line has a material of this name
+    forged: frozenset[str] = frozenset()  #: members whose identity is not what their host has signed
 
     def now_has(self, generation: GenerationRow) -> None:
         """What was just stored, so that it need not be gathered again."""
@@ -72,7 +74,7 @@ class Seen:
         return max([self.line.newest, *held, *(d.staged for d in self.deliveries.values())])
 
 
-async def gather(connection: AsyncConnection, line: LineRow, now: float) -> Seen | None:
+async def gather(connection: AsyncConnection, line: LineRow, pins: Pins, now: float) -> Seen | None:
     """Returns None where the line is no more."""
     now_there = await lines.line(connection, line.id)
     if now_there is None:
@@ -96,6 +98,8 @@ async def gather(connection: AsyncConnection, line: LineRow, now: float) -> Seen
     for command in await commands.of_line(connection, line.id):
         if command.expires_at > now:
             queued.setdefault(command.resource_id, []).append(command)
+    hosts = await inventory.hosts_of(connection, [row.host_id for row in found.values()])
+    reachable = (found[id] for id in members if found[id].reachable)
     return Seen(
         line=now_there,
         request=request,
@@ -103,11 +107,12 @@ async def gather(connection: AsyncConnection, line: LineRow, now: float) -> Seen
         generations={row.number: row for row in await lines.generations_of(connection, [line.id])},
         deliveries=there,
         resources=found,
-        hosts=await inventory.hosts_of(connection, [row.host_id for row in found.values()]),
+        hosts=hosts,
         members=frozenset(members),
         queued=queued,
         denied=_denials(await wanted.denied(connection, request.id)),
         taken=await _taken(connection, now_there, members, there),
+        forged=frozenset(row.id for row in reachable if not pins.vouch(row, hosts.get(row.host_id))),
     )
 
 

@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -23,12 +23,14 @@ from hsmvisor.manager.ca.interface import Refused as NotIssued
 from hsmvisor.manager.ca.names import Name
 from hsmvisor.manager.history.events import Happened, History, Kind
 from hsmvisor.manager.inventory.identities import Identities
+from hsmvisor.manager.inventory.pins import Pins
 from hsmvisor.manager.store import inventory
 from hsmvisor.manager.store.database import Database
 from hsmvisor.manager.store.rows import HostRow, text_of
 from hsmvisor.manager.store.tables import join_tokens
 from hsmvisor.manager.wanted import membership
 from hsmvisor.serving.errors import Exhausted, Exists, Forbidden, Invalid, NotFound, Unavailable
+from hsmvisor_rpc.sealed.canonical import Record
 from hsmvisor_rpc.sealed.commands import check, fingerprint
 from hsmvisor_rpc.sealed.fleet import HOST_URI, JoinStatement, JoinToken, JoinTranscript, join_proof
 from hsmvisor_rpc.sealed.refusal import Refusal
@@ -50,6 +52,18 @@ class Joined:
     proof: bytes  #: empty where no secret was used
 
 
+@dataclass(frozen=True)
+class Invited(Record):
+    """What a join token is made of."""
+
+    TYPE: ClassVar[str] = "invited"
+    id: str
+    host: str
+    owners: str
+    replaces: bool
+    expires_at: int
+
+
 #: Stores the answer to a join.
 Keep = Callable[[AsyncConnection, Joined], Awaitable[None]]
 
@@ -60,6 +74,7 @@ class Joining:
         database: Database,
         history: History,
         identities: Identities,
+        pins: Pins,
         token_key: bytes,
         root: bytes,
         addresses: Sequence[str],
@@ -73,6 +88,7 @@ class Joining:
         `believed`: roots of the managers' certificates (DER), where these are not the manager's own.
         """
         self._database, self._history, self._identities = database, history, identities
+        self._pins = pins
         self._token_key, self.root, self.addresses, self._clock = token_key, root, tuple(addresses), clock
         self._join_addresses = tuple(join_addresses) or self.addresses
         self.believed = tuple(believed) or (identities.root,)
@@ -110,12 +126,18 @@ class Joining:
         await connection.execute(insert(join_tokens).values(row))
         return id, now + lifetime
 
-    def token(self, id: str) -> str:
-        """Returns the text for a host's operator."""
-        return JoinToken(self._join_addresses, self.believed, self._secret(id)).text()
+    async def token(self, id: str) -> str:
+        """Returns the text for a host's operator.  Raises NotFound."""
+        async with self._database.reading() as connection:
+            row = (await connection.execute(select(join_tokens).where(join_tokens.c.id == id))).one_or_none()
+        if row is None:
+            raise NotFound("TOKEN", "this join token is not known any more", "ask for a new one")
+        return JoinToken(self._join_addresses, self.believed, self._secret(row)).text()
 
-    def _secret(self, id: str) -> bytes:
-        return hmac.digest(self._token_key, b"hsmvisor join token\0" + id.encode(), "sha256")
+    def _secret(self, row: Any) -> bytes:
+        """Of what the token is for too, so that who changes that in the database has another token."""
+        told = Invited(row.id, row.host, row.owners, bool(row.replaces), row.expires_at)
+        return hmac.digest(self._token_key, told.encode(), "sha256")
 
     # ---- joining -------------------------------------------------------------------------------------------------
 
@@ -156,6 +178,7 @@ class Joining:
                     id=host_id,
                     name=statement.name,
                     host_key=statement.host_key,
+                    pin=self._pins.pin(host_id, statement.name),
                     state="joined",
                     trusted=before.trusted if before else 1,
                     owners=token.owners if token else (before.owners if before else ""),
@@ -176,7 +199,7 @@ class Joining:
                         raise Forbidden("JOIN", "this join token was used already", "ask for a new one")
                 detail = {"name": row.name, "version": version, "again": before is not None}
                 await self._history.add(connection, Happened(Kind.HOST_JOINED, host_id=host_id, detail=detail))
-                ours = join_proof(self._secret(token.id), "manager", statement, self.root) if token else b""
+                ours = join_proof(self._secret(token), "manager", statement, self.root) if token else b""
                 joined = Joined(row, chain, ours)
                 await keep(connection, joined)
             else:
@@ -203,7 +226,7 @@ class Joining:
         rows = (await connection.execute(query.order_by(join_tokens.c.expires_at.desc()).limit(MOST_TRIED))).all()
         transcript = JoinTranscript("host", statement.encode(), b"").encode()
         for row in rows:
-            if hmac.compare_digest(hmac.digest(self._secret(row.id), transcript, "sha256"), proof):
+            if hmac.compare_digest(hmac.digest(self._secret(row), transcript, "sha256"), proof):
                 return row
         raise Forbidden("JOIN", "no join token fits this proof", "it is used once, for a limited time: ask for a new one")
 

@@ -76,6 +76,21 @@ class Taken:
     changed: int = 0
 
 
+@dataclass(frozen=True)
+class _Module:
+    """What a resource's row says of its module."""
+
+    module_id: str
+    recipient: bytes
+    identity: bytes
+    obeys: int
+    sequence: int
+
+
+def _module_of(row: ResourceRow) -> _Module:
+    return _Module(row.module_id, row.recipient, row.identity, row.obeys, row.sequence)
+
+
 class Reports:
     def __init__(self, history: History, root: bytes, clock: Callable[[], float]) -> None:
         """`root`: raw Ed25519, what modules have to obey to be sent anything."""
@@ -138,21 +153,13 @@ class Reports:
             if other:
                 raise BadReport("MODULE", f"module {report.module} is that of {other}")
         if report.silent and before is not None and before.module == report.module:
-            return self._row(host, report, before, before.module_id, before.recipient, before.obeys, before.sequence)
+            return self._row(host, report, before, _module_of(before))
         obeys = int(bool(identity and identity.root == self._root))
         sequence = max(report.sequence, before.sequence if before and before.module_id == module_id else 0)
-        return self._row(host, report, before, module_id, identity.recipient if identity else b"", obeys, sequence)
+        recipient, signed = (identity.recipient, report.signed_identity) if identity else (b"", b"")
+        return self._row(host, report, before, _Module(module_id, recipient, signed, obeys, sequence))
 
-    def _row(
-        self,
-        host: HostRow,
-        report: Report,
-        before: ResourceRow | None,
-        module_id: str,
-        recipient: bytes,
-        obeys: int,
-        sequence: int,
-    ) -> ResourceRow:
+    def _row(self, host: HostRow, report: Report, before: ResourceRow | None, module: _Module) -> ResourceRow:
         now = int(self._clock())
         return ResourceRow(
             id=f"{host.name}/{report.name}",
@@ -164,11 +171,8 @@ class Reports:
             present=1,
             first_seen_at=before.first_seen_at if before else now,
             changed_at=now,
-            module=report.module if module_id else "",
-            module_id=module_id,
-            recipient=recipient,
-            obeys=obeys,
-            sequence=sequence,
+            module=report.module if module.module_id else "",
+            **vars(module),
         )
 
     def _identity(self, host: HostRow, report: Report, before: ResourceRow | None) -> ModuleIdentity | None:
@@ -273,7 +277,7 @@ def _changes(before: ResourceRow | None, row: ResourceRow) -> str:
         return "it is new"
     found = [
         name
-        for name in ("kind", "owner", "attributes", "module", "module_id", "obeys", "present")
+        for name in ("kind", "owner", "attributes", "module", "module_id", "identity", "obeys", "present")
         if getattr(before, name) != getattr(row, name)
     ]
     return ", ".join(found)

@@ -102,7 +102,7 @@ class FleetService(rpc.FleetServiceServicer):
             return _made(id, ends)
 
         id, ends = _told(await self._p.changes.once("fleet.create-join-token", call, fields, work))
-        return pb.CreateJoinTokenResponse(token=self._p.joining.token(id), expires_at=timestamp(ends))
+        return pb.CreateJoinTokenResponse(token=await self._p.joining.token(id), expires_at=timestamp(ends))
 
     async def ListHosts(self, untrusted: pb.ListHostsRequest, context: Any) -> pb.ListHostsResponse:
         size, after = page_asked(untrusted.page_size, untrusted.page_token)
@@ -239,7 +239,7 @@ class FleetService(rpc.FleetServiceServicer):
             return _made(id, ends)
 
         id, ends = _told(await self._p.changes.once("fleet.create-token", call, fields, work))
-        return pb.CreateTokenResponse(id=id, token=self._p.tokens.text(id), expires_at=timestamp(ends))
+        return pb.CreateTokenResponse(id=id, token=await self._p.tokens.text(id), expires_at=timestamp(ends))
 
     async def ListTokens(self, untrusted: pb.ListTokensRequest, context: Any) -> pb.ListTokensResponse:
         size, after = page_asked(untrusted.page_size, untrusted.page_token)

@@ -34,6 +34,7 @@ class HostRow(_Row):
     id: str
     name: str
     host_key: bytes
+    pin: bytes = field(repr=False)
     state: str
     trusted: int
     owners: str
@@ -62,6 +63,7 @@ class ResourceRow(_Row):
     module: str
     module_id: str
     recipient: bytes = field(repr=False)
+    identity: bytes = field(repr=False)
     obeys: int
     sequence: int
 

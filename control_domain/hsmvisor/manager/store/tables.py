@@ -56,6 +56,7 @@ hosts = Table(
     Column("id", String(64), primary_key=True),
     Column("name", String(64), nullable=False, unique=True),
     Column("host_key", LargeBinary, nullable=False),
+    Column("pin", LargeBinary, nullable=False),  # of its id and name, under a key that is not in the database: it has joined
     Column("state", String(16), nullable=False),  # joined, revoked
     Column("trusted", Integer, nullable=False),
     Column("owners", Text, nullable=False),  # whose guests it may report, one a line; empty: everybody's
@@ -100,6 +101,7 @@ resources = Table(
     Column("module", String(64), nullable=False),
     Column("module_id", String(32), nullable=False),  # hexadecimal; empty: it has none that obeys our root
     Column("recipient", LargeBinary, nullable=False),  # HPKE public key, as its host certified it
+    Column("identity", LargeBinary, nullable=False),  # with the host's signature: verified before a key is sealed
     Column("obeys", Integer, nullable=False),
     Column("sequence", BigInteger, nullable=False),  # the highest that was given to a command for this module
     Index("ix_resources_host_id", "host_id"),
