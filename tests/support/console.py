@@ -68,7 +68,7 @@ class Rig:
         giver = FleetCaller("test", GIVEN, owner="root")
         async with self.fleet.database.transaction() as connection:
             id, _ = await self.tokens.create(connection, giver, owner, (), roles, 0)
-        return self.tokens.text(id)
+        return await self.tokens.text(id)
 
     async def revoke(self, token: str) -> None:
         row = await self.tokens.find(token)
