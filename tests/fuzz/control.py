@@ -60,7 +60,11 @@ class ControlFuzzer:
         return made
 
     def _fill(self, made: Message, field: FieldDescriptor) -> None:
-        if field.message_type is not None:
+        if field.message_type is not None and field.message_type.GetOptions().map_entry:
+            key, value = (field.message_type.fields_by_name[name] for name in ("key", "value"))
+            for _ in range(self.rng.choice((0, 1, 2, 40, 400))):
+                getattr(made, field.name)[self._value(key)] = self._value(value)
+        elif field.message_type is not None:
             getattr(made, field.name).CopyFrom(self.message(field.message_type))
         elif field.is_repeated:
             getattr(made, field.name).extend(self._value(field) for _ in range(self.rng.choice((0, 1, 2, 40, 400))))
