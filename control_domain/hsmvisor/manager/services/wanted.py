@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from hsmvisor.manager import limits
@@ -13,11 +13,13 @@ from hsmvisor.manager.auth import caller
 from hsmvisor.manager.engine.hub import Hub
 from hsmvisor.manager.importing import Importing
 from hsmvisor.manager.policy.questions import Owner
+from hsmvisor.manager.roles import Role
 from hsmvisor.manager.services import convert_wanted as convert
-from hsmvisor.manager.store import lines, wanted
+from hsmvisor.manager.store import inventory, lines, wanted
 from hsmvisor.manager.store.database import Database
-from hsmvisor.manager.store.rows import RequestRow
-from hsmvisor.manager.wanted.asking import Asking, Denied
+from hsmvisor.manager.store.rows import DeliveryRow, RequestRow
+from hsmvisor.manager.wanted.asking import Asking, Denied, is_told
+from hsmvisor.manager.wanted.spec import Spec
 from hsmvisor.serving import limits as serving_limits
 from hsmvisor.serving.errors import Invalid, NotFound
 from hsmvisor.serving.gate import origin
@@ -48,7 +50,7 @@ class RequestService(rpc.RequestServiceServicer):
     # ---- asking ------------------------------------------------------------------------------------------------------
 
     async def Apply(self, untrusted: pb.ApplyRequest, context: Any) -> pb.MaterialRequest:
-        owner, spec = self._owner(untrusted.owner), convert.spec(untrusted.spec)
+        owner, spec, sees_all = self._owner(untrusted.owner), convert.spec(untrusted.spec), may_see(caller(), "")
         asked = request(untrusted.request_id, "Apply", owner.name.encode(), spec.text().encode())
         fields: dict[str, Any] = {"owner": owner.name, "material": clean(spec.material, limits.MAX_NAME)}
 
@@ -57,7 +59,7 @@ class RequestService(rpc.RequestServiceServicer):
             id = b""
             async with self._database.transaction() as connection:
                 try:
-                    row = await self._asking.apply(connection, owner, spec)
+                    row = await self._asking.apply(connection, owner, spec, sees_all)
                     id = row.id.encode()
                     await self._answers.store(connection, asked, id)
                 except Denied as error:
@@ -84,7 +86,7 @@ class RequestService(rpc.RequestServiceServicer):
     async def Explain(self, untrusted: pb.ExplainRequest, context: Any) -> pb.Explanation:
         owner, spec = self._owner(untrusted.owner), convert.spec(untrusted.spec)
         async with self._database.transaction() as connection:
-            return convert.explanation(await self._asking.explain(connection, owner, spec))
+            return convert.explanation(await self._asking.explain(connection, owner, spec, may_see(caller(), "")))
 
     # ---- what there is -----------------------------------------------------------------------------------------------
 
@@ -131,22 +133,29 @@ class RequestService(rpc.RequestServiceServicer):
             generations = await lines.generations_of(connection, ids)
             deliveries = await lines.deliveries_of(connection, ids)
             denials = await wanted.denied(connection, id)
+            if not may_see(caller(), ""):
+                hidden = await _hidden(connection, row, [line.resource_id for line in there], deliveries, denials)
+                there = [line for line in there if line.resource_id not in hidden]
+                deliveries = [one for one in deliveries if one.resource_id not in hidden]
+                denials = [one for one in denials if one.resource_id not in hidden]
         return convert.material_request(row, there, generations, deliveries, denials)
 
     # ---- changing ----------------------------------------------------------------------------------------------------
 
     async def Cancel(self, untrusted: pb.CancelRequest, context: Any) -> pb.MaterialRequest:
-        keep, why, by = untrusted.keep, _why(untrusted.why), caller().name
-        return await self._change(
-            untrusted, "Cancel", lambda connection, row: self._asking.cancel(connection, row, keep, why, by), {"keep": keep}
-        )
+        keep, why, by, bound = untrusted.keep, _why(untrusted.why), caller().name, _is_bound()
+
+        async def work(connection: AsyncConnection, row: RequestRow) -> None:
+            await self._asking.cancel(connection, row, keep, why, by, bound)
+
+        return await self._change(untrusted, "Cancel", work, {"keep": keep})
 
     async def Rotate(self, untrusted: pb.RotateRequest, context: Any) -> pb.MaterialRequest:
-        why, by = _why(untrusted.why), caller().name
+        why, by, bound = _why(untrusted.why), caller().name, _is_bound()
 
         async def work(connection: AsyncConnection, row: RequestRow) -> None:
             urgent, revoke, reason = untrusted.urgent, untrusted.revoke, untrusted.reason
-            await self._asking.rotate(connection, row, untrusted.resource, urgent, revoke, reason, by, why)
+            await self._asking.rotate(connection, row, untrusted.resource, urgent, revoke, reason, by, why, bound)
 
         return await self._change(untrusted, "Rotate", work, {"urgent": untrusted.urgent, "revoke": untrusted.revoke})
 
@@ -164,11 +173,11 @@ class RequestService(rpc.RequestServiceServicer):
         return await self._change(untrusted, "RollBack", work, {"resource": clean(untrusted.resource)})
 
     async def Revoke(self, untrusted: pb.RevokeRequest, context: Any) -> pb.MaterialRequest:
-        why, by = _why(untrusted.why), caller().name
+        why, by, bound = _why(untrusted.why), caller().name, _is_bound()
 
         async def work(connection: AsyncConnection, row: RequestRow) -> None:
             number, reason = untrusted.generation, untrusted.reason
-            await self._asking.revoke(connection, row, untrusted.resource, number, reason, by, why)
+            await self._asking.revoke(connection, row, untrusted.resource, number, reason, by, why, bound)
 
         return await self._change(untrusted, "Revoke", work, {"generation": untrusted.generation})
 
@@ -221,8 +230,23 @@ class RequestService(rpc.RequestServiceServicer):
         return await self._change(untrusted, "Import", work, {})
 
 
+async def _hidden(
+    connection: AsyncConnection, row: RequestRow, own: Sequence[str], deliveries: Sequence[DeliveryRow], denials: Sequence[Any]
+) -> set[str]:
+    """Returns the resources of which an owner is told nothing: others', that it has not named, and that get nothing."""
+    ids = {id for id in own if id} | {one.resource_id for one in (*deliveries, *denials)}
+    spec, found = Spec.of_text(row.spec), await inventory.resources_of(connection, ids)
+    served = {one.resource_id for one in deliveries if one.state != "denied"}
+    return {id for id, resource in found.items() if id not in served and not is_told(row, spec, resource)}
+
+
 def _no_request(untrusted_name: str) -> NotFound:
     return NotFound("REQUEST", f"there is no request {clean(untrusted_name)!r}", "hsmvisor request list shows them")
+
+
+def _is_bound() -> bool:
+    """Whether policy says what the caller may do with what there is: an operator keeps the policies."""
+    return Role.OPERATOR not in caller().roles
 
 
 def _why(untrusted_why: str) -> str:
