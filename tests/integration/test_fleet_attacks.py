@@ -8,7 +8,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import math
 import sqlite3
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,19 +22,25 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
+from hsmvisor.bundle import Bundle
+from hsmvisor.client.importing import seal_import
 from hsmvisor.manager import limits
 from hsmvisor.manager.access.tokens import PREFIX
 from hsmvisor.manager.ca import requests
 from hsmvisor.manager.engine.results import Result
 from hsmvisor.manager.engine.signing import Said
+from hsmvisor.manager.importing import Importing
 from hsmvisor.manager.inventory.leaving import Leaving
 from hsmvisor.manager.link import pace
 from hsmvisor.manager.link.exchange import Exchange
+from hsmvisor.manager.policy.engine import Policies
 from hsmvisor.manager.policy.questions import Owner, Source
+from hsmvisor.manager.renewal.decisions import Rule
 from hsmvisor.manager.store import inventory, lines, tables
 from hsmvisor.manager.store.rows import HostRow, RequestRow
+from hsmvisor.manager.wanted.asking import Denied
 from hsmvisor.manager.wanted.spec import Spec
-from hsmvisor.serving.errors import Exhausted
+from hsmvisor.serving.errors import Exhausted, Forbidden, Invalid
 from hsmvisor_rpc.sealed.commands import Action, Command, fingerprint, sign
 from hsmvisor_rpc.sealed.envelope import EnvelopeContext, RecipientKey, recipient_fingerprint
 from hsmvisor_rpc.sealed.fleet import JoinStatement
@@ -40,10 +48,12 @@ from hsmvisor_rpc.sealed.identity import ModuleIdentity
 from hsmvisor_rpc.sealed.refusal import Reason, Refusal
 from hsmvisor_rpc.v1 import manager_pb2 as pb
 from sqlalchemy import select, update
-from support.fleet import Fleet
-from support.host_process import reason
+from support.certificates import Authority, chain_pem, new_key, pkcs8
+from support.fleet import Clock, Fleet
+from support.host_process import new_id, reason, wait_for
 from support.light_host import Generation, LightGuest, LightHost
-from support.manager_process import JoiningHost, ManagerProcess
+from support.manager_process import JoiningHost, ManagerProcess, guest
+from support.manager_process import exchange as tell
 from support.postgres import Postgres
 
 Scenario = Callable[[Fleet], Awaitable[None]]
@@ -188,6 +198,110 @@ def test_what_was_decided_for_one_owner_is_not_another_ones(play: Play) -> None:
         guest.owner = "bob"  # within the same second
         await fleet.settle()
         assert [denial.action for denial in await fleet.denials(request)] == ["distribute"]
+
+    play(scenario)
+
+
+def test_an_owner_is_told_nothing_of_what_others_have(manager: ManagerProcess) -> None:
+    """Selectors listed it: by Explain, in what Apply answers and Get shows, in events; templates told its attributes."""
+    host, link = JoiningHost("beta"), None
+    host.join(manager)
+    link = host.stubs(manager)
+    tell(link, guests=[guest("mine", "ann", where="here"), guest("other", "bob", where="secret-site")])
+    ann = manager.certified("ann.test")
+    spec = pb.RequestSpec(material="spy", names=["dns:{where}.example.net"], selector={"host": "beta"})
+    explained = ann.requests.Explain(pb.ExplainRequest(spec=spec), timeout=10)
+    applied = ann.requests.Apply(pb.ApplyRequest(request_id=new_id(), spec=spec), timeout=10)
+    wait_for(lambda: ann.requests.Get(pb.GetRequest(id=applied.id), timeout=10).lines[0].stage == "keying", 10, "a look")
+    shown = ann.requests.Get(pb.GetRequest(id=applied.id), timeout=10)
+    events = ann.history.ListEvents(pb.ListFleetEventsRequest(page_size=1000), timeout=10)
+    assert [one.resource for one in explained.resources] == ["beta/mine"]
+    for told in (explained, applied, shown, events):
+        assert "beta/other" not in str(told) and "secret-site" not in str(told)
+    seen = manager.certified("operator.test").requests.Get(pb.GetRequest(id=applied.id), timeout=10)
+    assert {line.resource for line in seen.lines} == {"beta/mine", "beta/other"}  # an operator sees all
+    alone = pb.RequestSpec(material="spy-2", names=["dns:x.example.net"], selector={"owner": "bob"})
+    assert not ann.requests.Apply(pb.ApplyRequest(request_id=new_id(), spec=alone), timeout=10).lines
+    named = pb.RequestSpec(material="spy-3", names=["dns:{where}.example.net"], resources=["beta/other"])
+    (one,) = ann.requests.Explain(pb.ExplainRequest(spec=named), timeout=10).resources
+    assert not one.allowed and not one.names and "secret" not in str(one)
+    short = pb.RequestSpec(material="spy-4", names=["dns:x.example.net"], resources=["other"])
+    assert refused(lambda: ann.requests.Explain(pb.ExplainRequest(spec=short), timeout=10)) == (C.INVALID_ARGUMENT, "RESOURCE")
+
+
+def test_policy_is_asked_for_what_an_imported_certificate_says(play: Play) -> None:
+    """It was asked for the names of the request, and a request for an imported key needs none."""
+
+    async def scenario(fleet: Fleet) -> None:
+        guest = (await fleet.host("h1")).add("web")
+        await fleet.settle()
+        request = await fleet.ask(material="own", source=Source.IMPORTED, resources=("h1/web",))
+        clock, parts = fleet.clock, fleet.parts
+        importing = Importing(fleet.database, fleet.judge, fleet.issuer, parts.pins, lambda _: b"", parts.draw, clock)
+        for name, allowed in (("www.bank.example", False), ("www.example.net", True)):
+            key = new_key("p256")
+            bundle = Bundle.make(pkcs8(key), chain_pem(Authority().chain(key, name=name)))
+            envelope = seal_import(bundle, fleet.issuer.recipient, request.id)
+            if not allowed:
+                with pytest.raises(Forbidden, match="bank"):
+                    await importing.take(request, envelope, bundle.public_key, bundle.certificates)
+                continue
+            taken = await importing.take(request, envelope, bundle.public_key, bundle.certificates)
+            async with fleet.database.transaction() as connection:
+                await importing.store(connection, request, taken)
+        await fleet.settle()
+        assert held(guest, "own") == 1
+
+    play(scenario, clock=Clock(time.time()))
+
+
+@pytest.mark.parametrize("act", ["rotate", "revoke", "cancel"])
+def test_a_rule_that_forbids_what_an_owner_does_with_what_it_has_counts(play: Play, act: str) -> None:
+    """The schema has these acts, and nobody asked about them."""
+    allow = '@id("own") permit (principal, action, resource) when { resource.owner == principal };'
+    forbid = f'@id("frozen") @reason("no changes this week") forbid (principal, action == Action::"{act}", resource);'
+
+    async def scenario(fleet: Fleet) -> None:
+        guest = (await fleet.host("h1")).add("web")
+        await fleet.settle()
+        request = await fleet.ask(**WEB, resources=("h1/web",))
+        await fleet.settle()
+        acts: dict[str, Callable[..., Awaitable[object]]] = {
+            "rotate": lambda c, bound: fleet.asking.rotate(c, request, "", False, False, "", "alice", "", bound),
+            "revoke": lambda c, bound: fleet.asking.revoke(c, request, "", 1, "", "alice", "", bound),
+            "cancel": lambda c, bound: fleet.asking.cancel(c, request, False, "", "alice", bound),
+        }
+        with pytest.raises(Denied, match="no changes this week"):
+            async with fleet.database.transaction() as connection:
+                await acts[act](connection, True)
+        guest.owner = "bob"  # what nothing permits any more may be given back
+        await fleet.settle()
+        fleet.policies = Policies(allow, 2)
+        async with fleet.database.transaction() as connection:
+            await acts[act](connection, True)
+
+    play(scenario, policy=allow + forbid)
+
+
+@pytest.mark.parametrize("rule", [Rule(days=math.nan), Rule(days=math.inf), Rule(days=1e300), Rule(cron="1," * 5000 + "1 * * * *")])
+def test_a_rule_that_never_ends_is_refused(play: Play, rule: Rule) -> None:
+    async def scenario(fleet: Fleet) -> None:
+        with pytest.raises(Invalid):
+            await fleet.ask(**WEB, resources=("h1/web",), renewal=rule)
+
+    play(scenario)
+
+
+def test_an_owner_has_so_many_requests_and_no_more(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "MAX_REQUESTS", 3)
+
+    async def scenario(fleet: Fleet) -> None:
+        made = [await fleet.ask(**WEB | {"material": f"m{number}"}, selector={"kind": "VM"}) for number in range(3)]
+        with pytest.raises(Exhausted):
+            await fleet.ask(**WEB, selector={"kind": "VM"})
+        await fleet.ask("bob", **WEB, selector={"kind": "VM"})
+        await cancel(fleet, made[0])
+        await fleet.ask(**WEB, selector={"kind": "VM"})
 
     play(scenario)
 

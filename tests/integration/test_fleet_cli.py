@@ -391,7 +391,7 @@ def test_an_owner_with_a_token(fleet: Fleet, tmp_path: Path) -> None:
         **there,
     )
     assert "mine" in fleet("request", "show", "mine", **there)
-    fleet("material", "generate-test", tmp_path)
+    fleet("material", "generate-test", tmp_path, "--name", "own.alice.test")
     fleet("request", "apply", "brought", "--source", "imported", "--resource", "web-1", **there)
     fleet("request", "import", "brought", "--key-file", tmp_path / "key.pem", "--cert-file", tmp_path / "chain.pem", **there)
     assert "believed" not in fleet.errors, "the root of manager.toml was asked"

@@ -170,7 +170,7 @@ def test_what_policy_forbids_everywhere_is_refused_with_its_rule(play: Play) -> 
             ({"names": ("dns:www.example.net",), "owner": "mallory"}, "no rule permits it"),
         ):
             with pytest.raises(Denied) as caught:
-                await fleet.ask(material="tls", resources=("web-1",), **spec)
+                await fleet.ask(material="tls", resources=("h1/web-1",), **spec)
             assert why in caught.value.detail
         await fleet.settle()
         assert held(guest) == 0

@@ -395,6 +395,7 @@ def test_a_refused_command_says_why(member: Member, manager: FakeManager) -> Non
     told = {one.id: manager.result(one.id) for one in (old, strange, broken, unnamed)}
     assert not any(result.done or result.again for result in told.values())
     assert (told[old.id].reason, told[old.id].sequence) == ("REPLAY", 1)
+    assert [(g.number, g.state) for g in told[old.id].material.generations] == [(1, "staged")]  # how it is
     assert [told[one.id].reason for one in (strange, broken, unnamed)] == ["MODULE", "MALFORMED", "NAME"]
     wait_for(lambda: not manager.pending, what="the end")
 

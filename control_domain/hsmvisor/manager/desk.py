@@ -16,9 +16,10 @@ from hsmvisor.manager.answers import Answers
 from hsmvisor.manager.engine.beginning import snapshot_of
 from hsmvisor.manager.engine.hub import Hub
 from hsmvisor.manager.renewal.decisions import decide
-from hsmvisor.manager.store import lines, wanted
+from hsmvisor.manager.store import inventory, lines, wanted
 from hsmvisor.manager.store.database import Database, IntegrityError
 from hsmvisor.manager.store.rows import DeliveryRow, GenerationRow, LineRow, RequestRow
+from hsmvisor.manager.wanted.asking import is_told
 from hsmvisor.manager.wanted.spec import Spec
 from hsmvisor.manager.wanted.summary import summary
 from hsmvisor.serving.errors import NotFound
@@ -77,7 +78,13 @@ class Desk:
             ids = [line.id for line in there]
             generations = await lines.generations_of(connection, ids)
             deliveries = await lines.deliveries_of(connection, ids)
-            return Shown(row, there, generations, deliveries, await wanted.denied(connection, row.id))
+            denials = await wanted.denied(connection, row.id)
+            if not may_see(who, ""):
+                hidden = await _hidden(connection, row, [line.resource_id for line in there], deliveries, denials)
+                there = [line for line in there if line.resource_id not in hidden]
+                deliveries = [one for one in deliveries if one.resource_id not in hidden]
+                denials = [one for one in denials if one.resource_id not in hidden]
+            return Shown(row, there, generations, deliveries, denials)
 
     async def seen(self, connection: AsyncConnection, who: FleetCaller, id: str) -> RequestRow:
         """Raises NotFound."""
@@ -126,3 +133,13 @@ class Desk:
 
 def no_request(untrusted_name: str) -> NotFound:
     return NotFound("REQUEST", f"there is no request {clean(untrusted_name)!r}", "hsmvisor request list shows them")
+
+
+async def _hidden(
+    connection: AsyncConnection, row: RequestRow, own: Sequence[str], deliveries: Sequence[DeliveryRow], denials: Sequence[Any]
+) -> set[str]:
+    """Returns the resources of which an owner is told nothing: others', that it has not named, and that get nothing."""
+    ids = {id for id in own if id} | {one.resource_id for one in (*deliveries, *denials)}
+    spec, found = Spec.of_text(row.spec), await inventory.resources_of(connection, ids)
+    served = {one.resource_id for one in deliveries if one.state != "denied"}
+    return {id for id, resource in found.items() if id not in served and not is_told(row, spec, resource)}

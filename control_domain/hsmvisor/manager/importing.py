@@ -6,12 +6,13 @@ A key that comes is a new generation of its request's line, with the certificate
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding
 from hsmvisor.manager import limits
-from hsmvisor.manager.ca import names
+from hsmvisor.manager.ca import names, requests
 from hsmvisor.manager.ca.names import BadName
 from hsmvisor.manager.engine.obtaining import seal_to
 from hsmvisor.manager.inventory.pins import Pins
@@ -70,7 +71,9 @@ class Importing:
             members = await membership.members(connection, spec)
             hosts = await inventory.hosts_of(connection, [r.host_id for r in members])
             held = await lines.deliveries_of(connection, [line.id]) if line else []
-        decided = [(r, self._judge.decide(Act.IMPORT, row, spec, r, hosts.get(r.host_id), False)) for r in members]
+        told = replace(spec, names=_names_told(certificates, public_key) or spec.names)  # policy is asked for what comes
+        asked = replace(row, spec=told.text())
+        decided = [(r, self._judge.decide(Act.IMPORT, asked, told, r, hosts.get(r.host_id), False)) for r in members]
         reachable = [resource for resource, decision in decided if decision.allowed and resource.reachable]
         targets = [resource for resource in reachable if self._pins.vouch(resource, hosts.get(resource.host_id))]
         if decided and not any(decision.allowed for _, decision in decided):
@@ -140,6 +143,21 @@ class Importing:
         if taken.made.wrapped:
             await lines.put_escrow(connection, line.id, taken.number, taken.made.wrapped, int(now))
         await lines.change_line(connection, line.id, newest=taken.number, look_at=now)
+
+
+def _names_told(untrusted_certificates: Sequence[bytes], public_key: bytes) -> tuple[str, ...]:
+    """Returns the names of the certificate that is for the key.  Raises Invalid."""
+    try:
+        found = [x509.load_der_x509_certificate(der) for der in untrusted_certificates]
+        leaves = [one for one in found if requests.spki(one.public_key()) == public_key]
+        told = [one.extensions.get_extension_for_class(x509.SubjectAlternativeName).value for one in leaves]
+        return tuple(dict.fromkeys(str(name) for one in told for name in names.of_extension(one)))
+    except x509.ExtensionNotFound:
+        return ()
+    except BadName as error:
+        raise Invalid("CERTIFICATES", f"the certificate has a name of which policy cannot be asked: {error}") from None
+    except (ValueError, UnsupportedAlgorithm):
+        raise Invalid("CERTIFICATES", "a certificate that came with the key cannot be read") from None
 
 
 def _names(certificates: Sequence[bytes]) -> tuple[str, ...]:

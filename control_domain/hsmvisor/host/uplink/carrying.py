@@ -24,7 +24,8 @@ from hsmvisor.serving.limits import MAX_REQUEST_ID
 from hsmvisor.serving.requests import Origin
 from hsmvisor.serving.text import clean
 from hsmvisor_rpc.internal import messages as m
-from hsmvisor_rpc.sealed.commands import Action
+from hsmvisor_rpc.sealed.canonical import MalformedRecord
+from hsmvisor_rpc.sealed.commands import Action, Command, SignedCommand
 
 _log = logging.getLogger(__name__)
 
@@ -102,16 +103,20 @@ class Carrying:
         except Exception as error:
             _log.exception("command %s for module %s failed", clean(command.id), clean(command.module))
             refused = Result(command.id, reason="INTERNAL", detail=f"an error inside the host service: {type(error).__name__}")
-        return refused if refused.again else await self._with_sequence(command.module, refused)
+        return refused if refused.again else await self._with_status(command, refused)
 
-    async def _with_sequence(self, module: str, refused: Result) -> Result:
-        """Whoever was refused would know the sequence number that the module is at."""
+    async def _with_status(self, command: Given, refused: Result) -> Result:
+        """Whoever was refused would know the sequence number that the module is at, and which generations there are and were."""
         try:
             async with asyncio.timeout(_STATUS_WITHIN):
-                sequence = (await self._modules.get(module).status()).sequence
+                status = await self._modules.get(command.module).status()
+            name = Command.decode(SignedCommand.decode(command.command).payload).material
         except (ServiceError, TimeoutError):
             return refused
-        return replace(refused, sequence=sequence)
+        except MalformedRecord:
+            return replace(refused, sequence=status.sequence)
+        material = next((row for row in status.materials if row.name == name), None)
+        return replace(refused, sequence=status.sequence, material=material)
 
     # ---- results --------------------------------------------------------------------------------------------------
 

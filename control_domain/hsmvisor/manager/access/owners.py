@@ -17,6 +17,11 @@ def may_change(who: FleetCaller, owner: str) -> bool:
     return Role.OPERATOR in who.roles or _is_own(who, owner)
 
 
+def is_bound(who: FleetCaller) -> bool:
+    """Whether policy says what the caller may do with what there is: an operator keeps the policies."""
+    return Role.OPERATOR not in who.roles
+
+
 def _is_own(who: FleetCaller, owner: str) -> bool:
     return Role.OWNER in who.roles and bool(who.owner) and who.owner == owner
 

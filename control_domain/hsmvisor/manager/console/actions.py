@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from hsmvisor.manager.access.callers import FleetCaller
+from hsmvisor.manager.access.owners import is_bound
 from hsmvisor.manager.ca.interface import Reason
 from hsmvisor.manager.desk import Shown, Work
 from hsmvisor.manager.store.rows import RequestRow
@@ -127,8 +129,11 @@ def revocable(shown: Shown) -> list[int]:
     return sorted({row.number for row in shown.generations if row.serial and not row.revoked_at}, reverse=True)
 
 
-def work(action: Action, asking: Asking, form: Mapping[str, str], why: str, by: str, now: float) -> tuple[Work, dict[str, Any]]:
+def work(
+    action: Action, asking: Asking, form: Mapping[str, str], why: str, who: FleetCaller, now: float
+) -> tuple[Work, dict[str, Any]]:
     """Returns what is carried out, and what the audit log says of it.  Raises Invalid."""
+    by, bound = who.name, is_bound(who)
     resource, reason = form.get("resource", ""), form.get("reason", "")
     match action.name:
         case "rotate" | "rotate-urgently":
@@ -136,7 +141,7 @@ def work(action: Action, asking: Asking, form: Mapping[str, str], why: str, by: 
             revoke = urgent or bool(form.get("revoke"))
 
             async def rotate(connection: AsyncConnection, row: RequestRow) -> None:
-                await asking.rotate(connection, row, resource, urgent, revoke, reason, by, why)
+                await asking.rotate(connection, row, resource, urgent, revoke, reason, by, why, bound)
 
             return rotate, {"urgent": urgent, "revoke": revoke}
         case "activate":
@@ -155,14 +160,14 @@ def work(action: Action, asking: Asking, form: Mapping[str, str], why: str, by: 
             number = _number(form.get("generation", ""))
 
             async def revoke_one(connection: AsyncConnection, row: RequestRow) -> None:
-                await asking.revoke(connection, row, resource, number, reason, by, why)
+                await asking.revoke(connection, row, resource, number, reason, by, why, bound)
 
             return revoke_one, {"generation": number}
         case _:
             keep = bool(form.get("keep"))
 
             async def cancel(connection: AsyncConnection, row: RequestRow) -> None:
-                await asking.cancel(connection, row, keep, why, by)
+                await asking.cancel(connection, row, keep, why, by, bound)
 
             return cancel, {"keep": keep}
 

@@ -37,7 +37,8 @@ async def leave(parts: Parts, seen: Seen, now: float) -> bool:
             said = takes_away(delivery)
             if resource is None or not resource.present or not said or not resource.module_id:
                 await lines.remove_delivery(connection, seen.line.id, id)
-                await parts.history.add(connection, _happened(seen, id, resource))
+                if not delivery.has_nothing:
+                    await parts.history.add(connection, _happened(seen, id, resource))
                 continue
             pending = True
             if resource.reachable and not seen.is_away(resource, now) and seen.rests_until(id) <= now:

@@ -174,10 +174,13 @@ class Results:
     ) -> float:
         """Returns seconds after which the line is looked at again; 0: at once."""
         detail, reason = clean(result.detail, limits.MAX_DETAIL), result.reason
-        known = max(result.states or {}, default=0)
-        if reason == Reason.STALE_GENERATION and known >= command.generation:
-            await self._begin_above(connection, line, command.generation, max(line.newest, known))
-            return 0.0
+        if reason == Reason.STALE_GENERATION and command.action in (Action.GENERATE, Action.STAGE):
+            newest = max(result.states or {}, default=0)
+            if newest >= command.generation:  # one that shows none is not believed
+                await self._begin_above(connection, line, command.generation, max(line.newest, newest))
+                if not delivery.failures:
+                    await lines.put_delivery(connection, replace(delivery, failures=1))
+                    return 0.0
         taking_away = command.action in (Action.DESTROY, Action.RETIRE)
         if reason == Reason.WRONG_STATE and (taking_away or command.action == Action.ACTIVATE) and result.states is not None:
             if not made.wrong_state(command.action, command.generation, result.states):

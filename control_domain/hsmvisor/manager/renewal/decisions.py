@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 from croniter import CroniterError, croniter
+from hsmvisor.manager.limits import MAX_CRON
 from hsmvisor.manager.renewal import timing
 from hsmvisor.manager.renewal.timing import DAY, Lifetime
 
@@ -18,6 +19,7 @@ LOOK = 6 * 3600.0  #: seconds after which one looks again in any case
 SHORTEST_PERIOD = 60.0  #: of a rule
 REST, LONGEST_REST = 8, 3600.0  #: a generation serves an eighth of its life at least, or an hour, unless somebody asks
 MOST_SIGNATURES = 10**12
+LONGEST = 10 * 365 * DAY  #: of what a rule says, in seconds or days
 
 
 class BadRule(ValueError):
@@ -43,13 +45,15 @@ class Rule:
 
     def check(self) -> Rule:
         """Raises BadRule."""
+        if len(self.cron) > MAX_CRON:
+            raise BadRule(f"a schedule has at most {MAX_CRON} characters")
         if self.cron and not croniter.is_valid(self.cron, second_at_beginning=False):
             raise BadRule(f"{self.cron!r} is no schedule: five fields as in crontab(5), in UTC")
         if len(self.cron.split()) > 5:
             raise BadRule("a schedule has five fields: minutes are the finest")
         for name, value in (("lead", self.lead), ("period", self.period), ("days", self.days)):
-            if value < 0:
-                raise BadRule(f"{name} is not negative")
+            if not 0 <= value <= LONGEST:  # nor is it none at all: NaN is not
+                raise BadRule(f"{name} is 0 to {LONGEST:.0f}")
         if self.period and self.period < SHORTEST_PERIOD:
             raise BadRule(f"a period is {SHORTEST_PERIOD:.0f} seconds or more")
         if not 0 <= self.signatures <= MOST_SIGNATURES:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from hsmvisor.manager import limits
-from hsmvisor.manager.access.owners import demand_owner, may_see
+from hsmvisor.manager.access.owners import demand_owner, is_bound, may_see
 from hsmvisor.manager.answers import Answers
 from hsmvisor.manager.answers import asked as request
 from hsmvisor.manager.auth import caller
@@ -49,7 +49,7 @@ class RequestService(rpc.RequestServiceServicer):
     # ---- asking ------------------------------------------------------------------------------------------------------
 
     async def Apply(self, untrusted: pb.ApplyRequest, context: Any) -> pb.MaterialRequest:
-        owner, spec = self._owner(untrusted.owner), convert.spec(untrusted.spec)
+        owner, spec, sees_all = self._owner(untrusted.owner), convert.spec(untrusted.spec), may_see(caller(), "")
         asked = request(untrusted.request_id, "Apply", owner.name.encode(), spec.text().encode())
         fields: dict[str, Any] = {"owner": owner.name, "material": clean(spec.material, limits.MAX_NAME)}
 
@@ -58,7 +58,7 @@ class RequestService(rpc.RequestServiceServicer):
             id = b""
             async with self._database.transaction() as connection:
                 try:
-                    row = await self._asking.apply(connection, owner, spec)
+                    row = await self._asking.apply(connection, owner, spec, sees_all)
                     id = row.id.encode()
                     await self._answers.store(connection, asked, id)
                 except Denied as error:
@@ -85,7 +85,7 @@ class RequestService(rpc.RequestServiceServicer):
     async def Explain(self, untrusted: pb.ExplainRequest, context: Any) -> pb.Explanation:
         owner, spec = self._owner(untrusted.owner), convert.spec(untrusted.spec)
         async with self._database.transaction() as connection:
-            told = convert.explanation(await self._asking.explain(connection, owner, spec))
+            told = convert.explanation(await self._asking.explain(connection, owner, spec, may_see(caller(), "")))
             at, why = await self._desk.next_renewal(connection, owner.name, spec.material, self._clock())
         if at:
             told.next_renewal.FromMicroseconds(int(at * 1e6))
@@ -125,17 +125,19 @@ class RequestService(rpc.RequestServiceServicer):
     # ---- changing ----------------------------------------------------------------------------------------------------
 
     async def Cancel(self, untrusted: pb.CancelRequest, context: Any) -> pb.MaterialRequest:
-        keep, why, by = untrusted.keep, _why(untrusted.why), caller().name
-        return await self._change(
-            untrusted, "Cancel", lambda connection, row: self._asking.cancel(connection, row, keep, why, by), {"keep": keep}
-        )
+        keep, why, by, bound = untrusted.keep, _why(untrusted.why), caller().name, is_bound(caller())
+
+        async def work(connection: AsyncConnection, row: RequestRow) -> None:
+            await self._asking.cancel(connection, row, keep, why, by, bound)
+
+        return await self._change(untrusted, "Cancel", work, {"keep": keep})
 
     async def Rotate(self, untrusted: pb.RotateRequest, context: Any) -> pb.MaterialRequest:
-        why, by = _why(untrusted.why), caller().name
+        why, by, bound = _why(untrusted.why), caller().name, is_bound(caller())
 
         async def work(connection: AsyncConnection, row: RequestRow) -> None:
             urgent, revoke, reason = untrusted.urgent, untrusted.revoke, untrusted.reason
-            await self._asking.rotate(connection, row, untrusted.resource, urgent, revoke, reason, by, why)
+            await self._asking.rotate(connection, row, untrusted.resource, urgent, revoke, reason, by, why, bound)
 
         return await self._change(untrusted, "Rotate", work, {"urgent": untrusted.urgent, "revoke": untrusted.revoke})
 
@@ -153,11 +155,11 @@ class RequestService(rpc.RequestServiceServicer):
         return await self._change(untrusted, "RollBack", work, {"resource": clean(untrusted.resource)})
 
     async def Revoke(self, untrusted: pb.RevokeRequest, context: Any) -> pb.MaterialRequest:
-        why, by = _why(untrusted.why), caller().name
+        why, by, bound = _why(untrusted.why), caller().name, is_bound(caller())
 
         async def work(connection: AsyncConnection, row: RequestRow) -> None:
             number, reason = untrusted.generation, untrusted.reason
-            await self._asking.revoke(connection, row, untrusted.resource, number, reason, by, why)
+            await self._asking.revoke(connection, row, untrusted.resource, number, reason, by, why, bound)
 
         return await self._change(untrusted, "Revoke", work, {"generation": untrusted.generation})
 

@@ -101,9 +101,11 @@ async def resources_on(connection: AsyncConnection, host_id: str) -> list[Resour
     return ResourceRow.all(rows)
 
 
-async def resources_named(connection: AsyncConnection, name: str) -> list[ResourceRow]:
-    query = select(resources).where(resources.c.name == name, resources.c.present == 1).order_by(resources.c.id).limit(10)
-    return ResourceRow.all((await connection.execute(query)).all())
+async def resources_named(connection: AsyncConnection, name: str, owner: str = "") -> list[ResourceRow]:
+    query = select(resources).where(resources.c.name == name, resources.c.present == 1)
+    if owner:
+        query = query.where(resources.c.owner == owner)
+    return ResourceRow.all((await connection.execute(query.order_by(resources.c.id).limit(10))).all())
 
 
 async def resources_with(connection: AsyncConnection, selector: Mapping[str, str]) -> list[ResourceRow]:

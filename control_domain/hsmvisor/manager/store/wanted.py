@@ -22,6 +22,11 @@ async def request_of(connection: AsyncConnection, owner: str, material: str) -> 
     return RequestRow.of(row) if row is not None else None
 
 
+async def count_active(connection: AsyncConnection, owner: str) -> int:
+    query = select(func.count()).select_from(requests).where(requests.c.owner == owner, requests.c.state == "active")
+    return int((await connection.execute(query)).scalar_one())
+
+
 async def requests_after(connection: AsyncConnection, id: str, count: int, owner: str = "", state: str = "") -> list[RequestRow]:
     query = select(requests).where(requests.c.id > id)
     if owner:

@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from hsmvisor.manager import limits
 from hsmvisor.manager.ca.interface import Reason
 from hsmvisor.manager.ca.names import BadName
 from hsmvisor.manager.history.events import Happened, History, Kind
@@ -16,9 +17,9 @@ from hsmvisor.manager.renewal.decisions import BadRule, Rule
 from hsmvisor.manager.store import inventory, lines, locks, wanted
 from hsmvisor.manager.store.rows import HostRow, LineRow, RequestRow, ResourceRow, text_of
 from hsmvisor.manager.wanted import membership
-from hsmvisor.manager.wanted.judging import Judge
+from hsmvisor.manager.wanted.judging import NAMES, Judge
 from hsmvisor.manager.wanted.spec import BadSpec, NotFilled, Spec
-from hsmvisor.serving.errors import Forbidden, Invalid, NotFound, WrongState
+from hsmvisor.serving.errors import Exhausted, Forbidden, Invalid, NotFound, WrongState
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 #: What does not say anything about key or certificate: a change of it makes no new generation.
@@ -57,10 +58,13 @@ class Asking:
 
     # ---- asking ------------------------------------------------------------------------------------------------------
 
-    async def apply(self, connection: AsyncConnection, owner: Owner, asked: Spec) -> RequestRow:
-        """The same again changes nothing.  Raises Invalid, Forbidden, WrongState."""
+    async def apply(self, connection: AsyncConnection, owner: Owner, asked: Spec, sees_all: bool = False) -> RequestRow:
+        """The same again changes nothing.  `sees_all`: who asks may see what is others' too.
+
+        Raises Invalid, Forbidden, WrongState, Exhausted.
+        """
         await locks.members(connection)
-        spec, _ = await self._checked(connection, asked)
+        spec, _ = await self._checked(connection, asked, "" if sees_all else owner.name)
         before = await wanted.request_of(connection, owner.name, spec.material)
         groups = text_of(sorted(owner.groups))
         if before is not None and (before.state, before.spec, before.groups) == ("active", spec.text(), groups):
@@ -80,7 +84,9 @@ class Asking:
             created_at=before.created_at if before else int(now),
             changed_at=int(now),
         )
-        await self._demand_allowed(connection, row, spec)
+        await self._demand_allowed(connection, row, spec, sees_all)
+        if before is None or before.state != "active":
+            await self._demand_room(connection, owner.name)
         await wanted.put_request(connection, row, spec.resources, spec.selector)
         again = earlier is not None and _essence(earlier) != _essence(spec)
         await membership.request_changed(connection, row, spec, now, again)
@@ -88,8 +94,13 @@ class Asking:
         await self._tell(connection, row, kind, {"by": owner.name})
         return row
 
-    async def _checked(self, connection: AsyncConnection, asked: Spec) -> tuple[Spec, list[str]]:
-        """Returns the specification with what was left open, and remarks."""
+    async def _demand_room(self, connection: AsyncConnection, owner: str) -> None:
+        if await wanted.count_active(connection, owner) >= limits.MAX_REQUESTS:
+            raise Exhausted("REQUESTS", f"{owner} has {limits.MAX_REQUESTS} requests already", "use selectors, or cancel some")
+
+    async def _checked(self, connection: AsyncConnection, asked: Spec, seen_by: str) -> tuple[Spec, list[str]]:
+        """Returns the specification with what was left open, and remarks.  `seen_by`: whose resources are found by their names
+        alone; empty: all."""
         spec = replace(asked, authority=asked.authority or ("" if asked.bare or asked.source is Source.IMPORTED else self._default))
         remarks: list[str] = []
         if spec.authority and spec.authority not in self._authorities:
@@ -99,19 +110,19 @@ class Asking:
             raise Invalid("HEALTH", f"there is no health check {spec.health!r}: {known}")
         found = []
         for name in spec.resources:
-            found.append(await self._resolved(connection, name, remarks))
+            found.append(await self._resolved(connection, name, seen_by, remarks))
         spec = replace(spec, resources=tuple(dict.fromkeys(found)))
         try:
             return spec.check(), remarks
         except BadSpec as error:
             raise Invalid("SPEC", str(error)) from None
 
-    async def _resolved(self, connection: AsyncConnection, name: str, remarks: list[str]) -> str:
+    async def _resolved(self, connection: AsyncConnection, name: str, seen_by: str, remarks: list[str]) -> str:
         if "/" in name:
             if await inventory.resource(connection, name) is None:
                 remarks.append(f"{name} is not known yet: it gets the material when its host reports it")
             return name
-        found = await inventory.resources_named(connection, name)
+        found = await inventory.resources_named(connection, name, seen_by)
         if not found:
             raise Invalid("RESOURCE", f"there is no resource {name!r}", "write HOST/NAME for one that is still to come")
         if len(found) > 1:
@@ -120,9 +131,9 @@ class Asking:
             )
         return found[0].id
 
-    async def _demand_allowed(self, connection: AsyncConnection, row: RequestRow, spec: Spec) -> None:
+    async def _demand_allowed(self, connection: AsyncConnection, row: RequestRow, spec: Spec, sees_all: bool) -> None:
         """Where policy denies it everywhere, the request is refused; otherwise the denials stand beside it."""
-        decided = await self._decide(connection, row, spec)
+        decided = [(r, d) for r, d in await self._decide(connection, row, spec) if d.allowed or sees_all or is_told(row, spec, r)]
         if decided and not any(decision.allowed for _, decision in decided):
             for resource, decision in decided[:20]:
                 detail = {"action": str(_act(spec)), "why": decision.why, "policy_version": decision.version}
@@ -130,15 +141,17 @@ class Asking:
             why = "; ".join(sorted({decision.why for _, decision in decided}))
             raise Denied(f"policy does not allow it on {', '.join(r.id for r, _ in decided[:5])}: {why}")
 
-    async def _decide(self, connection: AsyncConnection, row: RequestRow, spec: Spec) -> list[tuple[ResourceRow, Decision]]:
+    async def _decide(
+        self, connection: AsyncConnection, row: RequestRow, spec: Spec, act: Act | None = None
+    ) -> list[tuple[ResourceRow, Decision]]:
         members = await membership.members(connection, spec)
         hosts = await inventory.hosts_of(connection, [resource.host_id for resource in members])
-        act = _act(spec)
+        act = act or _act(spec)
         return [(r, self._judge.decide(act, row, spec, r, hosts.get(r.host_id), False)) for r in members]
 
-    async def explain(self, connection: AsyncConnection, owner: Owner, asked: Spec) -> Explanation:
-        """Raises Invalid."""
-        spec, remarks = await self._checked(connection, asked)
+    async def explain(self, connection: AsyncConnection, owner: Owner, asked: Spec, sees_all: bool = False) -> Explanation:
+        """Of what is others' and denied nothing is said, but that it is denied where it was named.  Raises Invalid."""
+        spec, remarks = await self._checked(connection, asked, "" if sees_all else owner.name)
         before = await wanted.request_of(connection, owner.name, spec.material)
         row = RequestRow("explain", owner.name, text_of(sorted(owner.groups)), spec.material, spec.text(), "active", 0, 0, 0)
         expected = []
@@ -146,9 +159,12 @@ class Asking:
         hosts = await inventory.hosts_of(connection, [resource.host_id for resource in members])
         there = {line.resource_id: line for line in await lines.lines_of_request(connection, before.id)} if before else {}
         for resource in members:
-            host = hosts.get(resource.host_id)
-            expected.append(self._expect(row, spec, resource, host, there))
-        if not members:
+            one = self._expect(row, spec, resource, hosts.get(resource.host_id), there)
+            if one.decision.allowed or sees_all or resource.owner == owner.name:
+                expected.append(one)
+            elif is_told(row, spec, resource):
+                expected.append(replace(one, names=(), outcome=_NOTHING))
+        if not expected:
             remarks.append("no resource is meant at this moment; those that come later are served when they come")
         change = "create"
         if before is not None and before.state == "active":
@@ -172,7 +188,7 @@ class Asking:
         decision = asked if not asked.allowed else later
         line = there.get("" if spec.shared else resource.id)
         if not decision.allowed:
-            outcome = "nothing is delivered"
+            outcome = _NOTHING
         elif not resource.reachable:
             outcome = "it waits: the resource has no module that obeys this fleet"
         elif line is not None and line.serving:
@@ -183,10 +199,14 @@ class Asking:
 
     # ---- what there is -----------------------------------------------------------------------------------------------
 
-    async def cancel(self, connection: AsyncConnection, row: RequestRow, keep: bool, why: str, by: str) -> RequestRow:
-        """What was delivered is taken away, or stays until it expires."""
+    async def cancel(
+        self, connection: AsyncConnection, row: RequestRow, keep: bool, why: str, by: str, bound: bool = False
+    ) -> RequestRow:
+        """What was delivered is taken away, or stays until it expires.  `bound`: who asks is, by policy.  Raises Denied."""
         if row.state == "cancelled" and (keep or not row.kept):
             return row
+        if bound:
+            await self._demand_not_forbidden(connection, row, Act.CANCEL, "")
         changed = replace(row, state="cancelled", kept=int(keep), changed_at=int(self._clock()))
         await wanted.change_request(connection, row.id, state="cancelled", kept=int(keep), changed_at=changed.changed_at)
         await wanted.forget_denials(connection, row.id)
@@ -204,9 +224,12 @@ class Asking:
         reason: str,
         by: str,
         why: str,
+        bound: bool = False,
     ) -> None:
-        """Raises Invalid, NotFound, WrongState."""
+        """`bound`: as for `cancel`.  Raises Invalid, NotFound, WrongState, Denied."""
         _demand_active(row)
+        if bound:
+            await self._demand_not_forbidden(connection, row, Act.ROTATE, resource)
         chosen = await self._lines(connection, row, resource)
         trigger = {"urgent": urgent, "revoke": revoke or urgent, "reason": _reason(reason or "superseded"), "why": why, "by": by}
         if urgent and not reason:
@@ -247,9 +270,19 @@ class Asking:
         return done
 
     async def revoke(
-        self, connection: AsyncConnection, row: RequestRow, resource: str, number: int, reason: str, by: str, why: str
+        self,
+        connection: AsyncConnection,
+        row: RequestRow,
+        resource: str,
+        number: int,
+        reason: str,
+        by: str,
+        why: str,
+        bound: bool = False,
     ) -> None:
-        """Raises Invalid, NotFound."""
+        """`bound`: as for `cancel`.  Raises Invalid, NotFound, Denied."""
+        if bound:
+            await self._demand_not_forbidden(connection, row, Act.REVOKE, resource)
         word = _reason(reason or "unspecified")
         chosen = await self._lines(connection, row, resource)
         done = 0
@@ -273,6 +306,16 @@ class Asking:
         await lines.wake(connection, [line.id for line in await lines.lines_of_request(connection, row.id)], self._clock())
         await self._tell(connection, row, Kind.CHANGED, {"by": by, "what": "renewal"})
         return changed
+
+    async def _demand_not_forbidden(self, connection: AsyncConnection, row: RequestRow, act: Act, resource: str) -> None:
+        """What one has may be changed, and ended, where no rule forbids it on all that it concerns.  That nothing permits it (any
+        more) keeps nobody from giving it back."""
+        spec = Spec.of_text(row.spec)
+        decided = [d for r, d in await self._decide(connection, row, spec, act) if resource in ("", r.id) or spec.shared]
+        forbidding = [[rule for rule in d.rules if rule.id != NAMES] for d in decided if not d.allowed]
+        if decided and len(forbidding) == len(decided) and all(forbidding):
+            why = "; ".join(sorted({str(rule) for rules in forbidding for rule in rules}))
+            raise Denied(f"policy forbids to {act} {row.material}: {why}")
 
     async def _lines(self, connection: AsyncConnection, row: RequestRow, resource: str) -> Sequence[LineRow]:
         found = await lines.lines_of_request(connection, row.id)
@@ -325,6 +368,13 @@ def _essence(spec: Spec) -> dict[str, object]:
     return {name: value for name, value in dataclasses.asdict(spec).items() if name not in _ASIDE}
 
 
+def is_told(row: RequestRow, spec: Spec, resource: ResourceRow) -> bool:
+    """Whether an owner is told that something is denied on a resource: its own, or one that it has named.  A selector would else
+    list what others have."""
+    return resource.owner == row.owner or resource.id in spec.resources
+
+
+_NOTHING = "nothing is delivered"
 _OUTCOMES = {
     Source.MODULE: "its module makes a key, the authority certifies it, and it is activated",
     Source.ISSUER: "the issuer makes a key that all share, and it is sealed to its module",

@@ -17,6 +17,7 @@ from hsmvisor.manager.store.rows import HostRow, RequestRow, ResourceRow, lines_
 from hsmvisor.manager.wanted.spec import NotFilled, Spec
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+NAMES = "names"  #: stands in a rule's place where a name cannot be made
 REMEMBERED = 50_000  #: decisions
 
 #: Returns the policies that count now.
@@ -71,7 +72,7 @@ class Judge:
         try:
             names = spec.names_for(None if spec.shared else resource)
         except (NotFilled, BadName) as error:
-            return Decision(False, (Rule("names", str(error)),), policies.version)
+            return Decision(False, (Rule(NAMES, str(error)),), policies.version)
         owner = Owner(request.owner, frozenset(lines_of(request.groups)))
         decision = policies.decide(question(act, owner, spec, resource, trusted, names, automatic))
         self._known[key] = decision
@@ -90,6 +91,7 @@ class Judge:
         """Denials are kept and told once; those that are none any more are taken back."""
         before = set(denied_before)
         permitted = []
+        named = Spec.of_text(request.spec).resources
         for resource, decision in decisions:
             if decision.allowed:
                 if (resource.id, str(act)) in before:
@@ -99,7 +101,7 @@ class Judge:
             if await wanted.deny(connection, request.id, resource.id, str(act), why, decision.version, int(self._clock())):
                 happened = Happened(
                     Kind.DENIED,
-                    owner=request.owner,
+                    owner=request.owner if resource.owner == request.owner or resource.id in named else "",
                     request_id=request.id,
                     material=request.material,
                     resource_id=resource.id,

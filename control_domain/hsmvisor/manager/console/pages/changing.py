@@ -69,7 +69,7 @@ async def confirmed(visit: Visit) -> Response:
     content = [form.get(name, "") for name in ("resource", "why", "reason", "generation", "keep", "revoke")]
     call = request(form.get(REQUEST_ID, ""), f"console.{action.name}", *_bytes(visit.who.scope, id, *content))
     try:
-        carried_out, fields = work(action, parts.asking, form, why, visit.who.name, parts.clock())
+        carried_out, fields = work(action, parts.asking, form, why, visit.who, parts.clock())
         told = {"request": clean(id), "via": "console", **fields}
         kind = f"request.{action.method.lower()}"
         await parts.desk.change(visit.who, Origin(visit.who.name, why), call, id, kind, told, carried_out)
