@@ -18,6 +18,7 @@ from hsmvisor.manager.engine.hub import Hub
 from hsmvisor.manager.renewal.decisions import decide
 from hsmvisor.manager.store import inventory, lines, wanted
 from hsmvisor.manager.store.database import Database, IntegrityError
+from hsmvisor.manager.store.lines import Sums
 from hsmvisor.manager.store.rows import DeliveryRow, GenerationRow, LineRow, RequestRow
 from hsmvisor.manager.wanted.asking import is_told
 from hsmvisor.manager.wanted.spec import Spec
@@ -27,13 +28,16 @@ from hsmvisor.serving.requests import Origin, Request, Requests
 from hsmvisor.serving.text import clean
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+SHOWN = 100  #: lines of a request that are shown at once
+MOST_DENIALS = 1000
+
 Work = Callable[[AsyncConnection, RequestRow], Awaitable[object]]
 
 
 @dataclass(frozen=True)
 class Listed:
     row: RequestRow
-    lines: Sequence[LineRow]
+    lines: int
     summary: str
 
 
@@ -44,10 +48,12 @@ class Shown:
     generations: Sequence[GenerationRow]
     deliveries: Sequence[DeliveryRow]
     denials: Sequence[Any]
+    sums: Sums
+    next: str = ""  #: the resource of the last of `lines`, where there are more
 
     @property
     def summary(self) -> str:
-        return summary(self.row, self.lines, bool(self.denials))
+        return summary(self.row, self.sums, bool(self.denials))
 
 
 class Desk:
@@ -65,16 +71,17 @@ class Desk:
             rows = await wanted.requests_after(connection, after, count, owner, state)
             ids = [row.id for row in rows]
             denied = await wanted.denied_requests(connection, ids)
-            there: dict[str, list[LineRow]] = {}
-            for line in await lines.lines_of_requests(connection, ids):
-                there.setdefault(line.request_id, []).append(line)
-        return [Listed(row, own := there.get(row.id, []), summary(row, own, row.id in denied)) for row in rows]
+            sums = await lines.sums_of_requests(connection, ids)
+        return [Listed(row, (own := sums.get(row.id, Sums())).total, summary(row, own, row.id in denied)) for row in rows]
 
-    async def shown(self, who: FleetCaller, id: str) -> Shown:
-        """Raises NotFound, also for what the caller may not see."""
+    async def shown(self, who: FleetCaller, id: str, after: str = "", most: int = SHOWN) -> Shown:
+        """At most so many of its lines, in the order of their resources.  Raises NotFound, also for what the caller may not see."""
         async with self._database.reading() as connection:
             row = await self.seen(connection, who, id)
-            there = await lines.lines_of_request(connection, row.id)
+            sums = (await lines.sums_of_requests(connection, [row.id])).get(row.id, Sums())
+            found = await lines.page_of_request(connection, row.id, after, most + 1)
+            there, more = found[:most], len(found) > most
+            behind = there[-1].resource_id if more else ""
             ids = [line.id for line in there]
             generations = await lines.generations_of(connection, ids)
             deliveries = await lines.deliveries_of(connection, ids)
@@ -84,7 +91,7 @@ class Desk:
                 there = [line for line in there if line.resource_id not in hidden]
                 deliveries = [one for one in deliveries if one.resource_id not in hidden]
                 denials = [one for one in denials if one.resource_id not in hidden]
-            return Shown(row, there, generations, deliveries, denials)
+            return Shown(row, there, generations, deliveries, denials[:MOST_DENIALS], sums, behind)
 
     async def seen(self, connection: AsyncConnection, who: FleetCaller, id: str) -> RequestRow:
         """Raises NotFound."""

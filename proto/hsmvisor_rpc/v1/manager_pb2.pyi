@@ -1613,12 +1613,17 @@ class MaterialRequest(_message.Message):
     LINES_FIELD_NUMBER: _builtins.int
     DENIALS_FIELD_NUMBER: _builtins.int
     SUMMARY_FIELD_NUMBER: _builtins.int
+    LINES_TOTAL_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     owner: _builtins.str
     state: _builtins.str
     """active, cancelled"""
     summary: _builtins.str
     """done, working, failing, denied, cancelled"""
+    lines_total: _builtins.int
+    next_page_token: _builtins.str
+    """of the lines"""
     @_builtins.property
     def spec(self) -> Global___RequestSpec: ...
     @_builtins.property
@@ -1627,7 +1632,7 @@ class MaterialRequest(_message.Message):
     def changed_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def lines(self) -> _containers.RepeatedCompositeFieldContainer[Global___Line]:
-        """one where all share a key, otherwise one a resource"""
+        """one where all share a key, otherwise one a resource; at most 100, others by Get with next_page_token"""
 
     @_builtins.property
     def denials(self) -> _containers.RepeatedCompositeFieldContainer[Global___Denial]: ...
@@ -1643,10 +1648,12 @@ class MaterialRequest(_message.Message):
         lines: _abc.Iterable[Global___Line] | None = ...,
         denials: _abc.Iterable[Global___Denial] | None = ...,
         summary: _builtins.str = ...,
+        lines_total: _builtins.int = ...,
+        next_page_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["changed_at", b"changed_at", "created_at", b"created_at", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["changed_at", b"changed_at", "created_at", b"created_at", "denials", b"denials", "id", b"id", "lines", b"lines", "owner", b"owner", "spec", b"spec", "state", b"state", "summary", b"summary"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changed_at", b"changed_at", "created_at", b"created_at", "denials", b"denials", "id", b"id", "lines", b"lines", "lines_total", b"lines_total", "next_page_token", b"next_page_token", "owner", b"owner", "spec", b"spec", "state", b"state", "summary", b"summary"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1848,19 +1855,25 @@ class GetRequest(_message.Message):
     MATERIAL_FIELD_NUMBER: _builtins.int
     OWNER_FIELD_NUMBER: _builtins.int
     ID_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     material: _builtins.str
     owner: _builtins.str
     id: _builtins.str
+    page_size: _builtins.int
+    page_token: _builtins.str
     def __init__(
         self,
         *,
         material: _builtins.str = ...,
         owner: _builtins.str = ...,
         id: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "material", b"material", "owner", b"owner"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "material", b"material", "owner", b"owner", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -8,6 +8,7 @@ from typing import Any
 import click
 import grpc
 from hsmvisor.cli.context import MANAGER, REFUSED, CommandError, Context, of_call, pass_context, plain, table, when
+from hsmvisor.cli.fleet.finding import get
 from hsmvisor.cli.fleet.parameters import ident_option
 from hsmvisor.cli.fleet.reach import Manager, ManagerCommand, manager_of, words
 from hsmvisor.cli.fleet.showing import REQUESTS, request_row
@@ -69,7 +70,7 @@ def apply(
             demand_allowed(done[index])
         except CommandError as error:
             failures.append(error)
-            done[index] = manager.requests.Get(pb.GetRequest(id=found.id), timeout=manager.timeout)
+            done[index] = get(manager, pb.GetRequest(id=found.id))
     for found in done:
         _hint(ctx, found, wanted)
     _tell(ctx, done, one_alone=len(asked) == 1, wanted=wanted)
@@ -86,7 +87,7 @@ apply.help = (apply.help or "") + FILE
 def _before(manager: Manager, asked: Asked) -> pb.MaterialRequest | None:
     try:
         request = pb.GetRequest(material=asked.spec.material, owner=asked.owner)
-        return manager.requests.Get(request, timeout=manager.timeout)
+        return get(manager, request)
     except grpc.RpcError as error:
         if error.code() is not grpc.StatusCode.NOT_FOUND:
             raise

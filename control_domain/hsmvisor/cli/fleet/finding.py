@@ -12,6 +12,16 @@ from hsmvisor_rpc.v1 import manager_pb2 as pb
 _ID = re.compile(r"[0-9a-f]{32}")
 
 
+def get(manager: Manager, asked: pb.GetRequest) -> pb.MaterialRequest:
+    """Returns a request with all of its lines, however many there are.  Raises grpc.RpcError."""
+    found = manager.requests.Get(asked, timeout=manager.timeout)
+    while found.next_page_token:
+        more = manager.requests.Get(pb.GetRequest(id=found.id, page_token=found.next_page_token), timeout=manager.timeout)
+        found.lines.extend(more.lines)
+        found.next_page_token = more.next_page_token
+    return found
+
+
 def find(manager: Manager, name: str, owner: str = "") -> pb.MaterialRequest:
     """Returns one's own, or the only one of that name that one may see.  Raises grpc.RpcError, CommandError."""
     asked = [pb.GetRequest(material=name, owner=owner)]
@@ -20,7 +30,7 @@ def find(manager: Manager, name: str, owner: str = "") -> pb.MaterialRequest:
     missing: grpc.RpcError | None = None
     for request in asked:
         try:
-            return manager.requests.Get(request, timeout=manager.timeout)
+            return get(manager, request)
         except grpc.RpcError as error:
             if error.code() is not grpc.StatusCode.NOT_FOUND:
                 raise
@@ -35,7 +45,7 @@ def find(manager: Manager, name: str, owner: str = "") -> pb.MaterialRequest:
     if len(found) > 1:
         owners = ", ".join(sorted(one.owner for one in found))
         raise CommandError(f"several owners have a material {name}: {owners}", USAGE, "say whose with --owner")
-    return manager.requests.Get(pb.GetRequest(id=found[0].id), timeout=manager.timeout)
+    return get(manager, pb.GetRequest(id=found[0].id))
 
 
 def resource_id(manager: Manager, name: str) -> str:

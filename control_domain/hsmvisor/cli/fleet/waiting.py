@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import click
 import grpc
 from hsmvisor.cli.context import FAILURE, REFUSED, TIMEOUT, CommandError, Context
+from hsmvisor.cli.fleet.finding import get
 from hsmvisor.cli.fleet.reach import manager_of
 from hsmvisor_rpc.v1 import manager_pb2 as pb
 from rich.console import Console
@@ -91,7 +92,7 @@ class Waiting:
     def _again(self, found: pb.MaterialRequest) -> pb.MaterialRequest:
         while True:
             try:
-                return self._manager.requests.Get(pb.GetRequest(id=found.id), timeout=self._manager.timeout)
+                return get(self._manager, pb.GetRequest(id=found.id))
             except grpc.RpcError as error:
                 if error.code() is not grpc.StatusCode.UNAVAILABLE or time.monotonic() >= self._end:
                     raise

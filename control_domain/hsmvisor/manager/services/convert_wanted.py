@@ -12,7 +12,7 @@ from hsmvisor.manager.engine.beginning import life_of
 from hsmvisor.manager.policy.questions import Source
 from hsmvisor.manager.renewal import timing
 from hsmvisor.manager.renewal.decisions import Rule
-from hsmvisor.manager.store.lines import FAR
+from hsmvisor.manager.store.lines import FAR, Sums
 from hsmvisor.manager.store.rows import DeliveryRow, GenerationRow, LineRow, RequestRow
 from hsmvisor.manager.wanted.asking import Explanation
 from hsmvisor.manager.wanted.spec import Spec
@@ -121,6 +121,7 @@ def material_request(
     generations: Iterable[GenerationRow] = (),
     deliveries: Iterable[DeliveryRow] = (),
     denials: Iterable[Any] = (),
+    sums: Sums | None = None,
 ) -> pb.MaterialRequest:
     denied = list(denials)
     by_line: dict[str, list[GenerationRow]] = {}
@@ -138,7 +139,8 @@ def material_request(
         changed_at=timestamp(row.changed_at),
         lines=[_line(row, line, by_line.get(line.id, []), held.get(line.id, [])) for line in lines],
         denials=[_denial(one) for one in denied],
-        summary=summary(row, lines, bool(denied)),
+        summary=summary(row, sums, bool(denied)) if sums is not None else "",
+        lines_total=sums.total if sums is not None else 0,
     )
 
 

@@ -10,7 +10,7 @@ from hsmvisor.manager.access.owners import demand_owner, is_bound, may_see
 from hsmvisor.manager.answers import Answers
 from hsmvisor.manager.answers import asked as request
 from hsmvisor.manager.auth import caller
-from hsmvisor.manager.desk import Desk, Work, no_request
+from hsmvisor.manager.desk import SHOWN, Desk, Work, no_request
 from hsmvisor.manager.engine.hub import Hub
 from hsmvisor.manager.importing import Importing
 from hsmvisor.manager.issuer.client import IssuerAway
@@ -105,7 +105,8 @@ class RequestService(rpc.RequestServiceServicer):
             raise NotFound(
                 "REQUEST", f"there is no request {untrusted.id or untrusted.material!r}", "hsmvisor request list shows them"
             )
-        return await self._shown(row.id)
+        size = min(serving_limits.page_size(untrusted.page_size), SHOWN)
+        return await self._shown(row.id, after_token(untrusted.page_token) if untrusted.page_token else "", size)
 
     async def List(self, untrusted: pb.ListRequestsRequest, context: Any) -> pb.ListRequestsResponse:
         known, size = caller(), serving_limits.page_size(untrusted.page_size)
@@ -113,14 +114,16 @@ class RequestService(rpc.RequestServiceServicer):
         found = []
         for listed in rows[:size]:
             told = convert.material_request(listed.row)
-            told.summary = listed.summary
+            told.summary, told.lines_total = listed.summary, listed.lines
             found.append(told)
         token = next_token(rows[size - 1].row.id) if len(rows) > size else ""
         return pb.ListRequestsResponse(requests=found, next_page_token=token)
 
-    async def _shown(self, id: str) -> pb.MaterialRequest:
-        told = await self._desk.shown(caller(), id)
-        return convert.material_request(told.row, told.lines, told.generations, told.deliveries, told.denials)
+    async def _shown(self, id: str, after: str = "", most: int = SHOWN) -> pb.MaterialRequest:
+        told = await self._desk.shown(caller(), id, after, most)
+        made = convert.material_request(told.row, told.lines, told.generations, told.deliveries, told.denials, told.sums)
+        made.next_page_token = next_token(told.next) if told.next else ""
+        return made
 
     # ---- changing ----------------------------------------------------------------------------------------------------
 

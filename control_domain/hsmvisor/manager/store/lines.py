@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from hsmvisor.manager.store.inventory import parts
@@ -57,6 +58,36 @@ async def lines_of_requests(connection: AsyncConnection, request_ids: Sequence[s
     for some in parts(request_ids):
         found += LineRow.all((await connection.execute(select(lines).where(lines.c.request_id.in_(some)))).all())
     return found
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Of one request's lines."""
+
+    total: int = 0
+    failing: int = 0
+    stages: Mapping[str, int] = field(default_factory=dict)
+
+
+async def sums_of_requests(connection: AsyncConnection, request_ids: Sequence[str]) -> dict[str, Sums]:
+    """However many lines there are, few rows come."""
+    found: dict[str, Sums] = {}
+    fails = func.sum(case((lines.c.failures > 0, 1), else_=0))
+    for some in parts(request_ids):
+        query = select(lines.c.request_id, lines.c.stage, func.count(), fails).where(lines.c.request_id.in_(some))
+        for id, stage, count, failing in (await connection.execute(query.group_by(lines.c.request_id, lines.c.stage))).all():
+            known = found.get(id, Sums())
+            stages = {**known.stages, stage: int(count)}
+            found[id] = Sums(known.total + int(count), known.failing + int(failing), stages)
+    return found
+
+
+async def page_of_request(connection: AsyncConnection, request_id: str, after: str, count: int) -> list[LineRow]:
+    """Returns lines in the order of their resources, those behind `after`; empty: from the first."""
+    query = select(lines).where(lines.c.request_id == request_id)
+    if after:
+        query = query.where(lines.c.resource_id > after)
+    return LineRow.all((await connection.execute(query.order_by(lines.c.resource_id).limit(count))).all())
 
 
 async def lines_on(connection: AsyncConnection, resource_id: str) -> list[LineRow]:

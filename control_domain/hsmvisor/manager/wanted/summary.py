@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from hsmvisor.manager.store.lines import Sums
+from hsmvisor.manager.store.rows import RequestRow
 
-from hsmvisor.manager.store.rows import LineRow, RequestRow
+_SETTLED = ("serving", "denied", "gone")
 
 
-def summary(row: RequestRow, lines: Sequence[LineRow], denied: bool) -> str:
+def summary(row: RequestRow, sums: Sums, denied: bool) -> str:
     """done, waiting, working, failing, denied, cancelled."""
     if row.state != "active":
         return "cancelled"
-    if any(line.failures for line in lines):
+    if sums.failing:
         return "failing"
-    if any(line.stage not in ("serving", "denied", "gone") for line in lines):
+    if any(stage not in _SETTLED for stage in sums.stages):
         return "working"
     if denied:
         return "denied"
-    return "done" if lines else "waiting"
+    return "done" if sums.total else "waiting"

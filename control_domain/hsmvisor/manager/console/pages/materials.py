@@ -62,11 +62,8 @@ async def denials(visit: Visit) -> Response:
 
 async def one(visit: Visit) -> Response:
     parts, now = visit.parts, visit.parts.clock()
-    shown = await parts.desk.shown(visit.who, visit.request.path_params["id"])
+    shown = await parts.desk.shown(visit.who, visit.request.path_params["id"], visit.asked("key", 130), limits.SHOWN_LINES)
     away = await _away(visit, shown, now)
-    after = visit.asked("key", 130)
-    behind = [line for line in shown.lines if line.resource_id > after or not after]
-    lines, more = cut(behind, limits.SHOWN_LINES)
     spec = Spec.of_text(shown.row.spec)
     events, _ = await parts.history.page(size=limits.SHOWN_EVENTS, request_id=shown.row.id)
     return visit.page(
@@ -74,13 +71,13 @@ async def one(visit: Visit) -> Response:
         row=shown.row,
         spec=spec,
         summary=shown.summary,
-        keys=[_key(shown, spec, line, away, now) for line in lines],
-        count=len(shown.lines),
-        more=lines[-1].resource_id if more else "",
+        keys=[_key(shown, spec, line, away, now) for line in shown.lines],
+        count=shown.sums.total,
+        more=shown.next,
         denials=shown.denials,
         events=events,
         actions=offered(shown) if may_change(visit.who, shown.row.owner) else [],
-        open_keys=len(lines) <= 3,
+        open_keys=len(shown.lines) <= 3,
     )
 
 
