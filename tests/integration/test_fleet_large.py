@@ -19,12 +19,12 @@ def test_an_answer_has_a_page_of_lines_and_all_can_be_had() -> None:
         await fleet.add("host-1", [f"vm-{n}" for n in range(GUESTS)], env="prod")
         asked = manager.apply(material="tls", names=["dns:{name}.example.net"], selector={"env": "prod"})
         await asyncio.to_thread(wait_for, lambda: fleet.holding("tls", 1) == GUESTS, 60, "the materials")
+        await asyncio.to_thread(wait_for, lambda: manager.request(asked.id).summary == "done", 30, "the last word of it")
         await fleet.close()
         return asked
 
     with Manager() as manager:
         asked = asyncio.run(scenario(manager))
-        wait_for(lambda: manager.request(asked.id).summary == "done", 30, "the last word of it")
         first = manager.request(asked.id)
         assert len(first.lines) == 100 and first.lines_total == GUESTS and first.summary == "done"
         rest = manager.requests.Get(pb.GetRequest(id=asked.id, page_token=first.next_page_token), timeout=20)

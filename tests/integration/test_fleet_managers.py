@@ -65,7 +65,7 @@ def rotate(manager: Manager, id: str) -> None:
 @pytest.mark.slow
 def test_a_manager_that_is_killed_again_and_again_loses_nothing_and_repeats_nothing() -> None:
     """On SQLite, with the manager alone; each kill comes a little later in the rotation."""
-    modules, rounds = 12, 6
+    modules, rounds = 12, 4
 
     async def scenario(manager: Manager) -> LightFleet:
         fleet = LightFleet(manager.token, shared_recipient())

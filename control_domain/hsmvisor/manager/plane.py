@@ -201,7 +201,7 @@ class Plane:
         return Metrics(self.clock(), counters)
 
     def _plug(self) -> None:
-        self.engine = Engine(self._engine_parts(), self.config.renewal.workers)
+        self.engine = Engine(self._engine_parts(), self.config.renewal.workers, self._laid.key.id)
         reports = Reports(self.history, self.keys.root, self.clock)
         results = Results(self.history, self.clock)
         self.exchanges = Exchanges(self.database, self.history, reports, results, self.hub, self.clock)

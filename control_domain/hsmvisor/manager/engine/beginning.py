@@ -48,6 +48,7 @@ def snapshot_of(spec: Spec, line: LineRow, serving: GenerationRow | None) -> Sna
             suggested=Suggested(window["start"], window["end"], window["why"]) if window else None,
             revoked_at=serving.revoked_at,
             signatures=serving.signatures,
+            begun_at=serving.created_at,
         )
     failures = Failures(line.failures, line.failed_at, line.not_before)
     return Snapshot(spec.renewal, held, failures, line.triggered_at, line.changed_at)
@@ -76,7 +77,7 @@ async def begin(
     """Stores the next generation's beginning, and returns it."""
     spec, serving = seen.spec, seen.serving
     trigger: dict[str, Any] = json.loads(seen.line.trigger) if seen.line.trigger else {}
-    triggered = bool(trigger) and (serving is None or seen.line.triggered_at > serving.activated_at)
+    triggered = bool(trigger) and (serving is None or seen.line.triggered_at > serving.created_at)
     new_key = serving is None or not serving.csr or spec.bare or rekey or decision.rekey
     if spec.source is Source.IMPORTED:
         new_key = False

@@ -29,8 +29,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 _log = logging.getLogger(__name__)
 
-LEASE = 60.0  #: seconds
-KEEP_EVERY = 15.0
+LEASE = 30.0  #: seconds
+KEEP_EVERY = 8.0
 LOOK_EVERY = 0.5  #: seconds after which one asks the database whether another manager has something for us
 RESCUE_EVERY = 10.0
 HICCUP = 5.0  #: seconds after an error of our own, or of the database's
@@ -39,9 +39,10 @@ MOST_STEPS = 10  #: of one line before it is another one's turn
 
 
 class Engine:
-    def __init__(self, parts: Parts, workers: int = WORKERS) -> None:
+    def __init__(self, parts: Parts, workers: int = WORKERS, id: str = "") -> None:
+        """`id`: this manager's, the same after a restart: then it goes on at once with what it was at when it ended."""
         self._parts, self._workers = parts, workers
-        self.id = uuid.uuid4().hex
+        self.id = id or uuid.uuid4().hex
         self._at_work: dict[str, asyncio.Task[None]] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = False
@@ -66,8 +67,13 @@ class Engine:
     # ---- taking lines ----------------------------------------------------------------------------------------------
 
     async def _run(self) -> None:
+        taken_back = False
         while not self._stopping:
             try:
+                if not taken_back:
+                    async with self._parts.database.transaction() as connection:
+                        await lines.take_back(connection, self.id)
+                    taken_back = True
                 taken = await self._claim()
             except DatabaseError as error:
                 _log.error("%s", error)

@@ -185,7 +185,8 @@ class _Look:
 
     async def _give_up(self, working: GenerationRow, why: str) -> None:
         async with self._parts.database.transaction() as connection:
-            await lines.change_generation(connection, self._seen.line.id, working.number, state="failed", why=why)
+            told = {"state": "failed", "why": why}  # unless a module has activated it meanwhile
+            await lines.change_generation(connection, self._seen.line.id, working.number, was=working.state, **told)
 
     async def _deliver(self, working: GenerationRow, allowed: Sequence[ResourceRow]) -> Outcome:
         done = await delivering.deliver(self._parts, self._seen, working, allowed, self._now)

@@ -81,6 +81,11 @@ class Held:
     suggested: Suggested | None = None
     revoked_at: float = 0
     signatures: int = 0
+    begun_at: float = 0  #: what was asked since then it does not answer; 0: as `activated_at`
+
+    @property
+    def answers(self) -> float:
+        return self.begun_at or self.activated_at
 
 
 @dataclass(frozen=True)
@@ -188,14 +193,14 @@ def _revoked(snapshot: Snapshot, now: float) -> _Due | None:
 
 def _triggered(snapshot: Snapshot, now: float) -> _Due | None:
     held = snapshot.held
-    if held is None or snapshot.triggered_at <= held.activated_at:
+    if held is None or snapshot.triggered_at <= held.answers:
         return None
     return _Due(snapshot.triggered_at, "somebody asked for it", rest=0)
 
 
 def _changed(snapshot: Snapshot, now: float) -> _Due | None:
     held = snapshot.held
-    if held is None or snapshot.changed_at <= held.activated_at:
+    if held is None or snapshot.changed_at <= held.answers:
         return None
     return _Due(snapshot.changed_at, "the request was changed", rest=0)
 

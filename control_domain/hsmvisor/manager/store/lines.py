@@ -169,6 +169,11 @@ async def release(connection: AsyncConnection, by: str, id: str, look_at: float,
     return bool(changed.rowcount)
 
 
+async def take_back(connection: AsyncConnection, by: str) -> None:
+    """What this manager was looking at when it ended is looked at again: nobody else has its id."""
+    await connection.execute(update(lines).where(lines.c.lease_by == by).values(lease_by="", lease_until=0.0, look_at=0.0))
+
+
 async def rescue(connection: AsyncConnection, now: float) -> int:
     """What a manager left that is no more is looked at again."""
     where = (lines.c.lease_by != "", lines.c.lease_until <= now)
@@ -219,8 +224,8 @@ async def serve_the_one_before(
     await change_generation(connection, line.id, line.serving, state="rolled-back", why=why)
     if before:
         await change_generation(connection, line.id, before, state="serving", activated_at=now)
-    values = {"serving": before, "failures": line.failures + 1, "failed_at": now, "why": why, "look_at": now, "trigger": ""}
-    await change_line(connection, line.id, **values)
+    values = {"serving": before, "failures": line.failures + 1, "failed_at": now, "why": why, "look_at": now}
+    await change_line(connection, line.id, trigger="", triggered_at=0.0, **values)
     return before
 
 
