@@ -126,7 +126,7 @@ def test_which_key(snapshot: Snapshot, urgent: bool, rekey: bool) -> None:
         (Rule(cron="not a schedule"), "is no schedule"),
         (Rule(cron="* * * * * *"), "five fields"),
         (Rule(cron="61 * * * *"), "is no schedule"),
-        (Rule(lead=-1), "lead is not negative"),
+        (Rule(lead=-1), "lead is 0 to"),
         (Rule(period=SHORTEST_PERIOD - 1), "60 seconds or more"),
         (Rule(signatures=MOST_SIGNATURES + 1), "signatures are 0 to"),
         (Rule(signatures=-1), "signatures are 0 to"),
