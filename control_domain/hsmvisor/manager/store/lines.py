@@ -311,12 +311,13 @@ async def _wake_denied(connection: AsyncConnection, resource_ids: Sequence[str])
 
 
 async def wake_pending(connection: AsyncConnection, resource_ids: Sequence[str], now: float) -> None:
-    """Lines with a delivery on these resources that is not done are looked at again."""
+    """Lines with a delivery on these resources that is not done, or with a generation on its way, are looked at again."""
     for some in parts(resource_ids):
         pending = select(deliveries.c.line_id).where(
             deliveries.c.resource_id.in_(some), deliveries.c.state.not_in(("active", "denied"))
         )
-        where = or_(lines.c.id.in_(pending), lines.c.resource_id.in_(some) & (lines.c.stage != "serving"))
+        at_work = or_(lines.c.stage != "serving", lines.c.newest != lines.c.serving)
+        where = or_(lines.c.id.in_(pending), lines.c.resource_id.in_(some) & at_work)
         await connection.execute(update(lines).where(where).values(look_at=_due(now)))
 
 
