@@ -41,6 +41,7 @@ _REASONS = {
     Reason.SUPERSEDED: 4,
     Reason.CESSATION: 5,
 }
+NONCES = 4  #: attempts of which each may have had an old nonce
 
 
 class Replacing(messages.NewOrder):
@@ -76,6 +77,19 @@ def certificate_id(certificate: x509.Certificate) -> str:
     return ".".join(base64.urlsafe_b64encode(part).decode().rstrip("=") for part in parts)
 
 
+class _Network(client.ClientNetwork):
+    """A nonce that the server does not take is another one's turn (RFC 8555, 6.5); the library tries twice, which is not enough."""
+
+    def post(self, *arguments: Any, **options: Any) -> Any:
+        for _ in range(NONCES):
+            try:
+                return super().post(*arguments, **options)
+            except messages.Error as error:
+                if error.code != "badNonce":
+                    raise
+        return super().post(*arguments, **options)
+
+
 @dataclass(frozen=True)
 class Finished:
     chain: str  #: PEM
@@ -96,7 +110,7 @@ class Session:
         self._responders = responders
         jwk = JWKEC(key=ComparableECKey(key))
         verify: Any = ca_file or True
-        network = client.ClientNetwork(jwk, alg=ES256, user_agent="hsmvisor", verify_ssl=verify, timeout=30)
+        network = _Network(jwk, alg=ES256, user_agent="hsmvisor", verify_ssl=verify, timeout=30)
         with _told():
             self._client = client.ClientV2(client.ClientV2.get_directory(directory, network), network)
             self._register(contact)
