@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from hsmvisor import environment
 from hsmvisor.host import child, database, link, module
 from hsmvisor.host.main import main
 from hsmvisor.serving import events
@@ -29,7 +30,7 @@ def instrument() -> None:
 if __name__ == "__main__":
     events._STORE_EVERY = 3600.0  # each transaction belongs to an action
     module._DEATHS = 10_000  # many deaths are the purpose
-    child._INHERITED = (*child._INHERITED, VARIABLE)
+    environment._INHERITED = (*environment._INHERITED, VARIABLE)
     spawn = child.Spawned.__init__
 
     def spawned(self: child.Spawned, name: str, *arguments: Any) -> None:
