@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from hsmvisor.manager import limits
 from hsmvisor.manager.ca import names, requests
 from hsmvisor.manager.ca.names import BadName
+from hsmvisor.manager.engine.beginning import revoke_if_asked
 from hsmvisor.manager.engine.obtaining import seal_to
 from hsmvisor.manager.inventory.pins import Pins
 from hsmvisor.manager.issuer.client import BadKey, EscrowAs, Issuer, IssuerAway, Made
@@ -108,26 +109,17 @@ class Importing:
             csr=taken.made.csr,
             names=text_of(taken.names),
             authority=Spec.of_text(row.spec).authority,
-            kept="",
             chain=b"".join(one.public_bytes(Encoding.PEM) for one in chain).decode(),
             serial=f"{leaf.serial_number:x}" if leaf else "",
             not_before=int(leaf.not_valid_before_utc.timestamp()) if leaf else 0,
             not_after=int(leaf.not_valid_after_utc.timestamp()) if leaf else 0,
             drawn=self._draw(),
-            window="",
-            ask_at=0.0,
             created_at=now,
-            activated_at=0.0,
-            revoked_at=0,
-            revoke="",
-            signatures=0,
-            urgent=0,
-            released=0,
-            checked=0,
-            told=0,
             why="it was imported",
         )
+        known = {one.number: one for one in await lines.generations_of(connection, [line.id])}
         await lines.add_generation(connection, generation)
+        await revoke_if_asked(connection, line, known.get(line.serving))
         rows = [
             {
                 "line_id": line.id,

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 from hsmvisor.manager.engine.parts import Parts
 from hsmvisor.manager.engine.seen import Seen
@@ -12,9 +11,11 @@ from hsmvisor.manager.policy.questions import Source
 from hsmvisor.manager.renewal import decisions
 from hsmvisor.manager.renewal.decisions import Decision, Failures, Held, Snapshot, Suggested
 from hsmvisor.manager.renewal.timing import HOUR, Lifetime
+from hsmvisor.manager.renewal.trigger import Trigger
 from hsmvisor.manager.store import lines
 from hsmvisor.manager.store.rows import GenerationRow, LineRow, ResourceRow, text_of
 from hsmvisor.manager.wanted.spec import Spec
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 KEPT = 12  #: generations of a line that are remembered
 MOST, MOST_ASKED = 6, 10  #: of them that are begun in an hour, or half of a certificate's life; and where an owner asks for them
@@ -51,7 +52,7 @@ def snapshot_of(spec: Spec, line: LineRow, serving: GenerationRow | None) -> Sna
             begun_at=serving.created_at,
         )
     failures = Failures(line.failures, line.failed_at, line.not_before)
-    return Snapshot(spec.renewal, held, failures, line.triggered_at, line.changed_at)
+    return Snapshot(spec.renewal, held, failures, line.triggered_at, Trigger.of_text(line.trigger), line.changed_at)
 
 
 def too_many_until(seen: Seen, now: float) -> float:
@@ -71,61 +72,55 @@ def _within(seen: Seen) -> float:
     return min(shortest / 2, HOUR)
 
 
-async def begin(
-    parts: Parts, seen: Seen, allowed: Sequence[ResourceRow], decision: Decision, now: float, rekey: bool
-) -> GenerationRow:
+async def begin(parts: Parts, seen: Seen, allowed: Sequence[ResourceRow], decision: Decision, now: float) -> GenerationRow:
     """Stores the next generation's beginning, and returns it."""
     spec, serving = seen.spec, seen.serving
-    trigger: dict[str, Any] = json.loads(seen.line.trigger) if seen.line.trigger else {}
-    triggered = bool(trigger) and (serving is None or seen.line.triggered_at > serving.created_at)
-    new_key = serving is None or not serving.csr or spec.bare or rekey or decision.rekey
-    if spec.source is Source.IMPORTED:
-        new_key = False
-    elif serving is not None and _says_another_thing(seen, serving):
-        new_key = True
     number = seen.newest_anywhere + 1
     names = () if spec.bare else spec.names_for(None if spec.shared else allowed[0])
+    keeps = serving if serving is not None and _keeps_its_key(seen, serving, decision) else None
     row = GenerationRow(
         line_id=seen.line.id,
         number=number,
-        state="keying" if new_key else "ordered",
-        key_of=number if new_key or serving is None else serving.key_of,
-        public_key=b"" if new_key or serving is None else serving.public_key,
-        csr=b"" if new_key or serving is None else serving.csr,
+        state="ordered" if keeps else "keying",
+        key_of=keeps.key_of if keeps else number,
+        public_key=keeps.public_key if keeps else b"",
+        csr=keeps.csr if keeps else b"",
         names=text_of(map(str, names)),
         authority=spec.authority,
-        kept="",
-        chain="",
-        serial="",
-        not_before=0,
-        not_after=0,
         drawn=parts.draw(),
-        window="",
-        ask_at=0.0,
         created_at=now,
-        activated_at=0.0,
-        revoked_at=0,
-        revoke="",
-        signatures=0,
-        urgent=int(decision.urgent or bool(triggered and trigger.get("urgent"))),
-        released=0,
-        checked=0,
-        told=0,
+        urgent=int(decision.urgent),
         why=decision.why,
     )
-    old = sorted(n for n, g in seen.generations.items() if n != seen.line.serving)
     async with parts.database.transaction() as connection:
         await lines.add_generation(connection, row)
         await lines.change_line(connection, seen.line.id, newest=number)
-        if triggered and trigger.get("revoke") and serving is not None and not serving.revoke and not serving.revoked_at:
-            await lines.change_generation(
-                connection, seen.line.id, serving.number, revoke=str(trigger.get("reason") or "superseded")
-            )
-        if len(old) >= KEPT:
-            await lines.forget_generations(connection, seen.line.id, old[: len(old) - KEPT + 1])
+        await revoke_if_asked(connection, seen.line, serving)
+        if forgotten := _forgotten(seen.line, [*seen.generations.values(), row]):
+            await lines.forget_generations(connection, seen.line.id, forgotten)
     return row
 
 
-def _says_another_thing(seen: Seen, serving: GenerationRow) -> bool:
-    """The request was changed since: names and kind of key are in the certificate request, which is made with the key."""
-    return seen.line.changed_at > serving.created_at
+async def revoke_if_asked(connection: AsyncConnection, line: LineRow, serving: GenerationRow | None) -> None:
+    """Once the generation that begins now serves, the one before is revoked, if that is what somebody asked for."""
+    asked = Trigger.of_text(line.trigger)
+    if asked is None or not asked.revoke or serving is None or line.triggered_at <= serving.created_at:
+        return
+    if not serving.revoke and not serving.revoked_at:
+        await lines.change_generation(connection, line.id, serving.number, revoke=asked.reason)
+
+
+def _forgotten(line: LineRow, generations: Iterable[GenerationRow]) -> list[int]:
+    """The oldest, but none whose key another one has, nor one that is still to be revoked."""
+    known = {row.number: row for row in generations}
+    left = [row for row in known.values() if row.number == line.serving or (row.revoke and not row.revoked_at)]
+    left += [known[number] for number in sorted(known)[-KEPT:]]
+    return sorted(set(known) - {row.number for row in left} - {row.key_of for row in left})
+
+
+def _keeps_its_key(seen: Seen, serving: GenerationRow, decision: Decision) -> bool:
+    if seen.spec.source is Source.IMPORTED:
+        return True
+    # names and kind of key are in the certificate request, which is made with the key
+    changed = seen.line.changed_at > serving.created_at
+    return bool(serving.csr) and not seen.spec.bare and not decision.rekey and not changed

@@ -57,17 +57,13 @@ async def deliver(parts: Parts, seen: Seen, generation: GenerationRow, allowed: 
     release = not seen.spec.two_step or bool(generation.released) or all_staged or generation.state == "serving"
     steps = [_step(seen, generation, resource, keys, release, now) for resource in undone]
     told = {step.resource.host_id for step in steps if step.said}
-    changed = [row for step in steps if (row := _row(seen, step, now)) is not None]
+    changed = [row for step in steps if (row := _row(seen, step)) is not None]
     if told or changed:
         async with parts.database.transaction() as connection:
             for step in steps:
                 if step.said:
                     await parts.commands.queue(connection, step.resource, seen.line, step.said)
-            new = [row for row in changed if row.resource_id not in seen.deliveries]
-            await lines.add_deliveries(connection, new)
-            for row in changed:
-                if row.resource_id in seen.deliveries:
-                    await lines.put_delivery(connection, row)
+            await lines.mark(connection, changed, seen.deliveries, now)
         parts.hub.commands(told)
     return Delivered(
         done=len(allowed) - len(undone),
@@ -88,9 +84,9 @@ def _ids(steps: Iterable[_Next]) -> tuple[str, ...]:
     return tuple(step.resource.id for step in steps)
 
 
-def _row(seen: Seen, step: _Next, now: float) -> DeliveryRow | None:
+def _row(seen: Seen, step: _Next) -> DeliveryRow | None:
     known = seen.delivery(step.resource.id)
-    row = replace(known, state=step.state, why=step.why, changed_at=int(now))
+    row = replace(known, state=step.state, why=step.why)
     same = (known.state, known.why) == (row.state, row.why) and step.resource.id in seen.deliveries
     return None if same else row
 
@@ -165,7 +161,7 @@ async def _keys(parts: Parts, seen: Seen, generation: GenerationRow, allowed: Se
 async def _from_envelopes(
     parts: Parts, seen: Seen, generation: GenerationRow, chain: tuple[bytes, ...], missing: Sequence[ResourceRow], now: float
 ) -> _Keys:
-    async with parts.database.transaction() as connection:
+    async with parts.database.reading() as connection:
         there = await lines.envelopes_of(connection, seen.line.id, generation.number, now + 60)
         escrow = await lines.escrow(connection, seen.line.id, generation.key_of)
     found: _Keys = {}

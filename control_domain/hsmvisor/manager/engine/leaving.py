@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
+from hsmvisor.manager.engine.obtaining import NO_WORD
 from hsmvisor.manager.engine.parts import Parts
 from hsmvisor.manager.engine.seen import Seen
 from hsmvisor.manager.engine.signing import Said
 from hsmvisor.manager.history.events import Happened, Kind
 from hsmvisor.manager.store import lines
+from hsmvisor.manager.store.lines import FAR
 from hsmvisor.manager.store.rows import DeliveryRow, ResourceRow
 from hsmvisor_rpc.sealed.commands import Action, Destroy, Retire
 
@@ -23,31 +25,51 @@ def takes_away(delivery: DeliveryRow) -> list[Said]:
     return said
 
 
-async def leave(parts: Parts, seen: Seen, now: float) -> bool:
-    """Takes the next step for those that are not meant any more.  Returns whether something is still to be done."""
+async def leave(parts: Parts, seen: Seen, now: float) -> float | None:
+    """Takes the next step for those that are not meant any more.
+
+    Returns when to look again: FAR where that waits for a host, which wakes the line when it is back.  None: nothing is left.
+    """
     if seen.request.state == "cancelled" and seen.request.kept:
-        return False
-    pending, told = False, set()
+        return None
+    steps = [_step(seen, id, now) for id in sorted(set(seen.deliveries) - seen.members)]
+    if not steps:
+        return None
     async with parts.database.transaction() as connection:
-        for id in sorted(set(seen.deliveries) - seen.members):
-            delivery, resource = seen.deliveries[id], seen.resources.get(id)
-            if seen.queued.get(id):
-                pending = True
-                continue
-            said = takes_away(delivery)
-            if resource is None or not resource.present or not said or not resource.module_id:
-                await lines.remove_delivery(connection, seen.line.id, id)
-                if not delivery.has_nothing:
-                    await parts.history.add(connection, _happened(seen, id, resource))
-                continue
-            pending = True
-            if resource.reachable and not seen.is_away(resource, now) and seen.rests_until(id) <= now:
-                await parts.commands.queue(connection, resource, seen.line, said)
-                told.add(resource.host_id)
-            why = "" if resource.reachable else "its module obeys another root"
-            await lines.put_delivery(connection, replace(delivery, state="leaving", why=why, changed_at=int(now)))
-    parts.hub.commands(told)
-    return pending
+        for step in steps:
+            if step.gone:
+                await lines.remove_delivery(connection, seen.line.id, step.delivery.resource_id)
+                if not step.delivery.has_nothing:
+                    await parts.history.add(connection, _happened(seen, step.delivery.resource_id, step.resource))
+            elif step.said and step.resource is not None:
+                await parts.commands.queue(connection, step.resource, seen.line, step.said)
+        await lines.mark(connection, [step.delivery for step in steps if not step.gone], seen.deliveries, now)
+    parts.hub.commands({step.resource.host_id for step in steps if step.said and step.resource is not None})
+    return min((step.again_at for step in steps if not step.gone), default=None)
+
+
+@dataclass(frozen=True)
+class _Step:
+    delivery: DeliveryRow  #: as it is from now on
+    resource: ResourceRow | None
+    gone: bool = False  #: the module has nothing of it
+    said: tuple[Said, ...] = ()
+    again_at: float = FAR
+
+
+def _step(seen: Seen, id: str, now: float) -> _Step:
+    delivery, resource = seen.deliveries[id], seen.resources.get(id)
+    if seen.queued.get(id):
+        return _Step(delivery, resource, again_at=now + NO_WORD)
+    said = takes_away(delivery)
+    if resource is None or not said or not resource.module_id:
+        return _Step(delivery, resource, gone=True)
+    leaving = replace(delivery, state="leaving", why="" if resource.reachable else "its module obeys another root")
+    if not resource.reachable or seen.is_away(resource, now):
+        return _Step(leaving, resource)
+    if (rests_until := seen.rests_until(id)) > now:
+        return _Step(leaving, resource, again_at=rests_until)
+    return _Step(leaving, resource, said=tuple(said), again_at=now + NO_WORD)
 
 
 def _happened(seen: Seen, id: str, resource: ResourceRow | None) -> Happened:

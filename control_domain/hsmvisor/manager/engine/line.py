@@ -7,27 +7,29 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 
-from hsmvisor.manager.ca.interface import CaError, Reason
+from hsmvisor.manager.ca.interface import CaError
 from hsmvisor.manager.engine import beginning, delivering, leaving, obtaining
 from hsmvisor.manager.engine.beginning import life_of
 from hsmvisor.manager.engine.delivering import Delivered
 from hsmvisor.manager.engine.obtaining import NO_WORD, happened, leaf_der
-from hsmvisor.manager.engine.outcome import Again, Failed, Interrupted, Outcome
+from hsmvisor.manager.engine.outcome import Again, Interrupted, Outcome
 from hsmvisor.manager.engine.parts import Parts
+from hsmvisor.manager.engine.revoking import Revoking, revoke
 from hsmvisor.manager.engine.seen import Seen, gather
 from hsmvisor.manager.engine.signing import Said
 from hsmvisor.manager.history.events import Kind
 from hsmvisor.manager.policy.questions import Act, Source
-from hsmvisor.manager.renewal import timing
+from hsmvisor.manager.renewal import decisions, timing
+from hsmvisor.manager.renewal.decisions import LOOK, Decision
 from hsmvisor.manager.renewal.decisions import Act as Renewal
-from hsmvisor.manager.renewal.decisions import Decision
-from hsmvisor.manager.store import lines
+from hsmvisor.manager.store import lines, locks, wanted
 from hsmvisor.manager.store.lines import FAR
 from hsmvisor.manager.store.rows import DeliveryRow, GenerationRow, LineRow, ResourceRow
 
 TAKEN = "another request has a material of this name there"
 FORGED = "its module's identity is not what its host has signed"
 EXPIRING = 1 / 6  #: of a certificate's life is left: somebody is told
+DENIED_LOOK = 3600.0  #: seconds after which policy is asked again that did not permit a renewal
 
 
 async def look(parts: Parts, line: LineRow) -> Outcome | None:
@@ -37,62 +39,53 @@ async def look(parts: Parts, line: LineRow) -> Outcome | None:
         seen = await gather(connection, line, parts.pins, now)
     if seen is None:
         return None
-    if await leaving.leave(parts, seen, now):
-        if not seen.members:
-            return Outcome(now + NO_WORD, "leaving", "it is taken away")
-    elif not seen.members:
-        return await _end(parts, seen)
-    return await _Look(parts, seen, now).go()
+    await _forget_denials(parts, seen)
+    leaves = await leaving.leave(parts, seen, now)
+    revoking = await revoke(parts, seen, now)
+    sooner = min(FAR if leaves is None else leaves, revoking.again_at)
+    if not seen.members:
+        return await _end(parts, seen, revoking) if leaves is None else Outcome(sooner, "leaving", "it is taken away")
+    try:
+        outcome = await _Look(parts, seen, now).go()
+    except Again as again:
+        again.seconds = min(again.seconds, max(sooner - now, 1.0))
+        raise
+    return outcome.or_sooner(sooner, revoking.why)
 
 
-async def _end(parts: Parts, seen: Seen) -> Outcome | None:
+async def _forget_denials(parts: Parts, seen: Seen) -> None:
+    """What was denied on a resource that is not meant any more is nobody's concern."""
+    if over := sorted({id for id, _ in seen.denied} - seen.members):
+        async with parts.database.transaction() as connection:
+            await wanted.forget_denials_on(connection, over, seen.request.id)
+
+
+async def _end(parts: Parts, seen: Seen, revoking: Revoking) -> Outcome | None:
     """Nobody is meant: a line of one resource, or of a cancelled request, is no more."""
-    await _revoke(parts, seen)
+    if revoking.again_at < FAR:
+        return Outcome(revoking.again_at, "leaving", revoking.why)
     if seen.request.state == "cancelled" and seen.request.kept:
         return Outcome(FAR, "gone", "the request was cancelled; what was delivered stays")
-    if seen.line.resource_id or not seen.spec.shared or seen.request.state != "active":
-        async with parts.database.transaction() as connection:
-            await lines.remove_line(connection, seen.line.id)
-        return None
-    return Outcome(FAR, "waiting", "no resource has what is asked for")
-
-
-async def _revoke(parts: Parts, seen: Seen) -> None:
-    """Carries out what is asked for: at once, or of what serves no longer."""
-    for generation in seen.generations.values():
-        asked = generation.revoke
-        if not asked or generation.revoked_at or not generation.chain:
-            continue
-        if not asked.startswith("!") and generation.number == seen.line.serving and seen.members:
-            continue
-        ca = parts.authorities.get(generation.authority)
-        if ca is None:
-            continue
-        der = leaf_der(generation)
-        reason = asked.removeprefix("!")
-        try:
-            await ca.revoke(der, Reason(reason))
-        except CaError as error:
-            raise Failed(f"{generation.authority}: {error}") from None
-        now = int(parts.clock())
-        async with parts.database.transaction() as connection:
-            await lines.change_generation(connection, seen.line.id, generation.number, revoked_at=now)
-            detail = {"generation": generation.number, "serial": generation.serial, "reason": reason}
-            await parts.history.add(connection, happened(seen, Kind.REVOKED, detail))
-        seen.generations[generation.number] = replace(generation, revoked_at=now)
+    if not seen.line.resource_id and seen.spec.shared and seen.request.state == "active":
+        return Outcome(FAR, "waiting", "no resource has what is asked for")
+    async with parts.database.transaction() as connection:
+        await locks.members(connection)
+        if await lines.is_woken(connection, seen.line.id):  # it may be wanted again since it was looked at
+            return Outcome(FAR, "leaving", "it is taken away")
+        await lines.remove_line(connection, seen.line.id)
+    return None
 
 
 class _Look:
     def __init__(self, parts: Parts, seen: Seen, now: float) -> None:
         self._parts, self._seen, self._now = parts, seen, now
 
-    async def go(self) -> Outcome | None:
+    async def go(self) -> Outcome:
         seen = self._seen
-        await _revoke(self._parts, seen)
         allowed = await self._judge(Act.DISTRIBUTE)
         if not allowed:
             await self._note_denied(set())
-            why = next((why for (_, act), why in sorted(self._why_denied.items()) if act), "policy permits it nowhere")
+            why = next(why for _, why in sorted(self._why_denied.items()))
             return Outcome(FAR, "denied", why)
         await self._note_denied({resource.id for resource in allowed})
         if (working := seen.working) is not None:
@@ -128,11 +121,10 @@ class _Look:
             why = self._why_denied.get((id, str(Act.DISTRIBUTE)), "")
             known = seen.delivery(id)
             if (known.state, known.why) != ("denied", why):
-                rows.append(replace(known, state="denied", why=why, changed_at=int(self._now)))
+                rows.append(replace(known, state="denied", why=why))
         if rows:
             async with self._parts.database.transaction() as connection:
-                for row in rows:
-                    await lines.put_delivery(connection, row)
+                await lines.mark(connection, rows, seen.deliveries, self._now)
 
     # ---- a generation that is being made ---------------------------------------------------------------------------
 
@@ -177,11 +169,7 @@ class _Look:
         return None
 
     def _again_at(self) -> float:
-        line, serving = self._seen.line, self._seen.serving
-        if not line.failures or max(line.changed_at, line.triggered_at) > line.failed_at:
-            return 0.0
-        life = life_of(serving) if serving else None
-        return max(line.failed_at + timing.pause(line.failures, life, line.failed_at), line.not_before)
+        return decisions.again_at(beginning.snapshot(self._seen))
 
     async def _give_up(self, working: GenerationRow, why: str) -> None:
         async with self._parts.database.transaction() as connection:
@@ -201,22 +189,22 @@ class _Look:
     # ---- the generation that serves --------------------------------------------------------------------------------
 
     async def _serve(self, allowed: Sequence[ResourceRow]) -> Outcome:
-        seen = self._seen
-        serving = seen.serving
-        if serving is None and seen.spec.source is Source.IMPORTED:
-            return Outcome(FAR, "waiting", "its key has not been imported")
-        if serving is not None:
-            serving = await self._ask_for_window(serving)
-        decision = self._not_too_often(beginning.decide(seen, self._now))
-        done = None
-        if serving is not None and decision.act is not Renewal.RENEW:
+        seen, serving = self._seen, self._seen.serving
+        if serving is None:
+            return await self._begin_the_first(allowed)
+        serving = await self._ask_for_window(serving)
+        decision = self._if_it_may(beginning.decide(seen, self._now))
+        done, stage = None, "serving"
+        if decision.act is not Renewal.RENEW:
             done = await delivering.deliver(self._parts, seen, serving, allowed, self._now)
             if done.lost:
                 decision = self._forced(decision, "a module needs a key that is not at hand")
-        if decision.act is Renewal.RENEW and not self._cannot_renew():
-            return await self._renew(decision, allowed, rekey=bool(done and done.lost))
-        if serving is None or done is None:
-            return Outcome(min(decision.look_at, FAR), "waiting", decision.why)
+        if decision.act is Renewal.RENEW:
+            if permitted := await self._may_renew(allowed):
+                return await self._renew(decision, permitted)
+            why = next(iter(self._why_denied.values()), "policy does not permit it")
+            stage, decision = "denied", _wait(decision, self._now + DENIED_LOOK, f"it is not renewed: {why}")
+        done = done or await delivering.deliver(self._parts, seen, serving, allowed, self._now)
         waits = await self._tidy(serving, allowed)
         if not done.waiting:
             await self._check_health(serving)
@@ -224,35 +212,42 @@ class _Look:
         look_at = min(decision.look_at, told, serving.ask_at or FAR, done.again_at)
         if done.waiting:
             look_at = min(look_at, self._now + NO_WORD)
-        undone = done.waiting or done.stragglers or done.lost or done.refusing or waits
-        return Outcome(look_at, "delivering" if undone else "serving", _why(done) or decision.why)
+        if done.waiting or done.stragglers or done.lost or done.refusing or waits:
+            stage = "delivering"
+        return Outcome(look_at, stage, _why(done) or decision.why)
+
+    async def _begin_the_first(self, allowed: Sequence[ResourceRow]) -> Outcome:
+        if self._seen.spec.source is Source.IMPORTED:
+            return Outcome(FAR, "waiting", "its key has not been imported")
+        decision = self._not_too_often(beginning.decide(self._seen, self._now))
+        if decision.act is Renewal.RENEW:
+            return await self._renew(decision, allowed)
+        return Outcome(decision.look_at, "waiting", decision.why)
+
+    def _if_it_may(self, decision: Decision) -> Decision:
+        spec = self._seen.spec
+        if decision.act is Renewal.RENEW and spec.source is Source.IMPORTED and (decision.compromised or not spec.authority):
+            return _wait(decision, self._now + LOOK, f"{decision.why}; its owner is to import the next key")
+        return self._not_too_often(decision)
 
     def _not_too_often(self, decision: Decision) -> Decision:
         if decision.act is not Renewal.RENEW or (until := beginning.too_many_until(self._seen, self._now)) <= self._now:
             return decision
-        why = f"{decision.why}; many were made already, the next one waits"
-        return dataclasses.replace(decision, act=Renewal.WAIT, look_at=until, why=why)
-
-    def _cannot_renew(self) -> bool:
-        """An imported key without an authority: its owner brings the next one."""
-        spec = self._seen.spec
-        return spec.source is Source.IMPORTED and not spec.authority
+        return _wait(decision, until, f"{decision.why}; many were made already, the next one waits")
 
     def _forced(self, decision: Decision, why: str) -> Decision:
-        if self._cannot_renew() or self._seen.spec.source is Source.IMPORTED:
+        if self._seen.spec.source is Source.IMPORTED:
             return decision
         if (again := self._again_at()) > self._now:
             return dataclasses.replace(decision, look_at=min(decision.look_at, again))
         return self._not_too_often(dataclasses.replace(decision, act=Renewal.RENEW, why=why, rekey=True))
 
-    async def _renew(self, decision: Decision, allowed: Sequence[ResourceRow], rekey: bool) -> Outcome:
-        if self._seen.serving is not None:
-            permitted = {resource.id for resource in await self._judge(Act.RENEW)}
-            allowed = [resource for resource in allowed if resource.id in permitted]
-            if not allowed:
-                why = next(iter(self._why_denied.values()), "policy does not permit it")
-                return Outcome(self._now + 3600, "denied", f"it is not renewed: {why}")
-        begun = await beginning.begin(self._parts, self._seen, allowed, decision, self._now, rekey)
+    async def _may_renew(self, allowed: Sequence[ResourceRow]) -> list[ResourceRow]:
+        permitted = {resource.id for resource in await self._judge(Act.RENEW)}
+        return [resource for resource in allowed if resource.id in permitted]
+
+    async def _renew(self, decision: Decision, allowed: Sequence[ResourceRow]) -> Outcome:
+        begun = await beginning.begin(self._parts, self._seen, allowed, decision, self._now)
         self._seen.now_has(begun)
         if self._again_at() > self._now:
             return Outcome(0, _STAGES[begun.state], decision.why)
@@ -297,14 +292,13 @@ class _Look:
             )
             waits |= state == "pending"
             if (delivery.state, delivery.why) != (state, why):
-                rows.append(replace(delivery, state=state, why=why, changed_at=int(self._now)))
+                rows.append(replace(delivery, state=state, why=why))
             if said and can and seen.rests_until(resource.id) <= self._now:
                 todo.append((resource, said))
         if not todo and not rows:
             return waits
         async with self._parts.database.transaction() as connection:
-            for row in rows:
-                await lines.put_delivery(connection, row)
+            await lines.mark(connection, rows, seen.deliveries, self._now)
             for resource, said in todo:
                 await self._parts.commands.queue(connection, resource, seen.line, said)
                 told.add(resource.host_id)
@@ -354,6 +348,10 @@ class _Look:
 
 
 _STAGES = {"keying": "keying", "ordered": "ordering", "issued": "delivering"}
+
+
+def _wait(decision: Decision, look_at: float, why: str) -> Decision:
+    return dataclasses.replace(decision, act=Renewal.WAIT, look_at=look_at, why=why)
 
 
 def _why(done: Delivered) -> str:

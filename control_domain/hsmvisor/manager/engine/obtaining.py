@@ -17,6 +17,7 @@ from hsmvisor.manager.engine.signing import Said
 from hsmvisor.manager.history.events import Happened, Kind
 from hsmvisor.manager.issuer.client import BadKey, EscrowAs, IssuerAway, SealTo
 from hsmvisor.manager.store import lines
+from hsmvisor.manager.store.lines import FAR
 from hsmvisor.manager.store.rows import GenerationRow, ResourceRow, lines_of
 from hsmvisor_rpc.sealed.commands import Action, Generate
 
@@ -32,9 +33,9 @@ async def make_key(parts: Parts, seen: Seen, working: GenerationRow, allowed: Se
     if seen.queued.get(target.id):
         raise Again("the module makes its key", NO_WORD)
     if not target.reachable:
-        raise Again(why_not_reachable(target), 1e9)
+        raise Again(why_not_reachable(target), FAR)
     if seen.is_away(target, now):
-        raise Again("its host is away", 1e9)
+        raise Again("its host is away", FAR)
     if (again_at := seen.rests_until(target.id)) > now:
         raise Again(seen.delivery(target.id).why, again_at - now)
     spec = seen.spec
@@ -50,8 +51,8 @@ async def make_key(parts: Parts, seen: Seen, working: GenerationRow, allowed: Se
         self_signed=False,
     )
     async with parts.database.transaction() as connection:
-        if seen.deliveries.get(target.id) is None:
-            await lines.put_delivery(connection, seen.delivery(target.id))
+        if target.id not in seen.deliveries:
+            await lines.mark(connection, [seen.delivery(target.id)], seen.deliveries, now)
         await parts.commands.queue(connection, target, seen.line, [Said(Action.GENERATE, working.number, body)])
     parts.hub.commands([target.host_id])
     raise Again("the module makes its key", NO_WORD)
@@ -77,7 +78,7 @@ def seal_to(resource: ResourceRow, material: str, generation: int, expires_at: i
 async def _by_issuer(parts: Parts, seen: Seen, working: GenerationRow, allowed: Sequence[ResourceRow], now: float) -> None:
     able = [resource for resource in allowed if resource.reachable]
     if not able:
-        raise Again("no module can be reached", 1e9)
+        raise Again("no module can be reached", FAR)
     expires = int(now) + limits.ENVELOPE_LIFETIME
     wanted = names.parse_all(lines_of(working.names)) if working.names else ()
     escrow = EscrowAs(seen.line.id, working.number) if seen.spec.escrow else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -11,8 +11,9 @@ class Outcome:
     stage: str  #: waiting, keying, ordering, delivering, serving, denied, leaving, gone
     why: str = ""
 
-    def sooner(self, look_at: float) -> Outcome:
-        return Outcome(min(self.look_at, look_at), self.stage, self.why)
+    def or_sooner(self, look_at: float, why: str) -> Outcome:
+        """As it is, but looked at again at `look_at` at the latest, for what `why` says, if it says anything."""
+        return replace(self, look_at=min(self.look_at, look_at), why=why or self.why)
 
 
 class Interrupted(Exception):

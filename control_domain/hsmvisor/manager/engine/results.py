@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -10,6 +9,7 @@ from hsmvisor.manager import limits
 from hsmvisor.manager.engine import made
 from hsmvisor.manager.history.events import Happened, History, Kind
 from hsmvisor.manager.inventory import modules
+from hsmvisor.manager.renewal.trigger import Trigger
 from hsmvisor.manager.store import commands, inventory, lines, wanted
 from hsmvisor.manager.store.rows import CommandRow, DeliveryRow, GenerationRow, HostRow, LineRow, held_text
 from hsmvisor.manager.wanted.spec import Spec
@@ -205,7 +205,7 @@ class Results:
             await lines.change_generation(connection, line.id, number, was=state, state="failed", why=why)
         values: dict[str, object] = {"newest": newest}
         if number == line.serving:
-            values |= {"triggered_at": self._clock(), "trigger": json.dumps({"why": why})}
+            values |= {"triggered_at": self._clock(), "trigger": Trigger(why).text()}
         await lines.change_line(connection, line.id, **values)
 
     async def _tell(self, connection: AsyncConnection, line: LineRow, command: CommandRow, kind: Kind, **more: str) -> None:

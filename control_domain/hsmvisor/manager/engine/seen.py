@@ -110,7 +110,7 @@ async def gather(connection: AsyncConnection, line: LineRow, pins: Pins, now: fl
         hosts=hosts,
         members=frozenset(members),
         queued=queued,
-        denied=_denials(await wanted.denied(connection, request.id)),
+        denied=_denials(await wanted.denied(connection, request.id, line.resource_id)),
         taken=await _taken(connection, now_there, members, there),
         forged=frozenset(row.id for row in reachable if not pins.vouch(row, hosts.get(row.host_id))),
     )

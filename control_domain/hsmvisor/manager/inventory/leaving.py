@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from hsmvisor.manager.ca.interface import Ca, Later, Reason, Refused
 from hsmvisor.manager.history.events import Happened, History, Kind
+from hsmvisor.manager.renewal.trigger import Trigger
 from hsmvisor.manager.store import inventory, lines
 from hsmvisor.manager.store.database import Database
 from hsmvisor.manager.store.rows import GenerationRow, HostRow, LineRow, ResourceRow, text_of
@@ -124,9 +124,9 @@ class Leaving:
     async def _trigger(self, connection: AsyncConnection, ids: Sequence[str], compromised: bool, why: str, by: str) -> None:
         """As RequestService's Rotate does it."""
         reason = Reason.KEY_COMPROMISE if compromised else Reason.SUPERSEDED
-        trigger = {"urgent": compromised, "revoke": compromised, "reason": str(reason), "rekey": True, "why": why, "by": by}
+        asked = Trigger(why, by, urgent=compromised, revoke=compromised, reason=reason, rekey=True)
         now = self._clock()
-        await lines.wake(connection, ids, now, triggered_at=now, trigger=json.dumps(trigger))
+        await lines.wake(connection, ids, now, triggered_at=now, trigger=asked.text())
 
 
 def _counts(generation: GenerationRow, now: float) -> bool:

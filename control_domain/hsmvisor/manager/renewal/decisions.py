@@ -14,6 +14,7 @@ from croniter import CroniterError, croniter
 from hsmvisor.manager.limits import MAX_CRON
 from hsmvisor.manager.renewal import timing
 from hsmvisor.manager.renewal.timing import DAY, Lifetime
+from hsmvisor.manager.renewal.trigger import Trigger
 
 LOOK = 6 * 3600.0  #: seconds after which one looks again in any case
 SHORTEST_PERIOD = 60.0  #: of a rule
@@ -103,6 +104,7 @@ class Snapshot:
     held: Held | None
     failures: Failures = field(default_factory=Failures)
     triggered_at: float = 0  #: somebody asked for it
+    trigger: Trigger | None = None
     changed_at: float = 0  #: the request says something else since then: names, key type, authority
 
 
@@ -113,6 +115,7 @@ class Decision:
     look_at: float  #: when to ask again at the latest
     urgent: bool = False  #: the old generation's drain ends at once
     rekey: bool = True
+    compromised: bool = False  #: the key is not to be certified again, if there is no other one
     due: float = 0  #: when it is renewed, as far as that is known now; 0: nothing asks for it
 
 
@@ -122,6 +125,7 @@ class _Due:
     why: str
     urgent: bool = False
     rekey: bool = False  #: whatever the rule says
+    compromised: bool = False
     rest: float | None = None  #: seconds after the activation before which it does not come; None: a part of the lifetime
 
 
@@ -138,18 +142,11 @@ def decide(snapshot: Snapshot, now: float) -> Decision:
         first = min(found, key=lambda due: due.at)
         return Decision(Act.WAIT, f"{first.why}, at {_shown(first.at)}", min(first.at, now + LOOK), due=first.at)
     urgent, rekey = any(due.urgent for due in over), any(due.rekey for due in over) or snapshot.rule.rekey
-    why = over[0].why
-    if (again := _again_at(snapshot, now)) > now:
-        failures = snapshot.failures.count
-        return Decision(
-            Act.WAIT,
-            f"{why}; after {failures} failures it is tried again at {_shown(again)}",
-            min(again, now + LOOK),
-            urgent,
-            rekey,
-            again,
-        )
-    return Decision(Act.RENEW, why, now, urgent, rekey, now)
+    renew = Decision(Act.RENEW, over[0].why, now, urgent, rekey, any(due.compromised for due in over), now)
+    if (again := again_at(snapshot)) > now:
+        why = f"{renew.why}; after {snapshot.failures.count} failures it is tried again at {_shown(again)}"
+        return replace(renew, act=Act.WAIT, why=why, look_at=min(again, now + LOOK), due=again)
+    return renew
 
 
 def _not_at_once(snapshot: Snapshot, due: _Due) -> _Due:
@@ -163,8 +160,8 @@ def _not_at_once(snapshot: Snapshot, due: _Due) -> _Due:
     return replace(due, at=max(due.at, held.activated_at + rest))
 
 
-def _again_at(snapshot: Snapshot, now: float) -> float:
-    """A request that was changed since the last failure is tried at once."""
+def again_at(snapshot: Snapshot) -> float:
+    """Returns when it is tried again after failures; 0: at once, as a request that was changed since the last one."""
     failures = snapshot.failures
     if not failures.count or snapshot.changed_at > failures.last_at or snapshot.triggered_at > failures.last_at:
         return 0.0
@@ -186,16 +183,18 @@ def _nothing_yet(snapshot: Snapshot, now: float) -> _Due | None:
 def _revoked(snapshot: Snapshot, now: float) -> _Due | None:
     """Also where renewal is off: a revoked certificate serves nobody.  Its key may be known to others: always another one."""
     held = snapshot.held
-    return (
-        _Due(held.revoked_at, "its certificate was revoked", urgent=True, rekey=True, rest=0) if held and held.revoked_at else None
-    )
+    if held is None or not held.revoked_at:
+        return None
+    return _Due(held.revoked_at, "its certificate was revoked", urgent=True, rekey=True, compromised=True, rest=0)
 
 
 def _triggered(snapshot: Snapshot, now: float) -> _Due | None:
     held = snapshot.held
     if held is None or snapshot.triggered_at <= held.answers:
         return None
-    return _Due(snapshot.triggered_at, "somebody asked for it", rest=0)
+    asked = snapshot.trigger or Trigger("")
+    why = "somebody asked for it"
+    return _Due(snapshot.triggered_at, why, asked.urgent, asked.rekey, compromised=asked.rekey, rest=0)
 
 
 def _changed(snapshot: Snapshot, now: float) -> _Due | None:

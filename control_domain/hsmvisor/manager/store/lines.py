@@ -9,7 +9,8 @@ from typing import Any
 from hsmvisor.manager.store.inventory import parts
 from hsmvisor.manager.store.rows import DeliveryRow, GenerationRow, LineRow
 from hsmvisor.manager.store.tables import commands, deliveries, envelopes, escrows, generations, lines, resources
-from sqlalchemy import case, delete, func, insert, literal, or_, select, update
+from sqlalchemy import bindparam, case, delete, func, insert, literal, or_, select, update
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 FAR = 1e15  #: when nothing is to be looked at
@@ -53,10 +54,12 @@ async def lines_of_request(connection: AsyncConnection, request_id: str) -> list
     return LineRow.all((await connection.execute(query)).all())
 
 
-async def lines_of_requests(connection: AsyncConnection, request_ids: Sequence[str]) -> list[LineRow]:
+async def lines_of_requests(connection: AsyncConnection, request_ids: Sequence[str], resource_id: str) -> list[LineRow]:
+    """Returns those that concern this resource: its own, and shared ones."""
     found: list[LineRow] = []
     for some in parts(request_ids):
-        found += LineRow.all((await connection.execute(select(lines).where(lines.c.request_id.in_(some)))).all())
+        query = select(lines).where(lines.c.request_id.in_(some), lines.c.resource_id.in_(("", resource_id)))
+        found += LineRow.all((await connection.execute(query)).all())
     return found
 
 
@@ -180,10 +183,10 @@ async def rescue(connection: AsyncConnection, now: float) -> int:
     return (await connection.execute(update(lines).where(*where).values(lease_by="", lease_until=0.0, look_at=now))).rowcount
 
 
-async def next_look(connection: AsyncConnection) -> float:
-    """Returns when the next line is due, FAR where none is."""
-    found = (await connection.execute(select(func.min(lines.c.look_at)))).scalar_one_or_none()
-    return FAR if found is None else float(found)
+async def is_woken(connection: AsyncConnection, id: str) -> bool:
+    """Whether somebody woke it since it was claimed."""
+    found = (await connection.execute(select(lines.c.look_at).where(lines.c.id == id))).scalar_one_or_none()
+    return found is not None and found != BUSY
 
 
 # ---- generations ------------------------------------------------------------------------------------------------------------
@@ -215,12 +218,18 @@ async def forget_generations(connection: AsyncConnection, line_id: str, numbers:
         await connection.execute(delete(table).where(table.c.line_id == line_id, number.in_(numbers)))
 
 
+def the_one_before(line: LineRow, own: Iterable[GenerationRow], now: float) -> int:
+    """Returns the newest generation that served before and may serve again, 0 where there is none."""
+    fit = (g for g in own if g.state == "superseded" and g.number < line.serving and not g.revoked_at and not g.revoke)
+    return max((g.number for g in fit if not g.not_after or g.not_after > now), default=0)
+
+
 async def serve_the_one_before(
-    connection: AsyncConnection, line: LineRow, own: Sequence[GenerationRow], why: str, now: float
+    connection: AsyncConnection, line: LineRow, own: Iterable[GenerationRow], why: str, now: float
 ) -> int:
-    """The newest generation that served before is to serve again; modules are told at the next look, and a new one is not tried at
-    once.  Returns its number, 0 where there is none."""
-    before = max((g.number for g in own if g.state == "superseded" and g.number < line.serving and not g.revoked_at), default=0)
+    """Modules are told at the next look, and a new generation is not tried at once.  Returns the number of the one that serves
+    again, 0 where there is none."""
+    before = the_one_before(line, own, now)
     await change_generation(connection, line.id, line.serving, state="rolled-back", why=why)
     if before:
         await change_generation(connection, line.id, before, state="serving", activated_at=now)
@@ -292,9 +301,27 @@ async def put_delivery(connection: AsyncConnection, row: DeliveryRow) -> None:
         await connection.execute(insert(deliveries).values(values))
 
 
-async def add_deliveries(connection: AsyncConnection, rows: Sequence[DeliveryRow]) -> None:
-    for some in parts([vars(row) for row in rows]):
-        await connection.execute(insert(deliveries), list(some))
+async def mark(connection: AsyncConnection, rows: Iterable[DeliveryRow], known: Mapping[str, DeliveryRow], now: float) -> None:
+    """Says of deliveries in which state they are, and why; what a host told meanwhile stays, and what is gone is gone.
+
+    `known`: as they were when they were looked at, by resource; others are new.
+    """
+    new, changed = [], []
+    for row in rows:
+        was = known.get(row.resource_id)
+        if was is None:
+            new.append({**vars(row), "changed_at": int(now)})
+        elif (was.state, was.why) != (row.state, row.why):
+            changed.append({"of": row.resource_id, "was": was.state, "is": row.state, "because": row.why})
+    some_insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
+    for some in parts(new):
+        await connection.execute(some_insert(deliveries).on_conflict_do_nothing(), list(some))
+    if changed:
+        line_id = next(iter(known.values())).line_id
+        where = (deliveries.c.line_id == line_id, deliveries.c.resource_id == bindparam("of"))
+        told = {"state": bindparam("is"), "why": bindparam("because"), "changed_at": int(now)}
+        statement = update(deliveries).where(*where, deliveries.c.state == bindparam("was")).values(told)
+        await connection.execute(statement, changed)
 
 
 async def remove_delivery(connection: AsyncConnection, line_id: str, resource_id: str) -> None:

@@ -122,28 +122,29 @@ class GenerationRow(_Row):
     number: int
     state: str
     key_of: int
-    public_key: bytes = field(repr=False)
-    csr: bytes = field(repr=False)
-    names: str
-    authority: str
-    kept: str = field(repr=False)
-    chain: str = field(repr=False)
-    serial: str
-    not_before: int
-    not_after: int
-    drawn: float
-    window: str
-    ask_at: float
-    created_at: float
-    activated_at: float
-    revoked_at: int
-    revoke: str
-    signatures: int
-    urgent: int
-    released: int
-    checked: int
-    told: int
-    why: str
+    public_key: bytes = field(default=b"", repr=False)
+    csr: bytes = field(default=b"", repr=False)
+    names: str = ""
+    authority: str = ""
+    kept: str = field(default="", repr=False)
+    chain: str = field(default="", repr=False)
+    serial: str = ""
+    not_before: int = 0
+    not_after: int = 0
+    drawn: float = 0.0
+    window: str = ""
+    ask_at: float = 0.0
+    created_at: float = 0.0
+    activated_at: float = 0.0
+    revoked_at: int = 0
+    revoke: str = ""
+    revoke_at: float = 0.0
+    signatures: int = 0
+    urgent: int = 0
+    released: int = 0
+    checked: int = 0
+    told: int = 0
+    why: str = ""
 
 
 @dataclass(frozen=True)

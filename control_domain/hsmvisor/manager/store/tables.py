@@ -218,6 +218,7 @@ generations = Table(
     Column("activated_at", Float(53), nullable=False),
     Column("revoked_at", BigInteger, nullable=False),  # known to be
     Column("revoke", String(32), nullable=False),  # why it is to be, until it is; with a ! before it at once
+    Column("revoke_at", Float(53), nullable=False),  # not before then: its authority could not the last time
     Column("signatures", BigInteger, nullable=False),
     Column("urgent", Integer, nullable=False),  # those before end at once
     Column("released", Integer, nullable=False),  # may be activated although not all have staged it

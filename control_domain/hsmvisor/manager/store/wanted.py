@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hsmvisor.manager.store.inventory import parts
 from hsmvisor.manager.store.rows import RequestRow
 from hsmvisor.manager.store.tables import denials, request_resources, request_selectors, requests
 from sqlalchemy import and_, delete, func, insert, or_, select, update
@@ -78,8 +79,11 @@ async def meaning(connection: AsyncConnection, resource_id: str, keys: Mapping[s
 # ---- denials --------------------------------------------------------------------------------------------------------------
 
 
-async def denied(connection: AsyncConnection, request_id: str) -> list[Any]:
+async def denied(connection: AsyncConnection, request_id: str, resource_id: str = "") -> list[Any]:
+    """`resource_id`: on this one alone."""
     query = select(denials).where(denials.c.request_id == request_id).order_by(denials.c.resource_id, denials.c.action)
+    if resource_id:
+        query = query.where(denials.c.resource_id == resource_id)
     return list((await connection.execute(query)).all())
 
 
@@ -109,8 +113,11 @@ async def forget_denials(connection: AsyncConnection, request_id: str) -> None:
     await connection.execute(delete(denials).where(denials.c.request_id == request_id))
 
 
-async def forget_denials_on(connection: AsyncConnection, resource_id: str) -> None:
-    await connection.execute(delete(denials).where(denials.c.resource_id == resource_id))
+async def forget_denials_on(connection: AsyncConnection, resource_ids: Sequence[str], request_id: str = "") -> None:
+    """`request_id`: of this one alone."""
+    for some in parts(resource_ids):
+        statement = delete(denials).where(denials.c.resource_id.in_(some))
+        await connection.execute(statement.where(denials.c.request_id == request_id) if request_id else statement)
 
 
 async def denied_requests(connection: AsyncConnection, request_ids: Sequence[str]) -> set[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import uuid
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ from hsmvisor.manager.ca.names import BadName
 from hsmvisor.manager.history.events import Happened, History, Kind
 from hsmvisor.manager.policy.questions import Act, Decision, Owner, Source
 from hsmvisor.manager.renewal.decisions import BadRule, Rule
+from hsmvisor.manager.renewal.trigger import Trigger
 from hsmvisor.manager.store import inventory, lines, locks, wanted
 from hsmvisor.manager.store.rows import HostRow, LineRow, RequestRow, ResourceRow, text_of
 from hsmvisor.manager.wanted import membership
@@ -226,16 +226,20 @@ class Asking:
         why: str,
         bound: bool = False,
     ) -> None:
-        """`bound`: as for `cancel`.  Raises Invalid, NotFound, WrongState, Denied."""
+        """`reason`: why the old certificate is revoked; empty: superseded, or where it is urgent, a compromise, after which the
+        old key serves nobody.  `bound`: as for `cancel`.  Raises Invalid, NotFound, WrongState, Denied."""
         _demand_active(row)
         if bound:
             await self._demand_not_forbidden(connection, row, Act.ROTATE, resource)
+        reason = _reason(reason or (Reason.KEY_COMPROMISE if urgent else Reason.SUPERSEDED))
+        rekey = urgent or reason == Reason.KEY_COMPROMISE
+        spec = Spec.of_text(row.spec)
+        if spec.source is Source.IMPORTED and (rekey or not spec.authority):
+            raise WrongState("IMPORTED", f"the key of {row.material} is its owner's: it is not made here", _NEXT_KEY)
         chosen = await self._lines(connection, row, resource)
-        trigger = {"urgent": urgent, "revoke": revoke or urgent, "reason": _reason(reason or "superseded"), "why": why, "by": by}
-        if urgent and not reason:
-            trigger["reason"] = str(Reason.KEY_COMPROMISE)
+        asked = Trigger(why, by, urgent, revoke or urgent, reason, rekey)
         ids = [line.id for line in chosen]
-        await lines.wake(connection, ids, self._clock(), triggered_at=self._clock(), trigger=json.dumps(trigger))
+        await lines.wake(connection, ids, self._clock(), triggered_at=self._clock(), trigger=asked.text())
         await self._tell(connection, row, Kind.CHANGED, {"by": by, "why": why, "what": "rotate", "urgent": urgent})
 
     async def activate(self, connection: AsyncConnection, row: RequestRow, resource: str) -> None:
@@ -259,7 +263,7 @@ class Asking:
         done = []
         for line in chosen:
             own = [g for g in generations if g.line_id == line.id]
-            if not any(g.state == "superseded" and g.number < line.serving and not g.revoked_at and not g.revoke for g in own):
+            if not lines.the_one_before(line, own, now):
                 continue
             done.append(
                 await lines.serve_the_one_before(connection, line, own, f"rolled back: {why}" if why else "rolled back", now)
@@ -375,6 +379,7 @@ def is_told(row: RequestRow, spec: Spec, resource: ResourceRow) -> bool:
 
 
 _NOTHING = "nothing is delivered"
+_NEXT_KEY = "hsmvisor request import brings the next one"
 _OUTCOMES = {
     Source.MODULE: "its module makes a key, the authority certifies it, and it is activated",
     Source.ISSUER: "the issuer makes a key that all share, and it is sealed to its module",

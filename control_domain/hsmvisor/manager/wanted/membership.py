@@ -41,7 +41,7 @@ async def resource_changed(connection: AsyncConnection, resource: ResourceRow, n
     woken = {line.id for line in known}
     if resource.present:
         asked = await wanted.meaning(connection, resource.id, keys_of(resource))
-        lines_there = await lines.lines_of_requests(connection, [request.id for request in asked])
+        lines_there = await lines.lines_of_requests(connection, [request.id for request in asked], resource.id)
         there = {(line.request_id, line.resource_id): line.id for line in lines_there}
         new = []
         for request in asked:
@@ -77,7 +77,7 @@ async def resource_gone(connection: AsyncConnection, history: History, resource:
         )
         await history.add(connection, happened)
     await commands.remove_of_resource(connection, resource.id)
-    await wanted.forget_denials_on(connection, resource.id)
+    await wanted.forget_denials_on(connection, [resource.id])
     await inventory.remove_resource(connection, resource.id)
     gone = Happened(Kind.RESOURCE_GONE, owner=resource.owner, resource_id=resource.id, host_id=resource.host_id)
     await history.add(connection, gone)

@@ -284,6 +284,7 @@ def upgrade() -> None:
         sa.Column("activated_at", sa.Float(precision=53), nullable=False),
         sa.Column("revoked_at", sa.BigInteger(), nullable=False),
         sa.Column("revoke", sa.String(length=32), nullable=False),
+        sa.Column("revoke_at", sa.Float(precision=53), nullable=False),
         sa.Column("signatures", sa.BigInteger(), nullable=False),
         sa.Column("urgent", sa.Integer(), nullable=False),
         sa.Column("released", sa.Integer(), nullable=False),
