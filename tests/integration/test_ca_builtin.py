@@ -167,6 +167,19 @@ def test_openssl_reads_the_revocation_list(tmp_path: Path) -> None:
     asyncio.run(story())
 
 
+def test_a_revoked_certificate_leaves_the_list_some_time_after_its_end(tmp_path: Path) -> None:
+    async def story() -> None:
+        day, now = 86400.0, 1_800_000_000.0
+        async with authority(tmp_path, now) as ca:
+            issued = await ca.issue(replace(order(new_key("p256")), lifetime=int(day)), keep)
+            await ca.revoke(issued.chain[0], Reason.SUPERSEDED)
+        for later, listed in ((0.5, 1), (2.9, 1), (3.1, 0)):
+            async with authority(tmp_path, now + later * day) as ca:
+                assert len(x509.load_der_x509_crl(await ca.revocation_list())) == listed
+
+    asyncio.run(story())
+
+
 def test_openssl_reads_ocsp_answers(tmp_path: Path) -> None:
     async def story() -> None:
         async with authority(tmp_path, ocsp_url="http://ocsp.example.net") as ca:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hsmvisor.manager import limits
 from hsmvisor.manager.ca.interface import CaError, Later, Reason, Refused
 from hsmvisor.manager.engine import line as looking
+from hsmvisor.manager.store import wanted
 from hsmvisor.manager.store.rows import RequestRow
 from support.fleet import Fleet
 from support.scenarios import SHARED, WEB, Moody, Play, held, leaf, moody
@@ -143,5 +145,26 @@ def test_a_denial_goes_with_what_it_was_about(play: Play, how: str, shared: bool
             await fleet.ask(**what, selector={"env": "test"})
         await fleet.settle()
         assert await fleet.denials(request) == []
+
+    play(scenario)
+
+
+def test_a_cancelled_request_is_forgotten_when_nothing_of_it_is_left(play: Play) -> None:
+    async def scenario(fleet: Fleet) -> None:
+        host = await fleet.host("h1")
+        host.add("web-1")
+        await fleet.settle()
+        gone = await fleet.ask(**WEB, resources=("h1/web-1",))
+        stays = await fleet.ask(**WEB | {"material": "kept"}, resources=("h1/web-1",))
+        await fleet.settle()
+        async with fleet.database.transaction() as connection:
+            await fleet.asking.cancel(connection, gone, False, "", "alice")
+            await fleet.asking.cancel(connection, stays, True, "", "alice")
+        await fleet.settle()
+        for seconds, known in ((limits.CANCELLED_KEPT, {gone.id, stays.id}), (1.0, {stays.id})):
+            fleet.clock.pass_(seconds)
+            await fleet.engine.sweep()
+            async with fleet.database.reading() as connection:
+                assert {row.id for row in await wanted.requests_after(connection, "", 10)} == known
 
     play(scenario)

@@ -18,7 +18,7 @@ from hsmvisor.manager.config import Config
 from hsmvisor.manager.store.database import Database
 from hsmvisor.serving.errors import Broken
 
-LONGEST_WAIT = 10.0  #: seconds that an order waits for its turn; one that would wait longer comes again
+LONGEST_WAIT = 0.5  #: seconds that an order waits for its turn; one that would wait longer comes again, and keeps nobody waiting
 
 
 class Pace:

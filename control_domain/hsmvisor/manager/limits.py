@@ -10,6 +10,7 @@ MAX_KEY, MAX_VALUE = 64, 256  #: characters of an attribute
 MAX_NAMES = 100  #: of one certificate
 MAX_TEMPLATE = 512  #: characters of a name as it is asked for
 MAX_REQUESTS = 1000  #: of one owner
+CANCELLED_KEPT = 90 * 86400  #: seconds that a cancelled request is shown after the last of it is gone
 MAX_CRON = 200  #: characters of a schedule
 MAX_RESOURCES = 1000  #: that one request names one by one
 MAX_SELECTOR = 16  #: attributes of a selector

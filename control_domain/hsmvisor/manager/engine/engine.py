@@ -7,9 +7,9 @@ looked at again when its lease is over.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import uuid
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 from hsmvisor.manager import limits
@@ -21,7 +21,7 @@ from hsmvisor.manager.engine.parts import Parts
 from hsmvisor.manager.engine.seen import gather
 from hsmvisor.manager.history.events import Happened, Kind
 from hsmvisor.manager.renewal import timing
-from hsmvisor.manager.store import commands, inventory, lines
+from hsmvisor.manager.store import commands, inventory, lines, wanted
 from hsmvisor.manager.store.database import DatabaseError
 from hsmvisor.manager.store.lines import FAR
 from hsmvisor.manager.store.rows import LineRow
@@ -45,12 +45,13 @@ class Engine:
         self.id = id or uuid.uuid4().hex
         self._at_work: dict[str, asyncio.Task[None]] = {}
         self._tasks: list[asyncio.Task[None]] = []
-        self._stopping = False
+        self._stopping = self._taken_back = False
+        self._swept_at = 0.0
         self.looks = 0  #: since the beginning
 
     def start(self) -> None:
         loop = asyncio.get_running_loop()
-        self._tasks = [loop.create_task(run()) for run in (self._run, self._keep, self._watch)]
+        self._tasks = [loop.create_task(self._on_and_on(step)) for step in (self._take, self._keep, self._watch)]
 
     async def stop(self) -> None:
         """Looks that are under way end by themselves, for a while."""
@@ -64,27 +65,32 @@ class Engine:
                 task.cancel()
         await asyncio.gather(*self._tasks, *at_work, return_exceptions=True)
 
-    # ---- taking lines ----------------------------------------------------------------------------------------------
-
-    async def _run(self) -> None:
-        taken_back = False
+    async def _on_and_on(self, step: Callable[[], Awaitable[None]]) -> None:
+        """Whatever becomes of one step, the next one is taken."""
         while not self._stopping:
             try:
-                if not taken_back:
-                    async with self._parts.database.transaction() as connection:
-                        await lines.take_back(connection, self.id)
-                    taken_back = True
-                taken = await self._claim()
+                await step()
             except DatabaseError as error:
                 _log.error("%s", error)
                 await asyncio.sleep(HICCUP)
-                continue
-            for row in taken:
-                task = asyncio.get_running_loop().create_task(self._look(row))
-                self._at_work[row.id] = task
-                task.add_done_callback(lambda done, id=row.id: self._ended(id))  # type: ignore[misc]
-            if not taken:
-                await self._parts.hub.wait_for_lines(LOOK_EVERY)
+            except Exception:
+                _log.exception("the engine goes on")
+                await asyncio.sleep(HICCUP)
+
+    # ---- taking lines ----------------------------------------------------------------------------------------------
+
+    async def _take(self) -> None:
+        if not self._taken_back:
+            async with self._parts.database.transaction() as connection:
+                await lines.take_back(connection, self.id)
+            self._taken_back = True
+        taken = await self._claim()
+        for row in taken:
+            task = asyncio.get_running_loop().create_task(self._look(row))
+            self._at_work[row.id] = task
+            task.add_done_callback(lambda done, id=row.id: self._ended(id))  # type: ignore[misc]
+        if not taken:
+            await self._parts.hub.wait_for_lines(LOOK_EVERY)
 
     async def turn(self) -> int:
         """Looks once at all lines that are due, one after the other; for those who keep the time themselves."""
@@ -106,16 +112,13 @@ class Engine:
 
     async def _keep(self) -> None:
         """Keeps up our leases, and takes up what others left."""
-        swept = 0.0
-        while True:
-            await asyncio.sleep(KEEP_EVERY if self._at_work else RESCUE_EVERY)
-            with contextlib.suppress(DatabaseError):
-                now = self._parts.clock()
-                async with self._parts.database.transaction() as connection:
-                    await lines.keep(connection, self.id, list(self._at_work), now + LEASE)
-                if now - swept >= RESCUE_EVERY:
-                    swept = now
-                    await self.sweep()
+        await asyncio.sleep(KEEP_EVERY if self._at_work else RESCUE_EVERY)
+        now = self._parts.clock()
+        async with self._parts.database.transaction() as connection:
+            await lines.keep(connection, self.id, list(self._at_work), now + LEASE)
+        if now - self._swept_at >= RESCUE_EVERY:
+            self._swept_at = now
+            await self.sweep()
 
     async def sweep(self) -> None:
         """Takes up what managers left that are no more, forgets what is over, and tells of hosts that have fallen silent."""
@@ -124,6 +127,7 @@ class Engine:
             await lines.rescue(connection, now)
             await lines.prune_envelopes(connection, now)
             await commands.prune(connection, now)
+            await wanted.prune(connection, now - limits.CANCELLED_KEPT)
             await self._tell_silent_hosts(connection, now)
 
     async def _tell_silent_hosts(self, connection: AsyncConnection, now: float) -> None:
@@ -134,17 +138,12 @@ class Engine:
     async def _watch(self) -> None:
         """Commands that another manager made, for hosts that wait here."""
         since = self._parts.clock()
-        while True:
-            await asyncio.sleep(LOOK_EVERY)
-            waiting = self._parts.hub.waiting
-            if not waiting or self._parts.database.kind == "sqlite":
-                continue
-            with contextlib.suppress(DatabaseError):
-                now = self._parts.clock()
-                async with self._parts.database.transaction() as connection:
-                    found = await commands.waiting_hosts(connection, waiting, since - 2 * LOOK_EVERY)
-                since = now
-                self._parts.hub.commands(found)
+        await asyncio.sleep(LOOK_EVERY)
+        waiting = self._parts.hub.waiting
+        if waiting and self._parts.database.kind != "sqlite":
+            async with self._parts.database.reading() as connection:
+                found = await commands.waiting_hosts(connection, waiting, since - 2 * LOOK_EVERY)
+            self._parts.hub.commands(found)
 
     # ---- one line ----------------------------------------------------------------------------------------------------
 
@@ -163,6 +162,8 @@ class Engine:
                 await self._release(row, outcome)
         except DatabaseError as error:
             _log.error("%s", error)  # the lease ends by itself
+        except Exception:
+            _log.exception("line %s", row.id)
 
     async def _outcome(self, row: LineRow) -> Outcome | None:
         self.looks += 1

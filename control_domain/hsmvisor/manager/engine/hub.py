@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+
+#: Returns after so many seconds, or when commands came: whether this one waits still, and no newer one in its place.
+Wait = Callable[[float], Awaitable[bool]]
 
 
 class Hub:
@@ -33,20 +36,22 @@ class Hub:
         """The hosts that wait here for commands."""
         return list(self._hosts)
 
-    def waits(self, host: str) -> bool:
-        return host in self._hosts
-
-    async def wait_for_commands(self, host: str, seconds: float) -> bool:
-        """Returns False when nothing came.  One waits for a host at a time: an older one is let go."""
+    @contextlib.contextmanager
+    def wait_for_commands(self, host: str) -> Iterator[Wait]:
+        """What comes from now on is heard.  One waits for a host at a time: an older one is let go."""
         if (older := self._hosts.get(host)) is not None:
             older.set()
         event = self._hosts[host] = asyncio.Event()
+
+        async def wait(seconds: float) -> bool:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(max(seconds, 0)):
+                    await event.wait()
+            event.clear()
+            return self._hosts.get(host) is event
+
         try:
-            async with asyncio.timeout(max(seconds, 0)):
-                await event.wait()
-        except TimeoutError:
-            return False
+            yield wait
         finally:
             if self._hosts.get(host) is event:
                 del self._hosts[host]
-        return True

@@ -13,6 +13,8 @@ from hsmvisor_rpc.sealed.canonical import Record
 from hsmvisor_rpc.sealed.commands import Action, Command, Signer
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+SIGNER_KEPT = 60.0  #: seconds
+
 
 @dataclass(frozen=True)
 class Said:
@@ -27,10 +29,12 @@ class Said:
 class Commands:
     def __init__(self, signer: Callable[[], Signer], clock: Callable[[], float]) -> None:
         self._signer, self._clock = signer, clock
+        self._kept: Signer | None = None
+        self._kept_until = 0.0
 
     async def queue(self, connection: AsyncConnection, resource: ResourceRow, line: LineRow, said: Sequence[Said]) -> None:
         """They are carried out in this order.  Raises AuthorityError."""
-        now, signer = self._clock(), self._signer()
+        now, signer = self._clock(), self._signer_now()
         first = await inventory.take_sequences(connection, resource.id, len(said))
         rows = []
         for sequence, one in enumerate(said, first):
@@ -63,3 +67,9 @@ class Commands:
                 )
             )
         await commands.add(connection, rows)
+
+    def _signer_now(self) -> Signer:
+        """As its files said it within the last minute.  Raises AuthorityError."""
+        if self._kept is None or self._kept_until <= self._clock():
+            self._kept, self._kept_until = self._signer(), self._clock() + SIGNER_KEPT
+        return self._kept

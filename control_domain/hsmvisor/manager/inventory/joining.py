@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding
 from hsmvisor.manager import limits
 from hsmvisor.manager.ca import requests
 from hsmvisor.manager.ca.interface import CaError, Order
@@ -311,7 +310,3 @@ def certificate_key(der: bytes) -> bytes:
 
 def csr_key(der: bytes) -> bytes:
     return requests.spki(x509.load_der_x509_csr(der).public_key())
-
-
-def pem_of(der: bytes) -> bytes:
-    return x509.load_der_x509_certificate(der).public_bytes(Encoding.PEM)

@@ -15,9 +15,10 @@ from hsmvisor.manager import limits
 from hsmvisor.manager.history.events import Happened, History, Kind
 from hsmvisor.manager.inventory import modules
 from hsmvisor.manager.policy.questions import Kind as ResourceKind
-from hsmvisor.manager.store import inventory, lines
-from hsmvisor.manager.store.rows import DeliveryRow, HostRow, ResourceRow, held_text, lines_of
+from hsmvisor.manager.store import inventory, lines, wanted
+from hsmvisor.manager.store.rows import DeliveryRow, HostRow, LineRow, ResourceRow, held_text, lines_of
 from hsmvisor.manager.wanted import membership
+from hsmvisor.manager.wanted.spec import Spec
 from hsmvisor_rpc.sealed.commands import fingerprint
 from hsmvisor_rpc.sealed.identity import ModuleIdentity, verify_identity
 from hsmvisor_rpc.sealed.refusal import Refusal
@@ -102,16 +103,20 @@ class Reports:
         if not reports and not gone and not all_there_are:
             return Taken()
         known = {row.id: row for row in await inventory.resources_on(connection, host.id)}
+        of_module = {row.module_id: row.id for row in known.values() if row.module_id}
         refused: list[NotTaken] = []
         changed = 0
         for report in reports:
             try:
-                checked = self._checked(host, report, known)
+                checked = self._checked(host, report, known, of_module)
             except BadReport as error:
                 refused.append(NotTaken(report.name[: limits.MAX_NAME], error.reason, str(error)))
                 continue
             before = known.get(checked.id)
             known[checked.id] = await self._settle(connection, checked, before, report)
+            if before is not None and of_module.get(before.module_id) == before.id:
+                del of_module[before.module_id]
+            of_module[checked.module_id] = checked.id
             changed += known[checked.id] is not before
         for id in self._gone(host, known, reports, gone, all_there_are):
             await membership.resource_gone(connection, self._history, known[id], self._clock())
@@ -130,8 +135,10 @@ class Reports:
 
     # ---- one guest -----------------------------------------------------------------------------------------------
 
-    def _checked(self, host: HostRow, report: Report, known: Mapping[str, ResourceRow]) -> ResourceRow:
-        """Returns the row as it is from now on.  Raises BadReport."""
+    def _checked(
+        self, host: HostRow, report: Report, known: Mapping[str, ResourceRow], of_module: Mapping[str, str]
+    ) -> ResourceRow:
+        """Returns the row as it is from now on.  `of_module`: whose each module is.  Raises BadReport."""
         if not _NAME.fullmatch(report.name):
             raise BadReport("NAME", f"a guest's name has 1-{limits.MAX_NAME} of a-z 0-9 . _ -")
         if report.kind not in _KINDS:
@@ -148,10 +155,8 @@ class Reports:
         before = known.get(id)
         identity = self._identity(host, report, before)
         module_id = identity.module_id.hex() if identity else ""
-        if module_id:
-            other = next((row.id for row in known.values() if row.module_id == module_id and row.id != id), "")
-            if other:
-                raise BadReport("MODULE", f"module {report.module} is that of {other}")
+        if module_id and (other := of_module.get(module_id, id)) != id:
+            raise BadReport("MODULE", f"module {report.module} is that of {other}")
         if report.silent and before is not None and before.module == report.module:
             return self._row(host, report, before, _module_of(before))
         obeys = int(bool(identity and identity.root == self._root))
@@ -225,16 +230,19 @@ class Reports:
                 await lines.wake(connection, [line.id], now)
             made = max((one.operations for one in told.values() if one.state == "current"), default=0)
             if made and delivery.active:
-                await _note_signatures(connection, line.id, delivery.active, made, now)
+                await _note_signatures(connection, line, delivery.active, made, now)
 
 
-async def _note_signatures(connection: AsyncConnection, line_id: str, number: int, made: int, now: float) -> None:
+async def _note_signatures(connection: AsyncConnection, line: LineRow, number: int, made: int, now: float) -> None:
     """The busiest module counts."""
-    found = {row.number: row for row in await lines.generations_of(connection, [line_id])}
+    found = {row.number: row for row in await lines.generations_of(connection, [line.id])}
     generation = found.get(number)
-    if generation is not None and generation.signatures < made:
-        await lines.change_generation(connection, line_id, number, signatures=made)
-        await lines.wake(connection, [line_id], now)
+    if generation is None or generation.signatures >= made:
+        return
+    await lines.change_generation(connection, line.id, number, signatures=made)
+    request = await wanted.request(connection, line.request_id)
+    if request is not None and Spec.of_text(request.spec).renewal.signatures:  # nobody else is concerned
+        await lines.wake(connection, [line.id], now)
 
 
 def corrected(delivery: DeliveryRow, told: Mapping[int, Told], now: int) -> DeliveryRow:

@@ -25,7 +25,6 @@ MOST_GIVEN = 2000  #: commands that a host is carrying out
 TO_SPARE = 30  #: seconds that a command has to be valid when it is given
 SEEN_EVERY = limits.HEARTBEAT / 2  #: seconds: how often it is written down that a host was heard of
 MOST_DELAY = 20.0  #: seconds that an exchange of a host is held up that tells too much
-MOST_WAIT = 5.0  #: seconds in which one looks for commands again, whatever was heard
 
 
 @dataclass(frozen=True)
@@ -128,13 +127,14 @@ class Exchanges:
 
     async def _wait(self, host: HostRow, session: _Session, seconds: float) -> list[CommandRow]:
         ends = time.monotonic() + seconds
-        while True:
-            found = await self._there(host, session)
-            left = ends - time.monotonic()
-            if found or left <= 0:
-                return found
-            if await self._hub.wait_for_commands(host.id, min(left, MOST_WAIT)) and self._hub.waits(host.id):
-                return []  # a newer exchange waits in our place
+        with self._hub.wait_for_commands(host.id) as wait:
+            while True:
+                found = await self._there(host, session)
+                left = ends - time.monotonic()
+                if found or left <= 0:
+                    return found
+                if not await wait(left):
+                    return []  # a newer exchange waits in our place
 
     async def _there(self, host: HostRow, session: _Session) -> list[CommandRow]:
         now = self._clock()

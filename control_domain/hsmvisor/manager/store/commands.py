@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from hsmvisor.manager.store.inventory import parts
 from hsmvisor.manager.store.rows import CommandRow
 from hsmvisor.manager.store.tables import commands, hosts
-from sqlalchemy import delete, exists, func, insert, select, update
+from sqlalchemy import delete, exists, func, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 QUEUED = "queued"
@@ -65,10 +64,6 @@ async def prune(connection: AsyncConnection, now: float) -> None:
 
 async def remove_of_resource(connection: AsyncConnection, resource_id: str) -> None:
     await connection.execute(delete(commands).where(commands.c.resource_id == resource_id))
-
-
-async def change(connection: AsyncConnection, id: str, **values: Any) -> None:
-    await connection.execute(update(commands).where(commands.c.id == id).values(values))
 
 
 async def count_on_hosts(connection: AsyncConnection, host_ids: Sequence[str]) -> dict[str, int]:

@@ -14,7 +14,7 @@ from alembic import command
 from alembic.config import Config
 from hsmvisor.manager.store.group_commit import GroupCommit
 from hsmvisor.manager.store.whole import WholeEngine, carried_out, to_its_end
-from hsmvisor.serving.errors import StorageUnavailable
+from hsmvisor.serving.errors import Invalid, StorageUnavailable
 from sqlalchemy import event, func, make_url, select
 from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
@@ -27,6 +27,7 @@ _READING: dict[str, dict[str, Any]] = {
 }
 _MIGRATING = 0x68736D76  #: the lock that a manager has while it migrates (PostgreSQL)
 CONNECTIONS = 24  #: that stay open; to open one costs as much as ten transactions
+_BAD_DATA, _ROLLED_BACK = "22", "40"  #: classes of SQLSTATE (PostgreSQL's appendix A)
 BUSY_SECONDS = 30  #: that a writer waits for another one (SQLite)
 
 __all__ = ["Database", "DatabaseError", "IntegrityError"]
@@ -86,7 +87,11 @@ class Database:
 
     @contextlib.asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncConnection]:
-        """Commits at the end, or changes nothing.  Raises DatabaseError when the database is away or full; IntegrityError."""
+        """Commits at the end, or changes nothing.
+
+        Raises DatabaseError when the database is away or full, or others were quicker (then the same may be done again);
+        Invalid for a value that it cannot keep; IntegrityError.
+        """
         if self.kind == "sqlite":
             if self._group is None:
                 self._group = GroupCommit(self.engine)
@@ -127,7 +132,13 @@ class Database:
         except IntegrityError:
             raise
         except DBAPIError as error:
-            if not entered or isinstance(error, OperationalError | InterfaceError) or error.connection_invalidated:
+            state = str(getattr(error.orig, "sqlstate", None) or "")
+            if entered and state.startswith(_BAD_DATA):
+                raise Invalid(
+                    "TEXT", "a text has a character that cannot stand in the database, or a number is too large"
+                ) from None
+            away = isinstance(error, OperationalError | InterfaceError) or error.connection_invalidated
+            if not entered or away or state.startswith(_ROLLED_BACK):
                 raise DatabaseError(f"{self.shown}: {_plain(error)}") from None
             raise
         except (SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:

@@ -62,10 +62,11 @@ class GroupCommit:
                 await batch.whole.commit()
             except BaseException as error:
                 batch.committed.set_exception(error)
-            finally:
+            try:
                 await batch.connection.close()
-            if not batch.committed.done():
-                batch.committed.set_result(None)
+            finally:  # nobody waits for ever, whatever becomes of the connection
+                if not batch.committed.done():
+                    batch.committed.set_result(None)
 
     async def close(self) -> None:
         await asyncio.gather(*self._committers, return_exceptions=True)

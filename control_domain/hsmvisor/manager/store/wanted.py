@@ -7,7 +7,7 @@ from typing import Any
 
 from hsmvisor.manager.store.inventory import parts
 from hsmvisor.manager.store.rows import RequestRow
-from hsmvisor.manager.store.tables import denials, request_resources, request_selectors, requests
+from hsmvisor.manager.store.tables import denials, lines, request_resources, request_selectors, requests
 from sqlalchemy import and_, delete, func, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -74,6 +74,13 @@ async def meaning(connection: AsyncConnection, resource_id: str, keys: Mapping[s
     selected = select(hits.c.request_id).join(asked, and_(asked.c.request_id == hits.c.request_id, asked.c.asked == hits.c.hits))
     query = select(requests).where(requests.c.state == "active", or_(requests.c.id.in_(named), requests.c.id.in_(selected)))
     return RequestRow.all((await connection.execute(query)).all())
+
+
+async def prune(connection: AsyncConnection, before: float) -> None:
+    """Forgets requests that were cancelled before then, and of which nothing is left."""
+    left = select(lines.c.request_id).where(lines.c.request_id == requests.c.id).exists()
+    where = (requests.c.state == "cancelled", requests.c.changed_at < int(before), ~left)
+    await connection.execute(delete(requests).where(*where))
 
 
 # ---- denials --------------------------------------------------------------------------------------------------------------

@@ -129,7 +129,10 @@ class BuiltinCa:
             async with self._database.transaction() as connection:
                 number = await self._next_number(connection)
                 columns = (certificates.c.serial, certificates.c.revoked_at, certificates.c.reason)
-                chosen = select(*columns).where(certificates.c.authority == self.name, certificates.c.revoked_at > 0)
+                # one stands in a list that was made after its end (RFC 5280, 3.3), and in none after that
+                ended = int(self._clock()) - 2 * revocation.CRL_SECONDS
+                mine = (certificates.c.authority == self.name, certificates.c.revoked_at > 0)
+                chosen = select(*columns).where(*mine, certificates.c.not_after > ended)
                 rows = (await connection.execute(chosen.order_by(certificates.c.id))).all()
             revoked = [_revoked(row) for row in rows]
             return await asyncio.to_thread(revocation.revocation_list, self._issuer, revoked, number, int(self._clock()))
