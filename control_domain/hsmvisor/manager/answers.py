@@ -35,6 +35,15 @@ class Answers:
             raise reused(request.request_id)
         return bytes(row.answer)
 
+    async def quickest(self, request: Request, work: Callable[[], Awaitable[bytes]]) -> bytes:
+        """Carries out `work`, which stores its answer; returns that, or the one of another manager that was quicker."""
+        try:
+            return await work()
+        except IntegrityError:
+            if (earlier := await self.answer(request)) is None:
+                raise
+            return earlier
+
     async def store(self, connection: AsyncConnection, request: Request, answer: bytes) -> None:
         """In the transaction of the change.  Raises IntegrityError where another manager carries out the same request."""
         values = {
@@ -69,18 +78,13 @@ class Changes:
         """
 
         async def carry_out() -> bytes:
-            try:
-                async with self._database.transaction() as connection:
-                    answer = await work(connection)
-                    await self._answers.store(connection, asked, answer)
-            except IntegrityError:
-                if (earlier := await self._answers.answer(asked)) is None:
-                    raise
-                return earlier  # another manager was quicker
+            async with self._database.transaction() as connection:
+                answer = await work(connection)
+                await self._answers.store(connection, asked, answer)
             return answer
 
-        return await self._requests.once(gate.origin(), kind, asked, fields, carry_out)
+        return await self.outside(kind, asked, fields, carry_out)
 
     async def outside(self, kind: str, asked: Request, fields: dict[str, Any], work: Callable[[], Awaitable[bytes]]) -> bytes:
         """As `once`, for work that has transactions of its own: its last one stores the answer (`Answers.store`)."""
-        return await self._requests.once(gate.origin(), kind, asked, fields, work)
+        return await self._requests.once(gate.origin(), kind, asked, fields, lambda: self._answers.quickest(asked, work))

@@ -17,7 +17,7 @@ from hsmvisor.manager.engine.beginning import snapshot_of
 from hsmvisor.manager.engine.hub import Hub
 from hsmvisor.manager.renewal.decisions import decide
 from hsmvisor.manager.store import inventory, lines, wanted
-from hsmvisor.manager.store.database import Database, IntegrityError
+from hsmvisor.manager.store.database import Database
 from hsmvisor.manager.store.lines import Sums
 from hsmvisor.manager.store.rows import DeliveryRow, GenerationRow, LineRow, RequestRow
 from hsmvisor.manager.wanted.asking import is_told
@@ -121,21 +121,16 @@ class Desk:
         """
 
         async def carry_out() -> bytes:
-            try:
-                async with self._database.transaction() as connection:
-                    row = await self.seen(connection, who, id)
-                    demand_owner(who, row.owner)
-                    fields["material"] = row.material
-                    await work(connection, row)
-                    await self._answers.store(connection, call, row.id.encode())
-            except IntegrityError:
-                if (earlier := await self._answers.answer(call)) is None:
-                    raise
-                return earlier  # another manager was quicker
+            async with self._database.transaction() as connection:
+                row = await self.seen(connection, who, id)
+                demand_owner(who, row.owner)
+                fields["material"] = row.material
+                await work(connection, row)
+                await self._answers.store(connection, call, row.id.encode())
             self._hub.lines()
             return id.encode()
 
-        await self._requests.once(origin, kind, call, fields, carry_out)
+        await self._requests.once(origin, kind, call, fields, lambda: self._answers.quickest(call, carry_out))
 
 
 def no_request(untrusted_name: str) -> NotFound:

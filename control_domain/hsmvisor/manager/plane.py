@@ -209,10 +209,13 @@ class Plane:
         self._gate = Gate(TABLE, self._known, self.audit)
         self._server = Server(self._gate, SERVICES, self.config.runtime / "private", limits.MAX_REPORT)
         registry, database, clock = self._server.registry, self.database, self.clock
+        known, usual = tuple(self.authorities), self.authorities.default
+        self.asking = Asking(self.history, self.judge, known, usual, tuple(self.health), clock)
         fleet_parts = FleetParts(
             database=database,
             joining=self.joining,
             leaving=Leaving(database, self.history, self.authorities, clock),
+            asking=self.asking,
             tokens=self.tokens,
             authorities=self.authorities,
             policies=self.policies,
@@ -232,14 +235,13 @@ class Plane:
         rpc.add_HostLinkServicer_to_server(self._host_link(), registry)
 
     def _request_service(self) -> RequestService:
-        known, usual = tuple(self.authorities), self.authorities.default
-        self.asking = Asking(self.history, self.judge, known, usual, tuple(self.health), self.clock)
         self.desk = Desk(self.database, self.requests, self.answers, self.hub)
-        importing = Importing(self.database, self.judge, self.issuer, self.pins, self._sign_as_root, random.random, self.clock)
-        return RequestService(self.database, self.desk, self.asking, importing, self.requests, self.answers, self.hub, self.clock)
+        sign = self._sign_as_root
+        importing = Importing(self.database, self.history, self.judge, self.issuer, self.pins, sign, random.random, self.clock)
+        return RequestService(self.database, self.desk, self.asking, importing, self.changes, self.answers, self.hub, self.clock)
 
     def _host_link(self) -> HostLink:
-        return HostLink(self.joining, self.exchanges, self.requests, self.answers, lambda: self.joining.believed)
+        return HostLink(self.joining, self.exchanges, self.changes, self.answers, lambda: self.joining.believed)
 
     def _sign_as_root(self, statement: bytes) -> bytes:
         """The fleet's root gives its word for what is not a command.  Raises AuthorityError."""

@@ -8,10 +8,9 @@ from typing import Any
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from google.protobuf.timestamp_pb2 import Timestamp
-from hsmvisor.manager.engine.beginning import life_of
+from hsmvisor.manager.engine.beginning import snapshot_of
 from hsmvisor.manager.policy.questions import Source
-from hsmvisor.manager.renewal import timing
-from hsmvisor.manager.renewal.decisions import Rule
+from hsmvisor.manager.renewal.decisions import Rule, decide
 from hsmvisor.manager.store.lines import FAR, Sums
 from hsmvisor.manager.store.rows import DeliveryRow, GenerationRow, LineRow, RequestRow
 from hsmvisor.manager.wanted.asking import Explanation
@@ -122,6 +121,7 @@ def material_request(
     deliveries: Iterable[DeliveryRow] = (),
     denials: Iterable[Any] = (),
     sums: Sums | None = None,
+    now: float = 0.0,
 ) -> pb.MaterialRequest:
     denied = list(denials)
     by_line: dict[str, list[GenerationRow]] = {}
@@ -137,7 +137,7 @@ def material_request(
         state=row.state,
         created_at=timestamp(row.created_at),
         changed_at=timestamp(row.changed_at),
-        lines=[_line(row, line, by_line.get(line.id, []), held.get(line.id, [])) for line in lines],
+        lines=[_line(row, line, by_line.get(line.id, []), held.get(line.id, []), now) for line in lines],
         denials=[_denial(one) for one in denied],
         summary=summary(row, sums, bool(denied)) if sums is not None else "",
         lines_total=sums.total if sums is not None else 0,
@@ -148,10 +148,10 @@ def _denial(row: Any) -> pb.Denial:
     return pb.Denial(resource=row.resource_id, action=row.action, why=row.why, policy_version=row.version, at=timestamp(row.at))
 
 
-def _line(row: RequestRow, line: LineRow, generations: Sequence[GenerationRow], held: Sequence[DeliveryRow]) -> pb.Line:
+def _line(row: RequestRow, line: LineRow, generations: Sequence[GenerationRow], held: Sequence[DeliveryRow], now: float) -> pb.Line:
     serving = next((g for g in generations if g.number == line.serving), None)
-    life = life_of(serving) if serving is not None else None
-    lead = Spec.of_text(row.spec).renewal.lead
+    active = row.state == "active" and serving is not None
+    due = decide(snapshot_of(Spec.of_text(row.spec), line, serving), now).due if active else 0.0
     return pb.Line(
         id=line.id,
         resource=line.resource_id,
@@ -161,7 +161,7 @@ def _line(row: RequestRow, line: LineRow, generations: Sequence[GenerationRow], 
         failures=line.failures,
         look_at=timestamp(line.look_at),
         not_after=timestamp(serving.not_after) if serving is not None else None,
-        renew_at=timestamp(timing.due(life, serving.drawn, lead)) if life is not None and serving is not None else None,
+        renew_at=timestamp(due),
         generations=[_generation(g) for g in generations],
         holdings=[holding(row, line, d) for d in held],
     )

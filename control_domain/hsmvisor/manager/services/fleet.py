@@ -8,7 +8,7 @@ from typing import Any
 
 from hsmvisor.manager import limits
 from hsmvisor.manager.access.callers import caller
-from hsmvisor.manager.access.owners import demand_owner, for_whom, may_see, sees_only
+from hsmvisor.manager.access.owners import demand_owner, for_whom, is_bound, may_see, sees_only
 from hsmvisor.manager.access.tokens import Tokens, not_found
 from hsmvisor.manager.answers import Answers, Changes, asked
 from hsmvisor.manager.authorities import Authorities
@@ -23,6 +23,7 @@ from hsmvisor.manager.services.convert_wanted import timestamp
 from hsmvisor.manager.store import fleet, inventory, tokens
 from hsmvisor.manager.store.database import Database
 from hsmvisor.manager.store.rows import HostRow, ResourceRow
+from hsmvisor.manager.wanted.asking import Asking
 from hsmvisor.serving.errors import Invalid, NotFound
 from hsmvisor.serving.gate import origin
 from hsmvisor.serving.pages import asked as page_asked
@@ -42,6 +43,7 @@ class FleetParts:
     database: Database
     joining: Joining
     leaving: Leaving
+    asking: Asking
     tokens: Tokens
     authorities: Authorities
     policies: PolicyStore
@@ -197,7 +199,7 @@ class FleetService(rpc.FleetServiceServicer):
             row = await inventory.resource(connection, untrusted_id)
             found = [row] if row is not None else []
         else:
-            found = await inventory.resources_named(connection, untrusted_id)
+            found = await inventory.resources_named(connection, untrusted_id, sees_only(who))
         found = [row for row in found if may_see(who, row.owner)]
         if not found:
             raise NotFound(
@@ -217,6 +219,8 @@ class FleetService(rpc.FleetServiceServicer):
             row = await self._resource(connection, untrusted.id)
             demand_owner(caller(), row.owner)
             fields["resource"] = row.id
+            if is_bound(caller()):
+                await self._p.asking.demand_rekey(connection, row.id)
             fields["keys"] = await self._p.leaving.rekey(connection, row, compromised, why, origin().who)
             return row.id.encode()
 

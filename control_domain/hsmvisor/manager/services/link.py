@@ -5,15 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from hsmvisor.manager import limits
-from hsmvisor.manager.answers import Answers
+from hsmvisor.manager.answers import Answers, Changes
 from hsmvisor.manager.auth import caller, host_of
 from hsmvisor.manager.inventory.joining import Joined, Joining
 from hsmvisor.manager.link.exchange import Exchanges
 from hsmvisor.manager.services import convert_link
 from hsmvisor.manager.store.database import DatabaseError
 from hsmvisor.serving.errors import StorageUnavailable
-from hsmvisor.serving.gate import origin
-from hsmvisor.serving.requests import Requests, request
+from hsmvisor.serving.requests import request
 from hsmvisor.serving.text import clean
 from hsmvisor_rpc.sealed.fleet import JoinStatement
 from hsmvisor_rpc.v1 import manager_pb2 as pb
@@ -22,9 +21,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 
 class HostLink(rpc.HostLinkServicer):
-    def __init__(self, joining: Joining, exchanges: Exchanges, requests: Requests, answers: Answers, roots: Any) -> None:
+    def __init__(self, joining: Joining, exchanges: Exchanges, changes: Changes, answers: Answers, roots: Any) -> None:
         """`roots`: returns the authorities that hosts believe, DER."""
-        self._joining, self._exchanges, self._requests, self._answers = joining, exchanges, requests, answers
+        self._joining, self._exchanges, self._changes, self._answers = joining, exchanges, changes, answers
         self._roots = roots
 
     async def Join(self, untrusted: pb.JoinRequest, context: Any) -> pb.JoinResponse:
@@ -54,7 +53,7 @@ class HostLink(rpc.HostLinkServicer):
             return told
 
         await self._joining.admit(statement, signature, proof, certified)  # a stranger fills no audit log
-        return pb.JoinResponse.FromString(await self._requests.once(origin(), "host.join", asked, fields, work))
+        return pb.JoinResponse.FromString(await self._changes.outside("host.join", asked, fields, work))
 
     async def RenewIdentity(self, untrusted: pb.RenewIdentityRequest, context: Any) -> pb.RenewIdentityResponse:
         host = host_of(caller())
@@ -64,7 +63,7 @@ class HostLink(rpc.HostLinkServicer):
             chain = await self._joining.renew(host, untrusted.csr)
             return pb.RenewIdentityResponse(certificates=chain, authorities=self._roots()).SerializeToString()
 
-        answer = await self._requests.once(origin(), "host.renew-identity", asked, {"host": host.name}, work)
+        answer = await self._changes.outside("host.renew-identity", asked, {"host": host.name}, work)
         return pb.RenewIdentityResponse.FromString(answer)
 
     async def Exchange(self, untrusted: pb.ExchangeRequest, context: Any) -> pb.ExchangeResponse:

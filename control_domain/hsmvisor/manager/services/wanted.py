@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from hsmvisor.manager import limits
-from hsmvisor.manager.access.owners import demand_owner, is_bound, may_see
-from hsmvisor.manager.answers import Answers
+from hsmvisor.manager.access.owners import demand_owner, for_whom, is_bound, may_see
+from hsmvisor.manager.answers import Answers, Changes
 from hsmvisor.manager.answers import asked as request
 from hsmvisor.manager.auth import caller
 from hsmvisor.manager.desk import SHOWN, Desk, Work, no_request
@@ -21,10 +21,9 @@ from hsmvisor.manager.store.database import Database
 from hsmvisor.manager.store.rows import RequestRow
 from hsmvisor.manager.wanted.asking import Asking, Denied
 from hsmvisor.serving import limits as serving_limits
-from hsmvisor.serving.errors import Invalid, NotFound, Unavailable
+from hsmvisor.serving.errors import Unavailable
 from hsmvisor.serving.gate import origin
 from hsmvisor.serving.pages import after_token, next_token
-from hsmvisor.serving.requests import Requests
 from hsmvisor.serving.text import clean
 from hsmvisor_rpc.v1 import manager_pb2 as pb
 from hsmvisor_rpc.v1 import manager_pb2_grpc as rpc
@@ -38,13 +37,13 @@ class RequestService(rpc.RequestServiceServicer):
         desk: Desk,
         asking: Asking,
         importing: Importing,
-        requests: Requests,
+        changes: Changes,
         answers: Answers,
         hub: Hub,
         clock: Callable[[], float],
     ) -> None:
         self._database, self._desk, self._asking, self._importing = database, desk, asking, importing
-        self._requests, self._answers, self._hub, self._clock = requests, answers, hub, clock
+        self._changes, self._answers, self._hub, self._clock = changes, answers, hub, clock
 
     # ---- asking ------------------------------------------------------------------------------------------------------
 
@@ -68,23 +67,18 @@ class RequestService(rpc.RequestServiceServicer):
             self._hub.lines()
             return id
 
-        id = await self._requests.once(origin(), "request.apply", asked, fields, work)
+        id = await self._changes.outside("request.apply", asked, fields, work)
         return await self._shown(id.decode())
 
     def _owner(self, untrusted_owner: str) -> Owner:
         """Raises Invalid, Forbidden."""
         known = caller()
-        name = untrusted_owner or known.owner
-        if not name:
-            raise Invalid("OWNER", "say for whom: owner is empty, and you are nobody's", "give an owner")
-        if len(name) > limits.MAX_OWNER or not name.isprintable():
-            raise Invalid("OWNER", f"an owner's name has at most {limits.MAX_OWNER} printable characters")
-        demand_owner(known, name)
+        name = for_whom(known, untrusted_owner)
         return Owner(name, frozenset(known.groups) if name == known.owner else frozenset())
 
     async def Explain(self, untrusted: pb.ExplainRequest, context: Any) -> pb.Explanation:
         owner, spec = self._owner(untrusted.owner), convert.spec(untrusted.spec)
-        async with self._database.transaction() as connection:
+        async with self._database.reading() as connection:
             told = convert.explanation(await self._asking.explain(connection, owner, spec, may_see(caller(), "")))
             at, why = await self._desk.next_renewal(connection, owner.name, spec.material, self._clock())
         if at:
@@ -96,15 +90,13 @@ class RequestService(rpc.RequestServiceServicer):
 
     async def Get(self, untrusted: pb.GetRequest, context: Any) -> pb.MaterialRequest:
         known = caller()
-        async with self._database.transaction() as connection:
+        async with self._database.reading() as connection:
             if untrusted.id:
                 row = await wanted.request(connection, untrusted.id)
             else:
                 row = await wanted.request_of(connection, untrusted.owner or known.owner, untrusted.material)
         if row is None or not may_see(known, row.owner):
-            raise NotFound(
-                "REQUEST", f"there is no request {untrusted.id or untrusted.material!r}", "hsmvisor request list shows them"
-            )
+            raise no_request(untrusted.id or untrusted.material)
         size = min(serving_limits.page_size(untrusted.page_size), SHOWN)
         return await self._shown(row.id, after_token(untrusted.page_token) if untrusted.page_token else "", size)
 
@@ -121,7 +113,8 @@ class RequestService(rpc.RequestServiceServicer):
 
     async def _shown(self, id: str, after: str = "", most: int = SHOWN) -> pb.MaterialRequest:
         told = await self._desk.shown(caller(), id, after, most)
-        made = convert.material_request(told.row, told.lines, told.generations, told.deliveries, told.denials, told.sums)
+        shown = (told.lines, told.generations, told.deliveries, told.denials, told.sums)
+        made = convert.material_request(told.row, *shown, self._clock())
         made.next_page_token = next_token(told.next) if told.next else ""
         return made
 
@@ -195,12 +188,9 @@ class RequestService(rpc.RequestServiceServicer):
         async def work(connection: AsyncConnection, row: RequestRow) -> None:
             await self._importing.store(connection, row, taken)
 
-        known = caller()
-        async with self._database.transaction() as connection:
-            row = await wanted.request(connection, untrusted.id)
-        if row is None or not may_see(known, row.owner):
-            raise no_request(untrusted.id)
-        demand_owner(known, row.owner)
+        async with self._database.reading() as connection:
+            row = await self._desk.seen(connection, caller(), untrusted.id)
+        demand_owner(caller(), row.owner)
         taken = await self._importing.take(row, untrusted.envelope, untrusted.public_key, certificates)
         return await self._change(untrusted, "Import", work, {})
 
