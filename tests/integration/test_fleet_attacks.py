@@ -29,7 +29,6 @@ from hsmvisor.manager.access.tokens import PREFIX
 from hsmvisor.manager.ca import requests
 from hsmvisor.manager.engine.results import Result
 from hsmvisor.manager.engine.signing import Said
-from hsmvisor.manager.importing import Importing
 from hsmvisor.manager.inventory.leaving import Leaving
 from hsmvisor.manager.link import pace
 from hsmvisor.manager.link.exchange import Exchange
@@ -51,6 +50,7 @@ from sqlalchemy import select, update
 from support.certificates import Authority, chain_pem, new_key, pkcs8
 from support.fleet import Clock, Fleet
 from support.host_process import new_id, reason, wait_for
+from support.importing import importing_of
 from support.light_host import Generation, LightGuest, LightHost
 from support.manager_process import JoiningHost, ManagerProcess, guest
 from support.manager_process import exchange as tell
@@ -236,8 +236,7 @@ def test_policy_is_asked_for_what_an_imported_certificate_says(play: Play) -> No
         guest = (await fleet.host("h1")).add("web")
         await fleet.settle()
         request = await fleet.ask(material="own", source=Source.IMPORTED, resources=("h1/web",))
-        clock, parts = fleet.clock, fleet.parts
-        importing = Importing(fleet.database, fleet.judge, fleet.issuer, parts.pins, lambda _: b"", parts.draw, clock)
+        importing = importing_of(fleet)
         for name, allowed in (("www.bank.example", False), ("www.example.net", True)):
             key = new_key("p256")
             bundle = Bundle.make(pkcs8(key), chain_pem(Authority().chain(key, name=name)))
@@ -255,11 +254,12 @@ def test_policy_is_asked_for_what_an_imported_certificate_says(play: Play) -> No
     play(scenario, clock=Clock(time.time()))
 
 
-@pytest.mark.parametrize("act", ["rotate", "revoke", "cancel"])
+@pytest.mark.parametrize("act", ["rotate", "rekey", "revoke", "cancel"])
 def test_a_rule_that_forbids_what_an_owner_does_with_what_it_has_counts(play: Play, act: str) -> None:
     """The schema has these acts, and nobody asked about them."""
+    asked = "rotate" if act == "rekey" else act
     allow = '@id("own") permit (principal, action, resource) when { resource.owner == principal };'
-    forbid = f'@id("frozen") @reason("no changes this week") forbid (principal, action == Action::"{act}", resource);'
+    forbid = f'@id("frozen") @reason("no changes this week") forbid (principal, action == Action::"{asked}", resource);'
 
     async def scenario(fleet: Fleet) -> None:
         guest = (await fleet.host("h1")).add("web")
@@ -268,6 +268,7 @@ def test_a_rule_that_forbids_what_an_owner_does_with_what_it_has_counts(play: Pl
         await fleet.settle()
         acts: dict[str, Callable[..., Awaitable[object]]] = {
             "rotate": lambda c, bound: fleet.asking.rotate(c, request, "", False, False, "", "alice", "", bound),
+            "rekey": lambda c, bound: fleet.asking.demand_rekey(c, "h1/web"),
             "revoke": lambda c, bound: fleet.asking.revoke(c, request, "", 1, "", "alice", "", bound),
             "cancel": lambda c, bound: fleet.asking.cancel(c, request, False, "", "alice", bound),
         }

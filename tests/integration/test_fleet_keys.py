@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from typing import Any
 
 import pytest
 from hsmvisor.manager.inventory.leaving import Leaving
@@ -11,7 +12,7 @@ from hsmvisor.manager.policy.questions import Source
 from hsmvisor.manager.renewal.decisions import Rule
 from hsmvisor.manager.store import inventory
 from hsmvisor.manager.store.rows import RequestRow
-from hsmvisor.serving.errors import WrongState
+from hsmvisor.serving.errors import Invalid, WrongState
 from support.fleet import Clock, Fleet
 from support.importing import import_key
 from support.light_host import LightGuest
@@ -121,3 +122,21 @@ def test_an_imported_key_is_certified_again_until_it_is_compromised(play: Play) 
         assert before.revoked_at and before.revoke == "key_compromise"
 
     play(scenario, clock=Clock(time.time()))
+
+
+@pytest.mark.parametrize(
+    ("spec", "why"),
+    [
+        ({"two_step": True}, "two steps are for a key that several share"),
+        ({"profile": ""}, "a profile's name"),
+        ({"profile": "x" * 65}, "a profile's name"),
+        ({"profile": "a b"}, "a profile's name"),
+    ],
+)
+def test_what_has_no_effect_or_no_end_is_refused(play: Play, spec: dict[str, Any], why: str) -> None:
+    async def scenario(fleet: Fleet) -> None:
+        with pytest.raises(Invalid, match=why):
+            await fleet.ask(**WEB | spec, resources=("h1/web-1",))
+        await fleet.ask(**WEB | {"profile": "x" * 64}, resources=("h1/web-1",))
+
+    play(scenario)

@@ -10,10 +10,14 @@ from support.certificates import Authority, chain_pem, new_key, pkcs8
 from support.fleet import Fleet
 
 
+def importing_of(fleet: Fleet) -> Importing:
+    parts = fleet.parts
+    return Importing(fleet.database, fleet.history, fleet.judge, fleet.issuer, parts.pins, lambda _: b"", parts.draw, fleet.clock)
+
+
 async def import_key(fleet: Fleet, request: RequestRow, name: str = "www.example.net") -> None:
     """A new key, with a certificate that ends a day after the fleet's now."""
-    parts = fleet.parts
-    importing = Importing(fleet.database, fleet.judge, fleet.issuer, parts.pins, lambda _: b"", parts.draw, fleet.clock)
+    importing = importing_of(fleet)
     key = new_key("p256")
     bundle = Bundle.make(pkcs8(key), chain_pem(Authority().chain(key, name=name)))
     envelope = seal_import(bundle, fleet.issuer.recipient, request.id)

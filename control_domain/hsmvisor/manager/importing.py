@@ -16,6 +16,7 @@ from hsmvisor.manager.ca import names, requests
 from hsmvisor.manager.ca.names import BadName
 from hsmvisor.manager.engine.beginning import revoke_if_asked
 from hsmvisor.manager.engine.obtaining import seal_to
+from hsmvisor.manager.history.events import Happened, History, Kind
 from hsmvisor.manager.inventory.pins import Pins
 from hsmvisor.manager.issuer.client import BadKey, EscrowAs, Issuer, IssuerAway, Made
 from hsmvisor.manager.policy.questions import Act, Source
@@ -46,6 +47,7 @@ class Importing:
     def __init__(
         self,
         database: Database,
+        history: History,
         judge: Judge,
         issuer: Issuer,
         pins: Pins,
@@ -54,8 +56,8 @@ class Importing:
         clock: Callable[[], float],
     ) -> None:
         """`sign`: with the fleet's root or a signer that it certified."""
-        self._database, self._judge, self._issuer, self._pins, self._sign = database, judge, issuer, pins, sign
-        self._draw, self._clock = draw, clock
+        self._database, self._history, self._judge, self._issuer, self._pins = database, history, judge, issuer, pins
+        self._sign, self._draw, self._clock = sign, draw, clock
 
     def recipient(self) -> tuple[bytes, bytes]:
         """Returns to whom owners seal their keys, and the word for it."""
@@ -67,7 +69,7 @@ class Importing:
         spec = Spec.of_text(row.spec)
         if spec.source is not Source.IMPORTED or row.state != "active":
             raise WrongState("SOURCE", f"the request for {row.material} is not for a key that is imported")
-        async with self._database.transaction() as connection:
+        async with self._database.reading() as connection:
             line = next(iter(await lines.lines_of_request(connection, row.id)), None)
             members = await membership.members(connection, spec)
             hosts = await inventory.hosts_of(connection, [r.host_id for r in members])
@@ -135,6 +137,9 @@ class Importing:
         if taken.made.wrapped:
             await lines.put_escrow(connection, line.id, taken.number, taken.made.wrapped, int(now))
         await lines.change_line(connection, line.id, newest=taken.number, look_at=now)
+        detail = {"generation": taken.number, "serial": generation.serial, "names": generation.names}
+        happened = Happened(Kind.IMPORTED, owner=row.owner, request_id=row.id, material=row.material, detail=detail)
+        await self._history.add(connection, happened)
 
 
 def _names_told(untrusted_certificates: Sequence[bytes], public_key: bytes) -> tuple[str, ...]:

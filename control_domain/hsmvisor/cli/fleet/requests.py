@@ -111,7 +111,10 @@ def cancel(ctx: Context, material: str, owner: str, keep: bool, because: str, ye
 @owner_option
 @_resource
 @click.option(
-    "--urgent", is_flag=True, help="The old key is known to others: it ends at once everywhere, and its certificate is revoked."
+    "--urgent",
+    is_flag=True,
+    help="The old key is known to others: whatever the rule says there is a new one, the old one ends at once everywhere, and its "
+    "certificate is revoked.",
 )
 @click.option("--revoke", is_flag=True, help="Revoke the old certificate once the new one serves.")
 @click.option("--reason", type=click.Choice(REASONS), help="Of the revocation; default: superseded, or key_compromise if urgent.")

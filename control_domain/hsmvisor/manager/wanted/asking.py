@@ -206,7 +206,7 @@ class Asking:
         if row.state == "cancelled" and (keep or not row.kept):
             return row
         if bound:
-            await self._demand_not_forbidden(connection, row, Act.CANCEL, "")
+            await self.demand_not_forbidden(connection, row, Act.CANCEL, "")
         changed = replace(row, state="cancelled", kept=int(keep), changed_at=int(self._clock()))
         await wanted.change_request(connection, row.id, state="cancelled", kept=int(keep), changed_at=changed.changed_at)
         await wanted.forget_denials(connection, row.id)
@@ -230,7 +230,7 @@ class Asking:
         old key serves nobody.  `bound`: as for `cancel`.  Raises Invalid, NotFound, WrongState, Denied."""
         _demand_active(row)
         if bound:
-            await self._demand_not_forbidden(connection, row, Act.ROTATE, resource)
+            await self.demand_not_forbidden(connection, row, Act.ROTATE, resource)
         reason = _reason(reason or (Reason.KEY_COMPROMISE if urgent else Reason.SUPERSEDED))
         rekey = urgent or reason == Reason.KEY_COMPROMISE
         spec = Spec.of_text(row.spec)
@@ -286,7 +286,9 @@ class Asking:
     ) -> None:
         """`bound`: as for `cancel`.  Raises Invalid, NotFound, Denied."""
         if bound:
-            await self._demand_not_forbidden(connection, row, Act.REVOKE, resource)
+            await self.demand_not_forbidden(connection, row, Act.REVOKE, resource)
+        if number > limits.MAX_GENERATION:
+            raise NotFound("GENERATION", f"there is no generation {number}")
         word = _reason(reason or "unspecified")
         chosen = await self._lines(connection, row, resource)
         done = 0
@@ -311,9 +313,15 @@ class Asking:
         await self._tell(connection, row, Kind.CHANGED, {"by": by, "what": "renewal"})
         return changed
 
-    async def _demand_not_forbidden(self, connection: AsyncConnection, row: RequestRow, act: Act, resource: str) -> None:
+    async def demand_rekey(self, connection: AsyncConnection, resource: str) -> None:
+        """Asks policy for each key of the resource, as for `rotate`.  Raises Denied."""
+        for line in await lines.lines_on(connection, resource):
+            if (row := await wanted.request(connection, line.request_id)) is not None:
+                await self.demand_not_forbidden(connection, row, Act.ROTATE, resource)
+
+    async def demand_not_forbidden(self, connection: AsyncConnection, row: RequestRow, act: Act, resource: str) -> None:
         """What one has may be changed, and ended, where no rule forbids it on all that it concerns.  That nothing permits it (any
-        more) keeps nobody from giving it back."""
+        more) keeps nobody from giving it back.  Raises Denied."""
         spec = Spec.of_text(row.spec)
         decided = [d for r, d in await self._decide(connection, row, spec, act) if resource in ("", r.id) or spec.shared]
         forbidding = [[rule for rule in d.rules if rule.id != NAMES] for d in decided if not d.allowed]

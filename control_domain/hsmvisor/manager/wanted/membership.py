@@ -10,7 +10,7 @@ import uuid
 from hsmvisor.manager.history.events import Happened, History, Kind
 from hsmvisor.manager.store import commands, inventory, lines, wanted
 from hsmvisor.manager.store.rows import HostRow, RequestRow, ResourceRow
-from hsmvisor.manager.wanted.spec import Spec, keys_of
+from hsmvisor.manager.wanted.spec import Spec, own_of
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 
@@ -40,7 +40,7 @@ async def resource_changed(connection: AsyncConnection, resource: ResourceRow, n
     known = await lines.lines_on(connection, resource.id)
     woken = {line.id for line in known}
     if resource.present:
-        asked = await wanted.meaning(connection, resource.id, keys_of(resource))
+        asked = await wanted.meaning(connection, resource.id, own_of(resource))
         lines_there = await lines.lines_of_requests(connection, [request.id for request in asked], resource.id)
         there = {(line.request_id, line.resource_id): line.id for line in lines_there}
         new = []

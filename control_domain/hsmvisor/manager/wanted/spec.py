@@ -18,11 +18,10 @@ from hsmvisor.manager.store.rows import ResourceRow
 KEY_TYPES = ("P-256", "P-384", "P-521", "RSA-2048", "RSA-3072", "RSA-4096", "Ed25519")
 USAGES = ("tls", "ssh", "request-signing", "decrypt", "card", "any")
 MODES, AFTER_DRAIN, ON_EXPIRY = ("pin", "follow"), ("extend", "refuse"), ("keep", "refuse")
-SPECIAL = ("kind", "owner", "host", "name")  #: in a selector or a name: the resource's own, not an attribute
 
 _PLACE = re.compile(r"\{([A-Za-z0-9._-]{1,64})\}")
 _FILLING = re.compile(r"[A-Za-z0-9._:@/-]{1,256}")  #: what may stand in the place: no star, no brace, no blank
-_KEY = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_KEY = _PROFILE = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _RESOURCE = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}/[a-z0-9][a-z0-9._-]{0,63}")
 
 
@@ -68,6 +67,8 @@ class Spec:
         _one_of("mode", self.mode, MODES)
         _one_of("after_drain", self.after_drain, AFTER_DRAIN)
         _one_of("on_expiry", self.on_expiry, ON_EXPIRY)
+        if not _PROFILE.fullmatch(self.profile):
+            raise BadSpec(f"a profile's name has 1 to {limits.MAX_NAME} of A-Z a-z 0-9 . _ -")
         if not 1 <= len(self.material) <= limits.MAX_NAME or not self.material.isprintable():
             raise BadSpec(f"a material's name has 1 to {limits.MAX_NAME} printable characters")
         if not 0 <= self.lifetime <= limits.MAX_LIFETIME:
@@ -122,6 +123,8 @@ class Spec:
     def _check_source(self) -> None:
         if self.escrow and not self.shared:
             raise BadSpec("a key that a module makes never leaves it: it cannot be kept (escrow)")
+        if self.two_step and not self.shared:
+            raise BadSpec("two steps are for a key that several share: one that a module has alone is activated when it is staged")
         if self.mode == "follow" and not self.bare:
             raise BadSpec("mode follow is for bare signing keys: a certificate would not fit the newer key")
         if self.mode == "follow" and self.usage == "decrypt":
@@ -131,7 +134,7 @@ class Spec:
         """Whether the resource is meant; whether it may have the material is policy's to say."""
         if resource.id in self.resources:
             return True
-        return bool(self.selector) and all(_own(resource).get(key) == value for key, value in self.selector.items())
+        return bool(self.selector) and all(own_of(resource).get(key) == value for key, value in self.selector.items())
 
     def names_for(self, resource: ResourceRow | None) -> tuple[Name, ...]:
         """Returns the certificate's names; `resource`: None where all share it.  Raises NotFilled, BadName."""
@@ -162,13 +165,14 @@ def _one_of(what: str, value: str, allowed: tuple[str, ...]) -> None:
         raise BadSpec(f"{what} {value!r}: one of {', '.join(allowed)}")
 
 
-def _own(resource: ResourceRow) -> dict[str, str]:
+def own_of(resource: ResourceRow) -> dict[str, str]:
+    """Returns what selectors find a resource by, and names are filled with: its attributes, and its own kind, owner, host, name."""
     own = {"kind": resource.kind, "owner": resource.owner, "host": resource.host, "name": resource.name}
     return {**resource.tags, **own}
 
 
 def _filled(template: str, resource: ResourceRow) -> str:
-    own = _own(resource)
+    own = own_of(resource)
 
     def fill(match: re.Match[str]) -> str:
         value = own.get(match[1])
@@ -182,8 +186,3 @@ def _filled(template: str, resource: ResourceRow) -> str:
     if names.parse(filled).kind in ("uri", "email") and not template.startswith(("uri:", "email:")):
         raise NotFilled(f"{template}: filled for {resource.id} it is another kind of name")
     return filled
-
-
-def keys_of(resource: ResourceRow) -> dict[str, str]:
-    """Returns what selectors find a resource by: its attributes, and its own kind, owner, host and name."""
-    return _own(resource)
