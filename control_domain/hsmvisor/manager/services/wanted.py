@@ -183,16 +183,24 @@ class RequestService(rpc.RequestServiceServicer):
         return pb.Issuer(recipient=recipient, signature=signature)
 
     async def Import(self, untrusted: pb.ImportRequest, context: Any) -> pb.MaterialRequest:
-        certificates = tuple(untrusted.certificates)
+        who, id, certificates = caller(), untrusted.id, tuple(untrusted.certificates)
+        call = request(untrusted.request_id, "Import", untrusted.SerializeToString(deterministic=True))
+        fields: dict[str, Any] = {"request": clean(id)}
 
-        async def work(connection: AsyncConnection, row: RequestRow) -> None:
-            await self._importing.store(connection, row, taken)
+        async def work() -> bytes:
+            async with self._database.reading() as connection:
+                row = await self._desk.seen(connection, who, id)
+            demand_owner(who, row.owner)
+            fields["material"] = row.material
+            taken = await self._importing.take(row, untrusted.envelope, untrusted.public_key, certificates)
+            async with self._database.transaction() as connection:
+                await self._importing.store(connection, await self._desk.seen(connection, who, id), taken)
+                await self._answers.store(connection, call, id.encode())
+            self._hub.lines()
+            return id.encode()
 
-        async with self._database.reading() as connection:
-            row = await self._desk.seen(connection, caller(), untrusted.id)
-        demand_owner(caller(), row.owner)
-        taken = await self._importing.take(row, untrusted.envelope, untrusted.public_key, certificates)
-        return await self._change(untrusted, "Import", work, {})
+        await self._changes.outside("request.import", call, fields, work)
+        return await self._shown(id)
 
 
 def _why(untrusted_why: str) -> str:
