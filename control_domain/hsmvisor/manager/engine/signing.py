@@ -61,7 +61,6 @@ class Commands:
                     action=str(one.action),
                     sequence=sequence,
                     signed=signer.sign(command),
-                    state=commands.QUEUED,
                     created_at=now,
                     expires_at=expires,
                 )

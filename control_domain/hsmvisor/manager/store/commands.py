@@ -10,8 +10,6 @@ from hsmvisor.manager.store.tables import commands, hosts
 from sqlalchemy import delete, exists, func, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-QUEUED = "queued"
-
 
 async def add(connection: AsyncConnection, rows: Sequence[CommandRow]) -> None:
     for some in parts([vars(row) for row in rows]):
@@ -23,7 +21,7 @@ async def queued(
 ) -> list[CommandRow]:
     """In the order in which each module has to have them.  A host that was revoked, also while it waits, gets none."""
     joined = exists().where(hosts.c.id == host_id, hosts.c.state == "joined")
-    where = (commands.c.host_id == host_id, commands.c.state == QUEUED, commands.c.expires_at > expires_after, joined)
+    where = (commands.c.host_id == host_id, commands.c.expires_at > expires_after, joined)
     query = (
         select(commands).where(*where, commands.c.id.not_in(but)).order_by(commands.c.created_at, commands.c.sequence).limit(count)
     )
@@ -34,20 +32,20 @@ async def waiting_hosts(connection: AsyncConnection, host_ids: Sequence[str], af
     """Returns those of the hosts for which there are commands that are newer than `after`."""
     found: set[str] = set()
     for some in parts(host_ids):
-        where = (commands.c.host_id.in_(some), commands.c.state == QUEUED, commands.c.created_at >= after)
+        where = (commands.c.host_id.in_(some), commands.c.created_at >= after)
         found |= set((await connection.execute(select(commands.c.host_id).where(*where).distinct())).scalars())
     return found
 
 
 async def of_line(connection: AsyncConnection, line_id: str) -> list[CommandRow]:
-    where = (commands.c.line_id == line_id, commands.c.state == QUEUED)
-    return CommandRow.all((await connection.execute(select(commands).where(*where).order_by(commands.c.sequence))).all())
+    where = commands.c.line_id == line_id
+    return CommandRow.all((await connection.execute(select(commands).where(where).order_by(commands.c.sequence))).all())
 
 
 async def by_ids(connection: AsyncConnection, host_id: str, ids: Sequence[str]) -> dict[str, CommandRow]:
     found: dict[str, CommandRow] = {}
     for some in parts(ids):
-        where = (commands.c.host_id == host_id, commands.c.id.in_(some), commands.c.state == QUEUED)
+        where = (commands.c.host_id == host_id, commands.c.id.in_(some))
         found |= {row.id: row for row in CommandRow.all((await connection.execute(select(commands).where(*where))).all())}
     return found
 
@@ -67,9 +65,5 @@ async def remove_of_resource(connection: AsyncConnection, resource_id: str) -> N
 
 
 async def count_on_hosts(connection: AsyncConnection, host_ids: Sequence[str]) -> dict[str, int]:
-    query = (
-        select(commands.c.host_id, func.count())
-        .where(commands.c.host_id.in_(host_ids), commands.c.state == QUEUED)
-        .group_by(commands.c.host_id)
-    )
+    query = select(commands.c.host_id, func.count()).where(commands.c.host_id.in_(host_ids)).group_by(commands.c.host_id)
     return {id: int(count) for id, count in (await connection.execute(query)).all()}

@@ -182,7 +182,6 @@ class CommandRow(_Row):
     action: str
     sequence: int
     signed: bytes = field(repr=False)
-    state: str
     created_at: float
     expires_at: int
 

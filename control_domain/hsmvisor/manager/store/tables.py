@@ -255,6 +255,7 @@ envelopes = Table(
     Column("module_id", String(32), nullable=False),
     Column("envelope", LargeBinary, nullable=False),
     Column("expires_at", BigInteger, nullable=False),
+    Index("ix_envelopes_expires_at", "expires_at"),
 )
 
 #: Keys that owners asked to keep, wrapped by the issuer's key provider.
@@ -280,11 +281,12 @@ commands = Table(
     Column("action", String(16), nullable=False),
     Column("sequence", BigInteger, nullable=False),
     Column("signed", LargeBinary, nullable=False),
-    Column("state", String(16), nullable=False),  # queued, done, refused
     Column("created_at", Float(53), nullable=False),
     Column("expires_at", BigInteger, nullable=False),
-    Index("ix_commands_host_id", "host_id", "state", "sequence"),
+    Index("ix_commands_host_id", "host_id", "created_at", "sequence"),
     Index("ix_commands_line_id", "line_id"),
+    Index("ix_commands_resource_id", "resource_id"),
+    Index("ix_commands_expires_at", "expires_at"),
 )
 
 # ---- what happened, and who may do what --------------------------------------------------------------------------------------

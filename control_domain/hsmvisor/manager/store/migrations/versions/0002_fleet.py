@@ -32,13 +32,14 @@ def upgrade() -> None:
         sa.Column("action", sa.String(length=16), nullable=False),
         sa.Column("sequence", sa.BigInteger(), nullable=False),
         sa.Column("signed", sa.LargeBinary(), nullable=False),
-        sa.Column("state", sa.String(length=16), nullable=False),
         sa.Column("created_at", sa.Float(precision=53), nullable=False),
         sa.Column("expires_at", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_commands")),
     )
-    op.create_index("ix_commands_host_id", "commands", ["host_id", "state", "sequence"], unique=False)
+    op.create_index("ix_commands_host_id", "commands", ["host_id", "created_at", "sequence"], unique=False)
     op.create_index("ix_commands_line_id", "commands", ["line_id"], unique=False)
+    op.create_index("ix_commands_resource_id", "commands", ["resource_id"], unique=False)
+    op.create_index("ix_commands_expires_at", "commands", ["expires_at"], unique=False)
     op.create_table(
         "events",
         sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),
@@ -253,6 +254,7 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["line_id"], ["lines.id"], name=op.f("fk_envelopes_line_id"), ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("line_id", "generation", "resource_id", name=op.f("pk_envelopes")),
     )
+    op.create_index("ix_envelopes_expires_at", "envelopes", ["expires_at"], unique=False)
     op.create_table(
         "escrows",
         sa.Column("line_id", sa.String(length=32), nullable=False),
