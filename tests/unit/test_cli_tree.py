@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import click
 import pytest
@@ -20,6 +23,7 @@ def walk(command: click.Command, path: str = "hsmvisor") -> Iterator[tuple[str, 
 
 
 COMMANDS = dict(walk(cli))
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize("path", COMMANDS)
@@ -62,7 +66,6 @@ def test_it_offers_what_the_api_offers() -> None:
 def test_it_offers_what_managers_offer() -> None:
     """All but what hosts call."""
     import inspect
-    import re
 
     from hsmvisor.cli.fleet import asking, finding, hosts, importing, overview, policies, records, requests, resources, tokens
     from hsmvisor.cli.fleet import waiting as waits
@@ -78,6 +81,30 @@ def test_it_offers_what_managers_offer() -> None:
     assert missing == []
 
 
+def texts() -> Iterator[tuple[Path, str]]:
+    """All that people are told: documents and pages, and the texts of programs."""
+    for path in (*ROOT.glob("*.md"), *(ROOT / "control_domain").rglob("*.md"), *(ROOT / "control_domain").rglob("*.html")):
+        yield path, path.read_text()
+    for path in (*(ROOT / "control_domain").rglob("*.py"), *(ROOT / "daemon").rglob("*.py")):
+        found = ast.walk(ast.parse(path.read_text()))
+        yield path, "\n".join(one.value for one in found if isinstance(one, ast.Constant) and isinstance(one.value, str))
+
+
+def test_commands_that_people_are_told_of_are_there() -> None:
+    """What begins with `hsmvisor` and some command's name names one; other words after it are prose."""
+    names = {word for path in COMMANDS for word in path.split()[1:]} - {"test"}  # "hsmvisor test CA" is a certificate's name
+    wrong = []
+    for path, text in texts():
+        for match in re.finditer(r"(?<![\w./-])hsmvisor((?: [a-z][a-z-]*)+)", text):
+            words, known = match[1].split(), "hsmvisor"
+            if words[0] in names:
+                while words and isinstance(COMMANDS.get(known), click.Group):
+                    known = f"{known} {words.pop(0)}"
+                if known not in COMMANDS:
+                    wrong.append(f"{path.relative_to(ROOT)}: {known}")
+    assert wrong == []
+
+
 @pytest.mark.parametrize("path", [path for path in COMMANDS if path.startswith(("hsmvisor fleet", "hsmvisor request"))])
 def test_commands_for_a_manager_show_an_example(path: str) -> None:
     command = COMMANDS[path]
@@ -88,7 +115,6 @@ def test_commands_for_a_manager_show_an_example(path: str) -> None:
 
 def test_what_takes_long_says_what_it_is(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     import time
-    from pathlib import Path
 
     monkeypatch.setattr(context, "PATIENCE", 0.01)
     shown = Context("unix:/nowhere", 1, False, Path("/nowhere"), None, None, None)

@@ -106,7 +106,7 @@ def invitation(
         elif not secret:
             raise BadMembership("it has no one-time secret, and there is no certificate in its place")
     except (MalformedRecord, ValueError) as error:
-        raise Invalid("TOKEN", f"this host cannot join with that: {error}", "hsmvisor-manager makes a new join token") from None
+        raise Invalid("TOKEN", f"this host cannot join with that: {error}", "hsmvisor fleet host token makes a new one") from None
     return Invitation(name, addresses, authorities, secret, certificate, key, replace)
 
 

@@ -117,7 +117,8 @@ class Tokens:
         # one answer for one that is not known and one that is wrong: who asks learns no ids
         known = row is not None and hmac.compare_digest(_hash(untrusted_text), row.hash)
         if row is None or not known or not hmac.compare_digest(self._text(row), untrusted_text):
-            raise Unauthenticated("TOKEN", "this access token is not known", "is it whole?  hsmvisor token create makes a new one")
+            hint = "is it whole?  hsmvisor fleet token create makes a new one"
+            raise Unauthenticated("TOKEN", "this access token is not known", hint)
         if row.revoked_at:
             raise Unauthenticated("TOKEN_REVOKED", "this access token was revoked", "ask for a new one")
         if row.expires_at <= self._clock():
@@ -144,7 +145,7 @@ def caller_name(id: str) -> str:
 
 
 def not_found(id: str) -> NotFound:
-    return NotFound("TOKEN", f"there is no access token {id[:40]!r}", "hsmvisor token list shows those there are")
+    return NotFound("TOKEN", f"there is no access token {id[:40]!r}", "hsmvisor fleet token list shows those there are")
 
 
 def _hash(text: str) -> bytes:
