@@ -1,6 +1,6 @@
 """Keeps what may hold key bytes out of swap and out of dumps: the heap and the stacks, page by page as they come into use.
 
-All allocations of a worker come from one heap (GLIBC_TUNABLES of control_domain/hsmvisor/host/child.py: one arena, no chunks by
+All allocations of a worker come from one heap (GLIBC_TUNABLES of control_domain/hsmvisor/environment.py: one arena, no chunks by
 mmap), so that one range is all there is to lock; it has room to grow, which costs nothing before it is used.  Never mlockall(2):
 with MCL_FUTURE it fills every stack and whatever is mapped.
 """

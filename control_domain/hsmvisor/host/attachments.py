@@ -80,7 +80,7 @@ class Attachments:
         return row
 
     async def destroy(self, name: str, request: Request) -> str:
-        """Destroys a module and takes its device out of its guest; returns as Modules.destroy.  Raises HostError."""
+        """Destroys a module and takes its device out of its guest; returns as Modules.destroy.  Raises ServiceError."""
         module = self._modules.get(name)
         left = await self._modules.destroy(name, request)  # first: keys end at once, whatever the guest does
         if module.attachment is not None and module.attachment.qmp:

@@ -27,7 +27,7 @@ _CAPABILITIES = capabilities.FOR_WORKERS | {
 }
 _LOCKED = 1 << 30  #: bytes of memory that a worker may lock; as in hsmvisord/memory.py
 
-__all__ = ["Measure", "apply_all", "confine"]
+__all__ = ["Measure", "apply_all", "confine", "reachable"]
 
 
 def _subreaper() -> str:

@@ -47,7 +47,7 @@ METHODS: dict[str, frozenset[Role] | Access] = {
     "/hsmvisor.v1.HostService/Enrol": Access.ANYBODY,
     "/hsmvisor.v1.HostService/CreateEnrolment": _OPERATOR,
     "/hsmvisor.v1.HostService/GetMetrics": _ALL,
-    "/hsmvisor.v1.HostService/JoinManager": _OPERATOR,  # and on the host itself: services/joining.py
+    "/hsmvisor.v1.HostService/JoinManager": _OPERATOR,  # and on the host itself: services/host.py
     "/hsmvisor.v1.HostService/LeaveManager": _OPERATOR,  # as well
     "/hsmvisor.v1.HostService/Backup": _OPERATOR,
     "/hsmvisor.v1.EventService/StreamEvents": _ALL,

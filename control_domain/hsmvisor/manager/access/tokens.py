@@ -79,7 +79,7 @@ class Tokens:
         roles: Iterable[str],
         lifetime: int,
     ) -> tuple[str, int]:
-        """Returns the token's id and when it ends.  `owner`: checked (callers.for_whom).  Raises Invalid, Forbidden, Exhausted."""
+        """Returns the token's id and when it ends.  `owner`: checked (owners.for_whom).  Raises Invalid, Forbidden, Exhausted."""
         given = _roles(roles, who)
         _check_groups(groups, who)
         lifetime = lifetime or DEFAULT_LIFETIME

@@ -88,7 +88,7 @@ class _Protocol(H11Protocol):
         if self.cycle is not None and not self.cycle.response_complete:
             self._forget()
         elif self._deadline is None:
-            self._deadline = self.loop.call_later(max(limits.REQUEST_SECONDS, limits.KEEP_ALIVE), self.transport.close)
+            self._deadline = self.loop.call_later(limits.KEEP_ALIVE, self.transport.close)
 
     def _forget(self) -> None:
         if self._deadline is not None:

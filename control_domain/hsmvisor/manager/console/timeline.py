@@ -46,7 +46,7 @@ class Certificate:
     why: str
 
     def state(self, now: float) -> str:
-        """expired, overdue, soon (in less than a day, and not renewed), good."""
+        """expired, overdue (its renewal is), unrenewed (nothing renews it before its end), good."""
         if self.ends_at <= now:
             return "expired"
         if self.renews_at and self.renews_at <= now:
