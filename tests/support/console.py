@@ -158,7 +158,6 @@ async def rig(
         desk=Desk(database, Requests(answers, audit), answers, fleet.hub),
         asking=fleet.asking,
         history=fleet.history,
-        tokens=tokens,
         authenticator=lambda: authenticator,
         audit=audit,
         policy_version=lambda: fleet.policies.version,

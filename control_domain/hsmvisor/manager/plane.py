@@ -279,7 +279,6 @@ class Plane:
             desk=self.desk,
             asking=self.asking,
             history=self.history,
-            tokens=self.tokens,
             authenticator=lambda: self._known,
             audit=self.audit,
             policy_version=lambda: self.policies.current().version,

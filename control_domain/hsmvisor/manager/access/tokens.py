@@ -64,8 +64,7 @@ class Tokens:
 
     async def text(self, id: str) -> str:
         """Returns the token for whoever asked for it, also when asked again.  Raises NotFound."""
-        async with self._database.reading() as connection:
-            row = await tokens.token(connection, id)
+        row = await self._row(id)
         if row is None:
             raise not_found(id)
         return self._text(row)
@@ -110,13 +109,23 @@ class Tokens:
     async def find(self, untrusted_text: str) -> TokenRow:
         """Returns the token that counts; one query.  Raises Unauthenticated."""
         match = _FORM.fullmatch(untrusted_text)
-        row = None
-        if match is not None:
-            async with self._database.reading() as connection:
-                row = await tokens.token(connection, match[1])
+        row = await self._row(match[1]) if match is not None else None
+        return self._counting(row, untrusted_text)
+
+    async def again(self, id: str) -> TokenRow:
+        """Returns the token that was found before, as it is now, if it counts; one query.  Raises Unauthenticated."""
+        row = await self._row(id)
+        return self._counting(row, self._text(row) if row is not None else "")
+
+    async def _row(self, id: str) -> TokenRow | None:
+        async with self._database.reading() as connection:
+            return await tokens.token(connection, id)
+
+    def _counting(self, row: TokenRow | None, text: str) -> TokenRow:
+        """Raises Unauthenticated."""
         # one answer for one that is not known and one that is wrong: who asks learns no ids
-        known = row is not None and hmac.compare_digest(_hash(untrusted_text), row.hash)
-        if row is None or not known or not hmac.compare_digest(self._text(row), untrusted_text):
+        known = row is not None and hmac.compare_digest(_hash(text), row.hash)
+        if row is None or not known or not hmac.compare_digest(self._text(row), text):
             hint = "is it whole?  hsmvisor fleet token create makes a new one"
             raise Unauthenticated("TOKEN", "this access token is not known", hint)
         if row.revoked_at:

@@ -15,7 +15,7 @@ from hsmvisor.manager.console.refusals import Refusals
 from hsmvisor.manager.console.sessions import Proof, Session, Sessions
 from hsmvisor.manager.roles import GIVEN
 from hsmvisor.serving.access import Call
-from hsmvisor.serving.errors import Exhausted, Forbidden, NotFound, ServiceError, Unauthenticated
+from hsmvisor.serving.errors import Exhausted, Forbidden, ServiceError, Unauthenticated
 from hsmvisor.serving.text import clean
 from hsmvisor.serving.throttle import Throttle
 from starlette.requests import Request
@@ -93,14 +93,14 @@ class Door:
         proof = session.proof
         try:
             if proof.token:
-                who = await self._identify(request, token=await self._parts.tokens.text(proof.token))
+                who = await self._parts.authenticator().again(proof.token)
             else:
                 der = shown_certificate(request)
                 if not der or _proof_of(der) != proof:
                     raise Unauthenticated("CERTIFICATE", "your browser does not show the certificate of this session", "log in")
                 who = await self._identify(request, der=der)
             _demand_person(who)
-        except (Unauthenticated, Forbidden, NotFound) as error:
+        except (Unauthenticated, Forbidden) as error:
             self.sessions.end(request.cookies.get(self.cookie, ""))
             raise Unauthenticated(error.reason, error.detail, error.hint) from None
         return who

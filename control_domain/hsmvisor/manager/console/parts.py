@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from hsmvisor.manager.access.tokens import Tokens
 from hsmvisor.manager.auth import Authenticator
 from hsmvisor.manager.desk import Desk
 from hsmvisor.manager.history.events import History
@@ -20,7 +19,6 @@ class Parts:
     desk: Desk
     asking: Asking
     history: History
-    tokens: Tokens
     authenticator: Callable[[], Authenticator]  #: the one that counts now
     audit: Audit
     policy_version: Callable[[], int]  #: of the policies that count
