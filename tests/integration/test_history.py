@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 from hsmvisor.manager.history import following, limits
-from hsmvisor.manager.history.events import BadQuestion, Closed, Event, Happened, History, Kind, Lost
+from hsmvisor.manager.history.events import Event, Happened, History, Kind
 from hsmvisor.manager.store.database import Database
 from hsmvisor.manager.store.tables import events, notices
+from hsmvisor.serving.errors import Invalid, Lost, Unavailable
+from hsmvisor.serving.limits import MAX_PAGE
 from sqlalchemy import func, select, text
 from support.databases import KINDS, new_url, opened
 from support.postgres import Postgres
@@ -146,13 +148,13 @@ def test_pages_newest_first_with_filters(url: str) -> None:
         found, token = await history.page(3, owner="bob")
         assert [event.id for event in found] == ids[5::-2] and token == ""
         assert await history.page(kind="denied") == ([], "")
-        assert len((await history.page(limits.MAX_PAGE + 1))[0]) == 8
+        assert len((await history.page(MAX_PAGE + 1))[0]) == 8
         for bad in ("x", "-1", "0", "²", "9" * 19, "1" * 30):
-            with pytest.raises(BadQuestion, match="page_token"):
+            with pytest.raises(Invalid, match="page_token"):
                 await history.page(token=bad)
-        with pytest.raises(BadQuestion, match="not negative"):
+        with pytest.raises(Invalid, match="not negative"):
             await history.page(-1)
-        with pytest.raises(BadQuestion, match="no events of kind 'nonsense': there are cancelled, "):
+        with pytest.raises(Invalid, match="no events of kind 'nonsense': there are cancelled, "):
             await history.page(kind="nonsense")
 
     run(url, story)
@@ -177,9 +179,9 @@ def test_a_stream_from_now_on_and_resumed(url: str) -> None:
         assert await take(history.follow(old[0], kind="denied"), 1) == [last]
         with pytest.raises(Lost, match="there has been no event 1000"):
             await take(history.follow(1000), 1)
-        with pytest.raises(BadQuestion):
+        with pytest.raises(Invalid):
             await take(history.follow(-1), 1)
-        with pytest.raises(BadQuestion):
+        with pytest.raises(Invalid):
             await take(history.follow(kind="nonsense"), 1)
 
     run(url, story)
@@ -252,9 +254,9 @@ def test_a_stop_ends_streams_and_says_where_to_resume(url: str) -> None:
         assert (await asked).id == last
         asked = await nothing(stream, 0.1)
         await other.close()
-        with pytest.raises(Closed) as caught:
+        with pytest.raises(Unavailable) as caught:
             await asked
-        assert caught.value.place == last
+        assert (caught.value.reason, caught.value.hint) == ("STOPPING", f"connect again and resume after {last}")
         assert other._following._followers == 0
 
     run(url, story)

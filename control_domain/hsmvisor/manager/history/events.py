@@ -10,20 +10,18 @@ from typing import Any, Protocol
 
 from hsmvisor.manager.history import cleaning, limits, rows
 from hsmvisor.manager.history.bell import Bell
-from hsmvisor.manager.history.following import AWAY, Closed, Following, Lost
+from hsmvisor.manager.history.following import AWAY, Following
 from hsmvisor.manager.history.happened import Event, Happened, Kind
 from hsmvisor.manager.history.rows import Wanted
 from hsmvisor.manager.store.database import Database
+from hsmvisor.serving.errors import Invalid
+from hsmvisor.serving.limits import page_size
 from sqlalchemy import event as happenings
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-__all__ = ["BadQuestion", "Channel", "Closed", "Event", "Happened", "History", "Kind", "Lost"]
+__all__ = ["Channel", "Event", "Happened", "History", "Kind"]
 
 _log = logging.getLogger(__name__)
-
-
-class BadQuestion(ValueError):
-    """The message says what is wrong, and what may stand there."""
 
 
 class Channel(Protocol):
@@ -93,10 +91,10 @@ class History:
     async def follow(self, after_id: int = 0, kind: str = "", owner: str = "") -> AsyncGenerator[Event]:
         """Yields events after `after_id` (0: from now on) as they happen, in the order of their ids.
 
-        One that reads slowly is read to from the database; nobody waits for it.  Raises BadQuestion, Lost, Closed, DatabaseError.
+        One that reads slowly is read to from the database; nobody waits for it.  Raises Invalid, Lost, Unavailable.
         """
         if after_id < 0:
-            raise BadQuestion("after_id is the id of an event, or 0: from now on")
+            raise Invalid("EVENTS", "after_id is the id of an event, or 0: from now on")
         wanted = Wanted(kind=_kind(kind), owner=owner)
         following = self._following.follow(after_id, wanted)
         try:
@@ -110,13 +108,11 @@ class History:
     ) -> tuple[list[Event], str]:
         """Returns events, newest first, and the token of the next page; empty: this is the last.
 
-        The token is good with the same filters.  Raises BadQuestion, DatabaseError.
+        The token is good with the same filters.  Raises Invalid, DatabaseError.
         """
-        if size < 0:
-            raise BadQuestion("page_size is not negative; 0 is the default")
-        size = min(size or limits.DEFAULT_PAGE, limits.MAX_PAGE)
+        size = page_size(size)
         if token and not (token.isascii() and token.isdigit() and 0 < int(token[:20]) < 2**63 and len(token) < 20):
-            raise BadQuestion("page_token is none that was given out: begin with the first page")
+            raise Invalid("EVENTS", "page_token is none that was given out: begin with the first page")
         wanted = Wanted(_kind(kind), owner, request_id, resource_id)
         async with self._database.transaction() as connection:
             found = await rows.newest(connection, int(token or 0), size + 1, wanted)
@@ -156,12 +152,12 @@ class History:
             await asyncio.sleep(limits.PRUNE_EVERY)
 
     async def close(self) -> None:
-        """Ends the followers: they get Closed."""
+        """Ends the followers: they get Unavailable."""
         await self._following.close()
         happenings.remove(self._database.engine.sync_engine, "checkin", self._returned)
 
 
 def _kind(untrusted_kind: str) -> str:
     if untrusted_kind and untrusted_kind not in list(Kind):
-        raise BadQuestion(f"there are no events of kind {untrusted_kind[:32]!r}: there are {', '.join(sorted(Kind))}")
+        raise Invalid("EVENTS", f"there are no events of kind {untrusted_kind[:32]!r}: there are {', '.join(sorted(Kind))}")
     return untrusted_kind

@@ -24,23 +24,14 @@ from hsmvisor.manager.history.bell import Bell
 from hsmvisor.manager.history.happened import Event
 from hsmvisor.manager.history.rows import Wanted
 from hsmvisor.manager.store.database import Database, DatabaseError
+from hsmvisor.serving.errors import Lost, Unavailable
 from sqlalchemy.exc import DBAPIError
 
 _log = logging.getLogger(__name__)
 
+_BEGIN_ANEW = "list what there is, then begin from now"
+
 AWAY = (DatabaseError, DBAPIError)  #: what a database raises that is not there, or in a state of its own
-
-
-class Lost(Exception):
-    """Events behind this place are not kept any more."""
-
-
-class Closed(Exception):
-    """The manager stops.  `place`: resume after it."""
-
-    def __init__(self, place: int) -> None:
-        super().__init__(f"the manager stops: connect again and resume after {place}")
-        self.place = place
 
 
 @dataclass(frozen=True)
@@ -72,7 +63,7 @@ class Following:
     # ---- a follower -------------------------------------------------------------------------------------------------
 
     async def follow(self, after_id: int, wanted: Wanted) -> AsyncGenerator[Event]:
-        """Yields events as they happen.  Raises Lost, Closed, DatabaseError."""
+        """Yields events as they happen.  Raises Lost, Unavailable."""
         self._followers += 1
         try:
             await self._have_reader()
@@ -92,7 +83,7 @@ class Following:
                     seen = max(seen, event.id)
                 if at == self._count and not self._closed:
                     await told.wait()
-            raise Closed(seen)
+            raise Unavailable("STOPPING", "the manager stops", f"connect again and resume after {seen}")
         finally:
             self._followers -= 1  # the reader ends with the last one
 
@@ -111,9 +102,10 @@ class Following:
         if not after_id:
             return place, count, known
         if after_id + 1 < lowest:
-            raise Lost(f"events after {after_id} are not kept any more: list what there is, then begin from now")
+            raise Lost("EVENTS_LOST", f"events after {after_id} are not kept any more", _BEGIN_ANEW)
         if after_id > highest:
-            raise Lost(f"there has been no event {after_id}: the database is another one, or an older copy; begin from now")
+            why = f"there has been no event {after_id}: the database is another one, or an older copy"
+            raise Lost("EVENTS_LOST", why, _BEGIN_ANEW)
         return after_id, -1, known
 
     def _remembered(self, at: int) -> list[Event]:

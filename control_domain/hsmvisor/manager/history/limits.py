@@ -25,9 +25,6 @@ MOST_BATCHES = 50  #: of them in one round
 PRUNE_EVERY = 3600.0  #: seconds between rounds
 
 # ---- how it is read
-DEFAULT_PAGE = 100
-MAX_PAGE = 1000
-
 LOOK_EVERY = 0.5  #: seconds between looks for what other managers wrote
 LOOK_AGAIN = 0.1  #: seconds, while an event is on its way that has a lower number than one that is there
 LEAST_PAUSE = 0.02  #: seconds between two looks in any case

@@ -10,14 +10,14 @@ from hsmvisor.manager.access.owners import sees_only
 from hsmvisor.manager.answers import Changes, asked
 from hsmvisor.manager.authorities import Authorities
 from hsmvisor.manager.engine.hub import Hub
-from hsmvisor.manager.history.events import BadQuestion, Closed, History, Lost
+from hsmvisor.manager.history.events import History
 from hsmvisor.manager.policies import PolicyStore
 from hsmvisor.manager.services import convert
 from hsmvisor.manager.store import fleet, policies
 from hsmvisor.manager.store.database import Database
-from hsmvisor.serving import audit_lines, errors
+from hsmvisor.serving import audit_lines
 from hsmvisor.serving.audit import Audit
-from hsmvisor.serving.errors import Invalid, NotFound, Unavailable
+from hsmvisor.serving.errors import Invalid, NotFound
 from hsmvisor.serving.gate import origin
 from hsmvisor.serving.pages import asked as page_asked
 from hsmvisor.serving.pages import cut
@@ -97,24 +97,14 @@ class HistoryService(rpc.HistoryServiceServicer):
 
     async def StreamEvents(self, untrusted: pb.StreamFleetEventsRequest, context: Any) -> AsyncIterator[pb.FleetEvent]:
         owner = sees_only(caller())
-        try:
-            async for event in self._history.follow(min(untrusted.after_id, 2**63 - 1), untrusted.kind, owner):
-                yield convert.event(event)
-        except BadQuestion as error:
-            raise Invalid("EVENTS", str(error)) from None
-        except Lost as error:
-            raise errors.Lost("EVENTS_LOST", str(error), "list what there is, then begin from now") from None
-        except Closed:
-            raise Unavailable("STOPPING", "the manager stops", "connect again and resume after the last event") from None
+        async for event in self._history.follow(min(untrusted.after_id, 2**63 - 1), untrusted.kind, owner):
+            yield convert.event(event)
 
     async def ListEvents(self, untrusted: pb.ListFleetEventsRequest, context: Any) -> pb.ListFleetEventsResponse:
         owner = sees_only(caller())
-        try:
-            events, token = await self._history.page(
-                untrusted.page_size, untrusted.page_token, untrusted.kind, owner, untrusted.request, untrusted.resource
-            )
-        except BadQuestion as error:
-            raise Invalid("EVENTS", str(error)) from None
+        events, token = await self._history.page(
+            untrusted.page_size, untrusted.page_token, untrusted.kind, owner, untrusted.request, untrusted.resource
+        )
         return pb.ListFleetEventsResponse(events=map(convert.event, events), next_page_token=token)
 
     async def ExportAudit(self, untrusted: pb.ExportFleetAuditRequest, context: Any) -> AsyncIterator[pb.FleetAuditLine]:

@@ -11,9 +11,9 @@ from hsmvisor.manager.console import limits
 from hsmvisor.manager.console.door import Door
 from hsmvisor.manager.console.rendering import told
 from hsmvisor.manager.console.visit import Visit
-from hsmvisor.manager.history.events import BadQuestion, Closed, Event, Kind, Lost
+from hsmvisor.manager.history.events import Event, Kind
 from hsmvisor.manager.store.database import DatabaseError
-from hsmvisor.serving.errors import Exhausted, Invalid, Unauthenticated
+from hsmvisor.serving.errors import Exhausted, Invalid, Lost, Unauthenticated, Unavailable
 from starlette.responses import Response, StreamingResponse
 
 _KINDS = sorted(map(str, Kind))
@@ -21,10 +21,7 @@ _KINDS = sorted(map(str, Kind))
 
 async def listed(visit: Visit) -> Response:
     kind, token = visit.asked("kind", 32), visit.asked("page", 20)
-    try:
-        events, more = await visit.parts.history.page(limits.PAGE, token, kind, visit.owner)
-    except BadQuestion as error:
-        raise Invalid("EVENTS", str(error)) from None
+    events, more = await visit.parts.history.page(limits.PAGE, token, kind, visit.owner)
     return visit.page("events.html", events=events, kind=kind, kinds=_KINDS, more=more, live=not token)
 
 
@@ -93,7 +90,7 @@ class Streams:
                 except Lost:
                     yield "lost"
                     following = history.follow(0, kind, visit.owner)
-                except (Closed, DatabaseError, StopAsyncIteration):
+                except (Unavailable, StopAsyncIteration):
                     return  # the browser comes again
                 else:
                     yield event
