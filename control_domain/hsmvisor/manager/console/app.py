@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Awaitable, Callable
 from importlib import resources
 
@@ -14,19 +13,9 @@ from hsmvisor.manager.console.pages import changing, events, inventory, material
 from hsmvisor.manager.console.pages.events import Streams
 from hsmvisor.manager.console.parts import Parts
 from hsmvisor.manager.console.rendering import environment, query, told
+from hsmvisor.manager.console.statuses import status_of
 from hsmvisor.manager.console.visit import EVENTS, GET, HOSTS, LIST, POLICIES, RESOURCES, STREAM, Visit
-from hsmvisor.serving.errors import (
-    Conflict,
-    Exhausted,
-    Exists,
-    Forbidden,
-    Invalid,
-    NotFound,
-    ServiceError,
-    Unauthenticated,
-    Unavailable,
-    WrongState,
-)
+from hsmvisor.serving.errors import Exhausted, Forbidden, Invalid, ServiceError, Unauthenticated
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -34,22 +23,9 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-_log = logging.getLogger(__name__)
-
 Handler = Callable[[Visit], Awaitable[Response]]
 Endpoint = Callable[[Request], Awaitable[Response]]
 
-_STATUS: tuple[tuple[type[ServiceError], int], ...] = (
-    (Invalid, 400),
-    (Unauthenticated, 401),
-    (Forbidden, 403),
-    (NotFound, 404),
-    (Exists, 409),
-    (Conflict, 409),
-    (WrongState, 409),
-    (Exhausted, 429),
-    (Unavailable, 503),
-)
 _TYPES = {"css": "text/css; charset=utf-8", "js": "text/javascript; charset=utf-8", "svg": "image/svg+xml"}
 
 
@@ -134,7 +110,7 @@ class Application:
         return safe
 
     def _refusal(self, error: ServiceError) -> Response:
-        status = next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
+        status = status_of(error)
         response = self._shown_error(status, error.detail, error.hint)
         if status == 429:
             response.headers["retry-after"] = "60"
@@ -157,14 +133,13 @@ class Application:
         return self._login_form(request, request.query_params.get("next", ""))
 
     def _login_form(self, request: Request, untrusted_next: str, error: ServiceError | None = None) -> Response:
-        status = 200 if error is None else next((status for kind, status in _STATUS if isinstance(error, kind)), 400)
         shown = {
             "certificate": bool(shown_certificate(request)),
             "next": _local(untrusted_next),
             "error": error,
             "manager": self._parts.manager,
         }
-        return HTMLResponse(self._templates.get_template("login.html").render(shown), status)
+        return HTMLResponse(self._templates.get_template("login.html").render(shown), status_of(error))
 
     async def _log_in(self, request: Request) -> Response:
         """There is no session yet whose token the form could hold: that it comes from our own page the browser says."""

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from hsmvisor.manager.access.callers import FleetCaller
+from hsmvisor.manager.access.owners import may_see, sees_only
 from hsmvisor.manager.console import limits
 from hsmvisor.manager.console.parts import Parts
 from hsmvisor.manager.console.refusals import Refusals
 from hsmvisor.manager.console.sessions import Session
-from hsmvisor.manager.roles import TABLE, Role
+from hsmvisor.manager.roles import TABLE
 from jinja2 import Environment
 from starlette.requests import Request
 from starlette.responses import HTMLResponse
@@ -52,11 +53,11 @@ class Visit:
     @property
     def owner(self) -> str:
         """Whose things are shown; empty: everybody's."""
-        return "" if self.sees_all else self.who.owner
+        return sees_only(self.who)
 
     @property
     def sees_all(self) -> bool:
-        return bool(self.who.roles & {Role.OPERATOR, Role.AUDITOR})
+        return may_see(self.who, "")
 
     def may(self, called: str) -> bool:
         return TABLE.may(called, self.who)

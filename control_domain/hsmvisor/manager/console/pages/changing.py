@@ -9,6 +9,7 @@ from hsmvisor.manager.access.owners import demand_owner
 from hsmvisor.manager.console.actions import ACTIONS, REASONS, Action, offered, revocable, work
 from hsmvisor.manager.console.guard import demand_own_page, demand_token, read_form
 from hsmvisor.manager.console.rendering import path
+from hsmvisor.manager.console.statuses import status_of
 from hsmvisor.manager.console.visit import Visit, method
 from hsmvisor.serving.errors import Forbidden, Invalid, NotFound, ServiceError, WrongState
 from hsmvisor.serving.requests import Origin, request
@@ -34,10 +35,9 @@ async def asked(visit: Visit) -> Response:
 async def _asked(visit: Visit, action: Action, error: ServiceError | None = None) -> Response:
     shown = await visit.parts.desk.shown(visit.who, visit.request.path_params["id"])
     demand_owner(visit.who, shown.row.owner)
-    status = 200 if error is None else 409 if isinstance(error, WrongState) else 400
     return visit.page(
         "confirm.html",
-        status,
+        status_of(error),
         action=action,
         row=shown.row,
         resources=[line.resource_id for line in shown.lines if line.resource_id],
