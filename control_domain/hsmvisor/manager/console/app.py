@@ -149,7 +149,7 @@ class Application:
         try:
             if form.get("how") != "certificate" and not token.strip():
                 raise Invalid("TOKEN", "an access token is missing")
-            name, _ = await self._door.log_in(request, token)
+            name = await self._door.log_in(request, token)
         except (Invalid, Unauthenticated, Forbidden, Exhausted) as error:
             return self._login_form(request, form.get("next", ""), error)
         response = RedirectResponse(_local(form.get("next", "")) or "/", 303)

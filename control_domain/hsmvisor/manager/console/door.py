@@ -34,8 +34,11 @@ class Door:
 
     # ---- logging in and out -----------------------------------------------------------------------------------------
 
-    async def log_in(self, request: Request, untrusted_token: str) -> tuple[str, Session]:
-        """With that token; empty: with the certificate that the browser shows.  Raises Unauthenticated, Forbidden, Exhausted."""
+    async def log_in(self, request: Request, untrusted_token: str) -> str:
+        """With that token; empty: with the certificate that the browser shows.
+
+        Returns the session's name, for the browser.  Raises Unauthenticated, Forbidden, Exhausted.
+        """
         try:
             self._admit(request)
             if untrusted_token:
@@ -52,7 +55,8 @@ class Door:
             raise
         await self._parts.audit.record(_METHOD, who=who.name, owner=who.owner, address=address(request), result="ok")
         self.sessions.end(request.cookies.get(self.cookie, ""))
-        return self.sessions.begin(proof)
+        name, _ = self.sessions.begin(proof)
+        return name
 
     async def log_out(self, request: Request, who: FleetCaller) -> None:
         self.sessions.end(request.cookies.get(self.cookie, ""))
