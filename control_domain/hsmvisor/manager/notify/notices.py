@@ -6,7 +6,6 @@ just taking are skipped; SQLite has one writer at a time.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +13,7 @@ from hsmvisor.manager.history import rows
 from hsmvisor.manager.history.happened import Event
 from hsmvisor.manager.notify import limits
 from hsmvisor.manager.store.tables import events, notices
-from sqlalchemy import Select, and_, delete, func, select, update
+from sqlalchemy import Select, and_, delete, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 
@@ -112,9 +111,3 @@ async def _delete(connection: AsyncConnection, over: Any, own: dict[int, tuple[s
     for event_id, (channel, _) in own.items():
         await connection.execute(delete(notices).where(notices.c.event_id == event_id, notices.c.channel == channel))
     return [kind for _, kind in own.values()] + [kind for _, kind in await _pairs(connection, over)]
-
-
-async def waiting(connection: AsyncConnection, channels: Sequence[str]) -> dict[str, int]:
-    """Returns how many wait for each channel."""
-    counted = select(notices.c.channel, func.count()).where(notices.c.channel.in_(channels)).group_by(notices.c.channel)
-    return dict.fromkeys(channels, 0) | {row[0]: row[1] for row in await connection.execute(counted)}

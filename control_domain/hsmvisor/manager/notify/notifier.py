@@ -59,14 +59,6 @@ class Notifier:
                 for _ in range(sender.at_once):
                     group.create_task(self._work(name, sender))
 
-    def is_off(self, channel: str) -> bool:
-        return channel in self._off
-
-    async def waiting(self) -> dict[str, int]:
-        """Returns how many notices wait for each channel, for metrics and `doctor`.  Raises DatabaseError."""
-        async with self._database.transaction() as connection:
-            return await notices.waiting(connection, list(self._senders))
-
     # ---- one channel ------------------------------------------------------------------------------------------------
 
     async def _work(self, name: str, sender: Sender) -> None:
