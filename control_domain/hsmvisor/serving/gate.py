@@ -16,8 +16,8 @@ from google.protobuf.message import DecodeError
 from hsmvisor.serving import errors, limits
 from hsmvisor.serving.access import Call, Caller, Table
 from hsmvisor.serving.errors import Invalid, ServiceError, Unauthenticated
+from hsmvisor.serving.refusals import Log, Refusals
 from hsmvisor.serving.requests import Origin
-from hsmvisor.serving.text import clean
 from hsmvisor.serving.throttle import Throttle
 from hsmvisor_rpc.v1.request_signing import WHY
 
@@ -34,13 +34,6 @@ class Authenticator(Protocol):
         """Returns the caller; one whose identity is not proved has no roles.  Raises Unauthenticated for a wrong proof."""
 
 
-class Log(Protocol):
-    """The audit log, as far as it is needed here."""
-
-    def note(self, kind: str, **fields: Any) -> object:
-        """Queues a line; nobody waits for it."""
-
-
 def caller() -> Caller:
     """Returns who calls the method that runs."""
     return _caller.get()
@@ -54,8 +47,7 @@ def origin() -> Origin:
 class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     def __init__(self, table: Table, authenticator: Authenticator, audit: Log) -> None:
         self.authenticator = authenticator  #: replaced when the configuration is read again
-        self._table, self._audit = table, audit
-        self._throttle = Throttle(200, 20)  # strangers must not fill the disk with refusals
+        self._table, self._refusals = table, Refusals(audit, table.service, Throttle(200, 20))
         self.refused = 0
 
     async def intercept_service(self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails) -> Any:
@@ -137,22 +129,13 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
 
     def _refuse(self, method: str, who: str, error: ServiceError) -> None:
         self.refused += 1
-        self._note(method, who, error)
-
-    def _note(self, method: str, who: str, error: ServiceError) -> None:
-        error.noted = True
-        if not self._throttle.admit():
-            return
-        if suppressed := self._throttle.take_suppressed():
-            self._audit.note("call.refused", who=self._table.service, result="suppressed", count=suppressed)
-        who, detail = clean(who), clean(error.detail)
-        self._audit.note("call.refused", who=who, method=method, result="refused", reason=error.reason, detail=detail)
+        self._refusals.note(who, method, error)
 
     async def _abort(self, method: str, error: Exception, context: Any) -> None:
         if isinstance(error, ServiceError):
-            if method in self._table.changing and not error.noted:
+            if method in self._table.changing:
                 known = _caller.get(None)  # refused before it was a request that could be carried out
-                self._note(method, known.name if known else f"unknown:{context.peer()}", error)
+                self._refusals.note(known.name if known else f"unknown:{context.peer()}", method, error)
             await context.abort(errors.code(error), error.detail, (errors.trailer(error),))
         if isinstance(error, grpc.aio.AbortError):
             raise error

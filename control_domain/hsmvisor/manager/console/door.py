@@ -11,11 +11,11 @@ from hsmvisor.manager.access.callers import FleetCaller
 from hsmvisor.manager.auth import AUTHORIZATION
 from hsmvisor.manager.console import limits
 from hsmvisor.manager.console.parts import Parts
-from hsmvisor.manager.console.refusals import Refusals
 from hsmvisor.manager.console.sessions import Proof, Session, Sessions
-from hsmvisor.manager.roles import GIVEN
+from hsmvisor.manager.roles import GIVEN, TABLE
 from hsmvisor.serving.access import Call
 from hsmvisor.serving.errors import Exhausted, Forbidden, ServiceError, Unauthenticated
+from hsmvisor.serving.refusals import Refusals
 from hsmvisor.serving.text import clean
 from hsmvisor.serving.throttle import Throttle
 from starlette.requests import Request
@@ -30,7 +30,8 @@ class Door:
         self._parts, self.sessions, self._secure = parts, sessions, secure
         self.cookie = "__Host-hsmvisor" if secure else "hsmvisor-console"
         self._attempts: OrderedDict[str, Throttle] = OrderedDict()
-        self.refusals = Refusals(parts.audit)
+        logged = Throttle(limits.LOGGED_BURST, limits.LOGGED_RATE)
+        self.refusals = Refusals(parts.audit, TABLE.service, logged, via="console")
 
     # ---- logging in and out -----------------------------------------------------------------------------------------
 

@@ -9,9 +9,9 @@ from hsmvisor.manager.access.callers import FleetCaller
 from hsmvisor.manager.access.owners import may_see, sees_only
 from hsmvisor.manager.console import limits
 from hsmvisor.manager.console.parts import Parts
-from hsmvisor.manager.console.refusals import Refusals
 from hsmvisor.manager.console.sessions import Session
 from hsmvisor.manager.roles import TABLE
+from hsmvisor.serving.refusals import Refusals
 from jinja2 import Environment
 from starlette.requests import Request
 from starlette.responses import HTMLResponse
