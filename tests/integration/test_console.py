@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 import pytest
 import trustme
+from hsmvisor.manager import web as web_server
 from hsmvisor.manager.config import BadConfig, Client, Config, parse
 from hsmvisor.manager.config import Console as Settings
 from hsmvisor.manager.console import limits
@@ -254,7 +255,7 @@ def test_what_is_too_large_or_odd_is_refused(tmp_path: Path) -> None:
         assert (await browser.client.post("/login", json={"token": "x"}, headers=own)).status_code == 400
         assert (await browser.client.request("DELETE", "/")).status_code == 405
         assert (await browser.client.post("/", headers=own)).status_code == 405
-        assert (await browser.get("/" + "x" * limits.MAX_HEADERS * 2)).status_code in (400, 431)
+        assert (await browser.get("/" + "x" * web_server.MAX_HEADERS * 2)).status_code in (400, 431)
         assert (await browser.get("/events?page=xyz")).status_code == 400
         assert (await browser.get("/events?kind=xyz")).status_code == 400
         assert (await browser.get("/policies/99999999999999999999")).status_code == 403
@@ -264,7 +265,7 @@ def test_what_is_too_large_or_odd_is_refused(tmp_path: Path) -> None:
 
 def test_a_request_that_does_not_come_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "REQUEST_SECONDS", 0.5)
-    monkeypatch.setattr(limits, "KEEP_ALIVE", 0.5)
+    monkeypatch.setattr(web_server, "KEEP_ALIVE", 0.5)
 
     async def scenario(made: Rig) -> None:
         for beginning in (b"", b"GET /login HTTP/1.1\r\nhost: local"):
@@ -680,7 +681,7 @@ def test_a_client_certificate_opens_a_session_that_needs_it(tmp_path: Path) -> N
 
 
 def test_a_renewed_certificate_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hsmvisor.manager.console.server.LOOK_EVERY", 0.05)
+    monkeypatch.setattr("hsmvisor.manager.web.LOOK_EVERY", 0.05)
 
     async def scenario(made: Rig) -> None:
         def serial() -> str:

@@ -24,12 +24,12 @@ from hsmvisor.manager.config import Config
 from hsmvisor.manager.config import Console as Settings
 from hsmvisor.manager.console.console import Console
 from hsmvisor.manager.console.parts import Parts
-from hsmvisor.manager.console.server import Tls
 from hsmvisor.manager.desk import Desk
 from hsmvisor.manager.inventory.identities import Identities, OwnCertificate
 from hsmvisor.manager.roles import GIVEN
 from hsmvisor.manager.store import policies
 from hsmvisor.manager.store.rows import PolicyRow
+from hsmvisor.manager.web import Tls
 from hsmvisor.serving.audit import Audit
 from hsmvisor.serving.requests import Requests
 from support.fleet import POLICY, Clock, Fleet

@@ -20,7 +20,7 @@ from urllib.parse import unquote
 from hsmvisor.manager.ca.builtin.authority import BuiltinCa
 from hsmvisor.manager.ca.builtin.revocation import MAX_OCSP
 from hsmvisor.manager.ca.interface import Later
-from hsmvisor.manager.console.server import Server
+from hsmvisor.manager.web import Server
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response

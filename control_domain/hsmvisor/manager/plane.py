@@ -23,7 +23,6 @@ from hsmvisor.manager.config import Config
 from hsmvisor.manager.config import Issuer as IssuerSection
 from hsmvisor.manager.console.console import Console
 from hsmvisor.manager.console.parts import Parts as ConsoleParts
-from hsmvisor.manager.console.server import Tls
 from hsmvisor.manager.desk import Desk
 from hsmvisor.manager.engine.engine import Engine
 from hsmvisor.manager.engine.health import HealthCheck
@@ -57,6 +56,7 @@ from hsmvisor.manager.store import fleet
 from hsmvisor.manager.store.database import Database, DatabaseError
 from hsmvisor.manager.wanted.asking import Asking
 from hsmvisor.manager.wanted.judging import Judge
+from hsmvisor.manager.web import Tls
 from hsmvisor.serving.audit import Audit
 from hsmvisor.serving.errors import BadConfig, Broken, ServiceError
 from hsmvisor.serving.gate import Gate

@@ -11,8 +11,8 @@ from hsmvisor.manager import config
 from hsmvisor.manager.console.app import Application
 from hsmvisor.manager.console.door import Door
 from hsmvisor.manager.console.parts import Parts
-from hsmvisor.manager.console.server import Server, Tls
 from hsmvisor.manager.console.sessions import Sessions
+from hsmvisor.manager.web import Server, Tls
 
 
 class Console:
@@ -23,7 +23,7 @@ class Console:
         sessions = Sessions(settings.session_seconds, settings.idle_seconds, ticks)
         self.door = Door(parts, sessions, secure=tls is not None)
         self.application = Application(parts, self.door, frozenset() if tls else frozenset(config.LOOPBACK))
-        self.server = Server(self.application.asgi, settings.address, tls)
+        self.server = Server(self.application.asgi, settings.address, tls, "console")
 
     async def __aenter__(self) -> Self:
         """Returns when it answers.  Raises Broken."""

@@ -12,6 +12,7 @@ from urllib.parse import parse_qsl
 
 from hsmvisor.manager.console import limits
 from hsmvisor.manager.console.sessions import Session
+from hsmvisor.manager.web import MAX_HEADERS
 from hsmvisor.serving.errors import Forbidden, Invalid
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
@@ -64,7 +65,7 @@ class Guard:
             await send(message)
 
         named = Headers(scope=scope).get("host", "")
-        if _size(scope) > limits.MAX_HEADERS:
+        if _size(scope) > MAX_HEADERS:
             await _refuse(answer, 431, "too much is asked for")
         elif self._hosts and _host(named) not in self._hosts:
             await _refuse(answer, 421, "this console is not reached by that name")

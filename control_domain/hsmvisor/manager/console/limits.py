@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 # ---- a request
-MAX_HEADERS = 16 * 1024  #: bytes
 MAX_FORM = 16 * 1024  #: bytes of a form
 MAX_FIELDS = 32  #: of a form
 MAX_FIELD = 4096  #: characters of one field
 REQUEST_SECONDS = 15.0  #: in which a form has come
-KEEP_ALIVE = 20  #: seconds that a connection stays open without a request, or with headers that are not all there
-MOST_CONNECTIONS = 512
 
 # ---- sessions
 MOST_SESSIONS = 5000  #: of this manager; the one that was not used for longest ends first

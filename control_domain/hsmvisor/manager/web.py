@@ -1,4 +1,4 @@
-"""The console's own web server, inside the manager: one address, with TLS or on this host alone."""
+"""Web servers inside the manager: each has one address, with TLS or without."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from hsmvisor.manager.console import limits
 from hsmvisor.serving.errors import Broken
 from starlette.types import ASGIApp
 from uvicorn import Config
@@ -20,6 +19,9 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 _log = logging.getLogger(__name__)
 
+MAX_HEADERS = 16 * 1024  #: bytes
+KEEP_ALIVE = 20  #: seconds that a connection stays open without a request, or with headers that are not all there
+MOST_CONNECTIONS = 512
 LOOK_EVERY = 60.0  #: seconds after which a renewed certificate is used
 _GRACE = 2  #: seconds for what runs when the manager stops
 
@@ -32,8 +34,8 @@ class Tls:
     key: str
     client_ca: str = ""
 
-    def context(self) -> ssl.SSLContext:
-        """Raises Broken."""
+    def context(self, section: str) -> ssl.SSLContext:
+        """`section`: of the configuration.  Raises Broken."""
         made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         made.minimum_version = ssl.TLSVersion.TLSv1_2
         made.set_alpn_protocols(["http/1.1"])
@@ -45,8 +47,8 @@ class Tls:
                 made.load_verify_locations(self.client_ca)
                 made.verify_mode = ssl.CERT_OPTIONAL
         except (OSError, ssl.SSLError) as error:
-            why = f"the console's certificate {self.certificate}, its key or tls.client_ca: {error.strerror or error}"
-            raise Broken("TLS", why, "see the console and tls sections of the configuration") from None
+            why = f"the {section}'s certificate {self.certificate}, its key or tls.client_ca: {error.strerror or error}"
+            raise Broken("TLS", why, f"see the {section} and tls sections of the configuration") from None
         return made
 
     def stamp(self) -> tuple[int, ...]:
@@ -88,7 +90,7 @@ class _Protocol(H11Protocol):
         if self.cycle is not None and not self.cycle.response_complete:
             self._forget()
         elif self._deadline is None:
-            self._deadline = self.loop.call_later(limits.KEEP_ALIVE, self.transport.close)
+            self._deadline = self.loop.call_later(KEEP_ALIVE, self.transport.close)
 
     def _forget(self) -> None:
         if self._deadline is not None:
@@ -112,7 +114,7 @@ class _Server(Uvicorn):
 
 
 class Server:
-    def __init__(self, app: ASGIApp, address: str, tls: Tls | None, section: str = "console") -> None:
+    def __init__(self, app: ASGIApp, address: str, tls: Tls | None, section: str) -> None:
         """`tls` None: without; `section`: of the configuration."""
         self._app, self._address, self._tls, self._section = app, address, tls, section
         self._tasks: list[asyncio.Task[None]] = []
@@ -121,7 +123,7 @@ class Server:
     async def start(self) -> None:
         """Returns when it listens.  Raises Broken."""
         logging.getLogger("uvicorn").setLevel(logging.ERROR)  # others' bad requests are no news
-        context = self._tls.context() if self._tls else None
+        context = self._tls.context(self._section) if self._tls else None
         listening = self._listen()
         self.port = listening.getsockname()[1]
         config = Config(
@@ -133,10 +135,10 @@ class Server:
             access_log=False,
             proxy_headers=False,
             server_header=False,
-            limit_concurrency=limits.MOST_CONNECTIONS,
-            timeout_keep_alive=limits.KEEP_ALIVE,
+            limit_concurrency=MOST_CONNECTIONS,
+            timeout_keep_alive=KEEP_ALIVE,
             timeout_graceful_shutdown=_GRACE,
-            h11_max_incomplete_event_size=limits.MAX_HEADERS,
+            h11_max_incomplete_event_size=MAX_HEADERS,
             ssl_context_factory=(lambda config, usual: context) if context else None,
         )
         self._server = _Server(config)
@@ -149,7 +151,7 @@ class Server:
             await serving
         if context is not None:
             self._tasks.append(asyncio.get_running_loop().create_task(self._follow_files(context)))
-        serving.add_done_callback(_ended)
+        serving.add_done_callback(self._ended)
 
     def _listen(self) -> socket.socket:
         host, _, port = self._address.rpartition(":")
@@ -178,7 +180,7 @@ class Server:
             if (now := self._tls.stamp()) == before:
                 continue
             try:
-                self._tls.context()
+                self._tls.context(self._section)
                 context.load_cert_chain(self._tls.certificate, self._tls.key)
                 before = now
             except (Broken, OSError, ssl.SSLError) as error:
@@ -190,7 +192,6 @@ class Server:
         self._server.should_exit = True
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-
-def _ended(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and (error := task.exception()) is not None:
-        _log.error("the console has ended: %s", error, exc_info=error)
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("the %s has ended: %s", self._section, error, exc_info=error)
