@@ -119,6 +119,29 @@ def test_reason_and_hint_are_shown_to_people_and_programs(script: Script) -> Non
     assert told == {"exit_code": 5, "reason": "TOKEN_EXPIRED", "message": "TOKEN_EXPIRED: this token is old", "hint": "get one"}
 
 
+@pytest.mark.parametrize(
+    "status",
+    [
+        b"\xff\xff",
+        status_pb2.Status(code=code_pb2.NOT_FOUND, message="no").SerializeToString(),
+        status_pb2.Status(
+            code=code_pb2.PERMISSION_DENIED,
+            message="no",
+            details=[Packed(type_url="type.googleapis.com/google.rpc.ErrorInfo", value=b"\xff")],
+        ).SerializeToString(),
+    ],
+    ids=["none", "another code", "broken details"],
+)
+def test_what_an_answer_says_wrongly_of_its_error_is_left_out(script: Script, status: bytes) -> None:
+    def refuse_oddly(context: grpc.ServicerContext) -> None:
+        context.set_trailing_metadata((("grpc-status-details-bin", status),))
+        context.abort(grpc.StatusCode.PERMISSION_DENIED, "no")
+
+    script.who = refuse_oddly
+    result = run("fleet", "whoami")
+    assert (result.exit_code, result.output) == (5, "hsmvisor: no\n")
+
+
 def test_waiting_outlives_a_manager_that_is_away(script: Script) -> None:
     script.answers = [shown("waiting"), shown("ordering"), None, None, shown("serving", generation=1)]
     result = apply()

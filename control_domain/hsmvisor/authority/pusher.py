@@ -13,6 +13,7 @@ from hsmvisor.authority.csr import CertificateRequest, spelled
 from hsmvisor.authority.records import Known, ModuleRecord, Records, content_of, delivery_of, key_of, made_of
 from hsmvisor.authority.store import Authority, AuthorityError
 from hsmvisor.bundle import Bundle
+from hsmvisor.serving import errors
 from hsmvisor_rpc.sealed import envelope
 from hsmvisor_rpc.sealed.canonical import Record
 from hsmvisor_rpc.sealed.commands import (
@@ -332,7 +333,7 @@ class Pusher:
                     done(record, answer)
                 return answer
             except grpc.RpcError as error:
-                if attempt + 1 == ATTEMPTS or reason_of(error) not in (Reason.STALE_SEQUENCE, Reason.REPLAY):
+                if attempt + 1 == ATTEMPTS or errors.told(error)[0] not in (Reason.STALE_SEQUENCE, Reason.REPLAY):
                     raise
         raise AssertionError("unreachable")
 
@@ -369,16 +370,3 @@ def _is_just(known: pb.Generation, bundle: Bundle, staging: Staging) -> bool:
 
 def _public_key(answer: pb.ExecuteResponse, generation: int) -> bytes:
     return next((g.public_key for g in answer.status.generations if g.number == generation), b"")
-
-
-def reason_of(error: grpc.RpcError) -> str:
-    """Returns the ErrorInfo reason of a failed call, or an empty text."""
-    from google.rpc import error_details_pb2  # type: ignore[import-untyped]
-    from grpc_status import rpc_status
-
-    status = rpc_status.from_call(error)  # type: ignore[arg-type]
-    for detail in status.details if status else ():
-        info = error_details_pb2.ErrorInfo()
-        if detail.Unpack(info):
-            return str(info.reason)
-    return ""

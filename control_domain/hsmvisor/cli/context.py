@@ -17,12 +17,11 @@ import grpc
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
-from google.rpc import error_details_pb2  # type: ignore[import-untyped]
-from grpc_status import rpc_status
 from hsmvisor.authority import Authority, AuthorityError, BundleError, Pusher
 from hsmvisor.authority.store import default_directory
 from hsmvisor.client import SigningKey, TlsFiles, connect
 from hsmvisor.client.reason import with_reason
+from hsmvisor.serving import errors
 from hsmvisor_rpc.sealed.refusal import Reason, Refusal
 from hsmvisor_rpc.v1 import hsmvisor_pb2 as pb
 from hsmvisor_rpc.v1 import hsmvisor_pb2_grpc as rpc
@@ -232,13 +231,8 @@ def fail(error: Exception, target: Target = HOST) -> NoReturn:
 
 
 def of_call(error: grpc.RpcError, target: Target = HOST) -> CommandError:
-    code, detail, hint = error.code(), error.details() or "", ""
-    status = rpc_status.from_call(error)  # type: ignore[arg-type]
-    reason = ""
-    for part in status.details if status else ():
-        info = error_details_pb2.ErrorInfo()
-        if part.Unpack(info):
-            reason, hint = info.reason, info.metadata.get("hint", "")
+    code, detail = error.code(), error.details() or ""
+    reason, hint = errors.told(error)
     if code is grpc.StatusCode.UNAVAILABLE and not reason:
         return _unreachable(detail, target)
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
@@ -248,8 +242,8 @@ def of_call(error: grpc.RpcError, target: Target = HOST) -> CommandError:
 
 
 def _unreachable(detail: str, target: Target) -> CommandError:
-    """`detail`: gRPC's words, of which the end says why."""
-    why = detail.rpartition("last error: ")[2].removeprefix("UNKNOWN: ").rpartition(" error: ")[2]
+    """`detail`: gRPC's words."""
+    why = errors.last_words(detail).rpartition(" error: ")[2]
     text, hint = f"{target.name} cannot be reached: {why}", target.unreachable
     if "Permission denied" in why:
         return CommandError(text, NOT_PERMITTED, target.not_permitted)

@@ -23,7 +23,9 @@ from typing import Any
 
 import grpc
 from google.protobuf import any_pb2
+from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
+from grpc_status import rpc_status
 
 DOMAIN = "hsmvisor"
 
@@ -117,3 +119,24 @@ def trailer(error: ServiceError) -> tuple[str, bytes]:
     detail.Pack(info)
     status = status_pb2.Status(code=code(error).value[0], message=error.detail, details=[detail])
     return "grpc-status-details-bin", status.SerializeToString()
+
+
+# ---- where a call has failed ------------------------------------------------------------------------------------------
+
+
+def told(untrusted_error: grpc.RpcError) -> tuple[str, str]:
+    """Returns the reason and the hint that a failed call's trailer carries; both empty where there is none that can be read."""
+    try:
+        status = rpc_status.from_call(untrusted_error)  # type: ignore[arg-type]
+        for part in status.details if status else ():
+            info = error_details_pb2.ErrorInfo()
+            if part.Unpack(info):
+                return str(info.reason), str(info.metadata.get("hint", ""))
+    except (ValueError, DecodeError):  # it says something else than the call's code and message, or is none
+        pass
+    return "", ""
+
+
+def last_words(detail: str) -> str:
+    """Returns the end of gRPC's own words about a connection, which says why there is none."""
+    return detail.rpartition("last error: ")[2].removeprefix("UNKNOWN: ")

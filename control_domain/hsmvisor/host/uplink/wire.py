@@ -7,12 +7,11 @@ from typing import Any
 import grpc
 import grpc.aio
 from google.protobuf.timestamp_pb2 import Timestamp
-from google.rpc import error_details_pb2  # type: ignore[import-untyped]
-from grpc_status import rpc_status
 from hsmvisor.host import limits
 from hsmvisor.host.reports import Material
 from hsmvisor.host.uplink.membership import pem
 from hsmvisor.host.uplink.told import Given, GuestTold, Heard, Result, Told
+from hsmvisor.serving import errors
 from hsmvisor.serving.text import clean
 from hsmvisor_rpc.sealed.fleet import JoinStatement
 from hsmvisor_rpc.v1 import manager_pb2 as pb
@@ -110,19 +109,9 @@ class ManagerChannel:
 
 
 def _fault(error: grpc.aio.AioRpcError) -> LinkFault:
-    reason, hint = "", ""
-    try:
-        status = rpc_status.from_call(error)  # type: ignore[arg-type]
-    except ValueError:
-        status = None
-    for part in status.details if status else ():
-        info = error_details_pb2.ErrorInfo()
-        if part.Unpack(info):
-            reason, hint = clean(info.reason), clean(info.metadata.get("hint", ""))
+    reason, hint = map(clean, errors.told(error))
     detail = error.details() or str(error.code())
-    if not reason:  # gRPC's own words, of which the end says why
-        detail = detail.rpartition("last error: ")[2].removeprefix("UNKNOWN: ")
-    return LinkFault(error.code(), reason, clean(detail), hint)
+    return LinkFault(error.code(), reason, clean(detail if reason else errors.last_words(detail)), hint)
 
 
 # ---- to messages ------------------------------------------------------------------------------------------------------
