@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import tomllib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import grpc
 from hsmvisor.client.channel import TlsFiles, connect
+from hsmvisor.client.metadata import with_metadata
 
 _MAX_TOKEN = 4096  #: characters of an access token's file
 
@@ -67,32 +66,6 @@ def read_token(path: Path) -> str:
     return text.decode()
 
 
-class _Details(NamedTuple):
-    method: str
-    timeout: float | None
-    metadata: Any
-    credentials: Any
-    wait_for_ready: Any
-    compression: Any
-
-
-class _Bearer(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor):  # type: ignore[type-arg]
-    """Its repr shows no token."""
-
-    def __init__(self, token: str) -> None:
-        self._shown = ("authorization", f"Bearer {token}")
-
-    def _pass(self, go_on: Callable[[Any, Any], Any], details: Any, request: Any) -> Any:
-        more = (details.credentials, details.wait_for_ready, details.compression)
-        return go_on(_Details(details.method, details.timeout, [*(details.metadata or ()), self._shown], *more), request)
-
-    def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
-        return self._pass(continuation, client_call_details, request)
-
-    def intercept_unary_stream(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
-        return self._pass(continuation, client_call_details, request)
-
-
 def with_token(channel: grpc.Channel, token: str) -> grpc.Channel:
     """Returns a channel whose every call shows an access token."""
-    return grpc.intercept_channel(channel, _Bearer(token))
+    return with_metadata(channel, "authorization", f"Bearer {token}")
