@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 
 from hsmvisor.host import limits
 from hsmvisor.host.guest_rows import Guest
@@ -69,8 +70,7 @@ class Telling:
         """The manager knows nothing of what was told."""
         self._all = True
         self._told.clear()
-        for guest in self._guests.all():
-            self.mark(guest.name)
+        self.mark_all()
         self._news.set()
 
     async def follow(self, events: Events) -> None:
@@ -134,26 +134,22 @@ class Telling:
 
     async def _report(self, guest: Guest) -> GuestTold | None:
         """Returns None where the module does not answer now and the manager knows of the guest: what it knows stays."""
-        bare = GuestTold(guest.name, guest.kind, guest.owner, guest.attributes)
+        bare = _bare(guest)
         if not guest.module:
             return bare
         try:
             module = self._modules.get(guest.module)
         except NotFound:
-            return bare
+            return replace(bare, module="")
         try:  # one that is being started is waited for
             async with self._gate, asyncio.timeout(_LOOK_WITHIN):
                 status = await module.status()
         except (ServiceError, TimeoutError):
             told = self._told.get(guest.name)
-            if told is not None and _same_guest(told, guest):
-                return None
-            return GuestTold(guest.name, guest.kind, guest.owner, guest.attributes, guest.module)
+            return None if told is not None and told.guest() == bare else bare
         row = module.row
         identity = self._identity.certify(row.module_id, row.name, module.recipient, module.root, row.created_at)
-        return GuestTold(
-            guest.name, guest.kind, guest.owner, guest.attributes, guest.module, identity, status.sequence, status.materials
-        )
+        return replace(bare, identity=identity, sequence=status.sequence, materials=status.materials)
 
     # ---- an exchange ------------------------------------------------------------------------------------------------
 
@@ -216,8 +212,3 @@ class Telling:
 
 def _bare(guest: Guest) -> GuestTold:
     return GuestTold(guest.name, guest.kind, guest.owner, guest.attributes, guest.module)
-
-
-def _same_guest(told: GuestTold, guest: Guest) -> bool:
-    mine = guest.kind, guest.owner, guest.attributes, guest.module
-    return mine == (told.kind, told.owner, told.attributes, told.module)

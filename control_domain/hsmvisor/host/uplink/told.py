@@ -25,6 +25,10 @@ class GuestTold:
     def bare(self) -> bool:
         return bool(self.module) and not self.identity
 
+    def guest(self) -> GuestTold:
+        """The same without what its module holds."""
+        return replace(self, identity=b"", sequence=0, materials=())
+
     def without_usage(self) -> GuestTold:
         """What is told at once when it is different; how much a key is used is told now and then."""
         return replace(self, materials=tuple(map(_unused, self.materials)))
