@@ -10,10 +10,10 @@ import grpc
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from hsmvisor.client.signing import SigningChannel, SigningKey
+from hsmvisor.serving.limits import MAX_ANSWER
 
-_MAX_MESSAGE = 16 * 1024 * 1024
 _OPTIONS: list[tuple[str, int | str]] = [
-    ("grpc.max_receive_message_length", _MAX_MESSAGE),
+    ("grpc.max_receive_message_length", MAX_ANSWER),
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
     # a restarted host is found again quickly: its control API is back within 2 s

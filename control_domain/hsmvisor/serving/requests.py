@@ -57,10 +57,14 @@ def reused(request_id: str) -> Conflict:
     return Conflict("REQUEST_ID_REUSED", f"request_id {request_id!r} was used with other content", "use a new id for a new request")
 
 
+def digest(*parts: bytes) -> bytes:
+    """Returns the SHA-256 of the parts, each with its length."""
+    return hashlib.sha256(b"".join(len(part).to_bytes(8, "big") + part for part in parts)).digest()
+
+
 def request(untrusted_request_id: str, method: str, *content: bytes) -> Request:
     """Returns the request; `content` is everything that makes two requests different.  Raises Invalid."""
-    digest = hashlib.sha256(b"".join(len(part).to_bytes(8, "big") + part for part in content)).digest()
-    return Request(limits.request_id(untrusted_request_id), method, digest)
+    return Request(limits.request_id(untrusted_request_id), method, digest(*content))
 
 
 class Requests:

@@ -18,7 +18,7 @@ import grpc
 from hsmvisor.host import limits
 from hsmvisor.host.identity import HostIdentity
 from hsmvisor.host.state import State
-from hsmvisor.host.uplink.membership import JOINING, Attempt, BadMembership, Membership, Memory, der, digest, port_of
+from hsmvisor.host.uplink.membership import JOINING, Attempt, BadMembership, Membership, Memory, der, port_of
 from hsmvisor.host.uplink.uplink import Uplink
 from hsmvisor.host.uplink.wire import LinkFault, ManagerChannel
 from hsmvisor.serving.errors import (
@@ -31,7 +31,7 @@ from hsmvisor.serving.errors import (
     Unavailable,
     WrongState,
 )
-from hsmvisor.serving.requests import Request
+from hsmvisor.serving.requests import Request, digest
 from hsmvisor.serving.text import clean
 from hsmvisor_rpc.sealed.canonical import MalformedRecord
 from hsmvisor_rpc.sealed.commands import fingerprint
@@ -68,7 +68,7 @@ class Invitation:
     @property
     def digest(self) -> str:
         told = (self.name.encode(), self.secret, self.certificate, self.key, *map(str.encode, self.addresses), *self.authorities)
-        return digest(*told)
+        return digest(*told).hex()
 
 
 def invitation(

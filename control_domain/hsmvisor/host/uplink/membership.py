@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import hashlib
 import json
 import os
 from dataclasses import dataclass, field, fields
@@ -210,10 +209,6 @@ def port_of(address: str) -> int:
     if not sound or not port.isdigit() or not 0 < int(port) < 65536 or "/" in address:
         raise BadMembership(f"a manager's address is host:port, not {address[: limits.MAX_ADDRESS]!r}")
     return int(port)
-
-
-def digest(*parts: bytes) -> str:
-    return hashlib.sha256(b"".join(len(part).to_bytes(8, "big") + part for part in parts)).hexdigest()
 
 
 def _spki(key: Any) -> bytes:

@@ -21,13 +21,13 @@ from hsmvisor.host.guests import Guests
 from hsmvisor.host.identity import HostIdentity
 from hsmvisor.host.modules import Modules
 from hsmvisor.host.uplink.carrying import Carrying
-from hsmvisor.host.uplink.membership import RENEWING, BadMembership, Membership, Memory, digest, pem
+from hsmvisor.host.uplink.membership import RENEWING, BadMembership, Membership, Memory, pem
 from hsmvisor.host.uplink.telling import Telling
 from hsmvisor.host.uplink.told import Heard, Told
 from hsmvisor.host.uplink.wire import LinkFault, ManagerChannel
 from hsmvisor.serving.audit import Audit
 from hsmvisor.serving.events import Events
-from hsmvisor.serving.requests import Origin
+from hsmvisor.serving.requests import Origin, digest
 from hsmvisor_rpc.sealed.commands import fingerprint
 
 _log = logging.getLogger(__name__)
@@ -309,7 +309,7 @@ class Uplink:
         before it is tried, for then the present one counts no more.
         """
         try:
-            attempt = self._memory.attempt(RENEWING, digest(identity.chain[0]), identity.host_id)
+            attempt = self._memory.attempt(RENEWING, digest(identity.chain[0]).hex(), identity.host_id)
             chain, authorities = await channel.renew(attempt.request_id, attempt.csr)
             renewed = replace(identity, chain=chain, authorities=authorities or identity.authorities, key=attempt.key)
             candidate = replace(renewed, issued_at=self._clock()).check()

@@ -12,15 +12,15 @@ from hsmvisor.host.reports import Material
 from hsmvisor.host.uplink.membership import pem
 from hsmvisor.host.uplink.told import Given, GuestTold, Heard, Result, Told
 from hsmvisor.serving import errors
+from hsmvisor.serving.limits import MAX_ANSWER
 from hsmvisor.serving.text import clean
 from hsmvisor_rpc.sealed.fleet import JoinStatement
 from hsmvisor_rpc.v1 import manager_pb2 as pb
 from hsmvisor_rpc.v1 import manager_pb2_grpc as rpc
 
-_MAX_MESSAGE = 16 * 1024 * 1024  #: bytes of what a manager sends
 _CALL_WITHIN = 30.0  #: seconds
 _OPTIONS: list[tuple[str, int]] = [
-    ("grpc.max_receive_message_length", _MAX_MESSAGE),
+    ("grpc.max_receive_message_length", MAX_ANSWER),
     ("grpc.max_send_message_length", -1),
     # a manager that is cut off is noticed within these two, also while an exchange waits; it takes a ping every 30 s
     ("grpc.keepalive_time_ms", 35_000),

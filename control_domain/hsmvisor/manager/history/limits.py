@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from hsmvisor.manager import limits
+
 # ---- what one event holds (the widths of the columns are those of manager/store/tables.py)
-MAX_OWNER = 128  #: characters
+MAX_OWNER = limits.MAX_OWNER  #: characters
 MAX_REQUEST = 32
 MAX_MATERIAL = 64
 MAX_RESOURCE = 130

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from hsmvisor.manager import limits
+
 # ---- configuration
 MOST_CHANNELS = 50
 MAX_URL = 2000  #: characters
 MAX_ADDRESS = 254  #: characters of a mail address (RFC 5321)
 MOST_RECIPIENTS = 50
 MOST_OWNERS = 1000
-MAX_OWNER = 128
+MAX_OWNER = limits.MAX_OWNER
 
 # ---- secrets
 MAX_SECRET_FILE = 4096  #: bytes
