@@ -10,7 +10,7 @@ import grpc
 from hsmvisor.cli.context import Context, pass_context, plain, table, when
 from hsmvisor.cli.fleet.parameters import HOST_NAME, because_of, ident_option, why_option, yes_option
 from hsmvisor.cli.fleet.reach import Manager, ManagerCommand, ManagerGroup, manager_of, words
-from hsmvisor.cli.fleet.secrets import demand_place, write_secret
+from hsmvisor.cli.fleet.secrets import demand_place, give_token
 from hsmvisor.cli.parameters import Duration
 from hsmvisor_rpc.v1 import manager_pb2 as pb
 
@@ -104,18 +104,9 @@ def token(ctx: Context, name: str, owners: tuple[str, ...], lifetime: int, repla
     manager = manager_of(ctx)
     request = pb.CreateJoinTokenRequest(request_id=ident, host=name, owners=owners, lifetime_seconds=lifetime, replace=replace)
     made = manager.fleet.CreateJoinToken(request, timeout=manager.timeout)
-    if out is not None:
-        write_secret(out, made.token)
-    told = plain(made) | ({"file": str(out), "token": ""} if out is not None else {})
-
-    def text() -> None:
-        if out is None:
-            click.echo(made.token)
-        joins = name or "NAME"
-        more = f"it counts until {when(made.expires_at)}; on the host: hsmvisor host join --name {joins} {out or 'FILE'}"
-        click.echo(f"  {more}" if out is None else f"the token is in {out}: {more}", err=True)
-
-    ctx.result(told, text)
+    joins = name or "NAME"
+    more = f"it counts until {when(made.expires_at)}; on the host: hsmvisor host join --name {joins} {out or 'FILE'}"
+    give_token(ctx, made, out, f"  {more}" if out is None else f"the token is in {out}: {more}")
 
 
 def _update(

@@ -1,11 +1,13 @@
-"""Secrets that a command writes into files."""
+"""Secrets that a command shows, or writes into files."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
-from hsmvisor.cli.context import USAGE, CommandError
+import click
+from hsmvisor.cli.context import USAGE, CommandError, Context, plain
 from hsmvisor.files import write_private
 
 
@@ -18,6 +20,17 @@ def demand_place(path: Path | None) -> None:
         raise CommandError(f"{path} cannot be written", USAGE, f"is {directory} a directory where you may?")
 
 
-def write_secret(path: Path, secret: str) -> None:
-    """Writes one line that its owner alone may read.  Raises OSError."""
-    write_private(path.absolute(), secret.encode() + b"\n")
+def give_token(ctx: Context, made: Any, out: Path | None, note: str) -> None:
+    """The token of an answer: shown, or written as one line that its owner alone may read; `note`: more of it, for people.
+
+    Raises OSError.
+    """
+    if out is not None:
+        write_private(out.absolute(), made.token.encode() + b"\n")
+
+    def text() -> None:
+        if out is None:
+            click.echo(made.token)
+        click.echo(note, err=True)
+
+    ctx.result(plain(made) | ({"file": str(out), "token": ""} if out is not None else {}), text)

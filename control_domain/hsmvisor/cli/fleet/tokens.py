@@ -8,7 +8,7 @@ import click
 from hsmvisor.cli.context import Context, pass_context, plain, table, when
 from hsmvisor.cli.fleet.parameters import TOKEN_ID, ident_option
 from hsmvisor.cli.fleet.reach import ManagerGroup, manager_of, words
-from hsmvisor.cli.fleet.secrets import demand_place, write_secret
+from hsmvisor.cli.fleet.secrets import demand_place, give_token
 from hsmvisor.cli.parameters import Duration
 from hsmvisor_rpc.v1 import manager_pb2 as pb
 
@@ -41,17 +41,8 @@ def create(
     manager = manager_of(ctx)
     request = pb.CreateTokenRequest(request_id=ident, owner=owner, groups=groups, roles=roles, lifetime_seconds=lifetime)
     made = manager.fleet.CreateToken(request, timeout=manager.timeout)
-    if out is not None:
-        write_secret(out, made.token)
-    told = plain(made) | ({"file": str(out), "token": ""} if out is not None else {})
-
-    def text() -> None:
-        if out is None:
-            click.echo(made.token)
-        where = f"token {made.id} is in {out}" if out is not None else f"  token {made.id}"
-        click.echo(f"{where}, until {when(made.expires_at)}", err=True)
-
-    ctx.result(told, text)
+    where = f"token {made.id} is in {out}" if out is not None else f"  token {made.id}"
+    give_token(ctx, made, out, f"{where}, until {when(made.expires_at)}")
 
 
 @token.command("list")
