@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 
-from google.protobuf.timestamp_pb2 import Timestamp
 from hsmvisor.host import limits, reports
 from hsmvisor.host.cryptoprocessor import Cryptoprocessor
 from hsmvisor.host.enrolment import OneTimeSecret
@@ -17,19 +16,10 @@ from hsmvisor.host.settings import EVERYTHING, Policy, Settings
 from hsmvisor.host.uplink.uplink import LinkState
 from hsmvisor.serving.events import EventRow
 from hsmvisor.serving.text import clean
+from hsmvisor.serving.timestamps import timestamp
 from hsmvisor_rpc.internal import messages as m
 from hsmvisor_rpc.sealed.commands import Action, fingerprint
 from hsmvisor_rpc.v1 import hsmvisor_pb2 as pb
-
-_LAST = 253402300799  #: 9999-12-31T23:59:59Z, the last second of a Timestamp
-
-
-def timestamp(seconds: float) -> Timestamp | None:
-    """Returns None (no timestamp) for 0."""
-    if not seconds:
-        return None
-    whole = int(seconds)
-    return Timestamp(seconds=min(whole, _LAST), nanos=int((seconds - whole) * 1e9))
 
 
 def settings(message: pb.ModuleSettings) -> Settings:

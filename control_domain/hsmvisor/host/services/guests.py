@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from hsmvisor.host import convert, limits
+from hsmvisor.host import limits
 from hsmvisor.host.guest_rows import Guest
 from hsmvisor.host.guests import Guests
 from hsmvisor.serving.gate import origin
 from hsmvisor.serving.pages import page
 from hsmvisor.serving.requests import Requests, request
+from hsmvisor.serving.timestamps import timestamp
 from hsmvisor_rpc.v1 import hsmvisor_pb2 as pb
 from hsmvisor_rpc.v1 import hsmvisor_pb2_grpc as rpc
 
@@ -66,7 +67,7 @@ class GuestService(rpc.GuestServiceServicer):
             attributes=guest.attributes,
             module=guest.module,
             changed=guest.changed,
-            changed_at=convert.timestamp(guest.at),
+            changed_at=timestamp(guest.at),
             refused=self._guests.refused.get(guest.name, ""),
         )
 

@@ -22,6 +22,7 @@ from hsmvisor.serving.errors import Forbidden, Invalid, ServiceError
 from hsmvisor.serving.gate import caller, origin
 from hsmvisor.serving.requests import Requests, request
 from hsmvisor.serving.text import clean
+from hsmvisor.serving.timestamps import timestamp
 from hsmvisor_rpc.v1 import hsmvisor_pb2 as pb
 from hsmvisor_rpc.v1 import hsmvisor_pb2_grpc as rpc
 
@@ -62,7 +63,7 @@ class HostService(rpc.HostServiceServicer):
         return pb.Host(
             host_key=self._foundation.identity.public,
             version=self._about.version,
-            started_at=convert.timestamp(self._about.started_at),
+            started_at=timestamp(self._about.started_at),
             modules=len(self._modules.all()),
             measures=map(convert.measure, (*self._about.measures, *measures)),
             key_provider=key_provider,

@@ -6,7 +6,6 @@ from typing import Any
 
 import grpc
 import grpc.aio
-from google.protobuf.timestamp_pb2 import Timestamp
 from hsmvisor.host import limits
 from hsmvisor.host.reports import Material
 from hsmvisor.host.uplink.membership import pem
@@ -14,6 +13,7 @@ from hsmvisor.host.uplink.told import Given, GuestTold, Heard, Result, Told
 from hsmvisor.serving import errors
 from hsmvisor.serving.limits import MAX_ANSWER
 from hsmvisor.serving.text import clean
+from hsmvisor.serving.timestamps import timestamp
 from hsmvisor_rpc.sealed.fleet import JoinStatement
 from hsmvisor_rpc.v1 import manager_pb2 as pb
 from hsmvisor_rpc.v1 import manager_pb2_grpc as rpc
@@ -135,7 +135,7 @@ def _material(row: Material) -> pb.MaterialReport:
     told = sorted(row.generations, key=lambda g: (g.state != "destroyed", g.number))[-limits.MAX_REPORTED_GENERATIONS :]
     generations = [
         pb.GenerationReport(
-            number=g.number, state=g.state, id=g.id, operations=g.operations, last_used_at=_timestamp(g.last_used_at)
+            number=g.number, state=g.state, id=g.id, operations=g.operations, last_used_at=timestamp(g.last_used_at)
         )
         for g in sorted(told, key=lambda g: g.number)
     ]
@@ -154,7 +154,3 @@ def _result(row: Result) -> pb.CommandResult:
         material=_material(row.material) if row.material else None,
         again=row.again,
     )
-
-
-def _timestamp(seconds: float) -> Timestamp | None:
-    return Timestamp(seconds=int(seconds), nanos=int(seconds % 1 * 1e9)) if seconds else None

@@ -16,17 +16,14 @@ from hsmvisor.manager.store.rows import DeliveryRow, GenerationRow, LineRow, Req
 from hsmvisor.manager.wanted.asking import Explanation
 from hsmvisor.manager.wanted.spec import Spec
 from hsmvisor.manager.wanted.summary import summary
+from hsmvisor.serving import timestamps
 from hsmvisor.serving.errors import Invalid
 from hsmvisor_rpc.v1 import manager_pb2 as pb
 
 
 def timestamp(seconds: float) -> Timestamp | None:
     """0 and what is far are not told."""
-    if not 0 < seconds < FAR / 2:
-        return None
-    made = Timestamp()
-    made.FromMicroseconds(int(min(seconds, 253402300799) * 1e6))
-    return made
+    return timestamps.timestamp(seconds) if 0 < seconds < FAR / 2 else None
 
 
 def rule(untrusted: pb.Rule) -> Rule:
