@@ -11,6 +11,7 @@ import pytest
 from hsmvisor.host import measures
 from hsmvisor.host.config import Allow, BadConfig, Config, Hsm, load, parse
 from hsmvisor.host.roles import Role
+from hsmvisor.serving.config import differing
 
 EXAMPLE = Path(hsmvisor.host.__file__).parent / "host.toml"
 
@@ -63,6 +64,13 @@ def test_values_are_taken_over() -> None:
     assert config.master_key == Path("/srv/hsm/master.key")
     assert config.control.allow == (Allow((Role.AUDITOR, Role.MANAGER), uid=1000),)
     assert config.audit.checkpoint_seconds == 5.0
+
+
+def test_what_waits_for_a_restart_is_all_but_who_may_call() -> None:
+    callers = "[[control.allow]]\nuid = 1\nroles = ['auditor']\n[[tls.clients]]\nsan = 'a'\nroles = []\n[signed]\nskew_seconds = 9"
+    assert differing(Config().without_callers(), parse(callers, "x").without_callers()) == []
+    moved = parse("[signed]\naddress = '0.0.0.0:8470'\n[control]\nsocket_mode = 0o600", "x")
+    assert differing(Config().without_callers(), moved.without_callers()) == ["control", "signed"]
 
 
 def hsm(**changes: object) -> str:

@@ -12,6 +12,7 @@ import pytest
 from hsmvisor.manager import measures
 from hsmvisor.manager.config import Acme, Allow, BadConfig, Builtin, Client, Command, Config, load, parse
 from hsmvisor.manager.roles import Role
+from hsmvisor.serving.config import differing
 from hsmvisor_rpc.confine import capabilities
 
 EXAMPLE = Path(hsmvisor.manager.__file__).parent / "manager.toml"
@@ -117,7 +118,10 @@ TLS = '[tls]\naddress = "0.0.0.0:1"\nclient_ca = "/ca.pem"\n'
         ("[tls]\naddress = 8471", "tls.address is of type str, not int"),
         ('[tls]\naddress = "somewhere"', "tls.address is HOST:PORT"),
         ('[join]\naddress = "0.0.0.0:1"', "join.address is of no use without tls.address"),
-        (f'{TLS}[join]\naddress = "0.0.0.0:1"', "different ones"),
+        (f'{TLS}[join]\naddress = "0.0.0.0:1"', "tls.address and join.address are different ones"),
+        (f'{TLS}[pki]\naddress = "0.0.0.0:1"', "tls.address and pki.address are different ones"),
+        ('[pki]\naddress = "x"', "pki.address is HOST:PORT"),
+        (f'{ACME}http = "0.0.0.0:80"\n[pki]\naddress = "0.0.0.0:80"', r"pki.address and authorities\[0\].http are different ones"),
         ('[tls]\ncertificate = "/x"', "stand together"),
         ('[tls]\ncertificate = "/x"\nkey = "/y"', "tls.authorities goes with"),
         ('[tls]\nnames = ["under_score"]', r"tls.names\[0\]"),
@@ -175,6 +179,15 @@ def test_profiles_are_added_to_those_there_are_but_for_the_one_of_hosts() -> Non
     assert [use.dotted_string for use in found["db"].uses] == ["1.3.6.1.5.5.7.3.1", "1.3.6.1.5.5.7.3.17"]
 
 
-def test_a_port_below_1024_needs_one_capability_more() -> None:
-    low = parse(ACME + 'http = "0.0.0.0:80"', "x")
-    assert measures.wanted(low) - measures.wanted(Config()) == {capabilities.NET_BIND_SERVICE}
+@pytest.mark.parametrize("text", [ACME + 'http = "0.0.0.0:80"', '[pki]\naddress = "0.0.0.0:80"'])
+def test_a_port_below_1024_needs_one_capability_more(text: str) -> None:
+    assert measures.wanted(parse(text, "x")) - measures.wanted(Config()) == {capabilities.NET_BIND_SERVICE}
+
+
+def test_what_waits_for_a_restart_is_all_but_who_may_call() -> None:
+    before = parse("", "x")
+    callers = '[[control.allow]]\nuid = 1\nroles = ["owner"]\n' + f'{TLS}[[clients]]\nsan = "a"\nowner = "a"\n'
+    after = parse(f'writes = ["/srv"]\n[pki]\naddress = "0.0.0.0:80"\n{callers}', "x")
+    assert differing(before.without_callers(), after.without_callers()) == ["writes", "tls", "pki"]
+    moved = parse("[control]\nsocket_mode = 0o600", "x")
+    assert differing(before.without_callers(), moved.without_callers()) == ["control"]

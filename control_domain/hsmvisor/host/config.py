@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from hsmvisor.host.limits import NAME
@@ -180,6 +180,11 @@ class Config:
     @property
     def audit_file(self) -> Path:
         return Path(self.audit.file) if self.audit.file else self.state / "audit.log"
+
+    def without_callers(self) -> Config:
+        """What a running service does not take over when it reads its configuration again."""
+        control, tls = replace(self.control, allow=()), replace(self.tls, clients=())
+        return replace(self, control=control, tls=tls, signed=replace(self.signed, keys=(), skew_seconds=0))
 
 
 def load(path: Path | None) -> Config:

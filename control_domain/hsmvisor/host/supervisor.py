@@ -41,6 +41,7 @@ from hsmvisor.host.uplink.uplink import Uplink
 from hsmvisor.host.vhost_vsock import VhostVsock
 from hsmvisor.serving import signatures
 from hsmvisor.serving.audit import Audit
+from hsmvisor.serving.config import differing
 from hsmvisor.serving.errors import ServiceError
 from hsmvisor.serving.events import Events
 from hsmvisor.serving.gate import Gate
@@ -218,9 +219,7 @@ class Supervisor:
         """Takes over who may call (roles, keys); certificates are read again at each handshake; the rest waits for a restart."""
         self._gate.authenticator = self._authenticator(config)
         await self.audit.record("host.reload", who="host", result="ok")
-        sections = ("guests", "workers", "provider", "hsms", "manager", "audit", "metrics")
-        changed = [name for name in sections if _differ(self.config, config, name)]
-        if changed:
+        if changed := differing(self.config.without_callers(), config.without_callers()):
             _log.warning("configuration: changes in %s take effect when the service is started again", ", ".join(changed))
 
     async def _prune(self) -> None:
@@ -228,7 +227,3 @@ class Supervisor:
             with contextlib.suppress(ServiceError):
                 await self.state.prune(time.time())
             await asyncio.sleep(_PRUNE_EVERY)
-
-
-def _differ(one: Config, other: Config, section: str) -> bool:
-    return bool(getattr(one, section) != getattr(other, section))

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+from hsmvisor import addresses
 from hsmvisor.manager.authority_rows import Acme, Authority, Builtin, Command
 from hsmvisor.manager.ca.acme.authority import AcmeCa
 from hsmvisor.manager.ca.acme.challenges import DNS, HTTP, ChallengeFailed, Hook, HttpServer, Responder
@@ -141,8 +142,7 @@ def _keys(row: Builtin, directory: Path) -> KeyStore:
 def _responders(row: Acme, servers: list[HttpServer]) -> list[Responder]:
     found: list[Responder] = []
     if row.http:
-        host, _, port = row.http.rpartition(":")
-        server = HttpServer(host.strip("[]"), int(port))
+        server = HttpServer(*addresses.split(row.http))
         servers.append(server)
         found.append(server)
     if row.http_hook:

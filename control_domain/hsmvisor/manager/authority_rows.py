@@ -110,8 +110,6 @@ class Acme:
             bool(self.http or self.http_hook or self.dns_hook),
             f"{where}: http, http_hook or dns_hook says how names are shown to be ours",
         )
-        host, _, port = self.http.rpartition(":")
-        demand(not self.http or (bool(host) and port.isdigit() and int(port) < 65536), f"{where}.http is HOST:PORT, as 0.0.0.0:80")
         for key in ("http_hook", "dns_hook"):
             hook = getattr(self, key)
             demand(not hook or Path(hook[0]).is_absolute(), f"{where}.{key} is a program's absolute path, and arguments")

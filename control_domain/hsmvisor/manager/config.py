@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from hsmvisor import addresses
+from hsmvisor.addresses import is_address
 from hsmvisor.manager import limits
 from hsmvisor.manager.authority_rows import Acme, Authority, Builtin, Command, check_authorities
 from hsmvisor.manager.ca import names
@@ -24,7 +27,6 @@ __all__ = ["Acme", "Allow", "Audit", "Authority", "BadConfig", "Builtin", "Clien
 
 DEFAULT_PATH = Path("/etc/hsmvisor/manager.toml")
 BUILTIN = "builtin"  #: the authority of a manager that has no other
-_ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s:\[\]/]+):([0-9]{1,5})")
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 _HOST_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
@@ -216,7 +218,17 @@ class Config:
         url = self.database.url or f"sqlite:///{self.state / 'manager.db'}"
         return Path(url.removeprefix("sqlite:///")) if url.startswith("sqlite:///") else None
 
+    def without_callers(self) -> Config:
+        """What a running manager does not take over when it reads its configuration again."""
+        return replace(self, control=replace(self.control, allow=()), clients=(), join_certificates=())
+
     # ---- where the manager is reached ----------------------------------------------------------------------------
+
+    def addresses(self) -> dict[str, str]:
+        """Where it listens by TCP, by the keys that say so."""
+        found = {f"{name}.address": getattr(self, name).address for name in ("tls", "join", "console", "pki")}
+        found |= {f"authorities[{i}].http": row.http for i, row in enumerate(self.authorities) if isinstance(row, Acme)}
+        return {key: address for key, address in found.items() if address}
 
     @property
     def tls_addresses(self) -> tuple[str, ...]:
@@ -230,8 +242,7 @@ class Config:
     def served_names(self) -> tuple[str, ...]:
         """What the manager's own certificate is for."""
         console = () if self.console.plain or self.console.certificate else _public(self.console.address)
-        addresses = (*self.tls_addresses, *self.join_addresses, *console)
-        hosts = (address.rpartition(":")[0].strip("[]") for address in addresses)
+        hosts = (addresses.split(address)[0] for address in (*self.tls_addresses, *self.join_addresses, *console))
         return tuple(dict.fromkeys((*self.tls.names, *hosts))) or (_node_name(),)
 
     @property
@@ -331,10 +342,12 @@ def _check_database(database: Database, demand: Demand) -> None:
 def _check_listeners(config: Config, demand: Demand) -> None:
     tls, join, console = config.tls, config.join, config.console
     demand(0 <= config.control.socket_mode <= 0o777, "control.socket_mode is 0o000 to 0o777")
-    for name, address in (("tls", tls.address), ("join", join.address), ("console", console.address)):
-        demand(not address or is_address(address), f"{name}.address is HOST:PORT, as 0.0.0.0:8471, not {address!r}")
-    used = [address for address in (tls.address, join.address, console.address) if address and not address.endswith(":0")]
-    demand(len(set(used)) == len(used), "tls.address, join.address and console.address are different ones")
+    listening = config.addresses()
+    for key, address in listening.items():
+        demand(is_address(address), f"{key} is HOST:PORT, as 0.0.0.0:8471, not {address!r}")
+    for one, other in itertools.combinations(listening, 2):
+        same = listening[one] == listening[other] and not listening[one].endswith(":0")
+        demand(not same, f"{one} and {other} are different ones, not both {listening[one]}")
     for name, public in (("tls", tls.public), ("join", join.public)):
         for i, address in enumerate(public):
             demand(is_address(address), f"{name}.public[{i}] is HOST:PORT, as manager.example.net:8471, not {address!r}")
@@ -407,11 +420,6 @@ def _check_issuer(issuer: Issuer, demand: Demand) -> None:
     demand(not issuer.file or issuer.escrow == "file", 'issuer.file is for escrow = "file"')
     for i, path in enumerate(issuer.writes):
         demand(Path(path).is_absolute(), f"issuer.writes[{i}] is an absolute path")
-
-
-def is_address(text: str) -> bool:
-    match = _ADDRESS.fullmatch(text)
-    return match is not None and int(match[2]) < 65536
 
 
 def once(found: Sequence[str], where: str, demand: Demand) -> None:

@@ -37,12 +37,7 @@ def confine(config: Config) -> Measure:
 
 def wanted(config: Config) -> frozenset[int]:
     """Returns the capabilities that it keeps, where it has them."""
-    return _CAPABILITIES | measures.low_ports(_addresses(config))
-
-
-def _addresses(config: Config) -> Iterator[str]:
-    yield from (config.tls.address, config.join.address, config.console.address)
-    yield from (row.http for row in config.authorities if isinstance(row, Acme))
+    return _CAPABILITIES | measures.low_ports(config.addresses().values())
 
 
 def _written(config: Config) -> Iterator[Path]:

@@ -58,6 +58,7 @@ from hsmvisor.manager.wanted.asking import Asking
 from hsmvisor.manager.wanted.judging import Judge
 from hsmvisor.manager.web import Tls
 from hsmvisor.serving.audit import Audit
+from hsmvisor.serving.config import differing
 from hsmvisor.serving.errors import BadConfig, Broken, ServiceError
 from hsmvisor.serving.gate import Gate
 from hsmvisor.serving.measures import Measure
@@ -125,8 +126,7 @@ class Plane:
         """Takes over who may call; certificates are read again at each handshake; the rest waits for a restart."""
         self._gate.authenticator = self._known = self._authenticator(config)
         await self.audit.record("manager.reload", who=TABLE.service, result="ok")
-        waits = ("database", "tls", "join", "console", "authorities", "issuer", "health", "renewal", "webhooks", "mails", "audit")
-        if changed := [name for name in waits if getattr(self.config, name) != getattr(config, name)]:
+        if changed := differing(self.config.without_callers(), config.without_callers()):
             _log.warning("configuration: changes in %s take effect when the service is started again", ", ".join(changed))
 
     # ---- the parts ------------------------------------------------------------------------------------------------

@@ -77,6 +77,12 @@ def demanding(origin: str) -> Demand:
     return demand
 
 
+def differing(one: C, other: C) -> list[str]:
+    """Returns the names of the sections in which two configurations differ."""
+    names = (field.name for field in dataclasses.fields(typing.cast(Any, one)))
+    return [name for name in names if getattr(one, name) != getattr(other, name)]
+
+
 def others_read(path: str) -> bool:
     """Says whether others than its owner may read a file that is there."""
     try:
