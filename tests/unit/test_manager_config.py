@@ -157,6 +157,7 @@ TLS = '[tls]\naddress = "0.0.0.0:1"\nclient_ca = "/ca.pem"\n'
         ('[issuer]\nescrow = "cloud"', "issuer.escrow is file, pkcs11 or empty"),
         ('[issuer]\nescrow = "pkcs11"', "say where the escrow's key is"),
         ('[issuer]\nfile = "/x"', 'is for escrow = "file"'),
+        ('[issuer]\nenvironment = ["A=1", "NAME"]', r"issuer.environment\[1\] is NAME=VALUE"),
         ('[[health]]\nname = "h"\ncommand = []', r"health\[0\].command"),
         ('[[webhooks]]\nname = "chat"', r"webhooks\[0\].url is missing"),
         ('[[mails]]\nname = "x"\nhost = "h"\nsender = "s"\nto = []', r"mails\[0\].sender is an address"),

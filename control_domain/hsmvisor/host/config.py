@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -17,7 +16,6 @@ __all__ = ["Allow", "Audit", "BadConfig", "Config", "Hsm", "Log", "RequestKey", 
 DEFAULT_PATH = Path("/etc/hsmvisor/host.toml")
 SOFTWARE = "software"  #: the cryptoprocessor of a module that has no HSM
 _TOKEN_LABEL = 32  #: bytes of a token's label (PKCS#11 3.1, CK_TOKEN_INFO)
-_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=[^\0]*")
 
 
 @dataclass(frozen=True)
@@ -246,8 +244,7 @@ def _check_hsms(hsms: tuple[Hsm, ...], demand: Demand) -> None:
         demand(1 <= len(hsm.token.encode()) <= _TOKEN_LABEL, f"hsms[{i}].token is a label of 1-{_TOKEN_LABEL} bytes")
         demand(Path(hsm.pin_file).is_absolute(), f"hsms[{i}].pin_file is an absolute path")
         demand(not reading.others_read(hsm.pin_file), f"hsms[{i}].pin_file: others may read {hsm.pin_file}: chmod 600 it")
-        for k, setting in enumerate(hsm.environment):
-            demand(_VARIABLE.fullmatch(setting) is not None, f"hsms[{i}].environment[{k}] is NAME=VALUE")
+        reading.check_environment(hsm.environment, f"hsms[{i}]", demand)
         for k, path in enumerate(hsm.writes):
             demand(Path(path).is_absolute(), f"hsms[{i}].writes[{k}] is an absolute path")
     names = [hsm.name for hsm in hsms]

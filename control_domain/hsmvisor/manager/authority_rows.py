@@ -15,7 +15,6 @@ from hsmvisor.serving.config import Demand
 
 FLEET = "fleet"  #: the manager's own authority, for hosts and managers: no other one has its name
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
-_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=[^\0]*")
 _KINDS = ("dns", "ip", "uri", "email")
 
 #: Extended key usages by the names that they have in a configuration; others are written as OIDs.
@@ -131,8 +130,7 @@ class Command:
         absolute = bool(self.command) and Path(self.command[0]).is_absolute()
         demand(absolute, f"{where}.command is a program's absolute path, and arguments")
         demand(self.seconds > 0, f"{where}.seconds is greater than 0")
-        for k, setting in enumerate(self.environment):
-            demand(_VARIABLE.fullmatch(setting) is not None, f"{where}.environment[{k}] is NAME=VALUE")
+        reading.check_environment(self.environment, where, demand)
 
 
 Authority = Builtin | Acme | Command

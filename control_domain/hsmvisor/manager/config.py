@@ -418,6 +418,7 @@ def _check_issuer(issuer: Issuer, demand: Demand) -> None:
     else:
         demand(not any(token), 'issuer.library, issuer.token and issuer.pin_file are for escrow = "pkcs11"')
     demand(not issuer.file or issuer.escrow == "file", 'issuer.file is for escrow = "file"')
+    reading.check_environment(issuer.environment, "issuer", demand)
     for i, path in enumerate(issuer.writes):
         demand(Path(path).is_absolute(), f"issuer.writes[{i}] is an absolute path")
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import re
 import tomllib
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,6 +21,7 @@ from hsmvisor.serving.errors import BadConfig
 
 C = TypeVar("C")
 Demand = Callable[[bool, str], None]  #: what has to hold, and what is said where it does not
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=[^\0]*")
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,11 @@ def check_records(audit: Audit, log: Log, demand: Demand) -> None:
     demand(audit.checkpoint_seconds > 0, "audit.checkpoint_seconds is greater than 0")
     demand(log.format in ("plain", "json"), "log.format is plain or json")
     demand(log.level in ("debug", "info", "warning", "error"), "log.level is debug, info, warning or error")
+
+
+def check_environment(settings: Sequence[str], where: str, demand: Demand) -> None:
+    for i, setting in enumerate(settings):
+        demand(_VARIABLE.fullmatch(setting) is not None, f"{where}.environment[{i}] is NAME=VALUE")
 
 
 # ---- reading ------------------------------------------------------------------------------------------------------------
