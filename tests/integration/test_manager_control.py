@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import grpc
 import pytest
@@ -192,6 +193,28 @@ def test_events_are_followed_and_taken_up_again(sqlite: ManagerProcess) -> None:
 def test_authorities_are_listed(sqlite: ManagerProcess) -> None:
     (row,) = sqlite.local.authorities.ListAuthorities(pb.ListAuthoritiesRequest(), timeout=10).authorities
     assert (row.name, row.kind, row.default, row.issued, len(row.roots)) == ("builtin", "builtin", True, 0, 1)
+
+
+def test_files_may_lie_elsewhere(tmp_path: Path) -> None:
+    """In directories that are not there before the first start, after which the manager is confined to those it has."""
+    settings = f"""
+        [[authorities]]
+        name = "own"
+        default = true
+        keys = "{tmp_path}/keys/own"
+        [[authorities]]
+        name = "public"
+        kind = "acme"
+        directory = "https://127.0.0.1:1/directory"
+        http_hook = ["/bin/true"]
+        account_key = "{tmp_path}/account/key"
+        [audit]
+        file = "{tmp_path}/audit/log"
+    """
+    with ManagerProcess(settings) as manager:
+        assert {path.name for path in (tmp_path / "keys" / "own").iterdir()} >= {"root.key", "intermediate.key"}
+        assert (tmp_path / "account").is_dir() and (tmp_path / "audit" / "log").stat().st_size
+        manager.restart()
 
 
 # ---- what does not start --------------------------------------------------------------------------------------------------

@@ -218,6 +218,14 @@ class Config:
         url = self.database.url or f"sqlite:///{self.state / 'manager.db'}"
         return Path(url.removeprefix("sqlite:///")) if url.startswith("sqlite:///") else None
 
+    def written(self) -> list[Path]:
+        """The directories in which it makes and changes files."""
+        files = [self.audit_file, self.control_socket, *([self.database_file] if self.database_file else [])]
+        files += [Path(row.account_key) for row in self.authorities if isinstance(row, Acme) and row.account_key]
+        files += [Path(self.issuer.file)] if self.issuer.file else []
+        keys = [Path(row.keys) for row in self.authorities if isinstance(row, Builtin) and row.keys]
+        return [self.state, self.runtime, *keys, *(file.parent for file in files)]
+
     def without_callers(self) -> Config:
         """What a running manager does not take over when it reads its configuration again."""
         return replace(self, control=replace(self.control, allow=()), clients=(), join_certificates=())

@@ -35,9 +35,10 @@ def lay(config: Config) -> Foundation:
     make_directory(config.fleet, 0o700)
     make_directory(config.runtime, 0o755)
     make_directory(config.runtime / "private", 0o700)
+    for directory in config.written():  # what is missing now could not be made once the process is confined
+        make_directory(directory, None)
     locks = [lock(config.state / "lock", f"another hsmvisor-manager (pid {{pid}}) runs with {config.state}")]
     if (file := config.database_file) is not None:
-        make_directory(file.parent, None)
         path = file.with_name(file.name + ".lock")
         locks.append(
             lock(

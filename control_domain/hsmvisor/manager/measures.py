@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
-from hsmvisor.manager.authority_rows import Acme
 from hsmvisor.manager.config import Config
 from hsmvisor.serving import measures, syscalls
 from hsmvisor.serving.measures import Measure, apply
@@ -32,20 +30,9 @@ def apply_all(config: Config) -> tuple[Measure, ...]:
 
 def confine(config: Config) -> Measure:
     """The last one, once all modules are imported and all directories made, and before there is a second thread."""
-    return apply("landlock", lambda: measures.confine_files(_written(config), config.writes + config.issuer.writes, tcp=0))
+    return apply("landlock", lambda: measures.confine_files(config.written(), config.writes + config.issuer.writes, tcp=0))
 
 
 def wanted(config: Config) -> frozenset[int]:
     """Returns the capabilities that it keeps, where it has them."""
     return _CAPABILITIES | measures.low_ports(config.addresses().values())
-
-
-def _written(config: Config) -> Iterator[Path]:
-    yield from (config.state, config.runtime, config.audit_file.parent, config.control_socket.parent)
-    if config.database_file is not None:
-        yield config.database_file.parent
-    for row in config.authorities:
-        if isinstance(row, Acme) and row.account_key:
-            yield Path(row.account_key).parent
-    if config.issuer.file:
-        yield Path(config.issuer.file).parent
