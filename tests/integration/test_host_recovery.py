@@ -259,6 +259,9 @@ def test_a_bad_configuration_ends_with_its_own_code(host: HostProcess) -> None:
     assert host.launch().wait(20) == 78
     assert "unknown key workers.uid_bas" in host.log.read_text()
     assert host.launch(["--check"]).wait(20) == 78
+    host.configure('[[signed.keys]]\nname = "a"\nkind = "hmac"\nfile = "/none"\nroles = []\n')
+    assert host.launch().wait(20) == 78  # found out when the file is read
+    assert "/none" in host.log.read_text()
     host.configure("")
     assert host.launch(["--check"]).wait(20) == 0
 

@@ -194,8 +194,13 @@ class Supervisor:
         _log.warning("the state is that of backup %s, %d s old when it was restored", note.backup, age)
         restored.forget(self.config)
 
-    async def stop(self, *, leave_workers: bool) -> None:
+    @property
+    def status(self) -> str:
+        return f"{len(self.modules.all())} modules"
+
+    async def stop(self) -> None:
         """What runs is carried out, what waits is written; workers go on serving unless they are not to be left."""
+        leave_workers = not self.config.workers.stop_with_host
         for task in self._tasks:
             task.cancel()
         await self._scrape.stop()

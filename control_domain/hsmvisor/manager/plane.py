@@ -107,6 +107,10 @@ class Plane:
                 _log.warning("not applied: %s: %s", measure.name, measure.detail)
         _log.info("ready: %s, control API at %s", self.database.shown, self.config.control_socket)
 
+    @property
+    def status(self) -> str:
+        return self.config.manager
+
     async def stop(self) -> None:
         """What runs is carried out, what waits is written; lines that are looked at are left for the next manager."""
         for task in self._tasks:
