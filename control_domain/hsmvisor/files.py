@@ -1,9 +1,29 @@
-"""Files that are whole and on the disk once they have their name."""
+"""Files that are whole and on the disk once they have their name, and files that their owner alone may read."""
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from pathlib import Path
+
+
+class OthersRead(Exception):
+    """Others than its owner may read a file, or write to it."""
+
+    def __init__(self, path: Path, mode: int) -> None:
+        super().__init__(f"others may read {path} (mode {mode:o})")
+
+
+def read_private(path: Path, most: int = 65536) -> bytes:
+    """Returns the file's first `most` bytes.  Raises OSError, OthersRead: the mode is that of the very file that is read."""
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:  # a FIFO would be waited for
+        mode = os.fstat(file.fileno()).st_mode
+        if not stat.S_ISREG(mode):
+            raise OSError(errno.EINVAL, "is no regular file", str(path))
+        if stat.S_IMODE(mode) & 0o077:
+            raise OthersRead(path, stat.S_IMODE(mode))
+        return file.read(most)
 
 
 def write_private(path: Path, content: bytes) -> None:

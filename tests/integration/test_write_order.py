@@ -146,7 +146,7 @@ def test_a_trace_without_a_files_syncs_is_found(traced: Traced, left_out: str) -
     assert len(lost) >= len(traced.answers) - 1  # destroy writes the whole state file and empties the journal
 
 
-@pytest.mark.parametrize("left_out", ["host.key.new", "master.key.new", "state.db.new", "audit.log"])
+@pytest.mark.parametrize("left_out", [".host.key.new", "master.key.new", "state.db.new", "audit.log"])
 def test_a_trace_with_a_name_before_its_bytes_is_found(traced: Traced, left_out: str) -> None:
     assert early_names(traced, without(traced, lambda path: path.endswith(f"/{left_out}"))) != []
 

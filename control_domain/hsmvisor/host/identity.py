@@ -5,13 +5,12 @@ from __future__ import annotations
 import hashlib
 import hmac
 import os
-import stat
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
-from hsmvisor.files import sync_path
+from hsmvisor.files import OthersRead, read_private, write_private
 from hsmvisor.serving.errors import Broken
 from hsmvisor_rpc.sealed.commands import fingerprint, raw_public, sign
 from hsmvisor_rpc.sealed.identity import ModuleIdentity
@@ -62,27 +61,12 @@ def load(path: Path, *, new_host: bool) -> HostIdentity:
                     f"{path} is missing, but this host has a state: with a new key no manager would know it",
                     "restore the file from a backup",
                 )
-            _create(path)
-        mode = stat.S_IMODE(path.stat().st_mode)
-        if mode & 0o077:
-            raise Broken("HOST_KEY_MODE", f"others may read {path} (mode {mode:o})", f"chmod 600 {path}, and think of who read it")
-        private = path.read_bytes()
+            write_private(path, os.urandom(KEY_SIZE))
+        private = read_private(path)
+    except OthersRead as error:
+        raise Broken("HOST_KEY_MODE", str(error), f"chmod 600 {path}, and think of who read it") from None
     except OSError as error:
         raise Broken("HOST_KEY", f"{path}: {error.strerror}", "look at the directory's owner, mode and disk") from None
     if len(private) != KEY_SIZE:
         raise Broken("HOST_KEY", f"{path} has {len(private)} bytes instead of {KEY_SIZE}", "restore the file from a backup")
     return HostIdentity(private)
-
-
-def _create(path: Path) -> None:
-    """Whole and synced before it has its name."""
-    new = path.with_name(path.name + ".new")
-    new.unlink(missing_ok=True)
-    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-    try:
-        os.write(descriptor, os.urandom(KEY_SIZE))
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    os.rename(new, path)
-    sync_path(path.parent)

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from hsmvisor.files import write_private
+from hsmvisor.files import OthersRead, read_private, write_private
 from hsmvisor.serving.errors import Broken
 from hsmvisor_rpc.sealed.commands import fingerprint, raw_public
 
@@ -22,9 +22,9 @@ def load(path: Path, make: bool, hint: str) -> bytes:
                 raise Broken("KEY_MISSING", f"{path} is missing; nothing was written", hint)
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             write_private(path, os.urandom(SIZE))
-        if path.stat().st_mode & 0o077:
-            raise Broken("KEY_MODE", f"others may read {path}", f"chmod 600 {path}, and think of who read it")
-        found = path.read_bytes()
+        found = read_private(path)
+    except OthersRead:
+        raise Broken("KEY_MODE", f"others may read {path}", f"chmod 600 {path}, and think of who read it") from None
     except OSError as error:
         raise Broken("KEY", f"{path}: {error.strerror}", "look at the directory's owner, mode and disk") from None
     if len(found) != SIZE:

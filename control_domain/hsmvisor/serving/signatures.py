@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import stat
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import Protocol
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
+from hsmvisor.files import OthersRead, read_private
 from hsmvisor.serving.errors import BadConfig, Unauthenticated
 from hsmvisor_rpc.v1 import request_signing
 from hsmvisor_rpc.v1.request_signing import KEY, MIN_SECRET, NONCE, NONCE_SIZE, SIGNATURE, TIME
@@ -57,13 +57,13 @@ def load_keys(rows: Iterable[RequestKey]) -> dict[str, KnownKey]:
 def _verifier(row: RequestKey) -> Callable[[bytes, bytes], bool]:
     path = Path(row.file)
     try:
-        data, mode = path.read_bytes(), stat.S_IMODE(path.stat().st_mode)
+        data = path.read_bytes() if row.kind == "ed25519" else read_private(path)
+    except OthersRead:
+        raise BadConfig(f"signed key {row.name}", f"others may read the shared secret in {path}: chmod 600 it") from None
     except OSError as error:
         raise BadConfig(f"signed key {row.name}", f"{path}: {error.strerror}") from None
     if row.kind == "ed25519":
         return _ed25519(row.name, data, path)
-    if mode & 0o077:
-        raise BadConfig(f"signed key {row.name}", f"others may read the shared secret in {path}: chmod 600 it")
     try:
         secret = bytes.fromhex(data.decode("ascii").strip())
     except ValueError:

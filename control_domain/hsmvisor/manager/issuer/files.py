@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import stat
 from collections.abc import Callable
 from pathlib import Path
 
-from hsmvisor.files import write_private
+from hsmvisor.files import OthersRead, read_private, write_private
 from hsmvisor.manager.issuer import limits
 from hsmvisor_rpc.sealed.envelope import PRIVATE_SIZE, RecipientKey
 
@@ -21,7 +19,7 @@ def kept_secret(path: Path, size: int, make: Callable[[], bytes], what: str) -> 
     try:
         if not path.exists():
             write_private(path, make())
-        found = _read(path, size + 1, what)
+        found = _read(path, what)
     except OSError as error:
         raise BadFile(f"{what} in {path}: {error.strerror}") from None
     if len(found) != size:
@@ -37,7 +35,7 @@ def recipient_key(path: Path) -> RecipientKey:
 def pin(path: Path) -> str:
     """The file's one line.  Raises BadFile."""
     try:
-        found = _read(path, limits.MAX_PIN + 1, "the PIN")
+        found = _read(path, "the PIN")
         text = found.decode().removesuffix("\n")
     except OSError as error:
         raise BadFile(f"the PIN's file {path}: {error.strerror}") from None
@@ -48,11 +46,9 @@ def pin(path: Path) -> str:
     return text
 
 
-def _read(path: Path, most: int, what: str) -> bytes:
+def _read(path: Path, what: str) -> bytes:
     """Raises OSError, BadFile."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    with os.fdopen(descriptor, "rb", buffering=0) as file:
-        mode = os.fstat(descriptor).st_mode
-        if not stat.S_ISREG(mode) or stat.S_IMODE(mode) & 0o077:
-            raise BadFile(f"others may read {what} in {path}: chmod 600 it, and think of who may have read it")
-        return file.read(most)
+    try:
+        return read_private(path)
+    except OthersRead:
+        raise BadFile(f"others may read {what} in {path}: chmod 600 it, and think of who may have read it") from None

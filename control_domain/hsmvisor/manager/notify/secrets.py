@@ -6,8 +6,8 @@ import base64
 import binascii
 from pathlib import Path
 
+from hsmvisor.files import OthersRead, read_private
 from hsmvisor.manager.notify import limits
-from hsmvisor.manager.notify.channels import others_read
 from hsmvisor.manager.notify.errors import Undelivered
 
 
@@ -37,13 +37,12 @@ def password(path: str) -> str:
 
 
 def _read(path: str, key: str) -> str:
-    if others_read(Path(path)):
-        raise Undelivered(f"{key} can be read by others: chmod 600 {path}")
     try:
-        with Path(path).open("rb") as file:
-            content = file.read(limits.MAX_SECRET_FILE + 1)
+        content = read_private(Path(path), limits.MAX_SECRET_FILE + 1)
         if len(content) <= limits.MAX_SECRET_FILE:
             return content.decode("utf-8")
+    except OthersRead:
+        raise Undelivered(f"{key} can be read by others: chmod 600 {path}") from None
     except OSError as error:
         raise Undelivered(f"{key} {path}: {error.strerror}") from None
     except UnicodeDecodeError:

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     load_pem_private_key,
 )
-from hsmvisor.files import write_private
+from hsmvisor.files import OthersRead, read_private, write_private
 
 ROOT, INTERMEDIATE = "root", "intermediate"
 
@@ -43,10 +43,10 @@ class FileKeys:
             if not make:
                 raise NoKey(f"{path} is missing: restore it, or begin a new authority")
             self._make(path)
-        if path.stat().st_mode & 0o077:
-            raise NoKey(f"{path} can be read by others: chmod 600")
         try:
-            key = load_pem_private_key(path.read_bytes(), None)
+            key = load_pem_private_key(read_private(path), None)
+        except OthersRead:
+            raise NoKey(f"{path} can be read by others: chmod 600") from None
         except (ValueError, TypeError):
             raise NoKey(f"{path} is no private key in PEM without a password") from None
         if not isinstance(key, ec.EllipticCurvePrivateKey):
