@@ -20,11 +20,12 @@ from typing import Any
 import pytest
 from hsmvisor.manager.history.events import Happened, History, Kind
 from hsmvisor.manager.notify import limits, notices
-from hsmvisor.manager.notify.channels import Channel, from_config
+from hsmvisor.manager.notify.channels import Channel
 from hsmvisor.manager.notify.notifier import Notifier
 from hsmvisor.manager.store import tables
 from hsmvisor.manager.store.database import Database
 from sqlalchemy import select, update
+from support.channels import channels
 from support.databases import KINDS, new_url, opened
 from support.postgres import Postgres
 from support.receivers import SECRET, HookServer, MailServer, Received, SlowServer
@@ -110,7 +111,7 @@ async def until(holds: Callable[[], Any], seconds: float = 20) -> None:
 @contextlib.asynccontextmanager
 async def plane(url: str, config: dict[str, Any], **options: Any) -> AsyncIterator[Plane]:
     async with opened(url) as database:
-        made = Plane(database, from_config(config), **options)
+        made = Plane(database, channels(config), **options)
         made.start()
         try:
             async with asyncio.timeout(90):
@@ -399,7 +400,7 @@ def test_an_old_notice_is_tried_before_it_is_given_up_and_one_of_no_channel_is_s
     async def story() -> None:
         config = {"webhooks": [hook_section(tmp_path, hooks)]}
         async with opened(url) as database:
-            history = History(database, from_config({"webhooks": [*config["webhooks"], hook_section(tmp_path, hooks, "former")]}))
+            history = History(database, channels({"webhooks": [*config["webhooks"], hook_section(tmp_path, hooks, "former")]}))
             ids = []
             for age in (limits.FORGET - 100, limits.FORGET + 100):
                 async with database.transaction() as connection:

@@ -14,14 +14,14 @@ from typing import Any
 
 from hsmvisor.manager.history.events import History
 from hsmvisor.manager.notify import notices
-from hsmvisor.manager.notify.channels import from_config
 from hsmvisor.manager.notify.notifier import Notifier
 from hsmvisor.manager.store.database import Database
+from support.channels import channels
 
 
 async def run(told: Any) -> None:
-    database, channels = Database(told["url"]), from_config(told["notify"])
-    await Notifier(database, History(database, channels), channels, lease=told["lease"]).run()
+    database, made = Database(told["url"]), channels(told["notify"])
+    await Notifier(database, History(database, made), made, lease=told["lease"]).run()
 
 
 async def die(*arguments: Any) -> None:

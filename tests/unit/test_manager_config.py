@@ -52,7 +52,7 @@ def test_the_commented_tables_of_the_example_are_good_too() -> None:
     config = parse(uncommented(), "example")
     assert [row.kind for row in config.authorities] == ["builtin", "acme", "command"]
     assert config.clients and config.join_certificates and config.health and config.webhooks and config.mails
-    assert [channel.name for channel in config.channels()] == ["chat", "operators"]
+    assert [channel.name for channel in config.channels] == ["chat", "operators"]
     assert len(config.control.allow) == 2
 
 

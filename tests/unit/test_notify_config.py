@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 from hsmvisor.manager.notify import limits, secrets
-from hsmvisor.manager.notify.channels import BadChannels, Mail, Webhook, from_config
+from hsmvisor.manager.notify.channels import Mail, Webhook
 from hsmvisor.manager.notify.errors import Undelivered
+from hsmvisor.serving.errors import BadConfig
+from support.channels import channels
 
 HOOK = {"name": "ops", "url": "https://hooks.example.net/x?y=z", "secret_file": "/etc/hsmvisor/hook"}
 MAIL = {"name": "mail", "host": "mx.example.net", "sender": "hsmvisor@example.net", "to": ["ops@example.net"]}
@@ -23,7 +25,7 @@ def mail(**changes: Any) -> dict[str, Any]:
 
 
 def test_channels() -> None:
-    made = from_config({"webhooks": [HOOK], "mails": [MAIL | {"kinds": ["denied"], "owners": ["alice"]}]})
+    made = channels({"webhooks": [HOOK], "mails": [MAIL | {"kinds": ["denied"], "owners": ["alice"]}]})
     assert made == [
         Webhook("ops", HOOK["url"], HOOK["secret_file"]),
         Mail("mail", "mx.example.net", "hsmvisor@example.net", ("ops@example.net",), kinds=("denied",), owners=("alice",)),
@@ -35,8 +37,8 @@ def test_channels() -> None:
         False,
         False,
     ]
-    assert from_config({}) == []
-    ports = {tls: from_config(mail(tls=tls))[0].real_port for tls in ("starttls", "tls", "none")}  # type: ignore[attr-defined]
+    assert channels({}) == []
+    ports = {tls: channels(mail(tls=tls))[0].real_port for tls in ("starttls", "tls", "none")}  # type: ignore[attr-defined]
     assert ports == {"starttls": 587, "tls": 465, "none": 25}
 
 
@@ -44,26 +46,22 @@ def test_channels() -> None:
     "url", ["http://127.0.0.1/x", "http://[::1]:8080/", "http://localhost", "https://[2001:db8::1]/", "https://x"]
 )
 def test_urls(url: str) -> None:
-    from_config(hook(url=url))
+    channels(hook(url=url))
 
 
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        ([], r"^notify is a section with \[\[notify.webhooks\]\] and \[\[notify.mails\]\]"),
-        ({"pagers": []}, "^unknown key notify.pagers; known here: mails, webhooks"),
-        ({"mails": {}}, r"^notify.mails is a list of sections: \[\[notify.mails\]\]"),
-        ({"mails": ["x"]}, r"^notify.mails\[0\] is a section"),
-        ({"webhooks": [HOOK, HOOK]}, "^notify: each name stands once, 'ops' does not"),
+        ({"webhooks": [HOOK, HOOK]}, "^CONFIG: x: webhooks and mails: each name stands once, 'ops' does not"),
         ({"webhooks": [HOOK], "mails": [MAIL | {"name": "ops"}]}, "each name stands once"),
-        ({"webhooks": [HOOK | {"name": f"h{i}"} for i in range(51)]}, "^notify: at most 50 channels, not 51"),
-        ({"webhooks": [{"name": "x", "url": "https://x"}]}, r"^notify.webhooks\[0\].secret_file is missing"),
-        (hook(color="red"), r"^unknown key notify.webhooks\[0\].color; known here: ca_file, kinds, name, owners, secret_file, url"),
-        (hook(name="Ops"), r"^notify.webhooks\[0\].name is 1-64 of a-z 0-9 . _ - and begins with a letter or digit"),
+        ({"webhooks": [HOOK | {"name": f"h{i}"} for i in range(51)]}, "^CONFIG: x: webhooks and mails are at most 50, not 51"),
+        ({"webhooks": [{"name": "x", "url": "https://x"}]}, r"^CONFIG: x: webhooks\[0\].secret_file is missing"),
+        (hook(color="red"), r"x: unknown key webhooks\[0\].color; known here: ca_file, kinds, name, owners, secret_file, url"),
+        (hook(name="Ops"), r"^CONFIG: x: webhooks\[0\].name is 1-64 of a-z 0-9 . _ - and begins with a letter or digit"),
         (hook(name="x" * 65), "name is 1-64"),
-        (hook(name=5), "name is a text, not int"),
-        (hook(kinds="denied"), "kinds is a list of texts"),
-        (hook(kinds=[1]), "kinds is a list of texts"),
+        (hook(name=5), "name is of type str, not int"),
+        (hook(kinds="denied"), "kinds is a list"),
+        (hook(kinds=[1]), r"kinds\[0\] is of type str, not int"),
         (hook(kinds=["nonsense"]), "kinds has 'nonsense', which is no kind of event: there are cancelled, "),
         (hook(owners=[""]), "owners are 1-128 printable characters"),
         (hook(owners=["x" * 129]), "owners are 1-128 printable characters"),
@@ -82,9 +80,9 @@ def test_urls(url: str) -> None:
         (hook(secret_file="hook"), "secret_file is an absolute path"),
         (hook(secret_file=""), "secret_file is an absolute path"),
         (hook(ca_file="ca.pem"), "ca_file is an absolute path"),
-        (mail(tls="ssl"), r"^notify.mails\[0\].tls is starttls, tls or none, not 'ssl'"),
+        (mail(tls="ssl"), r"^CONFIG: x: mails\[0\].tls is starttls, tls or none, not 'ssl'"),
         (mail(port=65536), "port is 1 to 65535"),
-        (mail(port=True), "port is a whole number, not bool"),
+        (mail(port=True), "port is of type int, not bool"),
         (mail(host="x y"), "host is a name or an address"),
         (mail(sender="Ops <ops@example.net>"), "sender is an address, as hsmvisor@example.net"),
         (mail(sender="a@b\r\nBcc: c@d"), "sender is an address"),
@@ -99,25 +97,25 @@ def test_urls(url: str) -> None:
     ],
 )  # fmt: skip
 def test_channels_that_cannot_be(config: Any, said: str) -> None:
-    with pytest.raises(BadChannels, match=said) as caught:
-        from_config(config)
+    with pytest.raises(BadConfig, match=said) as caught:
+        channels(config)
     assert "hunter2" not in str(caught.value)
 
 
 def test_limits_are_reached() -> None:
-    from_config(hook(url="https://x/" + "y" * (limits.MAX_URL - 10), name="x" * 64, owners=["x" * 128] * limits.MOST_OWNERS))
-    from_config(mail(to=["a@b"] * 50, sender="x" * 64 + "@" + "y" * 189, port=65535))
-    from_config({"webhooks": [HOOK | {"name": f"h{i}"} for i in range(50)]})
-    with pytest.raises(BadChannels, match="owners are at most 1000"):
-        from_config(hook(owners=["x"] * (limits.MOST_OWNERS + 1)))
+    channels(hook(url="https://x/" + "y" * (limits.MAX_URL - 10), name="x" * 64, owners=["x" * 128] * limits.MOST_OWNERS))
+    channels(mail(to=["a@b"] * 50, sender="x" * 64 + "@" + "y" * 189, port=65535))
+    channels({"webhooks": [HOOK | {"name": f"h{i}"} for i in range(50)]})
+    with pytest.raises(BadConfig, match="owners are at most 1000"):
+        channels(hook(owners=["x"] * (limits.MOST_OWNERS + 1)))
 
 
 def test_secrets_that_others_can_read(tmp_path: Path) -> None:
     file = tmp_path / "secret"
     file.write_text("whsec_x")
     file.chmod(0o640)
-    with pytest.raises(BadChannels, match=f"secret_file can be read by others: chmod 600 {file}"):
-        from_config(hook(secret_file=str(file)))
+    with pytest.raises(BadConfig, match=f"secret_file can be read by others: chmod 600 {file}"):
+        channels(hook(secret_file=str(file)))
     with pytest.raises(Undelivered, match="secret_file can be read by others"):
         secrets.signing_keys(str(file))
 

@@ -220,8 +220,7 @@ def _check(config: Config, origin: str) -> None:
     for i, key in enumerate(config.signed.keys):
         demand(key.kind in ("hmac", "ed25519"), f"signed.keys[{i}].kind is hmac or ed25519, not {key.kind!r}")
         demand(key.name.isascii() and key.name.isprintable() and key.name != "", f"signed.keys[{i}].name is printable ASCII")
-    names = [key.name for key in config.signed.keys]
-    demand(len(set(names)) == len(names), "signed.keys: each name stands once")
+    reading.once([key.name for key in config.signed.keys], "signed.keys", demand)
     demand(config.workers.uid_base >= 1000, "workers.uid_base is at least 1000")
     for name in ("start_timeout_seconds", "command_timeout_seconds"):
         demand(getattr(config.workers, name) > 0, f"workers.{name} is greater than 0")
@@ -247,5 +246,4 @@ def _check_hsms(hsms: tuple[Hsm, ...], demand: Demand) -> None:
         reading.check_environment(hsm.environment, f"hsms[{i}]", demand)
         for k, path in enumerate(hsm.writes):
             demand(Path(path).is_absolute(), f"hsms[{i}].writes[{k}] is an absolute path")
-    names = [hsm.name for hsm in hsms]
-    demand(len(set(names)) == len(names), "hsms: each name stands once")
+    reading.once([hsm.name for hsm in hsms], "hsms", demand)

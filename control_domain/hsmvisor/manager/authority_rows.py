@@ -76,8 +76,7 @@ class Builtin:
             demand(not url or _is_url(url, "http", "https"), f"{where}.{key} is a URL, as http://pki.example.net/fleet.crl")
         for k, row in enumerate(self.profiles):
             _check_profile(row, f"{where}.profiles[{k}]", demand)
-        found = [row.name for row in self.profiles]
-        demand(len(set(found)) == len(found), f"{where}.profiles: each name stands once")
+        reading.once([row.name for row in self.profiles], f"{where}.profiles", demand)
 
     def all_profiles(self) -> dict[str, Profile]:
         """Without the one for hosts and managers, which the manager's own authority alone has."""
@@ -143,8 +142,7 @@ def check_authorities(rows: Sequence[Authority], demand: Demand) -> None:
         demand(row.name != FLEET, f"{where}.name is not {FLEET!r}: that is the manager's own authority, for hosts")
         demand(row.orders_per_second >= 0, f"{where}.orders_per_second is not negative; 0 is no limit")
         row.check(where, demand)
-    found = [row.name for row in rows]
-    demand(len(set(found)) == len(found), "authorities: each name stands once")
+    reading.once([row.name for row in rows], "authorities", demand)
     defaults = [row.name for row in rows if row.default]
     demand(len(defaults) <= 1, f"authorities: one is the default, not {' and '.join(defaults)}")
     demand(len(rows) <= 1 or bool(defaults), "authorities: one of several is the default (default = true)")

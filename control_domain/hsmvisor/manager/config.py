@@ -8,7 +8,6 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 from hsmvisor import addresses
@@ -17,7 +16,7 @@ from hsmvisor.manager import limits
 from hsmvisor.manager.authority_rows import Acme, Authority, Builtin, Command, check_authorities
 from hsmvisor.manager.ca import names
 from hsmvisor.manager.ca.names import BadName
-from hsmvisor.manager.notify.channels import BadChannels, Channel, from_config
+from hsmvisor.manager.notify.channels import Channel, Mail, Webhook, check_channels
 from hsmvisor.manager.roles import GIVEN, Role
 from hsmvisor.serving import config as reading
 from hsmvisor.serving.config import Audit, Demand, Log
@@ -168,8 +167,8 @@ class Config:
     issuer: Issuer = field(default_factory=Issuer)
     health: tuple[Health, ...] = ()
     renewal: Renewal = field(default_factory=Renewal)
-    webhooks: tuple[dict[str, Any], ...] = ()  #: checked by hsmvisor.manager.notify
-    mails: tuple[dict[str, Any], ...] = ()
+    webhooks: tuple[Webhook, ...] = ()
+    mails: tuple[Mail, ...] = ()
     audit: Audit = field(default_factory=Audit)
     log: Log = field(default_factory=Log)
 
@@ -257,9 +256,10 @@ class Config:
     def all_authorities(self) -> tuple[Authority, ...]:
         return self.authorities or (Builtin(BUILTIN, default=True),)
 
+    @property
     def channels(self) -> list[Channel]:
-        """Who is told of what happens.  Raises BadChannels, before it was checked."""
-        return from_config({"webhooks": self.webhooks, "mails": self.mails}, where="")
+        """Who is told of what happens."""
+        return [*self.webhooks, *self.mails]
 
 
 def _node() -> str:
@@ -319,11 +319,8 @@ def _check(config: Config, demand: Demand) -> None:
             f"health[{i}].command is a program's absolute path, and arguments",
         )
         demand(check.seconds > 0, f"health[{i}].seconds is greater than 0")
-    once([check.name for check in config.health], "health", demand)
-    try:
-        config.channels()
-    except BadChannels as error:
-        demand(False, str(error))
+    reading.once([check.name for check in config.health], "health", demand)
+    check_channels(config.webhooks, config.mails, demand)
     demand(1 <= config.renewal.workers <= 256, "renewal.workers is 1 to 256")
     reading.check_records(config.audit, config.log, demand)
 
@@ -429,7 +426,3 @@ def _check_issuer(issuer: Issuer, demand: Demand) -> None:
     reading.check_environment(issuer.environment, "issuer", demand)
     for i, path in enumerate(issuer.writes):
         demand(Path(path).is_absolute(), f"issuer.writes[{i}] is an absolute path")
-
-
-def once(found: Sequence[str], where: str, demand: Demand) -> None:
-    demand(len(set(found)) == len(found), f"{where}: each name stands once")

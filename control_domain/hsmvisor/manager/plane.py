@@ -152,7 +152,7 @@ class Plane:
         self.audit.start()
         started.push_async_callback(self.audit.close)
         self.hub = Hub()
-        self._channels = config.channels()
+        self._channels = config.channels
         self.history = History(self.database, self._channels, clock)
         self.authorities = await authorities.open_all(config, self.database, clock)
         started.push_async_callback(self.authorities.close)

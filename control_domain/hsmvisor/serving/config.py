@@ -46,6 +46,11 @@ def check_records(audit: Audit, log: Log, demand: Demand) -> None:
     demand(log.level in ("debug", "info", "warning", "error"), "log.level is debug, info, warning or error")
 
 
+def once(names: Sequence[str], where: str, demand: Demand) -> None:
+    for name in sorted(set(names)):
+        demand(names.count(name) == 1, f"{where}: each name stands once, {name!r} does not")
+
+
 def check_environment(settings: Sequence[str], where: str, demand: Demand) -> None:
     for i, setting in enumerate(settings):
         demand(_VARIABLE.fullmatch(setting) is not None, f"{where}.environment[{i}] is NAME=VALUE")
@@ -112,11 +117,9 @@ def _section(cls: type[Any], untrusted_values: dict[str, Any], origin: str, pref
 def _value(hint: Any, untrusted_value: Any, origin: str, key: str) -> Any:
     if isinstance(hint, types.UnionType):
         hint = _variant(typing.get_args(hint), untrusted_value, origin, key)
-    if dataclasses.is_dataclass(hint) or typing.get_origin(hint) is dict:
+    if dataclasses.is_dataclass(hint):
         if not isinstance(untrusted_value, dict):
             raise BadConfig(origin, f"{key} is a section: [{key}]")
-        if not dataclasses.is_dataclass(hint):
-            return untrusted_value  # checked by whom it is for
         return _section(typing.cast(type[Any], hint), untrusted_value, origin, key + ".")
     if isinstance(hint, types.GenericAlias):
         item = typing.get_args(hint)[0]
