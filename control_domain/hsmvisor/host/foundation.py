@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import os
 import sqlite3
 from dataclasses import dataclass, replace
@@ -23,6 +22,7 @@ from hsmvisor.host.measures import Measure
 from hsmvisor.host.places import Places
 from hsmvisor.host.provider import Provider
 from hsmvisor.host.restored import Note
+from hsmvisor.serving import directories
 from hsmvisor.serving.errors import Broken
 
 _SOON = 2.0  #: seconds that a helper has to say what it is confined by
@@ -54,7 +54,7 @@ def lay(config: Config) -> Foundation:
     missing, and the helpers are not started yet: they would compete with it for processors.
     """
     os.umask(0o077)
-    make_state_directory(config.state)
+    directories.make(config.state, 0o700)
     lock = lock_state(config.state)
     note = restored.finish(config)
     remove_leftovers(config.state)
@@ -74,34 +74,9 @@ def lay(config: Config) -> Foundation:
     return Foundation(config, places, lock, host, database, launcher, provider, adopting, note)
 
 
-def make_state_directory(path: Path) -> None:
-    try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if path.stat().st_mode & 0o077:
-            path.chmod(0o700)
-    except OSError as error:
-        raise Broken(
-            "STATE_DIRECTORY",
-            f"{path}: {error.strerror}",
-            "look at the directory's owner and mode; not as root: name your own (state_directory in a file for --config)",
-        ) from None
-
-
 def lock_state(directory: Path) -> int:
     """Returns the descriptor that holds the lock; raises Broken when another instance has it."""
-    path = directory / "lock"
-    try:
-        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.pread(lock, 32, 0).decode("ascii", "replace").strip() or "?"
-            raise Broken("LOCKED", f"another hsmvisor-host (pid {holder}) runs with {directory}", "stop it first") from None
-        os.ftruncate(lock, 0)
-        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
-    except OSError as error:
-        raise Broken("STATE_DIRECTORY", f"{path}: {error.strerror}", "look at the directory's owner, mode and disk") from None
-    return lock
+    return directories.lock(directory / "lock", "hsmvisor-host", f"runs with {directory}")
 
 
 def _demand_state(config: Config, state_file: Path) -> None:

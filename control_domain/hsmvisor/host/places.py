@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hsmvisor.host.config import Config
-from hsmvisor.serving.errors import Broken
+from hsmvisor.serving import directories
 from hsmvisor.serving.sockets import listen
 
 _SUCCESSOR = ".next"
@@ -55,17 +55,9 @@ class Places:
 
     def make(self) -> None:
         """Makes the directories; raises Broken."""
-        try:
-            # guests' programs walk through runtime and modules; nobody but us into workers and private
-            for path, mode in ((self.runtime, 0o755), (self.modules, 0o755), (self.workers, 0o700), (self.private, 0o700)):
-                path.mkdir(mode=mode, parents=True, exist_ok=True)
-                path.chmod(mode)
-        except OSError as error:
-            raise Broken(
-                "RUNTIME_DIRECTORY",
-                f"{error.filename}: {error.strerror}",
-                "look at the directory's owner and mode; not as root: name your own (runtime_directory in a file for --config)",
-            ) from None
+        # guests' programs walk through runtime and modules; nobody but us into workers and private
+        for path, mode in ((self.runtime, 0o755), (self.modules, 0o755), (self.workers, 0o700), (self.private, 0o700)):
+            directories.make(path, mode)
 
 
 def listen_for_guests(places: Places, name: str, config: Config) -> socket.socket:

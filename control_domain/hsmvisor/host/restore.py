@@ -28,6 +28,7 @@ from hsmvisor.host.places import Places
 from hsmvisor.host.provider import Provider
 from hsmvisor.host.restored import NEW, READY, Note
 from hsmvisor.host.state import forbid_signed_until
+from hsmvisor.serving import directories
 from hsmvisor.serving.errors import Broken, ServiceError
 
 _KEY_WITHIN = 10.0  #: seconds
@@ -36,7 +37,7 @@ _KEY_WITHIN = 10.0  #: seconds
 def restore(config: Config, path: Path, *, why: str, force: bool, check: bool, say: Callable[[str], None]) -> Note:
     """Returns what was restored (`check`: what would be).  Raises Broken; then the state is as it was."""
     os.umask(0o077)
-    foundation.make_state_directory(config.state)
+    directories.make(config.state, 0o700)
     lock = foundation.lock_state(config.state)
     try:
         with contextlib.ExitStack() as stack:
