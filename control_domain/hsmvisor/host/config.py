@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from hsmvisor import addresses
 from hsmvisor.host.limits import NAME
 from hsmvisor.host.roles import Role
 from hsmvisor.serving import config as reading
@@ -15,6 +16,7 @@ __all__ = ["Allow", "Audit", "BadConfig", "Config", "Hsm", "Log", "RequestKey", 
 
 DEFAULT_PATH = Path("/etc/hsmvisor/host.toml")
 SOFTWARE = "software"  #: the cryptoprocessor of a module that has no HSM
+UNIX = "unix:"  #: begins a signed.address that is a socket's path
 _TOKEN_LABEL = 32  #: bytes of a token's label (PKCS#11 3.1, CK_TOKEN_INFO)
 
 
@@ -179,6 +181,11 @@ class Config:
     def audit_file(self) -> Path:
         return Path(self.audit.file) if self.audit.file else self.state / "audit.log"
 
+    def addresses(self) -> dict[str, str]:
+        """Where it listens by TCP, by the keys that say so."""
+        found = {f"{name}.address": getattr(self, name).address for name in ("tls", "signed", "metrics")}
+        return {key: address for key, address in found.items() if address and not address.startswith(UNIX)}
+
     def without_callers(self) -> Config:
         """What a running service does not take over when it reads its configuration again."""
         control, tls = replace(self.control, allow=()), replace(self.tls, clients=())
@@ -216,6 +223,8 @@ def _check(config: Config, origin: str) -> None:
         demand(named.count(True) == 1, f"control.allow[{i}] names exactly one of user, uid, group, gid")
     for i, client in enumerate(config.tls.clients):
         demand(bool(client.subject) != bool(client.san), f"tls.clients[{i}] names exactly one of subject and san")
+    for where, address in config.addresses().items():
+        demand(addresses.is_address(address), f"{where} is HOST:PORT, as 127.0.0.1:8470, not {address!r}")
     demand(config.signed.skew_seconds >= 1, "signed.skew_seconds is at least 1")
     for i, key in enumerate(config.signed.keys):
         demand(key.kind in ("hmac", "ed25519"), f"signed.keys[{i}].kind is hmac or ed25519, not {key.kind!r}")
@@ -230,8 +239,8 @@ def _check(config: Config, origin: str) -> None:
     demand(all(0 < port < 65536 for port in config.manager.ports), "manager.ports are 1 to 65535")
     demand(config.metrics.timeout_seconds > 0, "metrics.timeout_seconds is greater than 0")
     if config.metrics.address:
-        host = config.metrics.address.rpartition(":")[0]
-        demand(host in ("127.0.0.1", "[::1]", "localhost"), "metrics.address is a loopback address, as 127.0.0.1:9470")
+        host, _ = addresses.split(config.metrics.address)
+        demand(addresses.is_loopback(host), "metrics.address is a loopback address, as 127.0.0.1:9470")
     reading.check_records(config.audit, config.log, demand)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from hsmvisor.host import swap
-from hsmvisor.host.config import Config
+from hsmvisor.host.config import UNIX, Config
 from hsmvisor.host.uplink.membership import BadMembership, Memory, port_of
 from hsmvisor.serving import measures, syscalls
 from hsmvisor.serving.measures import Measure, apply
@@ -79,7 +79,7 @@ def confine(config: Config) -> Measure:
 
 
 def _wanted(config: Config) -> frozenset[int]:
-    return _CAPABILITIES | measures.low_ports((config.tls.address, config.signed.address))
+    return _CAPABILITIES | measures.low_ports(config.addresses().values())
 
 
 def _landlock(config: Config) -> str:
@@ -117,5 +117,5 @@ def _for_hsms(config: Config) -> set[str]:
 def _written(config: Config) -> Iterator[Path]:
     yield from (config.state, config.runtime, config.audit_file.parent, config.control_socket.parent, config.master_key.parent)
     yield from map(Path, config.guests.directories)
-    if config.signed.address.startswith("unix:"):
-        yield Path(config.signed.address.removeprefix("unix:")).parent
+    if config.signed.address.startswith(UNIX):
+        yield Path(config.signed.address.removeprefix(UNIX)).parent

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 
+from hsmvisor import addresses
 from hsmvisor.host.metrics import Metrics
 from hsmvisor.serving.errors import Broken
 
@@ -19,10 +20,10 @@ class ScrapeServer:
 
     async def start(self, address: str) -> None:
         """Raises Broken when the address cannot be had."""
-        host, _, port = address.rpartition(":")
+        host, port = addresses.split(address)
         try:
-            self._server = await asyncio.start_server(self._serve, host.strip("[]"), int(port), limit=_MAX_HEAD)
-        except (OSError, ValueError) as error:
+            self._server = await asyncio.start_server(self._serve, host, port, limit=_MAX_HEAD)
+        except OSError as error:
             raise Broken("METRICS", f"metrics.address {address}: {error}", "choose a free loopback port") from None
 
     async def stop(self) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from hsmvisor import addresses
-from hsmvisor.addresses import is_address
+from hsmvisor.addresses import LOOPBACK, is_address
 from hsmvisor.manager import limits
 from hsmvisor.manager.authority_rows import Acme, Authority, Builtin, Command, check_authorities
 from hsmvisor.manager.ca import names
@@ -26,7 +26,6 @@ __all__ = ["Acme", "Allow", "Audit", "Authority", "BadConfig", "Builtin", "Clien
 
 DEFAULT_PATH = Path("/etc/hsmvisor/manager.toml")
 BUILTIN = "builtin"  #: the authority of a manager that has no other
-LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 _HOST_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 
@@ -376,10 +375,8 @@ def _check_listeners(config: Config, demand: Demand) -> None:
     demand(console.session_seconds >= 60, "console.session_seconds is at least 60")
     demand(console.idle_seconds >= 60, "console.idle_seconds is at least 60")
     if console.plain:
-        host = console.address.rpartition(":")[0]
-        demand(
-            host in ("localhost", "127.0.0.1", "[::1]"), "console.plain is for console.address 127.0.0.1, [::1] or localhost alone"
-        )
+        local = console.address.rpartition(":")[0] in LOOPBACK
+        demand(local, "console.plain is for console.address 127.0.0.1, [::1] or localhost alone")
         demand(not console.certificate, "console.plain goes without console.certificate")
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from hsmvisor.addresses import split
 from hsmvisor_rpc.confine import capabilities, landlock
 
 _LOW_PORTS = 1024
@@ -44,9 +45,8 @@ def no_new_privileges() -> str:
 
 
 def low_ports(addresses: Iterable[str]) -> frozenset[int]:
-    """Returns the capability that listening at one of these addresses needs."""
-    ports = (address.rpartition(":")[2] for address in addresses)
-    low = any(port.isdigit() and int(port) < _LOW_PORTS for port in ports)
+    """Returns the capability that listening at one of these, HOST:PORT, needs."""
+    low = any(split(address)[1] < _LOW_PORTS for address in addresses)
     return frozenset({capabilities.NET_BIND_SERVICE}) if low else frozenset()
 
 

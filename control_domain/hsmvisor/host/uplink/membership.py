@@ -27,6 +27,7 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
     load_pem_private_key,
 )
+from hsmvisor.addresses import is_address, split
 from hsmvisor.files import sync_path, write_private
 from hsmvisor.host import limits
 from hsmvisor_rpc.sealed.fleet import HOST_URI
@@ -204,11 +205,10 @@ def der(pem: bytes) -> tuple[bytes, ...]:
 
 def port_of(address: str) -> int:
     """Returns the port of host:port; raises BadMembership."""
-    host, separator, port = address.rpartition(":")
-    sound = bool(host and separator) and len(address) <= limits.MAX_ADDRESS and address.isascii() and address.isprintable()
-    if not sound or not port.isdigit() or not 0 < int(port) < 65536 or "/" in address:
+    sound = len(address) <= limits.MAX_ADDRESS and address.isascii() and address.isprintable() and is_address(address)
+    if not sound or (port := split(address)[1]) == 0:
         raise BadMembership(f"a manager's address is host:port, not {address[: limits.MAX_ADDRESS]!r}")
-    return int(port)
+    return port
 
 
 def _spki(key: Any) -> bytes:

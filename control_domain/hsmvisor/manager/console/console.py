@@ -7,6 +7,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
+from hsmvisor.addresses import LOOPBACK
 from hsmvisor.manager import config
 from hsmvisor.manager.console.app import Application
 from hsmvisor.manager.console.door import Door
@@ -22,7 +23,7 @@ class Console:
         """`tls` None: plain, on a loopback address, where no other name than that may lead."""
         sessions = Sessions(settings.session_seconds, settings.idle_seconds, ticks)
         self.door = Door(parts, sessions, secure=tls is not None)
-        self.application = Application(parts, self.door, frozenset() if tls else frozenset(config.LOOPBACK))
+        self.application = Application(parts, self.door, frozenset() if tls else frozenset(LOOPBACK))
         self.server = Server(self.application.asgi, settings.address, tls, "console")
 
     async def __aenter__(self) -> Self:

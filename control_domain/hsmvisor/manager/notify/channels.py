@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import ipaddress
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from urllib.parse import SplitResult, urlsplit
 
+from hsmvisor.addresses import is_loopback
 from hsmvisor.manager.history.happened import Kind
 from hsmvisor.manager.notify import limits
 from hsmvisor.serving import config as reading
@@ -130,15 +130,6 @@ def _check_secret(path: str, key: str, demand: Demand) -> None:
 
 def _check_file(path: str, key: str, demand: Demand) -> None:
     demand(not path or (path.startswith("/") and path.isprintable()), f"{key} is an absolute path")
-
-
-def is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _is_address(text: str) -> bool:
