@@ -194,11 +194,7 @@ class Config:
 
 def load(path: Path | None) -> Config:
     """Reads `path`; None: DEFAULT_PATH if there is one, else all defaults.  Raises BadConfig."""
-    if path is None:
-        if not DEFAULT_PATH.exists():
-            return Config()
-        path = DEFAULT_PATH
-    return parse(reading.read(path), str(path))
+    return reading.load(path, DEFAULT_PATH, parse)
 
 
 def parse(text: str, origin: str) -> Config:
@@ -216,13 +212,9 @@ def _check(config: Config, origin: str) -> None:
     for name, section in (("control", config.control), ("guests", config.guests)):
         demand(0 <= section.socket_mode <= 0o777, f"{name}.socket_mode is 0o000 to 0o777")
     demand(1 <= config.guests.backlog <= 65535, "guests.backlog is 1 to 65535")
-    for i, directory in enumerate(config.guests.directories):
-        demand(Path(directory).is_absolute(), f"guests.directories[{i}] is an absolute path")
-    for i, allow in enumerate(config.control.allow):
-        named = [bool(allow.user), allow.uid >= 0, bool(allow.group), allow.gid >= 0]
-        demand(named.count(True) == 1, f"control.allow[{i}] names exactly one of user, uid, group, gid")
-    for i, client in enumerate(config.tls.clients):
-        demand(bool(client.subject) != bool(client.san), f"tls.clients[{i}] names exactly one of subject and san")
+    reading.check_absolute(config.guests.directories, "guests.directories", demand)
+    reading.check_local(config.control.allow, "control.allow", demand)
+    reading.check_certificates(config.tls.clients, "tls.clients", demand)
     for where, address in config.addresses().items():
         demand(addresses.is_address(address), f"{where} is HOST:PORT, as 127.0.0.1:8470, not {address!r}")
     demand(config.signed.skew_seconds >= 1, "signed.skew_seconds is at least 1")
@@ -253,6 +245,5 @@ def _check_hsms(hsms: tuple[Hsm, ...], demand: Demand) -> None:
         demand(Path(hsm.pin_file).is_absolute(), f"hsms[{i}].pin_file is an absolute path")
         demand(not reading.others_read(hsm.pin_file), f"hsms[{i}].pin_file: others may read {hsm.pin_file}: chmod 600 it")
         reading.check_environment(hsm.environment, f"hsms[{i}]", demand)
-        for k, path in enumerate(hsm.writes):
-            demand(Path(path).is_absolute(), f"hsms[{i}].writes[{k}] is an absolute path")
+        reading.check_absolute(hsm.writes, f"hsms[{i}].writes", demand)
     reading.once([hsm.name for hsm in hsms], "hsms", demand)

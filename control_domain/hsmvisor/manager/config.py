@@ -283,11 +283,7 @@ def _public(address: str) -> tuple[str, ...]:
 
 def load(path: Path | None) -> Config:
     """Reads `path`; None: DEFAULT_PATH if there is one, else all defaults.  Raises BadConfig."""
-    if path is None:
-        if not DEFAULT_PATH.exists():
-            return Config()
-        path = DEFAULT_PATH
-    return parse(reading.read(path), str(path))
+    return reading.load(path, DEFAULT_PATH, parse)
 
 
 def parse(text: str, origin: str) -> Config:
@@ -304,8 +300,7 @@ def _check(config: Config, demand: Demand) -> None:
     demand(not config.name or _NAME.fullmatch(config.name) is not None, "name is 1-64 of A-Z a-z 0-9 . _ @ -")
     for name in ("state_directory", "runtime_directory"):
         demand(Path(getattr(config, name)).is_absolute(), f"{name} is an absolute path")
-    for i, path in enumerate(config.writes):
-        demand(Path(path).is_absolute(), f"writes[{i}] is an absolute path")
+    reading.check_absolute(config.writes, "writes", demand)
     _check_database(config.database, demand)
     _check_listeners(config, demand)
     _check_callers(config, demand)
@@ -381,16 +376,15 @@ def _check_listeners(config: Config, demand: Demand) -> None:
 
 
 def _check_callers(config: Config, demand: Demand) -> None:
+    reading.check_local(config.control.allow, "control.allow", demand)
+    reading.check_certificates(config.clients, "clients", demand)
+    reading.check_certificates(config.join_certificates, "join_certificates", demand)
     for i, allow in enumerate(config.control.allow):
-        named = [bool(allow.user), allow.uid >= 0, bool(allow.group), allow.gid >= 0]
-        demand(named.count(True) == 1, f"control.allow[{i}] names exactly one of user, uid, group, gid")
         _check_identity(f"control.allow[{i}]", allow.owner, allow.groups, allow.roles, demand)
     for i, client in enumerate(config.clients):
-        demand(bool(client.subject) != bool(client.san), f"clients[{i}] names exactly one of subject and san")
         demand(bool(client.owner), f"clients[{i}].owner is not empty")
         _check_identity(f"clients[{i}]", client.owner, client.groups, client.roles, demand)
     for i, known in enumerate(config.join_certificates):
-        demand(bool(known.subject) != bool(known.san), f"join_certificates[{i}] names exactly one of subject and san")
         demand(
             _HOST_NAME.fullmatch(known.host) is not None,
             f"join_certificates[{i}].host is 1-64 of a-z 0-9 . _ - and begins with a letter or digit",
@@ -421,5 +415,4 @@ def _check_issuer(issuer: Issuer, demand: Demand) -> None:
         demand(not any(token), 'issuer.library, issuer.token and issuer.pin_file are for escrow = "pkcs11"')
     demand(not issuer.file or issuer.escrow == "file", 'issuer.file is for escrow = "file"')
     reading.check_environment(issuer.environment, "issuer", demand)
-    for i, path in enumerate(issuer.writes):
-        demand(Path(path).is_absolute(), f"issuer.writes[{i}] is an absolute path")
+    reading.check_absolute(issuer.writes, "issuer.writes", demand)

@@ -15,7 +15,7 @@ import typing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from hsmvisor.serving.errors import BadConfig
 
@@ -36,6 +36,47 @@ class Audit:
 class Log:
     format: str = "plain"
     level: str = "info"
+
+
+class LocalRow(Protocol):
+    """Local callers, by exactly one of user, uid, group, gid; those that are not used are empty and -1."""
+
+    @property
+    def user(self) -> str: ...
+    @property
+    def uid(self) -> int: ...
+    @property
+    def group(self) -> str: ...
+    @property
+    def gid(self) -> int: ...
+
+
+class CertificateRow(Protocol):
+    """A client certificate, by exactly one of subject (RFC 4514) and SAN; the other one is empty."""
+
+    @property
+    def subject(self) -> str: ...
+    @property
+    def san(self) -> str: ...
+
+
+# ---- the rules that go beyond a type ------------------------------------------------------------------------------------
+
+
+def check_local(rows: Sequence[LocalRow], where: str, demand: Demand) -> None:
+    for i, row in enumerate(rows):
+        named = [bool(row.user), row.uid >= 0, bool(row.group), row.gid >= 0]
+        demand(named.count(True) == 1, f"{where}[{i}] names exactly one of user, uid, group, gid")
+
+
+def check_certificates(rows: Sequence[CertificateRow], where: str, demand: Demand) -> None:
+    for i, row in enumerate(rows):
+        demand(bool(row.subject) != bool(row.san), f"{where}[{i}] names exactly one of subject and san")
+
+
+def check_absolute(paths: Sequence[str], where: str, demand: Demand) -> None:
+    for i, path in enumerate(paths):
+        demand(Path(path).is_absolute(), f"{where}[{i}] is an absolute path")
 
 
 def check_records(audit: Audit, log: Log, demand: Demand) -> None:
@@ -59,8 +100,18 @@ def check_environment(settings: Sequence[str], where: str, demand: Demand) -> No
 # ---- reading ------------------------------------------------------------------------------------------------------------
 
 
-def read(path: Path) -> str:
-    """Raises BadConfig."""
+def load(path: Path | None, usual: Path, parse: Callable[[str, str], C]) -> C:
+    """Returns what `parse` makes of the file's text and name; None: of the `usual` one if there is one, else of none.
+
+    Raises BadConfig.
+    """
+    if path is None and not usual.exists():
+        return parse("", str(usual))
+    path = path or usual
+    return parse(_read(path), str(path))
+
+
+def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except OSError as error:
