@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 
-from cryptography import x509
 from hsmvisor.host.config import Config
 from hsmvisor.host.roles import Role
-from hsmvisor.serving import peers, relay
+from hsmvisor.serving import peers
 from hsmvisor.serving.access import Call, Caller
 from hsmvisor.serving.errors import Unauthenticated
 from hsmvisor.serving.relay import Credentials
@@ -30,15 +29,11 @@ class Authenticator:
                 )
             key = await self._signatures.verify(call.method, call.body, call.metadata)
             return Caller(f"key:{key.name}", key.roles)
-        local = relay.parse_peer(call.peer)
-        if local is not None:
-            prefix, credentials = local
-            if prefix == relay.LOCAL:
-                return self._local(credentials)
-        elif call.peer.startswith("unix"):
-            raise Unauthenticated("PEER", "this socket is not for callers; use the control socket")
-        elif certificate := call.auth.get("x509_pem_cert"):
-            return self._certified(certificate[0])
+        proof = peers.proof_of(call)
+        if isinstance(proof, Credentials):
+            return self._local(proof)
+        if proof is not None:
+            return self._certified(peers.shown(proof))
         return Caller(f"unknown:{call.peer}", frozenset(), known=False)
 
     # ---- local callers ------------------------------------------------------------------------------------------
@@ -50,22 +45,12 @@ class Authenticator:
         roles: set[Role] = set()
         groups = peers.groups_of(credentials)
         for allow in self._config.control.allow:
-            uid, gid = allow.uid, allow.gid
-            if allow.user:
-                uid = peers.uid_of(allow.user)
-            if allow.group:
-                gid = peers.gid_of(allow.group)
-            if uid == credentials.uid or gid in groups:
+            if peers.is_meant(allow, credentials, groups):
                 roles.update(allow.roles)
         return Caller(name, frozenset(roles), local=True)
 
     # ---- certificates -------------------------------------------------------------------------------------------
 
-    def _certified(self, pem: bytes) -> Caller:
-        certificate = x509.load_pem_x509_certificate(pem)
-        subject, names = certificate.subject.rfc4514_string(), peers.alternative_names(certificate)
-        roles: set[Role] = set()
-        for client in self._config.tls.clients:
-            if (client.subject and client.subject == subject) or (client.san and client.san in names):
-                roles.update(client.roles)
-        return Caller(f"cert:{subject or ','.join(sorted(names))}", frozenset(roles))
+    def _certified(self, shown: peers.Shown) -> Caller:
+        roles = {role for client in self._config.tls.clients if shown.fits(client) for role in client.roles}
+        return Caller(str(shown), frozenset(roles))

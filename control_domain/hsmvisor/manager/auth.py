@@ -12,7 +12,6 @@ import pwd
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from hsmvisor.manager.access.callers import FleetCaller, caller, host_of
 from hsmvisor.manager.access.tokens import Tokens, caller_name
@@ -22,7 +21,7 @@ from hsmvisor.manager.roles import GIVEN, Role
 from hsmvisor.manager.store import inventory
 from hsmvisor.manager.store.database import Database
 from hsmvisor.manager.store.rows import TokenRow, lines_of
-from hsmvisor.serving import peers, relay
+from hsmvisor.serving import peers
 from hsmvisor.serving.access import Call
 from hsmvisor.serving.errors import Unauthenticated
 from hsmvisor.serving.relay import Credentials
@@ -39,8 +38,7 @@ class _Shown:
     """A certificate, as far as it matters here."""
 
     der: bytes
-    subject: str
-    names: frozenset[str]
+    names: peers.Shown
     ends_at: float
     ours: bool  #: of the manager's own authority: a host's or a manager's, and never an owner's
     host: str  #: the id of the host that our authority made it for
@@ -57,15 +55,11 @@ class Authenticator:
         """Returns the caller; one whose identity is not proved has no roles.  Raises Unauthenticated for a wrong proof."""
         if AUTHORIZATION in call.metadata:
             return await self._bearing(call.metadata[AUTHORIZATION])
-        local = relay.parse_peer(call.peer)
-        if local is not None:
-            prefix, credentials = local
-            if prefix == relay.LOCAL:
-                return self._local(credentials)
-        elif call.peer.startswith("unix"):
-            raise Unauthenticated("PEER", "this socket is not for callers; use the control socket")
-        elif certificate := call.auth.get("x509_pem_cert"):
-            return await self._certified(bytes(certificate[0]))
+        proof = peers.proof_of(call)
+        if isinstance(proof, Credentials):
+            return self._local(proof)
+        if proof is not None:
+            return await self._certified(proof)
         return FleetCaller(f"unknown:{call.peer}", frozenset(), known=False)
 
     # ---- access tokens ------------------------------------------------------------------------------------------
@@ -91,9 +85,7 @@ class Authenticator:
         owners: list[str] = []
         mine = peers.groups_of(credentials)
         for allow in self._config.control.allow:
-            uid = peers.uid_of(allow.user) if allow.user else allow.uid
-            gid = peers.gid_of(allow.group) if allow.group else allow.gid
-            if uid == credentials.uid or gid in mine:
+            if peers.is_meant(allow, credentials, mine):
                 roles.update(allow.roles)
                 groups.update(allow.groups)
                 owners += [allow.owner] if allow.owner else []
@@ -107,7 +99,7 @@ class Authenticator:
             raise Unauthenticated("CERTIFICATE", "the client certificate has expired", "connect again with a new one")
         if shown.host:
             return await self._host(shown)
-        name = f"cert:{shown.subject or ','.join(sorted(shown.names))}"
+        name = str(shown.names)
         if shown.ours:
             return FleetCaller(name, frozenset())
         return self._owner(name, shown)
@@ -128,9 +120,9 @@ class Authenticator:
 
     def _owner(self, name: str, shown: _Shown) -> FleetCaller:
         """The first entry that fits says who it is; it may join as a host besides."""
-        join_as = next((row.host for row in self._config.join_certificates if _fits(row.subject, row.san, shown)), None)
+        join_as = next((row.host for row in self._config.join_certificates if shown.names.fits(row)), None)
         for row in self._config.clients:
-            if _fits(row.subject, row.san, shown):
+            if shown.names.fits(row):
                 return FleetCaller(name, frozenset(row.roles), owner=row.owner, groups=frozenset(row.groups), may_join_as=join_as)
         return FleetCaller(name, frozenset(), may_join_as=join_as)
 
@@ -142,25 +134,15 @@ def _bearer(row: TokenRow) -> FleetCaller:
     return FleetCaller(name, roles, owner=row.owner, groups=groups, token=row.id, token_ends_at=row.expires_at)
 
 
-def _fits(subject: str, san: str, shown: _Shown) -> bool:
-    return (bool(subject) and subject == shown.subject) or (bool(san) and san in shown.names)
-
-
 def _shown(pem: bytes, identities: Identities) -> _Shown:
     """Raises Unauthenticated."""
-    try:
-        certificate = x509.load_pem_x509_certificate(pem)
-        names = frozenset(peers.alternative_names(certificate))
-        subject = certificate.subject.rfc4514_string()
-    except ValueError:
-        raise Unauthenticated("CERTIFICATE", "the client certificate cannot be read") from None
+    names = peers.shown(pem)
     return _Shown(
-        der=certificate.public_bytes(Encoding.DER),
-        subject=subject,
+        der=names.certificate.public_bytes(Encoding.DER),
         names=names,
-        ends_at=certificate.not_valid_after_utc.timestamp(),
-        ours=identities.signed(certificate),
-        host=identities.host_of(certificate),
+        ends_at=names.certificate.not_valid_after_utc.timestamp(),
+        ours=identities.signed(names.certificate),
+        host=identities.host_of(names.certificate),
     )
 
 
