@@ -222,8 +222,9 @@ class Supervisor:
 
     async def reload(self, config: Config) -> None:
         """Takes over who may call (roles, keys); certificates are read again at each handshake; the rest waits for a restart."""
-        self._gate.authenticator = self._authenticator(config)
+        authenticator = self._authenticator(config)
         await self.audit.record("host.reload", who="host", result="ok")
+        self._gate.authenticator = authenticator
         if changed := differing(self.config.without_callers(), config.without_callers()):
             _log.warning("configuration: changes in %s take effect when the service is started again", ", ".join(changed))
 

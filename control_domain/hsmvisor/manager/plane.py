@@ -128,8 +128,9 @@ class Plane:
 
     async def reload(self, config: Config) -> None:
         """Takes over who may call; certificates are read again at each handshake; the rest waits for a restart."""
-        self._gate.authenticator = self._known = self._authenticator(config)
+        known = self._authenticator(config)
         await self.audit.record("manager.reload", who=TABLE.service, result="ok")
+        self._gate.authenticator = self._known = known
         if changed := differing(self.config.without_callers(), config.without_callers()):
             _log.warning("configuration: changes in %s take effect when the service is started again", ", ".join(changed))
 

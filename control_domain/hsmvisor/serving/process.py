@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import NoReturn, Protocol, TypeVar
 
 import click
-from hsmvisor.serving.errors import BadConfig, Broken
+from hsmvisor.serving.errors import BadConfig, Broken, ServiceError
 from hsmvisor.serving.notify import notify
 
 _log = logging.getLogger(__name__)
@@ -31,11 +31,11 @@ class Service(Protocol[_Config]):
         ...
 
     async def start(self) -> None:
-        """Raises Broken, OSError."""
+        """Raises ServiceError, OSError."""
         ...
 
     async def reload(self, config: _Config) -> None:
-        """Raises Broken; then all stays as it was."""
+        """Raises ServiceError; then all stays as it was."""
         ...
 
     async def stop(self) -> None: ...
@@ -46,13 +46,13 @@ def failing(name: str) -> Iterator[None]:
     """Around what `name` does before and while it serves: what it cannot go on with is said, and ends the process."""
     try:
         yield
-    except Broken as error:
+    except ServiceError as error:
         _end(name, error, EX_CONFIG if isinstance(error, BadConfig) else EX_FAILED)
     except OSError as error:
         _end(name, Broken("SYSTEM", f"{error.filename or 'a system call'}: {error.strerror}"), EX_FAILED)
 
 
-def _end(name: str, error: Broken, code: int) -> NoReturn:
+def _end(name: str, error: ServiceError, code: int) -> NoReturn:
     hint = f"\n  {error.hint}" if error.hint else ""
     click.echo(f"{name}: {error.detail}{hint}", err=True)
     notify(f"STATUS={error.detail}")
@@ -62,7 +62,7 @@ def _end(name: str, error: Broken, code: int) -> NoReturn:
 async def serve(make: Callable[[], Service[C]], load: Callable[[], C]) -> None:
     """Returns once SIGTERM or SIGINT has ended the service; SIGHUP has it take over what `load` returns.
 
-    Raises Broken, OSError.
+    Raises ServiceError, OSError.
     """
     loop = asyncio.get_running_loop()
     end, again = asyncio.Event(), asyncio.Event()
@@ -87,5 +87,5 @@ async def _reload_when(again: asyncio.Event, service: Service[C], load: Callable
         try:
             await service.reload(load())
             _log.info("the configuration is read again")
-        except Broken as error:
+        except ServiceError as error:
             _log.error("the old configuration stays: %s", error.detail)
