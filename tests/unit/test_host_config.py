@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import tomllib
 from pathlib import Path
 
 import hsmvisor.host
@@ -12,6 +10,7 @@ from hsmvisor.host import measures
 from hsmvisor.host.config import Allow, BadConfig, Config, Hsm, load, parse
 from hsmvisor.host.roles import Role
 from hsmvisor.serving.config import differing
+from support.configurations import demand_all_defaults, uncommented
 
 EXAMPLE = Path(hsmvisor.host.__file__).parent / "host.toml"
 
@@ -24,25 +23,11 @@ def test_no_file_is_needed() -> None:
 def test_the_example_file_says_the_defaults_all_of_them() -> None:
     text = EXAMPLE.read_text()
     assert parse(text, "example") == Config()
-    values = tomllib.loads(text)
-
-    def compare(section: object, told: dict[str, object], where: str) -> None:
-        for field in dataclasses.fields(section):  # type: ignore[arg-type]
-            value = getattr(section, field.name)
-            if dataclasses.is_dataclass(value):
-                compare(value, told[field.name], f"{where}{field.name}.")  # type: ignore[arg-type]
-            elif value != () or field.name in told:  # a list of tables is shown as a comment
-                assert field.name in told, f"{where}{field.name} is not in the example"
-            else:
-                assert f"[[{where}{field.name}]]" in text, f"{where}{field.name} is not in the example"
-
-    compare(Config(), values, "")
+    demand_all_defaults(text, Config())
 
 
 def test_the_commented_tables_of_the_example_are_good_too() -> None:
-    text = EXAMPLE.read_text()
-    lines = [line.removeprefix("#") if line.startswith(("#[", "#  ")) else line for line in text.splitlines()]
-    config = parse("\n".join(lines), "example")
+    config = parse(uncommented(EXAMPLE.read_text()), "example")
     assert config.control.allow and config.tls.clients and config.signed.keys and config.hsms
 
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import tomllib
 from pathlib import Path
 
 import hsmvisor.manager
 import pytest
 from hsmvisor.manager import measures
 from hsmvisor.manager.config import Acme, Allow, BadConfig, Builtin, Client, Command, Config, load, parse
+from hsmvisor.manager.notify.channels import Mail, Webhook
 from hsmvisor.manager.roles import Role
 from hsmvisor.serving.config import differing
 from hsmvisor_rpc.confine import capabilities
+from support.configurations import demand_all_defaults, uncommented
 
 EXAMPLE = Path(hsmvisor.manager.__file__).parent / "manager.toml"
 
@@ -28,28 +29,13 @@ def test_no_file_is_needed() -> None:
 def test_the_example_file_says_the_defaults_all_of_them() -> None:
     text = EXAMPLE.read_text()
     assert parse(text, "example") == Config()
-    values = tomllib.loads(text)
-
-    def compare(section: object, told: dict[str, object], where: str) -> None:
-        for field in dataclasses.fields(section):  # type: ignore[arg-type]
-            value = getattr(section, field.name)
-            if dataclasses.is_dataclass(value):
-                compare(value, told[field.name], f"{where}{field.name}.")  # type: ignore[arg-type]
-            elif value != () or field.name in told:  # a list of tables is shown as a comment
-                assert field.name in told, f"{where}{field.name} is not in the example"
-            else:
-                assert f"[[{where}{field.name}]]" in text, f"{where}{field.name} is not in the example"
-
-    compare(Config(), values, "")
-
-
-def uncommented() -> str:
-    lines = [line.removeprefix("#") if line.startswith(("#[", "#  ")) else line for line in EXAMPLE.read_text().splitlines()]
-    return "\n".join(lines).replace("[tls] ", '[tls]\nclient_ca = "/ca.pem"\n', 1).replace('\nclient_ca = ""', "", 1)
+    demand_all_defaults(text, Config())
 
 
 def test_the_commented_tables_of_the_example_are_good_too() -> None:
-    config = parse(uncommented(), "example")
+    text = uncommented(EXAMPLE.read_text())
+    text = text.replace("[tls] ", '[tls]\nclient_ca = "/ca.pem"\n', 1).replace('\nclient_ca = ""', "", 1)
+    config = parse(text, "example")
     assert [row.kind for row in config.authorities] == ["builtin", "acme", "command"]
     assert config.clients and config.join_certificates and config.health and config.webhooks and config.mails
     assert [channel.name for channel in config.channels] == ["chat", "operators"]
@@ -58,7 +44,7 @@ def test_the_commented_tables_of_the_example_are_good_too() -> None:
 
 def test_the_example_shows_every_key_of_its_tables() -> None:
     text = EXAMPLE.read_text()
-    for cls in (Allow, Client, Builtin, Acme, Command):
+    for cls in (Allow, Client, Builtin, Acme, Command, Webhook, Mail):
         for field in dataclasses.fields(cls):
             assert re.search(rf"\b{field.name}\b", text), (cls, field.name)
 
