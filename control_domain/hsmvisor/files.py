@@ -15,9 +15,14 @@ class OthersRead(Exception):
         super().__init__(f"others may read {path} (mode {mode:o})")
 
 
+def _at_once(name: str, flags: int) -> int:
+    """Opens a FIFO without waiting for who writes to it."""
+    return os.open(name, flags | os.O_NONBLOCK)
+
+
 def read_private(path: Path, most: int = 65536) -> bytes:
     """Returns the file's first `most` bytes.  Raises OSError, OthersRead: the mode is that of the very file that is read."""
-    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:  # a FIFO would be waited for
+    with open(path, "rb", buffering=0, opener=_at_once) as file:  # no buffer keeps what was read
         mode = os.fstat(file.fileno()).st_mode
         if not stat.S_ISREG(mode):
             raise OSError(errno.EINVAL, "is no regular file", str(path))
