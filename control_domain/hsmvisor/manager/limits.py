@@ -38,6 +38,7 @@ MAX_TOKEN_LIFETIME = 366 * 86400
 MAX_JOIN_LIFETIME = 30 * 86400
 HEARTBEAT = 20  #: seconds between exchanges that tell nothing
 AWAY = 3 * HEARTBEAT  #: seconds of silence after which a host is away
+MANAGER_AWAY = 90  #: seconds of silence after which a manager is not listed
 COMMAND_LIFETIME = 3600  #: seconds that a command is valid
 ENVELOPE_LIFETIME = 24 * 3600 - 60  #: seconds that a key on its way is (sealed.limits.MAX_COMMAND_LIFETIME)
 KEPT_GENERATIONS = 6  #: of a material in a module, before the oldest that retires is destroyed

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from hsmvisor.manager import limits
 from hsmvisor.manager.inventory.pins import Pins
 from hsmvisor.manager.store import commands, inventory, lines, wanted
 from hsmvisor.manager.store.rows import CommandRow, DeliveryRow, GenerationRow, HostRow, LineRow, RequestRow, ResourceRow
@@ -60,7 +59,7 @@ class Seen:
 
     def is_away(self, resource: ResourceRow, now: float) -> bool:
         host = self.hosts.get(resource.host_id)
-        return host is None or host.state != "joined" or host.seen_at + limits.AWAY < now
+        return host is None or not host.is_there(now)
 
     def key_is_held(self, resource_id: str, key_of: int) -> bool:
         """Whether the module has the key of generation `key_of`, in that generation or one that shares it."""

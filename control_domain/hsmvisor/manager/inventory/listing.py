@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from hsmvisor.manager import limits
 from hsmvisor.manager.store import commands, inventory, lines
 from hsmvisor.manager.store.rows import DeliveryRow, HostRow, LineRow, ResourceRow
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -45,4 +44,4 @@ async def resources_shown(connection: AsyncConnection, rows: Sequence[ResourceRo
 
 
 def _is_away(host: HostRow | None, now: float) -> bool:
-    return host is None or host.state != "joined" or host.seen_at + limits.AWAY < now
+    return host is None or not host.is_there(now)

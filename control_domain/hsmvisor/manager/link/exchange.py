@@ -77,7 +77,7 @@ class Exchanges:
         refused: Sequence[NotTaken] = ()
         tells = told.all or told.reports or told.gone or told.results
         now = self._clock()
-        back = host.seen_at + limits.AWAY < now or told.session != host.session
+        back = host.is_silent(now) or told.session != host.session
         if tells or back:
             refused = await self._heard(host, told, int(now), back)
             self._hub.lines()

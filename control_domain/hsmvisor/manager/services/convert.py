@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from hsmvisor.manager import limits
 from hsmvisor.manager.history.events import Event
 from hsmvisor.manager.inventory.listing import HostShown, ResourceShown
 from hsmvisor.manager.services.convert_wanted import timestamp
@@ -25,7 +24,7 @@ def host(shown: HostShown, now: float) -> pb.FleetHost:
         version=row.version,
         resources=shown.resources,
         pending=shown.pending,
-        away=row.state == "joined" and row.seen_at + limits.AWAY < now,
+        away=row.state == "joined" and row.is_silent(now),
     )
 
 

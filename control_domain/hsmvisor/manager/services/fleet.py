@@ -33,8 +33,6 @@ from hsmvisor_rpc.v1 import manager_pb2 as pb
 from hsmvisor_rpc.v1 import manager_pb2_grpc as rpc
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-MANAGER_AWAY = 90.0  #: seconds of silence after which a manager is not listed
-
 
 @dataclass(frozen=True)
 class FleetParts:
@@ -71,7 +69,7 @@ class FleetService(rpc.FleetServiceServicer):
         async with self._p.database.reading() as connection:
             there = await inventory.counts(connection, now - limits.AWAY)
             wanted = await fleet.counts(connection, now)
-            managers = await fleet.manager_names(connection, now - MANAGER_AWAY)
+            managers = await fleet.manager_names(connection, now - limits.MANAGER_AWAY)
         return pb.Fleet(
             **there,
             **wanted,

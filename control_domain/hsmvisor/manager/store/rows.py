@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any, Self
 
+from hsmvisor.manager import limits
+
 
 class _Row:
     @classmethod
@@ -47,6 +49,13 @@ class HostRow(_Row):
     session: str
     number: int
     away: int
+
+    def is_silent(self, now: float) -> bool:
+        return self.seen_at + limits.AWAY < now
+
+    def is_there(self, now: float) -> bool:
+        """Whether it can be given commands."""
+        return self.state == "joined" and not self.is_silent(now)
 
 
 @dataclass(frozen=True)

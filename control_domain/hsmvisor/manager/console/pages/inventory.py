@@ -50,7 +50,7 @@ async def host(visit: Visit) -> Response:
 def _host_state(row: HostRow, now: float) -> str:
     if row.state != "joined":
         return row.state
-    return "away" if row.seen_at + manager_limits.AWAY < now else "there"
+    return "away" if row.is_silent(now) else "there"
 
 
 async def resources(visit: Visit) -> Response:

@@ -86,7 +86,7 @@ async def _away(visit: Visit, shown: Shown, now: float) -> frozenset[str]:
     async with visit.parts.database.reading() as connection:
         resources = await inventory.resources_of(connection, [row.resource_id for row in shown.deliveries])
         hosts = await inventory.hosts_of(connection, [row.host_id for row in resources.values()])
-    silent = {id for id, host in hosts.items() if host.state != "joined" or host.seen_at + manager_limits.AWAY < now}
+    silent = {id for id, host in hosts.items() if not host.is_there(now)}
     return frozenset(id for id, row in resources.items() if row.host_id in silent)
 
 

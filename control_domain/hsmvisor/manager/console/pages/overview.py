@@ -14,8 +14,6 @@ from hsmvisor.manager.wanted.spec import Spec
 from sqlalchemy.ext.asyncio import AsyncConnection
 from starlette.responses import Response
 
-_MANAGER_AWAY = 90.0  #: seconds of silence after which a manager is not listed
-
 
 async def first(visit: Visit) -> Response:
     now, owner = visit.parts.clock(), visit.owner
@@ -24,7 +22,7 @@ async def first(visit: Visit) -> Response:
         counts = await fleet.counts(connection, now, owner)
         if visit.may(HOSTS):
             counts |= await inventory.counts(connection, now - manager_limits.AWAY)
-            managers = await fleet.manager_names(connection, now - _MANAGER_AWAY)
+            managers = await fleet.manager_names(connection, now - manager_limits.MANAGER_AWAY)
         else:
             counts["resources"] = await inventory.count_resources(connection, owner)
         failing = await overview.failing(connection, owner, limits.ATTENTION)
