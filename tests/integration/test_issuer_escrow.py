@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hsmvisor.manager.issuer import limits
 from hsmvisor.manager.issuer.client import BadKey, EscrowAs, Issuer, IssuerAway, OverLimit
 from hsmvisor.manager.issuer.escrow import WrappedKey
 from hsmvisor.manager.issuer.settings import FileEscrow, Settings
@@ -68,7 +69,7 @@ def test_a_kept_key_is_sealed_again_after_a_restart(settings: Settings, key_type
     tell(settings, again)
 
 
-def test_it_opens_for_its_line_and_generation_alone(settings: Settings) -> None:
+def test_it_opens_for_its_line_and_generation_alone(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     async def story(issuer: Issuer) -> None:
         made = await issuer.make("P-256", (), (), AS)
         other = await issuer.make("P-256", (), (), AS)
@@ -91,6 +92,8 @@ def test_it_opens_for_its_line_and_generation_alone(settings: Settings) -> None:
             with pytest.raises(BadKey, match="no wrapped key"):
                 await issuer.reseal(garbage, AS, many(1))
         assert len(await issuer.reseal(made.wrapped, AS, many(1))) == 1
+        monkeypatch.setattr(limits, "MAX_TARGETS", 2)
+        assert len(await issuer.reseal(made.wrapped, AS, many(5))) == 5
         with pytest.raises(OverLimit, match="of a line"):
             await issuer.reseal(made.wrapped, EscrowAs("", 3), many(1))
         with pytest.raises(OverLimit, match="of a line"):

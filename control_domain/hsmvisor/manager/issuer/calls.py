@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from hsmvisor.manager.issuer import limits
+from hsmvisor.manager.issuer.keys import BadKey
 from hsmvisor_rpc.sealed.canonical import MalformedRecord, Record
 from hsmvisor_rpc.sealed.envelope import PUBLIC_SIZE
 
@@ -133,7 +134,7 @@ Call = Make | Take | Reseal
 CALLS: dict[str, type[Make] | type[Take] | type[Reseal]] = {kind.TYPE: kind for kind in (Make, Take, Reseal)}
 
 
-class OverLimit(ValueError):
+class OverLimit(BadKey):
     """Something is more, or other, than a call may hold; the message says what."""
 
 

@@ -47,12 +47,12 @@ def _work(ident: int, writing: int, work: Work) -> None:
     try:
         work(tell)
         return
+    except (OverLimit, MalformedRecord) as error:
+        trouble = Trouble(calls.BAD, f"the call cannot be: {error}")
     except BadKey as error:
         trouble = Trouble(calls.BAD, str(error))
     except ProviderFault as error:
         trouble = Trouble(calls.LOCKED if error.locked else calls.AWAY, str(error))
-    except (OverLimit, MalformedRecord) as error:
-        trouble = Trouble(calls.BAD, f"the call cannot be: {error}")
     _send(writing, Frame(ident, Kind.ERROR, trouble.encode()))
 
 

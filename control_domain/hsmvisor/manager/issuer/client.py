@@ -182,7 +182,7 @@ class Issuer:
     # ---- what it does -------------------------------------------------------------------------------------------
 
     async def make(self, key_type: str, names: tuple[Name, ...], targets: Sequence[SealTo], escrow: EscrowAs | None) -> Made:
-        """A new key, sealed to each target.  Without names: a bare key.  Raises IssuerAway, BadKey, OverLimit."""
+        """A new key, sealed to each target.  Without names: a bare key.  Raises IssuerAway, BadKey."""
         if key_type not in KEY_TYPES:
             raise BadKey(f"keys of type {key_type!r} are not made; there are {', '.join(KEY_TYPES)}")
         line, generation = _escrow(escrow)
@@ -198,17 +198,20 @@ class Issuer:
         escrow: EscrowAs | None,
         names: tuple[Name, ...] = (),
     ) -> Made:
-        """An owner's key, which hsmvisor.client.importing sealed to us.  `names`: for its request.  Raises IssuerAway, BadKey,
-        OverLimit."""
+        """An owner's key, which hsmvisor.client.importing sealed to us.  `names`: for its request.  Raises IssuerAway, BadKey."""
         line, generation = _escrow(escrow)
         portions = calls.count(len(targets))
         call = Take(request, envelope, public_key, tuple(certificates), _texts(names), line, generation, portions)
         return await self._made(call, targets)
 
     async def reseal(self, wrapped: bytes, escrow: EscrowAs, targets: Sequence[SealTo]) -> tuple[bytes, ...]:
-        """A kept key for more modules: returns envelopes in their order.  Raises IssuerAway, BadKey, OverLimit."""
-        call = Reseal(wrapped, *_escrow(escrow), calls.count(len(targets)))
-        return (await self._made(call, targets)).envelopes
+        """A kept key for more modules, however many: returns envelopes in their order.  Raises IssuerAway, BadKey."""
+        envelopes: tuple[bytes, ...] = ()
+        for start in range(0, max(1, len(targets)), limits.MAX_TARGETS):
+            some = targets[start : start + limits.MAX_TARGETS]
+            call = Reseal(wrapped, *_escrow(escrow), calls.count(len(some)))
+            envelopes += (await self._made(call, some)).envelopes
+        return envelopes
 
     async def _made(self, call: Call, targets: Sequence[SealTo]) -> Made:
         if len(targets) > limits.MAX_TARGETS:
