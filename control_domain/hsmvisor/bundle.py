@@ -65,16 +65,19 @@ def _load_key(data: bytes, passphrase: bytes | None) -> tuple[Any, list[x509.Cer
 def _load_certificates(data: bytes, required: bool = True) -> list[x509.Certificate]:
     if not data:
         return []
+    found: list[x509.Certificate] = []
     try:
         if b"-----BEGIN CERTIFICATE" in data:
-            return x509.load_pem_x509_certificates(data)
-        if b"-----BEGIN" not in data:
-            return [x509.load_der_x509_certificate(data)]
-    except ValueError:
+            found = x509.load_pem_x509_certificates(data)
+        elif b"-----BEGIN" not in data:
+            found = [x509.load_der_x509_certificate(data)]
+        for one in found:
+            one.public_key()  # it is parsed when it is asked for
+    except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion):
         raise BundleError("the certificate file holds something that is not an X.509 certificate") from None
-    if required:
+    if required and not found:
         raise BundleError("the certificate file holds no certificate")
-    return []
+    return found
 
 
 def _leaf_of(found: list[x509.Certificate]) -> x509.Certificate:

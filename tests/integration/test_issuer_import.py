@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 import subprocess
 import sys
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -24,11 +26,16 @@ from hsmvisor.client.importing import checked_issuer, seal_import
 from hsmvisor.client.key_stores import StoredKey
 from hsmvisor.manager.ca import names, requests
 from hsmvisor.manager.issuer.client import BadKey, EscrowAs, Issuer, Made
+from hsmvisor.manager.issuer.limits import MAX_ENVELOPE, MAX_GIVEN
+from hsmvisor.manager.policy.questions import Source
+from hsmvisor.serving.errors import Invalid
 from hsmvisor_rpc.sealed.commands import raw_public, sign
 from hsmvisor_rpc.sealed.envelope import RecipientKey
 from hsmvisor_rpc.sealed.fleet import IssuerStatement
 from hsmvisor_rpc.sealed.refusal import Refusal
 from support.certificates import Authority, chain_der, chain_pem, new_key, pkcs8, private_pem, spki
+from support.fleet import Clock, Fleet
+from support.importing import importing_of
 from support.issuing import Target, seal_to, targets, tell
 from support.softhsm import PIN, TOKEN, Token, make_token
 
@@ -151,6 +158,8 @@ def test_certificates_that_do_not_fit(tmp_path: Path) -> None:
     refused(tmp_path, given(*foreign), "no certificate is of this private key")
     refused(tmp_path, given(fitting[0], *chain_der(stranger.chain(OTHER))[1:]), "the issuer of .* is not among the certificates")
     refused(tmp_path, given(fitting[0], b"x"), "is not an X.509 certificate in DER")
+    unknown = fitting[1].replace(bytes.fromhex("2a8648ce3d030107"), bytes.fromhex("2a8648ce3d03017f"))  # no curve that there is
+    refused(tmp_path, given(fitting[0], unknown), "something that is not an X.509 certificate")
     expired = authority.issue(KEY, lifetime=dt.timedelta(seconds=-60)).public_bytes(Encoding.DER)
     refused(tmp_path, given(expired), "the certificate expired at")
 
@@ -172,6 +181,47 @@ def test_what_cannot_be_sealed_is_said_before_it_travels() -> None:
         seal_import(Bundle.make(pkcs8(KEY)), b"short", "request")
     with pytest.raises(BundleError, match="at most 32768"):
         seal_import(replace(Bundle.make(pkcs8(KEY)), pkcs8=bytes(32769)), RecipientKey().public, "request")
+
+
+# ---- through the manager -----------------------------------------------------------------------------------------------------
+
+
+def test_what_an_owner_imports_is_bounded_and_refused_with_a_sentence(tmp_path: Path) -> None:
+    """One certificate too many, an envelope too large, a certificate with two extensions of one kind: errors inside the manager."""
+
+    async def scenario(fleet: Fleet) -> None:
+        (await fleet.host("h1")).add("web")
+        await fleet.settle()
+        request = await fleet.ask(material="own", source=Source.IMPORTED, resources=("h1/web",))
+        importing = importing_of(fleet)
+        key, authority = new_key("p256"), Authority()
+        leaf, *above = chain_der((*authority.chain(key, name="www.example.net"), authority.root))
+        others = tuple(authority.issue(new_key("p256")).public_bytes(Encoding.DER) for _ in range(MAX_GIVEN - 3))
+        envelope = seal_import(Bundle.make(pkcs8(key)), fleet.issuer.recipient, request.id)
+        most = (leaf, *above, *others)
+        assert len((await importing.take(request, envelope, spki(key), most)).made.certificates) == 2
+        twice = leaf.replace(b"\x55\x1d\x25", b"\x55\x1d\x11")  # extKeyUsage becomes another subjectAltName
+        strange = leaf.replace(b"\x82\x0fwww.example.net", b"\xa3\x0fwww.example.net")  # [3]: x400Address
+        later = leaf.replace(b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x07")  # X.509 version 8
+        assert leaf not in (twice, strange, later)
+        for told, given, why in (
+            (envelope, (*most, others[0]), f"certificates: {MAX_GIVEN + 1}, at most {MAX_GIVEN}"),
+            (bytes(MAX_ENVELOPE + 1), most, "bytes of the envelope"),
+            (envelope, (twice, *above), "cannot be read"),
+            (envelope, (strange, *above), "cannot be read"),
+            (envelope, (later, *above), "cannot be read"),
+        ):
+            with pytest.raises(Invalid, match=why):
+                await importing.take(request, told, spki(key), given)
+
+    async def whole() -> None:
+        fleet = await Fleet.begin(tmp_path, clock=Clock(time.time()))
+        try:
+            await scenario(fleet)
+        finally:
+            await fleet.end()
+
+    asyncio.run(whole())
 
 
 # ---- from a token ---------------------------------------------------------------------------------------------------------------

@@ -126,6 +126,14 @@ def test_what_is_no_request(bad: bytes) -> None:
         requests.check(bad, WEB)
 
 
+def test_a_request_whose_extensions_cannot_be_read() -> None:
+    good = csr(ec.generate_private_key(ec.SECP256R1()), x509.DNSName("web.example.net"))
+    strange = good.replace(b"\x82\x0fweb.example.net", b"\xa3\x0fweb.example.net")  # [3]: x400Address
+    assert strange != good
+    with pytest.raises(Refused, match="not a certificate request"):
+        requests.check(strange, WEB)
+
+
 def test_a_request_that_is_too_large() -> None:
     with pytest.raises(Refused, match="at most 65536"):
         requests.check(bytes(requests.MAX_CSR + 1), WEB)

@@ -61,6 +61,7 @@ def test_what_is_no_request() -> None:
         broken,
         made(key, x509.DirectoryName(x509.Name([]))),
         made(key, x509.DNSName("a_b")),
+        der.replace(b"\x82\x0fwww.example.net", b"\xa3\x0fwww.example.net"),  # [3]: x400Address
     ):
         with pytest.raises(AuthorityError):
             CertificateRequest.read(wrong)

@@ -37,9 +37,9 @@ class CertificateRequest:
         """Raises AuthorityError."""
         try:
             request = x509.load_der_x509_csr(der)
-            key, names = request.public_key(), _names(request)
+            key, names = request.public_key(), tuple(map(str, certificate_names.told_by(request)))
             is_signed = request.is_signature_valid
-        except (ValueError, UnsupportedAlgorithm, InvalidSignature):
+        except (ValueError, UnsupportedAlgorithm, InvalidSignature, x509.InvalidVersion):
             raise AuthorityError("the module gave no certificate request that can be read") from None
         if not is_signed:
             raise AuthorityError("the certificate request is not signed by its own key")
@@ -63,14 +63,6 @@ def spelled(names: Iterable[str]) -> tuple[str, ...]:
         return tuple(dict.fromkeys(str(certificate_names.parse(name)) for name in names))
     except BadName as error:
         raise AuthorityError(str(error)) from None
-
-
-def _names(request: x509.CertificateSigningRequest) -> tuple[str, ...]:
-    try:
-        asked = request.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except x509.ExtensionNotFound:
-        return ()
-    return tuple(map(str, certificate_names.of_extension(asked)))
 
 
 def _key_type(key: object) -> str:

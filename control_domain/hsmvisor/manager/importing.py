@@ -147,22 +147,17 @@ def _names_told(untrusted_certificates: Sequence[bytes], public_key: bytes) -> t
     try:
         found = [x509.load_der_x509_certificate(der) for der in untrusted_certificates]
         leaves = [one for one in found if requests.spki(one.public_key()) == public_key]
-        told = [one.extensions.get_extension_for_class(x509.SubjectAlternativeName).value for one in leaves]
-        return tuple(dict.fromkeys(str(name) for one in told for name in names.of_extension(one)))
-    except x509.ExtensionNotFound:
-        return ()
+        return tuple(dict.fromkeys(str(name) for one in leaves for name in names.told_by(one)))
     except BadName as error:
         raise Invalid("CERTIFICATES", f"the certificate has a name of which policy cannot be asked: {error}") from None
-    except (ValueError, UnsupportedAlgorithm):
+    except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion):
         raise Invalid("CERTIFICATES", "a certificate that came with the key cannot be read") from None
 
 
 def _names(certificates: Sequence[bytes]) -> tuple[str, ...]:
     if not certificates:
         return ()
-    leaf = x509.load_der_x509_certificate(certificates[0])
     try:
-        found = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        return tuple(map(str, names.of_extension(found)))
-    except (x509.ExtensionNotFound, BadName, ValueError):
+        return tuple(map(str, names.told_by(x509.load_der_x509_certificate(certificates[0]))))
+    except ValueError:
         return ()

@@ -136,3 +136,16 @@ def of_extension(names: x509.SubjectAlternativeName) -> tuple[Name, ...]:
             case _:
                 raise BadName(f"a name of kind {type(entry).__name__}")
     return tuple(dict.fromkeys(found))
+
+
+def told_by(what: x509.Certificate | x509.CertificateSigningRequest) -> tuple[Name, ...]:
+    """Its subject's alternative names; without the extension: none.
+
+    Raises BadName for kinds that are not here, another ValueError where extensions cannot be read.
+    """
+    try:
+        return of_extension(what.extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
+    except x509.ExtensionNotFound:
+        return ()
+    except (x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
+        raise ValueError(str(error)) from None

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding
 from hsmvisor.manager.ca import names
 from hsmvisor.manager.ca.interface import Later, Order
-from hsmvisor.manager.ca.names import BadName
 
 MAX_CHAIN = 10  #: certificates
 MAX_PEM = 256 * 1024  #: characters
@@ -21,7 +20,7 @@ def of_pem(text: str) -> tuple[bytes, ...]:
         raise Later(f"the authority's chain has more than {MAX_PEM} characters")
     try:
         found = x509.load_pem_x509_certificates(text.encode())
-    except ValueError:
+    except (ValueError, x509.InvalidVersion):
         raise Later("the authority's chain cannot be read: certificates in PEM are expected") from None
     return tuple(certificate.public_bytes(Encoding.DER) for certificate in found)
 
@@ -34,7 +33,7 @@ def checked(chain: Sequence[bytes], order: Order) -> tuple[bytes, ...]:
         found = [x509.load_der_x509_certificate(der) for der in chain]
         wanted = x509.load_der_x509_csr(order.csr).public_key()
         leaves = [certificate for certificate in found if certificate.public_key() == wanted]
-    except ValueError:
+    except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion):
         raise Later("the authority's chain has a certificate that cannot be read") from None
     if not leaves:
         raise Later("the authority gave no certificate of the key that was ordered")
@@ -44,8 +43,8 @@ def checked(chain: Sequence[bytes], order: Order) -> tuple[bytes, ...]:
 
 def _check_names(leaf: x509.Certificate, order: Order) -> None:
     try:
-        told = set(names.of_extension(leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value))
-    except (x509.ExtensionNotFound, BadName, ValueError):
+        told = set(names.told_by(leaf))
+    except ValueError:
         told = set()
     if missing := set(order.names) - told:
         raise Later(f"the authority's certificate is not for {min(missing)}, which was ordered")

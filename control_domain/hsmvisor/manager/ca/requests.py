@@ -52,18 +52,14 @@ def check(csr: bytes, allowed: tuple[Name, ...]) -> Checked:
     try:
         request = x509.load_der_x509_csr(csr)
         key = request.public_key()
-        extensions = request.extensions
-    except (ValueError, UnsupportedAlgorithm):
+        asked = names.told_by(request)
+    except BadName as error:
+        raise Refused(f"the request asks for a name that cannot be: {error}") from None
+    except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion):
         raise Refused("not a certificate request (PKCS #10 in DER) that can be read") from None
     kind = key_type(key)
     if not _is_signed(request):
         raise Refused("the request's signature is not its key's: nobody has proved to have the key")
-    try:
-        asked = names.of_extension(extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
-    except x509.ExtensionNotFound:
-        asked = ()
-    except BadName as error:
-        raise Refused(f"the request asks for a name that cannot be: {error}") from None
     if more := set(asked) - set(allowed):
         raise Refused(f"the request asks for {min(more)}, which was not ordered")
     return Checked(key, kind, asked)

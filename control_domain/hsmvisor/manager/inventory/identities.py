@@ -97,8 +97,8 @@ class OwnCertificate:
     def _is_good(self) -> bool:
         try:
             found = x509.load_pem_x509_certificates(self.file.read_bytes())[0]
-            told = names.of_extension(found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
-        except (OSError, ValueError, IndexError, x509.ExtensionNotFound):
+            told = names.told_by(found)
+        except (OSError, ValueError, IndexError):
             return False
         begin, end = found.not_valid_before_utc.timestamp(), found.not_valid_after_utc.timestamp()
         same = set(told) == set(names.parse_all(self._served)) and self._identities.signed(found)

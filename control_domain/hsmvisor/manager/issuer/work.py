@@ -105,7 +105,7 @@ def _chain(pkcs8: bytes, certificates: Sequence[bytes]) -> tuple[bytes, ...]:
     try:
         pem = b"".join(x509.load_der_x509_certificate(der).public_bytes(Encoding.PEM) for der in certificates)
         chain = Bundle.make(pkcs8, pem).certificates
-    except ValueError:
+    except (ValueError, x509.InvalidVersion):
         raise BadKey("a certificate that came with the key is not an X.509 certificate in DER") from None
     except BundleError as error:
         raise BadKey(str(error)) from None
