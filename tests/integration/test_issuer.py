@@ -17,7 +17,7 @@ import pytest
 from hsmvisor.environment import child_environment
 from hsmvisor.manager.ca import names, requests
 from hsmvisor.manager.issuer import keys, limits
-from hsmvisor.manager.issuer.calls import Forget, Hello, Make, OverLimit, Targets, Trouble, portions
+from hsmvisor.manager.issuer.calls import Forget, Hello, Make, OverLimit, Ready, Targets, Trouble, portions
 from hsmvisor.manager.issuer.client import BadKey, EscrowAs, Issuer, IssuerAway
 from hsmvisor_rpc.internal.frames import Frame, FrameReader, Kind, encode_frame
 from hsmvisor_rpc.sealed.canonical import Record
@@ -164,12 +164,17 @@ def test_nothing_is_left_of_many_calls(tmp_path: Path) -> None:
         def held() -> tuple[int, int]:
             return len(os.listdir(f"/proc/{issuer.pid}/fd")), len(os.listdir(f"/proc/{issuer.pid}/task"))
 
+        def alone() -> bool:
+            """A child that has answered ends a moment later."""
+            return children_of(issuer.pid) == [] == unreaped(issuer.pid)
+
         await issuer.make("P-256", NAMES, many(1), None)
+        await asyncio.to_thread(wait_for, alone)
         before = held()
         for _ in range(50):
             await issuer.make("P-256", NAMES, many(3), None)
+        await asyncio.to_thread(wait_for, alone)
         assert held() == before and before[1] == 1
-        assert children_of(issuer.pid) == [] == unreaped(issuer.pid)
 
     tell(tmp_path, story)
 
@@ -357,6 +362,60 @@ def test_a_key_that_takes_too_long_is_given_up(tmp_path: Path) -> None:
         assert gone(child) and unreaped(process.pid) == []
     process.communicate(timeout=20)
     assert process.returncode == 0
+
+
+def of_token(tmp_path: Path, probe: str) -> tuple[subprocess.Popen[str], socket.socket]:
+    """An issuer that does `probe` where it would look for its escrow's key."""
+    pin = tmp_path / "pin"
+    pin.write_text("1234")
+    pin.chmod(0o600)
+    escrow = ["--escrow", "token", "--library", "none.so", "--token", "rack", "--label", "escrow", "--pin-file", str(pin)]
+    program = "import os, sys, time, types\nfrom hsmvisor.manager.issuer import __main__, limits, work\n"
+    program += f"sys.argv += {escrow}\nlimits.PROBE_SECONDS = 1\ndef probe(self, tell):\n    {probe}\nwork.Work.probe = probe\n"
+    return bare(tmp_path, "-c", f"{program}__main__.main()")
+
+
+@pytest.mark.parametrize(
+    ("probe", "why"),
+    [
+        ("tell(types.SimpleNamespace(encode=lambda: b'x'))", "the process that looked for the escrow's token said what it may not"),
+        ("tell(work.Envelopes((b'x',)))", "the process that looked for the escrow's token said what it may not"),
+        ("os._exit(3)", "the process that looked for the escrow's token ended (status 3)"),
+        ("time.sleep(30)", "the escrow's token did not answer in 1 seconds"),
+        ("raise work.ProviderFault('because')", "because"),
+        ("tell(work.Answer(b'', b'', (), b''))", ""),
+    ],
+    ids=["garbage", "envelopes", "end", "silence", "fault", "there"],
+)
+def test_whatever_comes_of_the_look_for_the_escrows_key_it_serves(tmp_path: Path, probe: str, why: str) -> None:
+    process, ours = of_token(tmp_path, probe)
+    with ours:
+        ours.sendall(frame(1, Hello()))
+        assert Ready.decode(answer(ours).payload).trouble == why
+        ours.sendall(frame(2, replace(MAKE, portions=0)))
+        assert answer(ours).kind is Kind.REPLY, "what is not kept needs no token"
+        wait_for(lambda: children_of(process.pid) == [] == unreaped(process.pid))
+    process.communicate(timeout=20)
+    assert process.returncode == 0
+
+
+def test_a_look_for_the_escrows_key_that_cannot_begin(tmp_path: Path) -> None:
+    program = "import errno, os\nos.fork = lambda: (_ for _ in ()).throw(OSError(errno.EAGAIN, 'no more processes'))\n"
+    process, ours = of_token(tmp_path, f"pass\n{program}")
+    with ours:
+        ours.sendall(frame(1, Hello()))
+        assert Ready.decode(answer(ours).payload).trouble == "the issuer cannot fork: no more processes"
+    process.communicate(timeout=20)
+    assert process.returncode == 0
+
+
+def test_it_ends_with_its_socket_while_it_looks_for_the_escrows_key(tmp_path: Path) -> None:
+    process, ours = of_token(tmp_path, "limits.PROBE_SECONDS = 60; time.sleep(60)")
+    with ours:
+        child = wait_for(lambda: children_of(process.pid))[0]
+    process.communicate(timeout=20)
+    assert process.returncode == 0
+    wait_for(lambda: gone(child))
 
 
 def bare(directory: Path, *program: str) -> tuple[subprocess.Popen[str], socket.socket]:

@@ -24,7 +24,7 @@ _READ = 256 * 1024
 
 @dataclass
 class _Child:
-    ident: int
+    ident: int | None  #: of the call; None: it looks for the escrow's key
     pid: int
     reading: int
     deadline: float
@@ -54,6 +54,8 @@ class Server:
         self._heard = True
         self._ready = Ready(b"", "", "", False, "")
         self._locked = ""  #: why the token is not asked
+        self._looking = False  #: for the escrow's key
+        self._hellos: list[int] = []  #: that wait for what was found
 
     # ---- the loop -----------------------------------------------------------------------------------------------
 
@@ -61,7 +63,8 @@ class Server:
         """`ready`: what it tells of itself.  Raises MalformedRecord: the manager said what it may not."""
         self._ready, self._locked = ready, ready.trouble if ready.locked else ""
         if self._token and not self._locked:
-            self._probe()
+            self._looking = True
+            self._launch(None, True, 0, limits.PROBE_SECONDS, self._work.probe)
         try:
             while self._turn():
                 pass
@@ -125,12 +128,17 @@ class Server:
             raise MalformedRecord("the issuer asks nothing")
         elif kind == calls.Targets.TYPE:
             self._add(frame)
-        elif kind == calls.Hello.TYPE:
-            self._send(Frame(frame.id, Kind.REPLY, self._ready.encode()))
+        elif kind == calls.Hello.TYPE and not self._hellos:
+            self._hellos.append(frame.id)
+            self._greet()
         elif kind in CALLS and frame.id not in self._targets:
             self._begin(frame.id, Whole(CALLS[kind].decode(frame.payload)))
         else:
             raise MalformedRecord(f"a {kind} where none can be")
+
+    def _greet(self) -> None:
+        if self._hellos and not self._looking:
+            self._send(Frame(self._hellos.pop(), Kind.REPLY, self._ready.encode()))
 
     def _begin(self, ident: int, whole: Whole) -> None:
         try:
@@ -181,9 +189,19 @@ class Server:
                 if not self._outgoing[0]:
                     self._outgoing.popleft()
 
-    def _answer(self, ident: int, trouble: Trouble) -> None:
-        self._targets.pop(ident, None)
-        self._send(Frame(ident, Kind.ERROR, trouble.encode()))
+    def _fail(self, ident: int | None, trouble: Trouble) -> None:
+        if ident is None:
+            self._found(trouble)
+        else:
+            self._targets.pop(ident, None)
+            self._send(Frame(ident, Kind.ERROR, trouble.encode()))
+
+    def _found(self, trouble: Trouble | None) -> None:
+        """The escrow's key was looked for, and is there; or not."""
+        self._looking = False
+        if trouble is not None:
+            self._ready = replace(self._ready, trouble=trouble.detail)
+        self._greet()
 
     # ---- children -----------------------------------------------------------------------------------------------
 
@@ -205,18 +223,21 @@ class Server:
             ident, whole = found
             asks = self._asks_token(whole)
             if asks and self._locked:
-                self._answer(ident, Trouble(calls.LOCKED, self._locked))
-                continue
-            try:
-                one = self._fork(ident, asks, len(whole.targets), limits.CHILD_SECONDS, partial(self._work.carry_out, whole))
-            except OSError as error:
-                self._answer(ident, Trouble(calls.AWAY, f"the issuer cannot fork: {error.strerror}"))
-                continue
-            self._children[one.reading] = one
-            if self._heard:
-                self._selector.register(one.reading, selectors.EVENT_READ)
+                self._fail(ident, Trouble(calls.LOCKED, self._locked))
+            else:
+                self._launch(ident, asks, len(whole.targets), limits.CHILD_SECONDS, partial(self._work.carry_out, whole))
 
-    def _fork(self, ident: int, asks_token: bool, targets: int, seconds: float, work: child.Work) -> _Child:
+    def _launch(self, ident: int | None, asks_token: bool, targets: int, seconds: float, work: child.Work) -> None:
+        try:
+            one = self._fork(ident, asks_token, targets, seconds, work)
+        except OSError as error:
+            self._fail(ident, Trouble(calls.AWAY, f"the issuer cannot fork: {error.strerror}"))
+            return
+        self._children[one.reading] = one
+        if self._heard:
+            self._selector.register(one.reading, selectors.EVENT_READ)
+
+    def _fork(self, ident: int | None, asks_token: bool, targets: int, seconds: float, work: child.Work) -> _Child:
         """Raises OSError."""
         reading, writing = os.pipe2(os.O_CLOEXEC)
         parent = os.getpid()
@@ -227,7 +248,7 @@ class Server:
             os.close(writing)
             raise
         if pid == 0:
-            child.run(ident, parent, writing, asks_token, self._rules, work)
+            child.run(ident or 0, parent, writing, asks_token, self._rules, work)
         os.close(writing)
         most = MAX_RECORD + targets * (limits.MAX_ENVELOPE + 4)
         return _Child(ident, pid, reading, time.monotonic() + seconds, asks_token, most)
@@ -250,15 +271,19 @@ class Server:
         """Raises MalformedRecord."""
         if one.answered:
             return
-        kind = record_type(frame.payload)
+        kind, trouble = record_type(frame.payload), None
+        expected = (calls.Answer.TYPE,) if one.ident is None else (calls.Envelopes.TYPE, calls.Answer.TYPE)
         if frame.kind is Kind.ERROR:
             trouble = Trouble.decode(frame.payload)
             if trouble.kind == calls.LOCKED and one.asks_token:
                 self._lock(trouble)
-        elif frame.kind is not Kind.REPLY or kind not in (calls.Envelopes.TYPE, calls.Answer.TYPE):
+        elif frame.kind is not Kind.REPLY or kind not in expected:
             raise MalformedRecord(f"a {kind}")
-        if kind != calls.Envelopes.TYPE:
-            one.answered = True
+        one.answered = kind != calls.Envelopes.TYPE
+        if one.ident is None:
+            self._found(trouble)
+            return
+        if one.answered:
             self._targets.pop(one.ident, None)
         self._send(Frame(one.ident, frame.kind, frame.payload))
 
@@ -272,10 +297,16 @@ class Server:
         if self._heard:
             self._selector.unregister(one.reading)
         status = self._end(one)
-        if not one.answered:
+        if one.answered:
+            return
+        if one.late and one.ident is None:
+            why = f"the escrow's token did not answer in {limits.PROBE_SECONDS:.0f} seconds"
+        else:
             how = f"took longer than {limits.CHILD_SECONDS} seconds" if one.late else f"ended ({status})"
             how = "said what it may not" if one.broken else how
-            self._answer(one.ident, Trouble(calls.AWAY, f"the process that had the key {how}"))
+            what = "looked for the escrow's token" if one.ident is None else "had the key"
+            why = f"the process that {what} {how}"
+        self._fail(one.ident, Trouble(calls.AWAY, why))
 
     def _end(self, one: _Child) -> str:
         """Returns how it ended, where that was not by us."""
@@ -289,21 +320,3 @@ class Server:
         for one in [one for one in self._children.values() if one.deadline <= now]:
             one.late = True
             self._bury(one)
-
-    def _probe(self) -> None:
-        """Has a child look for the escrow's key, and make it where there is none."""
-        trouble: Trouble | None = Trouble(calls.AWAY, f"the escrow's token did not answer in {limits.PROBE_SECONDS:.0f} seconds")
-        one = self._fork(0, True, 0, limits.PROBE_SECONDS, self._work.probe)
-        waiting = selectors.PollSelector()
-        waiting.register(one.reading, selectors.EVENT_READ)
-        while not one.answered and (left := one.deadline - time.monotonic()) > 0 and waiting.select(left):
-            data = os.read(one.reading, _READ)
-            for frame in one.reader.feed(data):
-                trouble, one.answered = Trouble.decode(frame.payload) if frame.kind is Kind.ERROR else None, True
-            if not data and not one.answered:
-                trouble, one.answered = Trouble(calls.AWAY, "the process that looked for the escrow's token ended"), True
-        self._end(one)
-        if trouble is not None:
-            self._ready = replace(self._ready, trouble=trouble.detail)
-            if trouble.kind == calls.LOCKED:
-                self._lock(trouble)
