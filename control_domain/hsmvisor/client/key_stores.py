@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-import pkcs11
 from cryptography import x509
 from cryptography.hazmat.primitives import keywrap
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from hsmvisor import pkcs11_token
 from hsmvisor.bundle import Bundle, BundleError
+from hsmvisor.pkcs11_token import TokenFault
 from pkcs11 import Attribute, KeyType, Mechanism, ObjectClass
 from pkcs11 import exceptions as failures
 
@@ -50,18 +51,12 @@ def take_out(stored: StoredKey, certificates: bytes = b"") -> Bundle:
     Raises BundleError: there is no such key, or it may not leave the token.
     """
     try:
-        token = pkcs11.lib(str(stored.library)).get_token(token_label=stored.token)
-        with token.open(user_pin=stored.pin) as session:
+        with pkcs11_token.session(stored.library, stored.token, stored.pin) as session:
             key = _found(session, stored)
             pkcs8 = _taken(session, key, stored)
             beside = _certificates(session, bytes(key[Attribute.ID]))
-    except (failures.PinIncorrect, failures.PinInvalid, failures.PinLenRange, failures.PinLocked) as error:
-        raise BundleError(f"token {stored.token!r} does not take the PIN ({type(error).__name__})") from None
-    except failures.NoSuchToken:
-        raise BundleError(f"there is no token {stored.token!r} in {stored.library}") from None
-    except failures.PKCS11Error as error:
-        why = type(error).__name__ if type(error) is not failures.PKCS11Error else error  # the loader's words
-        raise BundleError(f"token {stored.token!r} in {stored.library} failed: {why}") from None
+    except TokenFault as fault:
+        raise BundleError(str(fault)) from None
     return Bundle.make(pkcs8, _pem(certificates) + beside)
 
 

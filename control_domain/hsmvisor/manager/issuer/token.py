@@ -11,21 +11,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
-import pkcs11
+from hsmvisor import pkcs11_token
 from hsmvisor.manager.issuer.escrow import NotOpened, ProviderFault
+from hsmvisor.pkcs11_token import TokenFault
 from pkcs11 import Attribute, GCMParams, KeyType, Mechanism, MechanismFlag, ObjectClass
 from pkcs11 import exceptions as failures
 
-_WRONG_PIN = (failures.PinIncorrect, failures.PinInvalid, failures.PinLenRange, failures.PinLocked, failures.PinExpired)
 _NOT_OPENED = (failures.EncryptedDataInvalid, failures.EncryptedDataLenRange)
 _UNCLEAR = (failures.GeneralError, failures.FunctionFailed)  #: SoftHSM2 says so of a wrong tag
 _TEMPLATE = {Attribute.SENSITIVE: True, Attribute.EXTRACTABLE: False, Attribute.PRIVATE: True, Attribute.MODIFIABLE: False}
 _ID_SIZE, _TAG_BITS = 16, 128
-
-
-def said(error: failures.PKCS11Error) -> str:
-    """The error's name, or what the loader says of a library that it cannot open."""
-    return str(error) if type(error) is failures.PKCS11Error else type(error).__name__
 
 
 class TokenWrapper:
@@ -41,22 +36,17 @@ class TokenWrapper:
     def _session(self, rw: bool = False) -> Iterator[Any]:
         """Raises ProviderFault."""
         try:
-            token = pkcs11.lib(str(self._library)).get_token(token_label=self._token)
-            with token.open(rw=rw, user_pin=self._pin) as session:
-                yield session
-        except _WRONG_PIN as error:
-            self._fail(f"does not take the PIN ({type(error).__name__}); it is not tried again before a restart", locked=True)
-        except failures.NoSuchToken:
-            self._fail("is not there")
-        except failures.MechanismInvalid:
-            self._fail("has no AES-GCM (CKM_AES_GCM), which escrow needs")
-        except failures.PKCS11Error as error:
-            self._fail(
-                f"failed: {type(error).__name__ if type(error) is not failures.PKCS11Error else error}"
-            )  # the loader's words
+            with pkcs11_token.session(self._library, self._token, self._pin, rw) as session:
+                try:
+                    yield session
+                except failures.MechanismInvalid:
+                    self._fail("has no AES-GCM (CKM_AES_GCM), which escrow needs")
+        except TokenFault as fault:
+            then = "; it is not tried again before a restart" if fault.pin else ""
+            raise ProviderFault(f"the escrow's {fault}{then}", locked=fault.pin) from None
 
-    def _fail(self, what: str, locked: bool = False) -> NoReturn:
-        raise ProviderFault(f"the escrow's token {self._token!r} in {self._library} {what}", locked) from None
+    def _fail(self, what: str) -> NoReturn:
+        raise ProviderFault(f"the escrow's token {self._token!r} in {self._library} {what}") from None
 
     def _key(self, session: Any) -> Any:
         """None: there is none."""

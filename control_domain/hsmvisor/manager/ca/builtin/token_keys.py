@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
-import pkcs11
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import Prehashed, encode_dss_signature
+from hsmvisor import pkcs11_token
 from hsmvisor.manager.ca.builtin.keys import NoKey
+from hsmvisor.pkcs11_token import TokenFault
 from pkcs11 import Attribute, KeyType, Mechanism, MechanismFlag, ObjectClass
-from pkcs11 import exceptions as failures
 from pkcs11.util.ec import encode_named_curve_parameters
 
 _CURVE = ec.SECP384R1()
@@ -75,13 +75,12 @@ class TokenKeys:
         try:
             with self._one:
                 pin = self._pin_file.read_text().removesuffix("\n")
-                token = pkcs11.lib(str(self._library)).get_token(token_label=self._token)
-                with token.open(rw=True, user_pin=pin) as session:
+                with pkcs11_token.session(self._library, self._token, pin, rw=True) as session:
                     yield session
         except OSError as error:
             raise NoKey(f"the PIN's file {self._pin_file}: {error.strerror}") from None
-        except failures.PKCS11Error as error:
-            raise NoKey(f"token {self._token!r} in {self._library}: {type(error).__name__}") from None
+        except TokenFault as fault:
+            raise NoKey(str(fault)) from None
 
     def key(self, name: str, make: bool) -> ec.EllipticCurvePrivateKey:
         label = _PREFIX + name
