@@ -24,7 +24,7 @@ from hsmvisor_rpc.sealed.canonical import Record
 from hsmvisor_rpc.sealed.refusal import Refusal
 from support.certificates import spki
 from support.host_process import SOURCES, gone, wait_for
-from support.issuing import Manager, Target, children_of, file_settings, many, running, seal_to, targets, tell
+from support.issuing import Manager, Target, children_of, file_settings, many, pid_of, running, seal_to, targets, tell
 from support.processes import status, unreaped
 
 ROOT = os.geteuid() == 0
@@ -112,7 +112,7 @@ def test_as_many_calls_as_may_be_and_one_more(tmp_path: Path) -> None:
             await issuer.make("P-256", NAMES, many(1), None)
         most = 0
         while not all(one.done() for one in waiting):
-            most = max(most, len(children_of(issuer.pid)))
+            most = max(most, len(children_of(pid_of(issuer))))
             await asyncio.sleep(0.001)
         assert len({(await one).public_key for one in waiting}) == limits.MAX_CALLS
         assert 1 <= most <= limits.children()
@@ -162,11 +162,11 @@ def test_a_call_that_nobody_waits_for_is_dropped(tmp_path: Path) -> None:
 def test_nothing_is_left_of_many_calls(tmp_path: Path) -> None:
     async def story(issuer: Issuer) -> None:
         def held() -> tuple[int, int]:
-            return len(os.listdir(f"/proc/{issuer.pid}/fd")), len(os.listdir(f"/proc/{issuer.pid}/task"))
+            return len(os.listdir(f"/proc/{pid_of(issuer)}/fd")), len(os.listdir(f"/proc/{pid_of(issuer)}/task"))
 
         def alone() -> bool:
             """A child that has answered ends a moment later."""
-            return children_of(issuer.pid) == [] == unreaped(issuer.pid)
+            return children_of(pid_of(issuer)) == [] == unreaped(pid_of(issuer))
 
         await issuer.make("P-256", NAMES, many(1), None)
         await asyncio.to_thread(wait_for, alone)
@@ -184,21 +184,21 @@ def test_nothing_is_left_of_many_calls(tmp_path: Path) -> None:
 
 def test_a_child_that_is_killed_costs_its_call_alone(tmp_path: Path) -> None:
     async def story(issuer: Issuer) -> None:
-        pid = issuer.pid
+        pid = pid_of(issuer)
         call = asyncio.create_task(issuer.make("P-256", (), many(limits.MAX_TARGETS), None))
         found = await asyncio.to_thread(wait_for, lambda: children_of(pid))
         os.kill(found[0], signal.SIGKILL)
         with pytest.raises(IssuerAway, match="ended \\(signal 9\\)"):
             await call
         assert (await issuer.make("P-256", NAMES, many(1), None)).csr
-        assert issuer.pid == pid and issuer.restarts == 0 and unreaped(pid) == []
+        assert pid_of(issuer) == pid and issuer.restarts == 0 and unreaped(pid) == []
 
     tell(tmp_path, story)
 
 
 def test_a_killed_issuer_takes_its_children_along_and_is_started_again(tmp_path: Path) -> None:
     async def story(issuer: Issuer) -> None:
-        pid, recipient = issuer.pid, issuer.recipient
+        pid, recipient = pid_of(issuer), issuer.recipient
         calls = [asyncio.create_task(issuer.make("P-256", (), many(5000), None)) for _ in range(3)]
         found = await asyncio.to_thread(wait_for, lambda: children_of(pid))
         os.kill(pid, signal.SIGKILL)
@@ -206,7 +206,7 @@ def test_a_killed_issuer_takes_its_children_along_and_is_started_again(tmp_path:
             with pytest.raises(IssuerAway, match="the issuer ended"):
                 await call
         assert (await issuer.make("P-256", NAMES, many(1), None)).csr
-        assert issuer.pid not in (0, pid) and issuer.restarts == 1 and issuer.recipient == recipient
+        assert pid_of(issuer) not in (0, pid) and issuer.restarts == 1 and issuer.recipient == recipient
         assert all(map(gone, found))
 
     tell(tmp_path, story)
@@ -224,7 +224,7 @@ def test_it_ends_with_its_socket(tmp_path: Path) -> None:
 def test_closing_ends_it_and_what_waits(tmp_path: Path) -> None:
     async def run() -> None:
         async with running(file_settings(tmp_path)) as issuer:
-            pid = issuer.pid
+            pid = pid_of(issuer)
             call = asyncio.create_task(issuer.make("P-256", (), many(5000), None))
             await asyncio.sleep(0.2)
         with pytest.raises(IssuerAway):

@@ -20,7 +20,7 @@ from hsmvisor.manager.issuer.settings import FileEscrow, Settings
 from hsmvisor.manager.issuer.syscalls import REFUSED
 from hsmvisor_rpc.sealed.refusal import Refusal
 from support.certificates import spki
-from support.issuing import Target, file_settings, many, running, seal_to, targets, token_settings
+from support.issuing import Target, file_settings, many, measures_of, pid_of, ready_of, running, seal_to, targets, token_settings
 from support.processes import status
 from support.softhsm import PIN, TOKEN, Token, make_token
 
@@ -53,7 +53,7 @@ def test_a_kept_key_is_sealed_again_after_a_restart(settings: Settings, key_type
     module = Target(1)
 
     async def make(issuer: Issuer) -> None:
-        assert issuer.escrow_trouble == ""
+        assert ready_of(issuer).trouble == ""
         made = await issuer.make(key_type, (), seal_to([module]), AS)
         assert spki(module.opened(made.envelopes[0])) == made.public_key == WrappedKey.decode(made.wrapped).public_key
         kept.extend((made.wrapped, made.public_key))
@@ -154,7 +154,7 @@ def rename_key(settings: Settings) -> None:
 
 def test_without_escrow_that_is_said(tmp_path: Path) -> None:
     async def story(issuer: Issuer) -> None:
-        assert issuer.escrow_trouble == "the manager is configured without escrow"
+        assert (ready_of(issuer).escrow, ready_of(issuer).trouble) == ("", "")
         for call in (issuer.make("P-256", (), (), AS), issuer.reseal(b"x", AS, ())):
             with pytest.raises(IssuerAway, match="configured without escrow"):
                 await call
@@ -169,13 +169,13 @@ def test_a_wrong_pin_is_tried_once(tmp_path: Path, token: Token) -> None:
 
     async def story(issuer: Issuer) -> None:
         for _ in range(2):
-            assert "does not take the PIN (PinIncorrect); it is not tried again" in issuer.escrow_trouble
+            assert "does not take the PIN (PinIncorrect); it is not tried again" in ready_of(issuer).trouble
             for _ in range(3):
                 with pytest.raises(IssuerAway, match="does not take the PIN"):
                     await issuer.make("P-256", (), (), AS)
             assert (await issuer.make("P-256", (), many(1), None)).csr, "what is not kept needs no token"
             token.pin_file.write_text(PIN + "\n")  # it would succeed if it were tried
-            os.kill(issuer.pid, signal.SIGKILL)
+            os.kill(pid_of(issuer), signal.SIGKILL)
             await asyncio.sleep(0.05)
             await issuer.make("P-256", (), (), None)
 
@@ -195,7 +195,7 @@ def test_a_token_that_cannot_be_used_is_said_and_tried_again(
     tmp_path: Path, token: Token, wrong: dict[str, object], why: str
 ) -> None:
     async def story(issuer: Issuer) -> None:
-        assert re.search(why, issuer.escrow_trouble), issuer.escrow_trouble
+        assert re.search(why, ready_of(issuer).trouble), ready_of(issuer).trouble
         with pytest.raises(IssuerAway):
             await issuer.make("P-256", (), (), AS)
         assert (await issuer.make("P-256", (), many(1), None)).csr
@@ -224,13 +224,13 @@ def test_its_one_key_stays_in_the_token(tmp_path: Path, token: Token) -> None:
 
     async def story(issuer: Issuer) -> None:
         await asyncio.gather(*(issuer.make("P-256", (), (), AS) for _ in range(6)))
-        said = status(issuer.pid)
+        said = status(pid_of(issuer))
         assert (said["Seccomp"], said["NoNewPrivs"], said["CapEff"]) == ("2", "1", "0" * 16)
-        told = {one.name: one for one in issuer.measures}
+        told = {one.name: one for one in measures_of(issuer)}
         assert {name for name, one in told.items() if not one.applied} <= {"memory"}
         assert f"files are changed in {token.directory}/tokens alone" in told["landlock"].detail
         assert told["seccomp"].detail == f"{sum(map(len, REFUSED.values()))} system calls refused, and all sockets but unix ones"
-        assert "softhsm" not in mapped(issuer.pid), "the library is in children alone"
+        assert "softhsm" not in mapped(pid_of(issuer)), "the library is in children alone"
 
     tell(settings, story)
     tell(settings, story)

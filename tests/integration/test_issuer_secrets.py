@@ -19,7 +19,7 @@ from hsmvisor.manager.ca import names
 from hsmvisor.manager.issuer.client import Issuer
 from support.certificates import new_key, pkcs8, spki
 from support.host_process import SOURCES, gone, wait_for
-from support.issuing import Manager, Target, children_of, many, targets, tell
+from support.issuing import Manager, Target, children_of, many, measures_of, pid_of, targets, tell
 from support.leaks import Needles
 from support.processes import memory, status
 
@@ -105,11 +105,11 @@ def confined(pid: int) -> int:
 def test_the_kernel_says_so_of_a_living_one(tmp_path: Path) -> None:
     async def story(issuer: Issuer) -> None:
         call = asyncio.create_task(issuer.make("P-256", (), many(5000), None))
-        found = await asyncio.to_thread(wait_for, lambda: children_of(issuer.pid))
+        found = await asyncio.to_thread(wait_for, lambda: children_of(pid_of(issuer)))
         await asyncio.sleep(0.3)
-        assert confined(found[0]) == confined(issuer.pid) + 1  # a child's own is stricter
-        assert {one.name for one in issuer.measures if not one.applied} <= {"memory"}
-        assert {"landlock", "seccomp", "capabilities", "allocator", "core-dumps"} <= {one.name for one in issuer.measures}
+        assert confined(found[0]) == confined(pid_of(issuer)) + 1  # a child's own is stricter
+        assert {one.name for one in measures_of(issuer) if not one.applied} <= {"memory"}
+        assert {"landlock", "seccomp", "capabilities", "allocator", "core-dumps"} <= {one.name for one in measures_of(issuer)}
         await call
 
     tell(tmp_path, story)

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from cryptography.hazmat.primitives.serialization import load_der_private_key
-from hsmvisor.manager.issuer.calls import SealTo
+from hsmvisor.manager.issuer import client
+from hsmvisor.manager.issuer.calls import Measure, Ready, SealTo
 from hsmvisor.manager.issuer.client import Issuer, Made
 from hsmvisor.manager.issuer.settings import FileEscrow, Settings, TokenEscrow
 from hsmvisor_rpc.sealed.envelope import EnvelopeContext, RecipientKey, recipient_fingerprint
@@ -71,6 +72,22 @@ def token_settings(directory: Path, at: Token, **others: Any) -> Settings:
     told: dict[str, Any] = {"library": Path(at.library), "token": TOKEN, "pin_file": at.pin_file}
     told |= {"environment": at.environment, "writes": (at.directory / "tokens",)} | others
     return Settings(directory / "issuer.key", TokenEscrow(**told))
+
+
+def pid_of(issuer: Issuer) -> int:
+    """0: none runs."""
+    return issuer._link.process.pid if issuer._link is not None else 0
+
+
+def ready_of(issuer: Issuer) -> Ready:
+    """What it told of itself when it was started, or later of its token."""
+    assert issuer._ready is not None
+    return issuer._ready
+
+
+def measures_of(issuer: Issuer) -> tuple[Measure, ...]:
+    """What it gave up, and what it could not."""
+    return client._measures(ready_of(issuer))
 
 
 def issuer_of(pid: int) -> int:

@@ -34,7 +34,7 @@ from support.certificates import new_key, pkcs8
 from support.issuing import Target, many, seal_to, targets
 
 MAKE = Make("P-256", ("dns:a.example",), "line", 1, 1)
-TAKE = Take("request", b"envelope", b"key", (b"certificate",), ("dns:a.example",), "line", 1, 1)
+TAKE = Take("request", b"envelope", b"key", (b"certificate",), "line", 1, 1)
 RESEAL = Reseal(b"wrapped", "line", 1, 1)
 TO = Target(1).seal_to
 
@@ -74,7 +74,6 @@ def test_records_come_back(record: Record) -> None:
         (TAKE, "envelope", bytes(limits.MAX_ENVELOPE)),
         (TAKE, "public_key", bytes(limits.MAX_SPKI)),
         (TAKE, "certificates", (b"x",) * limits.MAX_GIVEN),
-        (TAKE, "names", ("x",) * limits.MAX_NAMES),
         (RESEAL, "wrapped", bytes(limits.MAX_WRAPPED)),
     ],
 )

@@ -185,7 +185,7 @@ def _certificates(session: Any, key_id: bytes) -> bytes:
     if not key_id:
         return b""
     found = session.get_objects({Attribute.CLASS: ObjectClass.CERTIFICATE, Attribute.ID: key_id})
-    return _pem(b"".join(_pem(bytes(one[Attribute.VALUE])) for one in found))
+    return b"".join(_pem(bytes(one[Attribute.VALUE])) for one in found)
 
 
 def _pem(certificates: bytes) -> bytes:

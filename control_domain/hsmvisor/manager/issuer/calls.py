@@ -77,7 +77,6 @@ class Take(Record):
     envelope: bytes
     public_key: bytes
     certificates: tuple[bytes, ...]  #: DER, in any order
-    names: tuple[str, ...]
     line: str
     generation: int
     portions: int
@@ -175,6 +174,9 @@ def check(call: Call) -> None:
     _most("characters of the line's id", len(call.line), limits.MAX_ID)
     if isinstance(call, Make):
         _most("characters of the key's type", len(call.key_type), limits.MAX_NAME)
+        _most("names", len(call.names), limits.MAX_NAMES)
+        for name in call.names:
+            _most("characters of a name", len(name), limits.MAX_NAME_TEXT)
     if isinstance(call, Take):
         _most("characters of the request's id", len(call.request), limits.MAX_ID)
         _most("bytes of the envelope", len(call.envelope), limits.MAX_ENVELOPE)
@@ -186,10 +188,6 @@ def check(call: Call) -> None:
         _most("bytes of the kept key", len(call.wrapped), limits.MAX_WRAPPED)
         if not call.line:
             raise OverLimit("a kept key is of a line")
-    if isinstance(call, Make | Take):
-        _most("names", len(call.names), limits.MAX_NAMES)
-        for name in call.names:
-            _most("characters of a name", len(name), limits.MAX_NAME_TEXT)
 
 
 def check_target(target: SealTo) -> None:

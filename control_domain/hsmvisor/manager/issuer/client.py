@@ -75,22 +75,6 @@ class Issuer:
         """The HPKE public key to which owners seal.  Raises IssuerAway."""
         return self._known().recipient
 
-    @property
-    def measures(self) -> tuple[Measure, ...]:
-        """What it gave up, and what it could not.  Raises IssuerAway."""
-        return _measures(self._known())
-
-    @property
-    def escrow_trouble(self) -> str:
-        """Why no keys can be kept now; empty: they can."""
-        ready = self._known()
-        return ready.trouble if ready.escrow else "the manager is configured without escrow"
-
-    @property
-    def pid(self) -> int:
-        """0: none runs."""
-        return self._link.process.pid if self._link is not None else 0
-
     def _known(self) -> Ready:
         if self._ready is None:
             raise IssuerAway(self._trouble)
@@ -186,7 +170,8 @@ class Issuer:
         if key_type not in KEY_TYPES:
             raise BadKey(f"keys of type {key_type!r} are not made; there are {', '.join(KEY_TYPES)}")
         line, generation = _escrow(escrow)
-        return await self._made(Make(key_type, _texts(names), line, generation, calls.count(len(targets))), targets)
+        call = Make(key_type, tuple(map(str, names)), line, generation, calls.count(len(targets)))
+        return await self._made(call, targets)
 
     async def take(
         self,
@@ -196,12 +181,11 @@ class Issuer:
         certificates: Sequence[bytes],
         targets: Sequence[SealTo],
         escrow: EscrowAs | None,
-        names: tuple[Name, ...] = (),
     ) -> Made:
-        """An owner's key, which hsmvisor.client.importing sealed to us.  `names`: for its request.  Raises IssuerAway, BadKey."""
+        """An owner's key, which hsmvisor.client.importing sealed to us.  Raises IssuerAway, BadKey."""
         line, generation = _escrow(escrow)
         portions = calls.count(len(targets))
-        call = Take(request, envelope, public_key, tuple(certificates), _texts(names), line, generation, portions)
+        call = Take(request, envelope, public_key, tuple(certificates), line, generation, portions)
         return await self._made(call, targets)
 
     async def reseal(self, wrapped: bytes, escrow: EscrowAs, targets: Sequence[SealTo]) -> tuple[bytes, ...]:
@@ -236,10 +220,6 @@ def _escrow(escrow: EscrowAs | None) -> tuple[str, int]:
     if escrow is not None and not escrow.line:
         raise OverLimit("a kept key is of a line")
     return (escrow.line, escrow.generation) if escrow is not None else ("", 0)
-
-
-def _texts(names: Sequence[Name]) -> tuple[str, ...]:
-    return tuple(map(str, names))
 
 
 def _measures(ready: Ready) -> tuple[Measure, ...]:

@@ -117,12 +117,12 @@ class Link:
                 one.answer.set_exception(IssuerAway("the issuer ended"))
         self._pending.clear()
 
-    async def reap(self, patience: float) -> int:
-        """Returns how it ended."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            return await asyncio.to_thread(self.process.wait, patience)
-        self.process.kill()
-        return await asyncio.to_thread(self.process.wait)
+    async def reap(self, patience: float) -> None:
+        try:
+            await asyncio.to_thread(self.process.wait, patience)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            await asyncio.to_thread(self.process.wait)
 
 
 def spawn(arguments: Sequence[str], environment: Mapping[str, str]) -> tuple[subprocess.Popen[bytes], socket.socket]:

@@ -45,12 +45,12 @@ class Work:
         if isinstance(call, Make):
             key, wanted = keys.make(call.key_type), _names(call.names)
         elif isinstance(call, Take):
-            key, wanted = self._opened(call), _names(call.names)
+            key, wanted = self._opened(call), ()
             certificates = _chain(keys.pkcs8(key), call.certificates)
         else:
             key, wanted = self._unwrapped(call), ()
         pkcs8, public_key = keys.pkcs8(key), keys.spki(key)
-        csr = keys.request(key, wanted)  # of an unwrapped one too: its signature shows that the key is whole
+        csr = keys.request(key, wanted)  # of one that was not made here too: its signature shows that the key is whole
         wrapped = b""
         if call.line and not isinstance(call, calls.Reseal):
             wrapped = escrow.wrap(self._provider(), pkcs8, EscrowContext(call.line, call.generation, public_key))
@@ -90,7 +90,7 @@ class Work:
         for call in (Make("P-256", every_kind, "", 0, 1), Make("RSA-2048", (), "", 0, 1), Make("Ed25519", (), "", 0, 1)):
             self.carry_out(Whole(call, [target]), lambda record: None)
         with contextlib.suppress(BadKey):
-            self.carry_out(Whole(Take("x", b"", b"", (), (), "", 0, 0)), lambda record: None)
+            self.carry_out(Whole(Take("x", b"", b"", (), "", 0, 0)), lambda record: None)
 
 
 def _names(texts: Sequence[str]) -> tuple[Name, ...]:
