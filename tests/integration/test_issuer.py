@@ -239,7 +239,9 @@ def test_closing_ends_it_and_what_waits(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
-def test_one_that_cannot_start_says_why_and_is_not_tried_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_that_cannot_start_says_why_and_is_not_tried_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "issuer.key").write_bytes(bytes(95))
     (tmp_path / "issuer.key").chmod(0o600)
     monkeypatch.setattr(limits, "FIRST_PAUSE", 0.001)
@@ -252,6 +254,9 @@ def test_one_that_cannot_start_says_why_and_is_not_tried_for_ever(tmp_path: Path
         assert issuer._keeper is not None
         await issuer._keeper
         assert issuer.restarts == limits.MAX_DEATHS
+        *told, last = [one.getMessage().rpartition("; ")[2] for one in caplog.records]
+        assert [one.partition(" in ")[0] for one in told] == ["started again"] * (limits.MAX_DEATHS - 1)
+        assert last == "it ended 8 times in a row: it is started again when it is asked for"
         (tmp_path / "issuer.key").unlink()
         assert (await issuer.make("P-256", (), (), None)).csr  # asked for, it is started again
         await issuer.close()

@@ -94,9 +94,10 @@ class Issuer:
             pause = limits.FIRST_PAUSE if steady else min(pause * 2, limits.LONGEST_PAUSE)
             deaths = 1 if steady else deaths + 1
             self.restarts += 1
-            _log.error("%s; started again in %.1f s", self._trouble, pause)
-            await asyncio.sleep(pause)
-        _log.error("the issuer ended %d times in a row: it is started again when it is asked for", deaths)
+            if deaths < limits.MAX_DEATHS:
+                _log.error("%s; started again in %.1f s", self._trouble, pause)
+                await asyncio.sleep(pause)
+        _log.error("%s; it ended %d times in a row: it is started again when it is asked for", self._trouble, deaths)
 
     async def _live(self) -> None:
         """One process, from its start to its end.  Raises IssuerAway, OSError, MalformedRecord."""
