@@ -14,7 +14,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from hsmvisor.manager.issuer import calls, files, sandbox, settings, syscalls
+from hsmvisor.manager.issuer import calls, files, sandbox, syscalls
 from hsmvisor.manager.issuer.calls import Ready, Trouble
 from hsmvisor.manager.issuer.escrow import FileWrapper, Wrapper
 from hsmvisor.manager.issuer.files import BadFile
@@ -79,15 +79,8 @@ def _wrapper(arguments: argparse.Namespace) -> tuple[Wrapper | None, Needs | Non
         return None, None
     from hsmvisor.manager.issuer.token import TokenWrapper
 
-    escrow = settings.TokenEscrow(
-        arguments.library,
-        arguments.token,
-        arguments.pin_file,
-        arguments.label,
-        writes=tuple(arguments.writes),
-        network=arguments.network,
-    )
-    return TokenWrapper(escrow.library, escrow.token, escrow.label, files.pin(escrow.pin_file)), escrow.needs()
+    wrapper = TokenWrapper(arguments.library, arguments.token, arguments.label, files.pin(arguments.pin_file))
+    return wrapper, Needs(tuple(arguments.writes), arguments.network)
 
 
 if __name__ == "__main__":

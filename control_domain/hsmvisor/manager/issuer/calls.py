@@ -149,6 +149,11 @@ class Whole:
     def complete(self) -> bool:
         return self.portions == self.call.portions
 
+    @property
+    def asks_provider(self) -> bool:
+        """What is kept is wrapped, or unwrapped, by the escrow's key."""
+        return bool(self.call.line)
+
     def add(self, more: Targets) -> None:
         """Raises MalformedRecord."""
         if self.complete or not 1 <= len(more.targets) <= limits.PORTION:

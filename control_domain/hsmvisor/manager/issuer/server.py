@@ -216,7 +216,7 @@ class Server:
         return None
 
     def _asks_token(self, whole: Whole) -> bool:
-        return self._token and self._work.asks_provider(whole)
+        return self._token and whole.asks_provider
 
     def _start(self) -> None:
         while len(self._children) < limits.children() and (found := self._next()) is not None:

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hsmvisor.manager.issuer.sandbox import Needs
-
 
 @dataclass(frozen=True)
 class FileEscrow:
@@ -36,9 +34,6 @@ class TokenEscrow:
         found += ["--label", self.label, "--pin-file", str(self.pin_file)]
         found += [part for path in self.writes for part in ("--writes", str(path))]
         return [*found, "--network"] if self.network else found
-
-    def needs(self) -> Needs:
-        return Needs(self.writes, self.network)
 
 
 @dataclass(frozen=True)

@@ -30,9 +30,6 @@ class Work:
     def __init__(self, recipient: RecipientKey, wrapper: Wrapper | None) -> None:
         self._recipient, self._wrapper = recipient, wrapper
 
-    def asks_provider(self, whole: Whole) -> bool:
-        return bool(whole.call.line)
-
     def probe(self, tell: Tell) -> None:
         """Tells an empty answer when the provider is there.  Raises ProviderFault."""
         self._provider().probe()
