@@ -13,7 +13,7 @@ from typing import Any
 from hsmvisor.manager.ca.names import Name
 from hsmvisor.manager.issuer import calls, limits
 from hsmvisor.manager.issuer.calls import Answer, Call, Hello, Make, Measure, OverLimit, Ready, Reseal, SealTo, Take
-from hsmvisor.manager.issuer.keys import KEY_TYPES, BadKey
+from hsmvisor.manager.issuer.keys import BadKey
 from hsmvisor.manager.issuer.link import IssuerAway, Link, TokenLocked, spawn
 from hsmvisor.manager.issuer.settings import Settings
 from hsmvisor_rpc.sealed.canonical import MalformedRecord
@@ -168,8 +168,6 @@ class Issuer:
 
     async def make(self, key_type: str, names: tuple[Name, ...], targets: Sequence[SealTo], escrow: EscrowAs | None) -> Made:
         """A new key, sealed to each target.  Without names: a bare key.  Raises IssuerAway, BadKey."""
-        if key_type not in KEY_TYPES:
-            raise BadKey(f"keys of type {key_type!r} are not made; there are {', '.join(KEY_TYPES)}")
         line, generation = _escrow(escrow)
         call = Make(key_type, tuple(map(str, names)), line, generation, calls.count(len(targets)))
         return await self._made(call, targets)

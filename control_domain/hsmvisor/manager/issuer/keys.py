@@ -22,7 +22,8 @@ PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | ed25519.Ed25519Pri
 MAX_COMMON_NAME = 64  #: characters (RFC 5280, ub-common-name)
 MIN_RSA_BITS, MAX_RSA_BITS = 2048, 8192  #: of imported keys
 
-_CURVES: dict[str, tuple[ec.EllipticCurve, hashes.HashAlgorithm]] = {
+_Hash = hashes.SHA256 | hashes.SHA384 | hashes.SHA512
+_CURVES: dict[str, tuple[ec.EllipticCurve, _Hash]] = {
     "P-256": (ec.SECP256R1(), hashes.SHA256()),
     "P-384": (ec.SECP384R1(), hashes.SHA384()),
     "P-521": (ec.SECP521R1(), hashes.SHA512()),
@@ -93,9 +94,7 @@ def request(key: PrivateKey, names: Sequence[Name]) -> bytes:
     return made.public_bytes(Encoding.DER)
 
 
-def _hash(key: PrivateKey) -> hashes.SHA256 | hashes.SHA384 | hashes.SHA512 | None:
-    if isinstance(key, ed25519.Ed25519PrivateKey | ed448.Ed448PrivateKey):
-        return None
-    if isinstance(key, ec.EllipticCurvePrivateKey) and key.curve.key_size > 256:
-        return hashes.SHA384() if key.curve.key_size == 384 else hashes.SHA512()
-    return hashes.SHA256()
+def _hash(key: PrivateKey) -> _Hash | None:
+    if isinstance(key, ec.EllipticCurvePrivateKey):
+        return _CURVES[_BY_CURVE[key.curve.name]][1]
+    return hashes.SHA256() if isinstance(key, rsa.RSAPrivateKey) else None
