@@ -179,6 +179,7 @@ def test_the_same_attempt_is_found_again_and_another_is_not(tmp_path: Path) -> N
     assert memory.attempt("joining.json", "one", HOST) == first
     csr = x509.load_der_x509_csr(first.csr)
     assert csr.is_signature_valid and csr.public_key() == load_pem_private_key(first.key, None).public_key()
+    assert not csr.subject and csr.extensions.get_extension_for_class(x509.SubjectAlternativeName).critical  # RFC 5280, 4.2.1.6
     other = memory.attempt("joining.json", "two", HOST)
     assert other.key != first.key and other.request_id != first.request_id
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 from collections.abc import Iterator
 
@@ -11,6 +10,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import x25519
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from hsmvisor_rpc.sealed import names as certificate_names
 from hsmvisord import ck
 from hsmvisord.crypto import mechanisms
 from hsmvisord.crypto.domain import generate as parameters
@@ -74,14 +74,14 @@ def test_it_signs_its_own_certificate(provider: CryptoProvider, name: str) -> No
 def test_it_asks_for_a_certificate(provider: CryptoProvider, name: str) -> None:
     mechanism, wanted = KEYS[name]
     key = provider.generate_pair(mechanism, wanted)
-    names = [x509.DNSName("www.example.net"), x509.IPAddress(ipaddress.ip_address("192.0.2.7"))]
-    request = x509.load_der_x509_csr(key.certificate_request("www.example.net", names))
+    names = certificate_names.exact(["dns:www.example.net", "ip:192.0.2.7"])
+    request = x509.load_der_x509_csr(key.certificate_request(names))
     assert request.is_signature_valid
     assert request.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo) == key.public.spki
     found = request.extensions.get_extension_for_class(x509.SubjectAlternativeName)
-    assert (list(found.value), found.critical) == (names, False)
+    assert (certificate_names.of_extension(found.value), found.critical) == (names, False)
     assert request.subject.rfc4514_string() == "CN=www.example.net"
-    bare = x509.load_der_x509_csr(key.certificate_request("", []))
+    bare = x509.load_der_x509_csr(key.certificate_request(()))
     assert bare.is_signature_valid and not bare.subject and not list(bare.extensions)
 
 

@@ -11,6 +11,8 @@ from typing import Any
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.x509.oid import NameOID
+from hsmvisor_rpc.sealed import names as certificate_names
+from hsmvisor_rpc.sealed.names import Name
 
 from hsmvisord import ck
 from hsmvisord.ck import CkError
@@ -152,11 +154,6 @@ class BasePrivateKey:
         certificate = builder.sign(self._any_key, self.certificate_hash)  # type: ignore[arg-type]
         return certificate.public_bytes(serialization.Encoding.DER)
 
-    def certificate_request(self, common_name: str, names: Sequence[x509.GeneralName]) -> bytes:
-        builder = x509.CertificateSigningRequestBuilder()
-        subject = [x509.NameAttribute(NameOID.COMMON_NAME, common_name)] if common_name else []
-        builder = builder.subject_name(x509.Name(subject))
-        if names:  # critical where they alone say whose it is (RFC 5280, 4.2.1.6)
-            builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=not subject)
-        request = builder.sign(self._any_key, self.certificate_hash)  # type: ignore[arg-type]
+    def certificate_request(self, names: Sequence[Name]) -> bytes:
+        request = certificate_names.request(names).sign(self._any_key, self.certificate_hash)  # type: ignore[arg-type]
         return request.public_bytes(serialization.Encoding.DER)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from cryptography import x509
+from hsmvisor_rpc.sealed.names import Name
 
 from hsmvisord import ck
 from hsmvisord.ck import CkError
@@ -190,8 +190,8 @@ class PrivateKey(Protocol):
         """Returns a DER certificate of this key signed by itself; times in seconds."""
         ...
 
-    def certificate_request(self, common_name: str, names: Sequence[x509.GeneralName]) -> bytes:
-        """Returns a certificate request (PKCS #10, DER) of this key, signed by it; either may be empty."""
+    def certificate_request(self, names: Sequence[Name]) -> bytes:
+        """Returns a certificate request (PKCS #10, DER) of this key, signed by it; there may be no names."""
         ...
 
     def pkcs8(self) -> bytes:

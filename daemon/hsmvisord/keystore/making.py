@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from hsmvisor_rpc.sealed import limits
@@ -17,8 +16,6 @@ from hsmvisord.ck import CkError
 from hsmvisord.crypto import generation
 from hsmvisord.crypto.hardware.channel import Away
 from hsmvisord.crypto.interface import CryptoProvider, PrivateKey
-
-MAX_COMMON_NAME = 64  #: characters (RFC 5280, appendix A.1, ub-common-name)
 
 
 @dataclass(frozen=True)
@@ -55,7 +52,7 @@ def make(body: Generate, provider: CryptoProvider) -> NewKey:
     names = names_of(body)
     try:
         private = provider.generate_pair(*generation.BY_NAME[body.key_type], wait=daemon_limits.RSA_WAIT)
-        return NewKey(private, private.certificate_request(common_name(names), [certificate_names.general(n) for n in names]))
+        return NewKey(private, private.certificate_request(names))
     except Away:
         raise
     except CkError as error:
@@ -64,8 +61,3 @@ def make(body: Generate, provider: CryptoProvider) -> NewKey:
                 Reason.LIMIT, "the guest is having an RSA key made, and a module makes one at a time: try again"
             ) from None
         raise Refusal(Reason.UNSUPPORTED_KEY, f"the key could not be made: {error}") from None
-
-
-def common_name(names: Sequence[Name]) -> str:
-    """Returns the first host name that fits there, or an empty text."""
-    return next((name.value for name in names if name.kind == "dns" and len(name.value) <= MAX_COMMON_NAME), "")

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from cryptography import x509
+from cryptography.x509.oid import NameOID
 from hsmvisor_rpc.sealed.limits import MAX_DNS_NAME, MAX_NAME_TEXT, MAX_NAMES
+
+MAX_COMMON_NAME = 64  #: characters (RFC 5280, appendix A.1, ub-common-name)
 
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _LOCAL = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~.-]{1,64}")
@@ -118,6 +121,26 @@ def general(name: Name) -> x509.GeneralName:
         case "uri":
             return x509.UniformResourceIdentifier(name.value)
     return x509.RFC822Name(name.value)
+
+
+def common_name(names: Iterable[Name]) -> str:
+    """Returns the first host name that fits there, or an empty text."""
+    return next((name.value for name in names if name.kind == "dns" and len(name.value) <= MAX_COMMON_NAME), "")
+
+
+def subject(names: Iterable[Name]) -> x509.Name:
+    """With a common name, or empty."""
+    common = common_name(names)
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common)] if common else [])
+
+
+def request(names: Sequence[Name]) -> x509.CertificateSigningRequestBuilder:
+    """A certificate request (PKCS #10) for these names, to be signed; there may be none."""
+    named = subject(names)
+    builder = x509.CertificateSigningRequestBuilder().subject_name(named)
+    if names:  # critical where they alone say whose it is (RFC 5280, 4.2.1.6)
+        builder = builder.add_extension(x509.SubjectAlternativeName(map(general, names)), critical=not named)
+    return builder
 
 
 def of_extension(names: x509.SubjectAlternativeName) -> tuple[Name, ...]:

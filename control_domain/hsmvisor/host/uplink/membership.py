@@ -30,6 +30,7 @@ from cryptography.hazmat.primitives.serialization import (
 from hsmvisor.addresses import is_address, split
 from hsmvisor.files import sync_path, write_private
 from hsmvisor.host import limits
+from hsmvisor_rpc.sealed import names
 from hsmvisor_rpc.sealed.fleet import HOST_URI
 
 _MEMBERSHIP, _RENEWED, JOINING, RENEWING = "membership.json", "renewed.json", "joining.json", "renewing.json"
@@ -80,12 +81,12 @@ class Membership:
         try:
             leaf, *_ = [x509.load_der_x509_certificate(der) for der in (*self.chain, *self.authorities)]
             public = load_pem_private_key(self.key, None).public_key()
-            told = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        except (ValueError, TypeError, x509.ExtensionNotFound) as error:
+            told = names.told_by(leaf)
+        except (ValueError, TypeError, x509.InvalidVersion) as error:
             raise BadMembership(f"a certificate or its key cannot be used: {error}") from None
         if _spki(leaf.public_key()) != _spki(public):
             raise BadMembership("the certificate is for another key")
-        if HOST_URI + self.host_id not in told.get_values_for_type(x509.UniformResourceIdentifier):
+        if f"uri:{HOST_URI}{self.host_id}" not in map(str, told):
             raise BadMembership("the certificate is not for this host")
         return self
 
@@ -188,9 +189,7 @@ def _value(kind: str, value: Any) -> Any:
 def _new_key(host_id: str) -> tuple[bytes, bytes]:
     """Returns a key in PEM and the request for its certificate, DER."""
     key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(HOST_URI + host_id)])
-    builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([])).add_extension(name, critical=False)
-    csr = builder.sign(key, hashes.SHA256()).public_bytes(Encoding.DER)
+    csr = names.request([names.uri(HOST_URI + host_id)]).sign(key, hashes.SHA256()).public_bytes(Encoding.DER)
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()), csr
 
 

@@ -2,6 +2,23 @@
 
 from __future__ import annotations
 
-from hsmvisor_rpc.sealed.names import BadName, Name, dns, email, general, ip, of_extension, parse, parse_all, told_by, uri
+from hsmvisor_rpc.sealed.names import (
+    BadName,
+    Name,
+    dns,
+    email,
+    general,
+    ip,
+    of_extension,
+    parse,
+    parse_all,
+    request,
+    subject,
+    told_by,
+    uri,
+)
 
-__all__ = ["BadName", "Name", "dns", "email", "general", "ip", "of_extension", "parse", "parse_all", "told_by", "uri"]
+__all__ = [
+    "BadName", "Name", "dns", "email", "general", "ip", "of_extension", "parse", "parse_all", "request", "subject", "told_by",
+    "uri",
+]  # fmt: skip

@@ -86,9 +86,7 @@ class OwnCertificate:
             return
         key = ec.generate_private_key(ec.SECP256R1())
         wanted = names.parse_all(self._served)
-        builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
-        builder = builder.add_extension(x509.SubjectAlternativeName(map(names.general, wanted)), False)
-        csr = builder.sign(key, hashes.SHA256()).public_bytes(Encoding.DER)
+        csr = names.request(wanted).sign(key, hashes.SHA256()).public_bytes(Encoding.DER)
         chain = await self._identities.issue(Order(hashlib.sha256(csr).hexdigest(), csr, "host", wanted))
         pem = b"".join(x509.load_der_x509_certificate(der).public_bytes(Encoding.PEM) for der in chain)
         private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())

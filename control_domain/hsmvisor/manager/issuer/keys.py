@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import (
@@ -14,12 +13,11 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
     load_der_private_key,
 )
-from cryptography.x509.oid import NameOID
-from hsmvisor.manager.ca.names import Name, general
+from hsmvisor.manager.ca import names as certificate_names
+from hsmvisor.manager.ca.names import Name
 
 PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey | ed448.Ed448PrivateKey
 
-MAX_COMMON_NAME = 64  #: characters (RFC 5280, ub-common-name)
 MIN_RSA_BITS, MAX_RSA_BITS = 2048, 8192  #: of imported keys
 
 _Hash = hashes.SHA256 | hashes.SHA384 | hashes.SHA512
@@ -83,12 +81,7 @@ def spki(key: PrivateKey) -> bytes:
 
 def request(key: PrivateKey, names: Sequence[Name]) -> bytes:
     """Returns a certificate request (PKCS #10) in DER.  Raises BadKey: the private key is not the public key's."""
-    common = next((name.value for name in names if name.kind == "dns" and len(name.value) <= MAX_COMMON_NAME), None)
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common)] if common else [])
-    builder = x509.CertificateSigningRequestBuilder().subject_name(subject)
-    if names:
-        builder = builder.add_extension(x509.SubjectAlternativeName(map(general, names)), critical=not common)
-    made = builder.sign(key, _hash(key))
+    made = certificate_names.request(names).sign(key, _hash(key))
     if not made.is_signature_valid:
         raise BadKey("the private key is not the one of its own public key")
     return made.public_bytes(Encoding.DER)

@@ -13,14 +13,13 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.x509.oid import AuthorityInformationAccessOID, NameOID
+from cryptography.x509.oid import AuthorityInformationAccessOID
 from hsmvisor.manager.ca import names, requests
 from hsmvisor.manager.ca.builtin import lint
 from hsmvisor.manager.ca.builtin.profiles import Profile
 from hsmvisor.manager.ca.interface import Order, Refused
 
 BACKDATED = 300  #: seconds: clocks differ
-MAX_COMMON_NAME = 64  #: characters (RFC 5280, A.1)
 
 
 @dataclass(frozen=True)
@@ -95,11 +94,9 @@ def _time(seconds: int) -> datetime.datetime:
 def _builder(
     order: Order, issuer: Issuer, serial: int, not_before: int, not_after: int, checked: requests.Checked
 ) -> x509.CertificateBuilder:
-    common = next((n.value for n in order.names if n.kind == "dns" and len(n.value) <= MAX_COMMON_NAME), "")
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common)] if common else [])
     return (
         x509.CertificateBuilder()
-        .subject_name(subject)
+        .subject_name(names.subject(order.names))
         .issuer_name(issuer.certificate.subject)
         .public_key(checked.public_key)
         .serial_number(serial)
@@ -117,7 +114,7 @@ def _extended(
         (x509.BasicConstraints(ca=False, path_length=None), True),
         (_usage(encipherment=encipherment), True),
         (x509.ExtendedKeyUsage(profile.uses), False),
-        (x509.SubjectAlternativeName(map(names.general, order.names)), not _has_common_name(order)),
+        (x509.SubjectAlternativeName(map(names.general, order.names)), not names.subject(order.names)),  # RFC 5280, 4.2.1.6
         (x509.SubjectKeyIdentifier.from_public_key(checked.public_key), False),
         (x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(own), False),
     ]
@@ -130,11 +127,6 @@ def _extended(
     for value, critical in rows:
         builder = builder.add_extension(value, critical)
     return builder
-
-
-def _has_common_name(order: Order) -> bool:
-    """With an empty subject the names are critical (RFC 5280, 4.2.1.6)."""
-    return any(n.kind == "dns" and len(n.value) <= MAX_COMMON_NAME for n in order.names)
 
 
 def _usage(encipherment: bool) -> x509.KeyUsage:
