@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from hsmvisor import environment
-from hsmvisor.host import child, database, link, module
+from hsmvisor.host import database, link, module
 from hsmvisor.host.main import main
 from hsmvisor.serving import events
 from hsmvisor.serving.audit import Audit
+from hsmvisor.spawned import Spawned
 from support.steps import VARIABLE, Stepper, type_of
 
 HELPERS = {
@@ -31,11 +32,11 @@ if __name__ == "__main__":
     events._STORE_EVERY = 3600.0  # each transaction belongs to an action
     module._DEATHS = 10_000  # many deaths are the purpose
     environment._INHERITED = (*environment._INHERITED, VARIABLE)
-    spawn = child.Spawned.__init__
+    spawn = Spawned.__init__
 
-    def spawned(self: child.Spawned, name: str, *arguments: Any) -> None:
+    def spawned(self: Spawned, name: str, *arguments: Any) -> None:
         spawn(self, HELPERS[name], *arguments)
 
-    child.Spawned.__init__ = spawned  # type: ignore[method-assign]
+    Spawned.__init__ = spawned  # type: ignore[method-assign]
     instrument()
     main()

@@ -6,14 +6,12 @@ import asyncio
 import contextlib
 import logging
 import os
-import socket
 import subprocess
-import sys
 from collections.abc import Callable, Sequence
 
-from hsmvisor.environment import child_environment
 from hsmvisor.host.link import Link, Violation
 from hsmvisor.serving.errors import Unavailable
+from hsmvisor.spawned import Spawned
 
 _log = logging.getLogger(__name__)
 
@@ -25,25 +23,6 @@ WAIT = 10.0  #: seconds that a request waits for a helper that is being started 
 
 class HelperLost(Unavailable):
     """A helper ended or did not answer; what it was asked may be done or not."""
-
-
-class Spawned:
-    """A running helper: its process and our end of its socket, before an event loop is there."""
-
-    def __init__(self, module: str, arguments: Sequence[str], stderr: int | None = None) -> None:
-        """`stderr`: a descriptor for what it says; None: it says it where we do."""
-        self.sock, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        with theirs:
-            command = [sys.executable, "-m", module, "--control-fd", str(theirs.fileno()), *arguments]
-            self.process = subprocess.Popen(
-                command,
-                pass_fds=[theirs.fileno()],
-                env=child_environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=stderr,
-                start_new_session=True,
-            )
 
 
 class Child:

@@ -15,12 +15,12 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from hsmvisor.host import limits, reports
-from hsmvisor.host.child import Spawned
 from hsmvisor.host.link import Link, LinkClosed, PeerError, Violation
 from hsmvisor.host.measures import Measure
 from hsmvisor.serving.errors import Unavailable
 from hsmvisor.serving.text import clean
 from hsmvisor.serving.throttle import Throttle
+from hsmvisor.spawned import Spawned
 from hsmvisor_rpc.internal import messages as m
 from hsmvisor_rpc.sealed.canonical import Record
 

@@ -14,12 +14,15 @@ from hsmvisor.manager.ca.names import Name
 from hsmvisor.manager.issuer import calls, limits
 from hsmvisor.manager.issuer.calls import Answer, Call, Hello, Make, Measure, OverLimit, Ready, Reseal, SealTo, Take
 from hsmvisor.manager.issuer.keys import BadKey
-from hsmvisor.manager.issuer.link import IssuerAway, Link, TokenLocked, spawn
+from hsmvisor.manager.issuer.link import IssuerAway, Link, TokenLocked
 from hsmvisor.manager.issuer.settings import Settings
+from hsmvisor.spawned import Spawned
 from hsmvisor_rpc.sealed.canonical import MalformedRecord
 from hsmvisor_rpc.sealed.envelope import PUBLIC_SIZE
 
 __all__ = ["BadKey", "EscrowAs", "Issuer", "IssuerAway", "Made", "Measure", "OverLimit", "SealTo"]
+
+_MODULE = "hsmvisor.manager.issuer"
 
 _log = logging.getLogger(__name__)
 
@@ -131,8 +134,8 @@ class Issuer:
         arguments = self._settings.arguments()
         if self._ready is not None and self._ready.locked:
             arguments += ["--escrow-refused", self._ready.trouble]
-        process, ours = spawn(arguments, self._settings.environment())
-        return Link(process, *await asyncio.open_unix_connection(sock=ours))
+        spawned = Spawned(_MODULE, arguments, environment=self._settings.environment())
+        return Link(spawned.process, *await asyncio.open_unix_connection(sock=spawned.sock))
 
     def _enter(self, ready: Ready) -> None:
         if self._ready is not None and self._ready.recipient != ready.recipient:

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 import subprocess
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from hsmvisor.environment import child_environment
 from hsmvisor.manager.issuer import calls, limits
 from hsmvisor.manager.issuer.calls import Answer, Envelopes, Forget, Ready, SealTo, Trouble
 from hsmvisor.manager.issuer.keys import BadKey
 from hsmvisor_rpc.internal.frames import Frame, FrameReader, Kind, encode_frame
 from hsmvisor_rpc.sealed.canonical import MalformedRecord, Record, record_type
 
-_MODULE = "hsmvisor.manager.issuer"
 _READ = 256 * 1024
 
 
@@ -123,25 +119,6 @@ class Link:
         except subprocess.TimeoutExpired:
             self.process.kill()
             await asyncio.to_thread(self.process.wait)
-
-
-def spawn(arguments: Sequence[str], environment: Mapping[str, str]) -> tuple[subprocess.Popen[bytes], socket.socket]:
-    """Returns the process and our end of its socket.  Raises OSError."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-    with theirs:
-        try:
-            process = subprocess.Popen(
-                [sys.executable, "-m", _MODULE, "--control-fd", str(theirs.fileno()), *arguments],
-                pass_fds=[theirs.fileno()],
-                env={**environment, **child_environment()},
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                start_new_session=True,
-            )
-        except OSError:
-            ours.close()
-            raise
-    return process, ours
 
 
 def _raised(trouble: Trouble) -> Exception:
