@@ -14,9 +14,10 @@ from typing import Any
 
 from cryptography.hazmat.primitives.serialization import load_der_private_key
 from hsmvisor.manager.issuer import client
-from hsmvisor.manager.issuer.calls import Measure, Ready, SealTo
+from hsmvisor.manager.issuer.calls import Ready, SealTo
 from hsmvisor.manager.issuer.client import Issuer, Made
 from hsmvisor.manager.issuer.settings import FileEscrow, Settings, TokenEscrow
+from hsmvisor.serving.measures import Measure
 from hsmvisor_rpc.sealed.envelope import EnvelopeContext, RecipientKey, recipient_fingerprint
 from support.certificates import PrivateKey
 from support.processes import descendants

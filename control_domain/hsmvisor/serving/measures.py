@@ -12,7 +12,7 @@ from hsmvisor.addresses import split
 from hsmvisor_rpc.confine import capabilities, landlock
 
 _LOW_PORTS = 1024
-_IN_OUR_DIRECTORIES = landlock.EVERYTHING & ~landlock.MAKING_DEVICES & ~landlock.EXECUTING
+_IN_WRITTEN = landlock.EVERYTHING & ~landlock.MAKING_DEVICES & ~landlock.EXECUTING
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,12 @@ def low_ports(addresses: Iterable[str]) -> frozenset[int]:
     return frozenset({capabilities.NET_BIND_SERVICE}) if low else frozenset()
 
 
+def file_rules(written: Iterable[str]) -> list[tuple[str, int]]:
+    """For landlock.restrict: reads and executes everything, changes what lies in `written`."""
+    rules = [("/", landlock.EXECUTING | landlock.READING), ("/dev/null", landlock.READING | landlock.WRITING_FILE)]
+    return rules + [(path, _IN_WRITTEN) for path in written]
+
+
 def confine_files(directories: Iterable[Path], more: Iterable[str], tcp: int, connecting: Collection[int] = ()) -> str:
     """Reads and executes everything; changes what lies in these directories, and `more`: paths that others of ours write to.
 
@@ -59,9 +65,7 @@ def confine_files(directories: Iterable[Path], more: Iterable[str], tcp: int, co
     if (threads := len(os.listdir("/proc/self/task"))) != 1:
         raise OSError(f"{threads} threads run already")
     written = sorted({str(path) for path in directories if path.is_dir()} | set(more))
-    rules = [("/", landlock.EXECUTING | landlock.READING), ("/dev/null", landlock.READING | landlock.WRITING_FILE)]
-    rules += [(path, _IN_OUR_DIRECTORIES) for path in written]
-    version = landlock.restrict(rules, tcp=tcp, scoped=False, connecting=connecting)
+    version = landlock.restrict(file_rules(written), tcp=tcp, scoped=False, connecting=connecting)
     told = f"ABI {version}: changes files in {', '.join(written)} alone"
     if version < landlock.NETWORK_FROM or not tcp:
         return told

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 _CLONE_NEWUSER = 0x10000000
 
@@ -33,11 +35,17 @@ def refuse() -> str:
         import pyseccomp
     except RuntimeError as error:  # its library is missing
         raise OSError(f"libseccomp cannot be loaded: {error}") from None
+    rules, number = refusing(pyseccomp, REFUSED)
+    rules.load()
+    return f"{number} system calls refused"
+
+
+def refusing(pyseccomp: Any, refused: Mapping[str, Iterable[str]]) -> tuple[Any, int]:
+    """Returns a filter that is not loaded, and how many it refuses: these, and clone with a name space of users."""
     rules = pyseccomp.SyscallFilter(pyseccomp.ALLOW)
-    names = [name for group in REFUSED.values() for name in group]
+    names = [name for group in refused.values() for name in group]
     for name in names:
         rules.add_rule(pyseccomp.ERRNO(errno.EPERM), name)
     new_user = pyseccomp.Arg(0, pyseccomp.MASKED_EQ, _CLONE_NEWUSER, _CLONE_NEWUSER)
     rules.add_rule(pyseccomp.ERRNO(errno.EPERM), "clone", new_user)
-    rules.load()
-    return f"{len(names)} system calls refused"
+    return rules, len(names)

@@ -32,7 +32,7 @@ def main() -> None:
     arguments = _parser().parse_args()
     control = socket.socket(fileno=arguments.control_fd)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    sandbox.prepare()  # before there is a secret
+    applied = sandbox.prepare()  # before there is a secret
     set_title(TITLE)
     try:
         recipient = files.recipient_key(arguments.recipient_file)
@@ -46,7 +46,8 @@ def main() -> None:
     server = Server(control, work, syscalls.for_children(), token=needs is not None)
     gc.collect()
     gc.freeze()
-    measures = json.dumps([asdict(measure) for measure in sandbox.enter(needs)])
+    applied += sandbox.enter(needs)
+    measures = json.dumps([asdict(measure) for measure in applied])
     refused = arguments.escrow_refused
     try:
         server.run(Ready(recipient.public, wrapper.kind if wrapper else "", refused, bool(refused), measures))

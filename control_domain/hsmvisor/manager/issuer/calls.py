@@ -20,15 +20,6 @@ BAD, AWAY, LOCKED = "bad", "away", "locked"  #: the key is; the issuer is; its t
 
 
 @dataclass(frozen=True)
-class Measure:
-    """Something that the issuer gives up, and why it could not."""
-
-    name: str
-    applied: bool
-    detail: str
-
-
-@dataclass(frozen=True)
 class SealTo(Record):
     """A module that gets the key, and what its envelope is bound to (hsmvisor_rpc.sealed.envelope.EnvelopeContext)."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -11,13 +12,11 @@ from hsmvisor.manager.issuer import calls, sandbox
 from hsmvisor.manager.issuer.calls import OverLimit, Trouble
 from hsmvisor.manager.issuer.escrow import ProviderFault
 from hsmvisor.manager.issuer.keys import BadKey
-from hsmvisor.manager.issuer.sandbox import PR_SET_PDEATHSIG
 from hsmvisor.manager.issuer.syscalls import Rules
-from hsmvisor_rpc.confine.capabilities import prctl
+from hsmvisor_rpc.confine.capabilities import PR_SET_PDEATHSIG, prctl
 from hsmvisor_rpc.internal.frames import Frame, Kind, encode_frame
 from hsmvisor_rpc.sealed.canonical import MalformedRecord, Record
 
-SIGKILL = 9
 Tell = Callable[[Record], None]
 Work = Callable[[Tell], None]  #: may raise BadKey, ProviderFault, OverLimit, MalformedRecord
 
@@ -25,7 +24,7 @@ Work = Callable[[Tell], None]  #: may raise BadKey, ProviderFault, OverLimit, Ma
 def run(ident: int, parent: int, writing: int, asks_token: bool, rules: Rules | None, work: Work) -> NoReturn:
     """In the child, after the fork: tells through `writing` what `work` tells, or the trouble with it, as answers to `ident`."""
     try:
-        prctl(PR_SET_PDEATHSIG, SIGKILL)
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:
             os._exit(1)
         os.closerange(3, writing)

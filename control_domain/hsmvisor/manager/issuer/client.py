@@ -12,15 +12,16 @@ from typing import Any
 
 from hsmvisor.manager.ca.names import Name
 from hsmvisor.manager.issuer import calls, limits
-from hsmvisor.manager.issuer.calls import Answer, Call, Hello, Make, Measure, OverLimit, Ready, Reseal, SealTo, Take
+from hsmvisor.manager.issuer.calls import Answer, Call, Hello, Make, OverLimit, Ready, Reseal, SealTo, Take
 from hsmvisor.manager.issuer.keys import BadKey
 from hsmvisor.manager.issuer.link import IssuerAway, Link, TokenLocked
 from hsmvisor.manager.issuer.settings import Settings
+from hsmvisor.serving.measures import Measure
 from hsmvisor.spawned import Spawned
 from hsmvisor_rpc.sealed.canonical import MalformedRecord
 from hsmvisor_rpc.sealed.envelope import PUBLIC_SIZE
 
-__all__ = ["BadKey", "EscrowAs", "Issuer", "IssuerAway", "Made", "Measure", "OverLimit", "SealTo"]
+__all__ = ["BadKey", "EscrowAs", "Issuer", "IssuerAway", "Made", "OverLimit", "SealTo"]
 
 _MODULE = "hsmvisor.manager.issuer"
 

@@ -14,12 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hsmvisor.manager.issuer import limits, syscalls
-from hsmvisor.manager.issuer.calls import Measure
+from hsmvisor.serving import measures
+from hsmvisor.serving.measures import Measure, apply
 from hsmvisor_rpc.confine import capabilities, landlock
 
-PR_SET_PDEATHSIG = 1
 _CURRENT, _FUTURE, _ON_FAULT = 1, 2, 4  # mlockall(2)
-_IN_ITS_DIRECTORIES = landlock.EVERYTHING & ~landlock.MAKING_DEVICES & ~landlock.EXECUTING
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -32,25 +31,25 @@ class Needs:
     network: bool = False
 
 
-def prepare() -> None:
+def prepare() -> list[Measure]:
     """First of all, before there is a secret, and while there are rights to do it."""
-    capabilities.prctl(capabilities.PR_SET_DUMPABLE, 0)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    applied = [apply("core-dumps", measures.no_core), apply("not-dumpable", measures.not_dumpable)]
     hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)[1]
     try:
         resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     except (OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_MEMLOCK, (hard, hard))
+    return applied
 
 
 def enter(needs: Needs | None) -> list[Measure]:
-    """`needs`: of a token's library; None: there is no token."""
-    return [_apply(name, measure) for name, measure in _measures(needs)]
+    """After `prepare`.  `needs`: of a token's library; None: there is no token."""
+    return [apply(name, measure) for name, measure in _measures(needs)]
 
 
 def enter_child(asks_token: bool, rules: syscalls.Rules | None) -> None:
     """`rules`: built before the fork.  What the issuer could not apply, it has said."""
-    _apply("memory", lock_memory)  # locks do not pass to a child
+    apply("memory", lock_memory)  # locks do not pass to a child
     resource.setrlimit(resource.RLIMIT_CPU, (limits.CHILD_SECONDS, limits.CHILD_SECONDS))
     if not asks_token and rules is not None:
         rules.load()
@@ -67,28 +66,14 @@ def lock_memory() -> str:
     return "locked as it comes into use"
 
 
-def _apply(name: str, measure: Callable[[], str]) -> Measure:
-    try:
-        return Measure(name, True, measure())
-    except (OSError, ValueError, ImportError) as error:
-        return Measure(name, False, str(error))
-
-
 def _measures(needs: Needs | None) -> Iterator[tuple[str, Callable[[], str]]]:
-    yield "core-dumps", _no_core
     yield "allocator", _allocator
     yield "limits", lambda: _limits(needs)
     yield "memory", lock_memory
     yield "capabilities", lambda: capabilities.keep_only(frozenset())
-    yield "not-dumpable", _not_dumpable
-    yield "no-new-privileges", _no_new_privileges
+    yield "no-new-privileges", measures.no_new_privileges
     yield "landlock", lambda: _landlock(needs)
     yield "seccomp", lambda: syscalls.refuse(needs.network) if needs else syscalls.allow_parent()
-
-
-def _no_core() -> str:
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    return "RLIMIT_CORE 0"
 
 
 def _allocator() -> str:
@@ -105,21 +90,10 @@ def _limits(needs: Needs | None) -> str:
     return f"open files {limits.MAX_OPEN_FILES}, memory {limits.MAX_MEMORY >> 20} MiB{', file size 0' if needs is None else ''}"
 
 
-def _not_dumpable() -> str:
-    capabilities.prctl(capabilities.PR_SET_DUMPABLE, 0)
-    return "no ptrace, no /proc/self/mem for others"
-
-
-def _no_new_privileges() -> str:
-    capabilities.prctl(capabilities.PR_SET_NO_NEW_PRIVS, 1)
-    return "exec gains nothing"
-
-
 def _landlock(needs: Needs | None) -> str:
     if needs is None:
         return landlock.said(landlock.restrict(), "files")
-    rules = [("/", landlock.EXECUTING | landlock.READING), ("/dev/null", landlock.READING | landlock.WRITING_FILE)]
-    rules += [(str(path), _IN_ITS_DIRECTORIES) for path in needs.writes]
+    rules = measures.file_rules(map(str, needs.writes))
     tcp = 0 if needs.network else landlock.BIND_TCP | landlock.CONNECT_TCP
     version = landlock.restrict(rules, tcp=tcp)
     where = f"files are changed in {', '.join(map(str, needs.writes))} alone" if needs.writes else "files are read alone"

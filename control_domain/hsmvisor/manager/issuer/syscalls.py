@@ -8,6 +8,8 @@ import mmap
 import socket
 from typing import Any, Protocol
 
+from hsmvisor.serving import syscalls
+
 try:  # before it is confined
     import pyseccomp
 except (ImportError, RuntimeError, OSError) as error:
@@ -38,25 +40,7 @@ FORKING = (
 _CLONE_NEW = 0x7E020080  #: any new namespace
 
 #: What nothing here needs, not even a maker's library.
-REFUSED = {
-    "another process's memory and descriptors": (
-        "ptrace", "process_vm_readv", "process_vm_writev", "process_madvise", "pidfd_getfd", "kcmp", "perf_event_open",
-        "userfaultfd",
-    ),
-    "programs": ("execve", "execveat"),
-    "the kernel": (
-        "bpf", "init_module", "finit_module", "delete_module", "kexec_load", "kexec_file_load", "reboot", "iopl", "ioperm",
-        "syslog", "io_uring_setup", "io_uring_enter", "io_uring_register",
-    ),
-    "name spaces and mounts": (
-        "unshare", "setns", "mount", "umount2", "move_mount", "open_tree", "fsopen", "fsconfig", "fsmount", "fspick",
-        "mount_setattr", "pivot_root", "chroot", "open_by_handle_at",
-    ),
-    "keys, clock, swap": (
-        "keyctl", "add_key", "request_key", "settimeofday", "clock_settime", "adjtimex", "clock_adjtime", "swapon", "swapoff",
-        "sethostname", "setdomainname", "acct", "quotactl",
-    ),
-}  # fmt: skip
+REFUSED = {**syscalls.REFUSED, "programs": ("execve", "execveat")}
 
 
 class Rules(Protocol):
@@ -85,16 +69,11 @@ def for_children() -> Rules | None:
 
 def refuse(network: bool) -> str:
     """For an issuer with a token.  Raises OSError."""
-    rules = _library().SyscallFilter(pyseccomp.ALLOW)
-    names = [name for group in REFUSED.values() for name in group]
-    for name in names:
-        rules.add_rule(pyseccomp.ERRNO(errno.EPERM), name)
-    new_user = 0x10000000
-    rules.add_rule(pyseccomp.ERRNO(errno.EPERM), "clone", pyseccomp.Arg(0, pyseccomp.MASKED_EQ, new_user, new_user))
+    rules, number = syscalls.refusing(_library(), REFUSED)
     if not network:
         rules.add_rule(pyseccomp.ERRNO(errno.EPERM), "socket", pyseccomp.Arg(0, pyseccomp.NE, socket.AF_UNIX))
     rules.load()
-    return f"{len(names)} system calls refused{'' if network else ', and all sockets but unix ones'}"
+    return f"{number} system calls refused{'' if network else ', and all sockets but unix ones'}"
 
 
 def _allowing() -> tuple[Any, int]:
