@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import datetime
+import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,8 @@ from josepy.json_util import field
 from josepy.jwa import ES256
 from josepy.jwk import JWKEC
 from josepy.util import ComparableECKey
+from requests.adapters import HTTPAdapter
+from urllib3.exceptions import HTTPError
 
 VALIDATION = datetime.timedelta(seconds=120)  #: that the authority may take to look at challenges
 FINALIZATION = datetime.timedelta(seconds=120)
@@ -41,7 +44,10 @@ _REASONS = {
     Reason.SUPERSEDED: 4,
     Reason.CESSATION: 5,
 }
+#: With which a server does not take what an order replaces (RFC 9773, 5); of those that RFC 8555 has not, the library says None.
+_NOT_REPLACED = frozenset({None, "malformed", "unauthorized"})
 NONCES = 4  #: attempts of which each may have had an old nonce
+LONGEST_ANSWER = 1 << 20  #: bytes; a chain has a few thousand
 
 
 class Replacing(messages.NewOrder):
@@ -67,14 +73,29 @@ def account_key(path: Path) -> ec.EllipticCurvePrivateKey:
 
 
 def certificate_id(certificate: x509.Certificate) -> str:
-    """The certificate's unique identifier (RFC 9773, 4.1); empty where it names no authority key."""
+    """Returns the certificate's unique identifier (RFC 9773, 4.1); empty where it names no authority key."""
     try:
         issuer = certificate.extensions.get_extension_for_class(x509.AuthorityKeyIdentifier).value.key_identifier
     except x509.ExtensionNotFound:
+        issuer = None
+    if issuer is None:
         return ""
     serial = certificate.serial_number
-    parts = (issuer or b"", serial.to_bytes(serial.bit_length() // 8 + 1, "big"))
+    parts = (issuer, serial.to_bytes(serial.bit_length() // 8 + 1, "big"))
     return ".".join(base64.urlsafe_b64encode(part).decode().rstrip("=") for part in parts)
+
+
+class _Bounded(HTTPAdapter):
+    """The library reads an answer to its end, whatever it is."""
+
+    def send(self, *arguments: Any, **options: Any) -> requests.Response:
+        response = super().send(*arguments, **options)
+        content = response.raw.read(LONGEST_ANSWER + 1, decode_content=True)
+        response.close()
+        if len(content) > LONGEST_ANSWER:
+            raise requests.RequestException(f"an answer of more than {LONGEST_ANSWER} bytes")
+        response.raw = io.BytesIO(content)
+        return response
 
 
 class _Network(client.ClientNetwork):
@@ -111,6 +132,8 @@ class Session:
         jwk = JWKEC(key=ComparableECKey(key))
         verify: Any = ca_file or True
         network = _Network(jwk, alg=ES256, user_agent="hsmvisor", verify_ssl=verify, timeout=30)
+        network.session.mount("https://", _Bounded())
+        network.session.mount("http://", _Bounded())
         with _told():
             self._client = client.ClientV2(client.ClientV2.get_directory(directory, network), network)
             self._register(contact)
@@ -132,8 +155,8 @@ class Session:
         with _told():
             try:
                 response = self._client._post(self._client.directory["newOrder"], _new(told, replaced))
-            except messages.Error as error:
-                if not replaced or error.code not in ("alreadyReplaced", "malformed"):
+            except (messages.Error, errors.ConflictError) as error:  # a conflict: it has been replaced already
+                if not replaced or getattr(error, "code", None) not in _NOT_REPLACED:
                     raise
                 response = self._client._post(self._client.directory["newOrder"], _new(told, ""))
         return str(response.headers["Location"])
@@ -223,21 +246,23 @@ class Session:
     def window(self, certificate: bytes) -> Window | None:
         """Of a certificate that has expired nothing is asked (RFC 9773, 4.3)."""
         made = x509.load_der_x509_certificate(certificate)
-        if not self.has_windows or made.not_valid_after_utc < datetime.datetime.now(datetime.UTC):
+        identifier = certificate_id(made)
+        if not self.has_windows or not identifier or made.not_valid_after_utc < datetime.datetime.now(datetime.UTC):
             return None
-        url = f"{self._client.directory['renewalInfo']}/{certificate_id(made)}"
+        url = f"{self._client.directory['renewalInfo']}/{identifier}"
         with _told():
             response = self._client.net.get(url, content_type="application/json")
         try:
             told = response.json()
             start, end = (_seconds(told["suggestedWindow"][which]) for which in ("start", "end"))
+            why = told.get("explanationURL")
         except (ValueError, KeyError, TypeError):
             raise Later("the authority's renewal information cannot be read", AFTER_ERROR) from None
         if end <= start:
             raise Later("the authority's renewal window ends before it begins", AFTER_ERROR)
         pause = response.headers.get("Retry-After", "")
-        seconds = float(pause) if pause.isdigit() else AFTER_ERROR
-        return Window(start, end, min(max(seconds, LEAST_PAUSE), LONGEST_PAUSE), str(told.get("explanationURL", ""))[:500])
+        seconds = float(pause) if pause.isdecimal() else AFTER_ERROR
+        return Window(start, end, min(max(seconds, LEAST_PAUSE), LONGEST_PAUSE), _line(why)[:500] if isinstance(why, str) else "")
 
 
 def _names(resource: Any, status: Any) -> tuple[str, ...]:
@@ -251,7 +276,11 @@ class Lost(Exception):
 
 
 def _seconds(text: str) -> float:
-    return datetime.datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
+    """Since 1970, of a time as RFC 3339 writes it.  Raises ValueError, TypeError."""
+    at = datetime.datetime.fromisoformat(text)
+    if at.tzinfo is None:
+        raise ValueError(f"{text} has no offset from UTC")
+    return at.timestamp()
 
 
 def _identifier(name: Name) -> Any:
@@ -265,7 +294,7 @@ def _new(identifiers: tuple[Any, ...], replaces: str) -> Any:
 
 
 class _told:
-    """From what the libraries raise to what the manager knows."""
+    """From what the libraries raise to what the manager knows.  Of JSON that they did not expect they may raise anything."""
 
     def __enter__(self) -> None:
         return
@@ -280,14 +309,20 @@ class _told:
                 raise Lost(f"the order failed: {_words(error.error)}") from None
             case errors.TimeoutError():
                 raise Later("the authority has not decided yet") from None
-            case errors.Error() | requests.RequestException() | ValueError() | KeyError():
+            case (errors.Error() | requests.RequestException() | HTTPError()) | (
+                ValueError() | LookupError() | TypeError() | AttributeError() | RecursionError()
+            ):
                 raise Later(f"the authority does not answer as it should ({type(error).__name__})") from None
 
 
 def _words(error: Any) -> str:
     code, detail = getattr(error, "code", None), getattr(error, "detail", None)
     text = f"{code or 'an error'}: {detail}" if detail else str(code or "it did not say why")
-    return "".join(c for c in text if c.isprintable())[:300]
+    return _line(text)[:300]
+
+
+def _line(text: str) -> str:
+    return "".join(c for c in text if c.isprintable())
 
 
 def _failures(error: errors.ValidationError) -> str:
