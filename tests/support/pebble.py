@@ -24,11 +24,12 @@ def free_port() -> int:
 
 @dataclass
 class Pebble:
-    """`http_port`: where it looks for answers to http-01."""
+    """`http_port`: where it looks for answers to http-01; `reuse`: of 100 times, how often it asks nobody again for a name."""
 
     directory: Path
     http_port: int
     seconds: int = 3600  #: that its certificates hold
+    reuse: int = 50
     _running: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def start(self) -> Pebble:
@@ -67,10 +68,10 @@ class Pebble:
         return self
 
     def _run(self, *command: str) -> None:
-        environment = os.environ | {"PEBBLE_VA_NOSLEEP": "1", "PEBBLE_WFE_NONCEREJECT": "5"}
+        settings = {"PEBBLE_VA_NOSLEEP": "1", "PEBBLE_WFE_NONCEREJECT": "5", "PEBBLE_AUTHZREUSE": str(self.reuse)}
         log = (self.directory / f"{command[0]}.log").open("wb")
         with log:
-            self._running.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
+            self._running.append(subprocess.Popen(command, env=os.environ | settings, stdout=log, stderr=log))
 
     @property
     def ca_file(self) -> Path:
