@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import functools
 import http.server
+import json
 import threading
 import time
 from collections.abc import Iterator
@@ -18,6 +19,10 @@ from hsmvisor.manager.ca.acme.challenges import HTTP, Hook
 from hsmvisor.manager.ca.interface import Issued, Later, Order
 from support.certificates import new_key
 from support.fleet import Clock, Fleet
+from support.fleet_processes import Manager
+from support.host_process import wait_for
+from support.light_fleet import LightFleet
+from support.light_host import shared_recipient
 from support.orders import order
 from support.pebble import Pebble
 from support.scenarios import WEB, held, names_of, played
@@ -123,3 +128,31 @@ def test_control_that_was_shown_before_is_not_asked_for_again_and_that_is_record
         assert told == [(["known.example.net"], []), ([], ["known.example.net"])]
 
     played(tmp_path, "", scenario, authorities={"acme": authority(pebble, tmp_path, program)}, clock=Clock(time.time()))
+
+
+@pytest.mark.real
+def test_a_manager_runs_the_hook_of_its_configuration_which_writes_where_that_says(
+    pebble: Pebble, web_root: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "file"
+    program = HookProgram(tmp_path, web_root, before=f"touch {elsewhere} || true")
+    manager = Manager(
+        f'[[authorities]]\nname = "acme"\nkind = "acme"\ndefault = true\ndirectory = "{pebble.url}"\n'
+        f'ca_file = "{pebble.ca_file}"\nhttp_hook = ["{program.path}"]\n'
+    )
+    config = manager.config.read_text().replace("[database]\n", f'writes = ["{web_root}", "{tmp_path}"]\n[database]\n')
+    manager.config.write_text(config)
+    with manager:
+
+        async def served() -> None:
+            fleet = LightFleet(manager.token, shared_recipient())
+            await fleet.add("host-1", ["hooked"], env="prod")
+            manager.apply(material="tls", names=["dns:{name}.example.net"], resources=["host-1/hooked"])
+            await asyncio.to_thread(wait_for, lambda: fleet.holding("tls", 1), 30, "the material")
+            await fleet.close()
+
+        asyncio.run(served())
+        (issued,) = manager.events("issued")
+        assert json.loads(issued.detail)["control_shown"] == ["hooked.example.net"]
+    assert [call[:3] for call in program.calls] == [[verb, HTTP, "hooked.example.net"] for verb in ("present", "remove")]
+    assert not elsewhere.exists()
