@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 
+import pytest
 from hsmvisor.manager.ca.interface import Later
 from hsmvisor.manager.renewal import timing
 from support.fleet import Fleet
 from support.scenarios import WEB, Moody, Play, held, leaf, moody
 
+pytestmark = pytest.mark.slow
 STEP = 300.0  #: with which time passes
 
 

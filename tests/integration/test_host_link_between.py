@@ -18,6 +18,7 @@ from hsmvisor_rpc.v1 import hsmvisor_pb2_grpc as rpc
 from support.fake_manager import Ca, FakeManager
 from support.host_process import HostProcess, new_id, reason, wait_for
 
+pytestmark = pytest.mark.slow
 LOCAL = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
 ELSEWHERE = x509.IPAddress(ipaddress.ip_address("127.0.0.2"))
 HOST = x509.UniformResourceIdentifier(HOST_URI + "00" * 32)

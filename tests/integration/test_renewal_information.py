@@ -24,6 +24,7 @@ from support.pebble import Pebble
 from support.renewal_info import Answer, RenewalInfo, problem, rfc3339, suggestion
 from support.scenarios import WEB, held, leaf, played
 
+pytestmark = pytest.mark.slow
 HOUR = 3600.0
 LATER = suggestion(2_000_000_000, 2_000_003_600)
 
