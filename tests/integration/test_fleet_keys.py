@@ -90,6 +90,8 @@ def test_an_imported_certificate_comes_to_its_end(play: Play) -> None:
         for urgent in (False, True):
             with pytest.raises(WrongState, match="its owner's"):
                 await rotate(fleet, request, urgent)
+        with pytest.raises(Invalid, match="the certificate has ended"):
+            await import_key(fleet, request)
 
     play(scenario, clock=Clock(time.time()))
 

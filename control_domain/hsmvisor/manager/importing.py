@@ -83,6 +83,8 @@ class Importing:
             raise Forbidden("POLICY", f"policy does not allow it: {decided[0][1].why}")
         if line is None or (not targets and not spec.escrow):
             raise WrongState("RESOURCES", "no module that is to have the key can be reached: it would be lost", "ask for escrow")
+        if ended := _ended(certificates, public_key, self._clock()):
+            raise Invalid("CERTIFICATES", f"the certificate has ended: {ended}", "have the key certified again first")
         number = max([line.newest, *(n for d in held for n in d.generations)]) + 1
         expires = int(self._clock()) + limits.ENVELOPE_LIFETIME
         sealed_to = [seal_to(r, row.material, number, expires) for r in targets]
@@ -96,7 +98,9 @@ class Importing:
         return Taken(line.id, number, made, targets, expires, _names(made.certificates))
 
     async def store(self, connection: AsyncConnection, row: RequestRow, taken: Taken) -> None:
-        """Raises WrongState where another one came in between."""
+        """Raises WrongState where another one came in between, or the request was cancelled."""
+        if row.state != "active":
+            raise WrongState("CANCELLED", f"the request for {row.material} was cancelled", "ask for it again")
         line = await lines.line(connection, taken.line_id)
         if line is None or line.newest >= taken.number:
             raise WrongState("GENERATION", "another key came in between", "import it again")
@@ -152,6 +156,13 @@ def _names_told(untrusted_certificates: Sequence[bytes], public_key: bytes) -> t
         raise Invalid("CERTIFICATES", f"the certificate has a name of which policy cannot be asked: {error}") from None
     except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion):
         raise Invalid("CERTIFICATES", "a certificate that came with the key cannot be read") from None
+
+
+def _ended(certificates: Sequence[bytes], public_key: bytes, now: float) -> str:
+    """Says when the key's certificate ended; empty: it has not, or there is none."""
+    found = [x509.load_der_x509_certificate(der) for der in certificates]
+    ends = [one.not_valid_after_utc for one in found if requests.spki(one.public_key()) == public_key]
+    return next((f"{end:%Y-%m-%d %H:%M:%S} UTC" for end in ends if end.timestamp() <= now), "")
 
 
 def _names(certificates: Sequence[bytes]) -> tuple[str, ...]:

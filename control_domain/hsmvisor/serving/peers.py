@@ -87,7 +87,7 @@ def shown(pem: bytes) -> Shown:
     try:
         certificate = x509.load_pem_x509_certificate(pem)
         return Shown(certificate, certificate.subject.rfc4514_string(), _alternatives(certificate))
-    except ValueError:
+    except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType, x509.InvalidVersion):
         raise Unauthenticated("CERTIFICATE", "the client certificate cannot be read") from None
 
 
