@@ -60,3 +60,17 @@ def test_a_shared_key_is_where_a_name_or_the_selector_says(play: Play) -> None:
         assert held(named) == held(neither) and held(selected) == 0
 
     play(scenario)
+
+
+def test_history_says_what_policy_said_where_it_permits_too(play: Play) -> None:
+    async def scenario(fleet: Fleet) -> None:
+        (await fleet.host("h1")).add("web-1")
+        await fleet.settle()
+        await fleet.ask(**WEB, resources=("web-1",))
+        await fleet.settle()
+        for kind in ("requested", "issued", "delivered"):
+            (event,) = await fleet.events(kind)
+            assert event.detail.get("policy_version") == 1, (kind, event.detail)
+            assert "own-resources" in str(event.detail), (kind, event.detail)
+
+    play(scenario)

@@ -6,16 +6,20 @@ No secret stands here: a token is made again from its id.
 
 from __future__ import annotations
 
+import asyncio
+import random
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 from hsmvisor.manager.access.callers import caller
-from hsmvisor.manager.store.database import Database, IntegrityError
+from hsmvisor.manager.store.database import Conflict, Database, IntegrityError
 from hsmvisor.manager.store.tables import answers
 from hsmvisor.serving import gate, limits, requests
 from hsmvisor.serving.requests import Request, Requests, reused
 from sqlalchemy import delete, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
+
+_PAUSES = (0.05, 0.2, 1.0)  #: seconds
 
 Work = Callable[[AsyncConnection], Awaitable[bytes]]
 
@@ -36,13 +40,22 @@ class Answers:
         return bytes(row.answer)
 
     async def quickest(self, request: Request, work: Callable[[], Awaitable[bytes]]) -> bytes:
-        """Carries out `work`, which stores its answer; returns that, or the one of another manager that was quicker."""
-        try:
-            return await work()
-        except IntegrityError:
-            if (earlier := await self.answer(request)) is None:
-                raise
-            return earlier
+        """Carries out `work`, which stores its answer; returns that, or the one of another manager that was quicker.
+
+        Where others are in its way it is carried out again, a few times.
+        """
+        for pause in (*_PAUSES, None):
+            try:
+                return await work()
+            except IntegrityError:
+                if (earlier := await self.answer(request)) is None:
+                    raise
+                return earlier
+            except Conflict:
+                if pause is None:
+                    raise
+                await asyncio.sleep(pause * random.uniform(0.5, 1.5))
+        raise AssertionError("not reached")
 
     async def store(self, connection: AsyncConnection, request: Request, answer: bytes) -> None:
         """In the transaction of the change.  Raises IntegrityError where another manager carries out the same request."""

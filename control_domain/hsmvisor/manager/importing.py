@@ -5,7 +5,7 @@ A key that comes is a new generation of its request's line, with the certificate
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from cryptography import x509
@@ -19,7 +19,7 @@ from hsmvisor.manager.engine.obtaining import seal_to
 from hsmvisor.manager.history.events import Happened, History, Kind
 from hsmvisor.manager.inventory.pins import Pins
 from hsmvisor.manager.issuer.client import BadKey, EscrowAs, Issuer, IssuerAway, Made
-from hsmvisor.manager.policy.questions import Act, Source
+from hsmvisor.manager.policy.questions import Act, Source, permits
 from hsmvisor.manager.store import inventory, lines
 from hsmvisor.manager.store.database import Database
 from hsmvisor.manager.store.rows import GenerationRow, RequestRow, ResourceRow, text_of
@@ -41,6 +41,7 @@ class Taken:
     targets: Sequence[ResourceRow]
     expires_at: int
     names: tuple[str, ...]
+    policy: Mapping[str, object]  #: as the history tells it
 
 
 class Importing:
@@ -95,7 +96,8 @@ class Importing:
             raise Invalid("KEY", str(error)) from None
         except IssuerAway as error:
             raise Unavailable("ISSUER", str(error), "try again") from None
-        return Taken(line.id, number, made, targets, expires, _names(made.certificates))
+        policy = permits(decision for _, decision in decided)
+        return Taken(line.id, number, made, targets, expires, _names(made.certificates), policy)
 
     async def store(self, connection: AsyncConnection, row: RequestRow, taken: Taken) -> None:
         """Raises WrongState where another one came in between, or the request was cancelled."""
@@ -141,7 +143,7 @@ class Importing:
         if taken.made.wrapped:
             await lines.put_escrow(connection, line.id, taken.number, taken.made.wrapped, int(now))
         await lines.change_line(connection, line.id, newest=taken.number, look_at=now)
-        detail = {"generation": taken.number, "serial": generation.serial, "names": generation.names}
+        detail = {"generation": taken.number, "serial": generation.serial, "names": generation.names, **taken.policy}
         happened = Happened(Kind.IMPORTED, owner=row.owner, request_id=row.id, material=row.material, detail=detail)
         await self._history.add(connection, happened)
 

@@ -86,9 +86,8 @@ def _ids(steps: Iterable[_Next]) -> tuple[str, ...]:
 
 def _row(seen: Seen, step: _Next) -> DeliveryRow | None:
     known = seen.delivery(step.resource.id)
-    row = replace(known, state=step.state, why=step.why)
-    same = (known.state, known.why) == (row.state, row.why) and step.resource.id in seen.deliveries
-    return None if same else row
+    row = replace(known, state=step.state, why=step.why, permitted=seen.permitted(step.resource.id))
+    return None if row == known and step.resource.id in seen.deliveries else row
 
 
 def _is_staged(seen: Seen, resource: ResourceRow, generation: GenerationRow) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -22,7 +23,7 @@ from hsmvisor.manager.engine.seen import gather
 from hsmvisor.manager.history.events import Happened, Kind
 from hsmvisor.manager.renewal import timing
 from hsmvisor.manager.store import commands, inventory, lines, wanted
-from hsmvisor.manager.store.database import DatabaseError
+from hsmvisor.manager.store.database import Conflict, DatabaseError
 from hsmvisor.manager.store.lines import FAR
 from hsmvisor.manager.store.rows import LineRow
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -174,6 +175,8 @@ class Engine:
             return Outcome(look_at, again.stage, str(again))
         except Failed as failed:
             return await self._failed(row, failed)
+        except Conflict as conflict:
+            return Outcome(self._parts.clock() + random.uniform(0.1, 1), "", str(conflict))
         except DatabaseError:
             raise
         except Exception:

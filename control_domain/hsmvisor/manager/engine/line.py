@@ -104,6 +104,7 @@ class _Look:
             resource = seen.resources[id]
             host = seen.hosts.get(resource.host_id)
             decided.append((resource, self._parts.judge.decide(act, seen.request, seen.spec, resource, host, True)))
+        seen.permits |= {resource.id: decision for resource, decision in decided if decision.allowed}
         self._why_denied = {(id, str(act)): TAKEN for id in seen.taken}
         self._why_denied |= {(id, str(act)): FORGED for id in seen.forged}
         self._why_denied |= {(resource.id, str(act)): d.why for resource, d in decided if not d.allowed}

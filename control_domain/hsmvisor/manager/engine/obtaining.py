@@ -16,6 +16,7 @@ from hsmvisor.manager.engine.seen import Seen
 from hsmvisor.manager.engine.signing import Said
 from hsmvisor.manager.history.events import Happened, Kind
 from hsmvisor.manager.issuer.client import BadKey, EscrowAs, IssuerAway, SealTo
+from hsmvisor.manager.policy.questions import permits
 from hsmvisor.manager.store import lines
 from hsmvisor.manager.store.lines import FAR
 from hsmvisor.manager.store.rows import GenerationRow, ResourceRow, lines_of
@@ -163,6 +164,7 @@ async def order(parts: Parts, seen: Seen, working: GenerationRow) -> GenerationR
             "authority": working.authority,
             "serial": made.serial,
             "names": working.names,
+            **permits(seen.permits.values()),
         }
         if issued.shown or issued.known:
             detail |= {"control_shown": list(issued.shown), "control_known": list(issued.known)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -140,7 +141,7 @@ class Results:
                     told = {"public_key": result.public_key, "csr": result.csr, "state": state}
                     await lines.change_generation(connection, line.id, generation.number, was="keying", **told)
             case Action.ACTIVATE:
-                await self._activated(connection, line, command)
+                await self._activated(connection, line, command, delivery)
                 if delivery.failures:
                     await self._recovered(connection, line, command, delivery)
             case Action.ROLL_BACK:
@@ -148,11 +149,12 @@ class Results:
                     await self._recovered(connection, line, command, delivery)
                 await self._tell(connection, line, command, Kind.ROLLED_BACK)
 
-    async def _activated(self, connection: AsyncConnection, line: LineRow, command: CommandRow) -> None:
+    async def _activated(self, connection: AsyncConnection, line: LineRow, command: CommandRow, delivery: DeliveryRow) -> None:
         now, number = self._clock(), command.generation
+        policy: dict[str, object] = json.loads(delivery.permitted) if delivery.permitted else {}
         first = await lines.change_generation(connection, line.id, number, was="issued", state="serving", activated_at=now)
         if not first:
-            await self._tell(connection, line, command, Kind.DELIVERED)
+            await self._tell(connection, line, command, Kind.DELIVERED, **policy)
             return
         if line.serving and line.serving != number:
             await lines.change_generation(connection, line.id, line.serving, was="serving", state="superseded")
@@ -160,7 +162,7 @@ class Results:
         await lines.change_line(connection, line.id, **told)
         if command.resource_id:
             await lines.remove_envelope(connection, line.id, number, command.resource_id)
-        await self._tell(connection, line, command, Kind.ROTATED if line.serving else Kind.DELIVERED)
+        await self._tell(connection, line, command, Kind.ROTATED if line.serving else Kind.DELIVERED, **policy)
         if line.failures:
             await self._tell(connection, line, command, Kind.RECOVERED)
 
@@ -208,7 +210,7 @@ class Results:
             values |= {"triggered_at": self._clock(), "trigger": Trigger(why).text()}
         await lines.change_line(connection, line.id, **values)
 
-    async def _tell(self, connection: AsyncConnection, line: LineRow, command: CommandRow, kind: Kind, **more: str) -> None:
+    async def _tell(self, connection: AsyncConnection, line: LineRow, command: CommandRow, kind: Kind, **more: object) -> None:
         request = await wanted.request(connection, line.request_id)
         happened = Happened(
             kind,

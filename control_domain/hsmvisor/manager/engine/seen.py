@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hsmvisor.manager.inventory.pins import Pins
+from hsmvisor.manager.policy.questions import Decision, permits
 from hsmvisor.manager.store import commands, inventory, lines, wanted
 from hsmvisor.manager.store.rows import CommandRow, DeliveryRow, GenerationRow, HostRow, LineRow, RequestRow, ResourceRow
 from hsmvisor.manager.wanted import membership
@@ -29,6 +31,7 @@ class Seen:
     queued: dict[str, list[CommandRow]]  #: by resource: what is under way
     denied: dict[tuple[str, str], str] = field(default_factory=dict)  #: (resource, action): why
     taken: frozenset[str] = frozenset()  #: members where another line has a material of this name
+    permits: dict[str, Decision] = field(default_factory=dict)  #: by resource: what policy says at this look
     forged: frozenset[str] = frozenset()  #: members whose identity is not what their host has signed
 
     def now_has(self, generation: GenerationRow) -> None:
@@ -49,6 +52,11 @@ class Seen:
     def delivery(self, resource_id: str) -> DeliveryRow:
         found = self.deliveries.get(resource_id)
         return found or DeliveryRow(self.line.id, resource_id, 0, 0, "", "pending", "", 0)
+
+    def permitted(self, resource_id: str) -> str:
+        """What is kept with a delivery of what policy says."""
+        found = self.permits.get(resource_id)
+        return json.dumps(permits([found])) if found is not None else self.delivery(resource_id).permitted
 
     def rests_until(self, resource_id: str) -> float:
         """A module that refuses is asked less and less often, for itself: others that share the key do not wait for it."""

@@ -101,6 +101,15 @@ class Decision:
         return ("permitted by " if self.allowed else "forbidden by ") + "; ".join(map(str, self.rules))
 
 
+def permits(decisions: Iterable[Decision]) -> dict[str, object]:
+    """Returns what the history tells of those that are permitted; nothing where none is."""
+    found = [decision for decision in decisions if decision.allowed]
+    if not found:
+        return {}
+    why = "; ".join(sorted({decision.why for decision in found}))
+    return {"policy": why, "policy_version": max(decision.version for decision in found)}
+
+
 def domains(name: Name) -> frozenset[str]:
     """Returns the domains that a name is in, with itself: of dns:web.example.net, web.example.net, example.net and net.
 

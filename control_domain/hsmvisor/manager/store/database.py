@@ -30,7 +30,7 @@ CONNECTIONS = 24  #: that stay open; to open one costs as much as ten transactio
 _BAD_DATA, _ROLLED_BACK = "22", "40"  #: classes of SQLSTATE (PostgreSQL's appendix A)
 BUSY_SECONDS = 30  #: that a writer waits for another one (SQLite)
 
-__all__ = ["Database", "DatabaseError", "IntegrityError"]
+__all__ = ["Conflict", "Database", "DatabaseError", "IntegrityError"]
 
 
 class DatabaseError(StorageUnavailable):
@@ -41,6 +41,10 @@ class DatabaseError(StorageUnavailable):
 
     def __str__(self) -> str:
         return self.detail
+
+
+class Conflict(DatabaseError):
+    """Others were quicker: the same may be done again at once."""
 
 
 class Database:
@@ -89,8 +93,8 @@ class Database:
     async def transaction(self) -> AsyncIterator[AsyncConnection]:
         """Commits at the end, or changes nothing.
 
-        Raises DatabaseError when the database is away or full, or others were quicker (then the same may be done again);
-        Invalid for a value that it cannot keep; IntegrityError.
+        Raises Conflict where it has to be done again; DatabaseError when the database is away or full; Invalid for a value that
+        it cannot keep; IntegrityError.
         """
         if self.kind == "sqlite":
             if self._group is None:
@@ -138,7 +142,9 @@ class Database:
                     "TEXT", "a text has a character that cannot stand in the database, or a number is too large"
                 ) from None
             away = isinstance(error, OperationalError | InterfaceError) or error.connection_invalidated
-            if not entered or away or state.startswith(_ROLLED_BACK):
+            if state.startswith(_ROLLED_BACK):
+                raise Conflict(f"{self.shown}: {_plain(error)}") from None
+            if not entered or away:
                 raise DatabaseError(f"{self.shown}: {_plain(error)}") from None
             raise
         except (SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:

@@ -302,7 +302,9 @@ async def put_delivery(connection: AsyncConnection, row: DeliveryRow) -> None:
 
 
 async def mark(connection: AsyncConnection, rows: Iterable[DeliveryRow], known: Mapping[str, DeliveryRow], now: float) -> None:
-    """Says of deliveries in which state they are, and why; what a host told meanwhile stays, and what is gone is gone.
+    """Says of deliveries in which state they are, why, and what policy said.
+
+    What a host told meanwhile stays, and what is gone is gone.
 
     `known`: as they were when they were looked at, by resource; others are new.
     """
@@ -311,16 +313,17 @@ async def mark(connection: AsyncConnection, rows: Iterable[DeliveryRow], known: 
         was = known.get(row.resource_id)
         if was is None:
             new.append({**vars(row), "changed_at": int(now)})
-        elif (was.state, was.why) != (row.state, row.why):
-            changed.append({"of": row.resource_id, "was": was.state, "is": row.state, "because": row.why})
+        elif (was.state, was.why, was.permitted) != (row.state, row.why, row.permitted):
+            told = {"is": row.state, "because": row.why, "by": row.permitted}
+            changed.append({"of": row.resource_id, "was": was.state, **told})
     some_insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
     for some in parts(new):
         await connection.execute(some_insert(deliveries).on_conflict_do_nothing(), list(some))
     if changed:
         line_id = next(iter(known.values())).line_id
         where = (deliveries.c.line_id == line_id, deliveries.c.resource_id == bindparam("of"))
-        told = {"state": bindparam("is"), "why": bindparam("because"), "changed_at": int(now)}
-        statement = update(deliveries).where(*where, deliveries.c.state == bindparam("was")).values(told)
+        values = {"state": bindparam("is"), "why": bindparam("because"), "permitted": bindparam("by"), "changed_at": int(now)}
+        statement = update(deliveries).where(*where, deliveries.c.state == bindparam("was")).values(values)
         await connection.execute(statement, changed)
 
 

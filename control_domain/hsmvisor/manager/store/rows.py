@@ -168,6 +168,7 @@ class DeliveryRow(_Row):
     changed_at: int
     failures: int = 0
     failed_at: float = 0.0
+    permitted: str = ""
 
     @property
     def generations(self) -> Mapping[int, str]:

@@ -242,6 +242,7 @@ deliveries = Table(
     Column("changed_at", BigInteger, nullable=False),
     Column("failures", Integer, nullable=False),  # that the module, or its host, refused in a row
     Column("failed_at", Float(53), nullable=False),
+    Column("permitted", Text, nullable=False),  # JSON: what policy said when the module was told to take it
     Index("ix_deliveries_resource_id", "resource_id"),
 )
 

@@ -11,7 +11,7 @@ from hsmvisor.manager import limits
 from hsmvisor.manager.ca.interface import Reason
 from hsmvisor.manager.ca.names import BadName
 from hsmvisor.manager.history.events import Happened, History, Kind
-from hsmvisor.manager.policy.questions import Act, Decision, Owner, Source
+from hsmvisor.manager.policy.questions import Act, Decision, Owner, Source, permits
 from hsmvisor.manager.renewal.decisions import BadRule, Rule
 from hsmvisor.manager.renewal.trigger import Trigger
 from hsmvisor.manager.store import inventory, lines, locks, wanted
@@ -84,14 +84,14 @@ class Asking:
             created_at=before.created_at if before else int(now),
             changed_at=int(now),
         )
-        await self._demand_allowed(connection, row, spec, sees_all)
+        policy = await self._demand_allowed(connection, row, spec, sees_all)
         if before is None or before.state != "active":
             await self._demand_room(connection, owner.name)
         await wanted.put_request(connection, row, spec.resources, spec.selector)
         again = earlier is not None and _essence(earlier) != _essence(spec)
         await membership.request_changed(connection, row, spec, now, again)
         kind = Kind.REQUESTED if before is None or before.state != "active" else Kind.CHANGED
-        await self._tell(connection, row, kind, {"by": owner.name})
+        await self._tell(connection, row, kind, {"by": owner.name, **policy})
         return row
 
     async def _demand_room(self, connection: AsyncConnection, owner: str) -> None:
@@ -131,8 +131,13 @@ class Asking:
             )
         return found[0].id
 
-    async def _demand_allowed(self, connection: AsyncConnection, row: RequestRow, spec: Spec, sees_all: bool) -> None:
-        """Where policy denies it everywhere, the request is refused; otherwise the denials stand beside it."""
+    async def _demand_allowed(
+        self, connection: AsyncConnection, row: RequestRow, spec: Spec, sees_all: bool
+    ) -> Mapping[str, object]:
+        """Where policy denies it everywhere, the request is refused; otherwise the denials stand beside it.
+
+        Returns what the history tells of the rules that permit it.
+        """
         decided = [(r, d) for r, d in await self._decide(connection, row, spec) if d.allowed or sees_all or is_told(row, spec, r)]
         if decided and not any(decision.allowed for _, decision in decided):
             for resource, decision in decided[:20]:
@@ -140,6 +145,7 @@ class Asking:
                 await self._history.add(connection, replace(self._happened(row, Kind.DENIED, detail), resource_id=resource.id))
             why = "; ".join(sorted({decision.why for _, decision in decided}))
             raise Denied(f"policy does not allow it on {', '.join(r.id for r, _ in decided[:5])}: {why}")
+        return permits(decision for _, decision in decided)
 
     async def _decide(
         self, connection: AsyncConnection, row: RequestRow, spec: Spec, act: Act | None = None

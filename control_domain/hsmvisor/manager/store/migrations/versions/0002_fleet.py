@@ -239,6 +239,7 @@ def upgrade() -> None:
         sa.Column("changed_at", sa.BigInteger(), nullable=False),
         sa.Column("failures", sa.Integer(), nullable=False),
         sa.Column("failed_at", sa.Float(precision=53), nullable=False),
+        sa.Column("permitted", sa.Text(), nullable=False),
         sa.ForeignKeyConstraint(["line_id"], ["lines.id"], name=op.f("fk_deliveries_line_id"), ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("line_id", "resource_id", name=op.f("pk_deliveries")),
     )
