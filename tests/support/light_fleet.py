@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -15,6 +15,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from hsmvisor.host import limits
+from hsmvisor.manager.engine.results import Result
 from hsmvisor.manager.inventory.reports import Report
 from hsmvisor_rpc.sealed.fleet import HOST_URI, JoinStatement, JoinToken, join_proof
 from hsmvisor_rpc.v1 import manager_pb2 as pb
@@ -23,7 +25,8 @@ from support.host_process import new_id
 from support.light_host import LightGuest, LightHost, NewRecipient
 
 WAIT = 20  #: seconds of an exchange in which nothing happens
-TOLD_AT_ONCE = 400  #: guests in one exchange, of which there is one after the other at the beginning
+GATHER = 0.005  #: seconds in which what happens at the same time becomes one exchange, as in hsmvisor.host.uplink
+REST = 0.02  #: seconds after an exchange that was answered at once, with nothing
 
 
 @dataclass
@@ -68,7 +71,10 @@ def _pem(ders: Sequence[bytes]) -> bytes:
 
 
 class Linked:
-    """One host's side of the exchanges."""
+    """One host's side of the exchanges, as a real one's: one tells nothing and waits for commands, another one tells what is new.
+
+    After a command the manager is told its result, and of the guest again.
+    """
 
     def __init__(self, host: LightHost, joined: Joined, seen: Callable[[], None]) -> None:
         """`seen`: called after each command that was carried out."""
@@ -76,65 +82,96 @@ class Linked:
         credentials = grpc.ssl_channel_credentials(joined.authorities, joined.key, joined.chain)
         self._channel = grpc.aio.secure_channel(joined.address, credentials)
         self._stub = rpc.HostLinkStub(self._channel)
-        self.exchanges, self.failures = 0, 0
-        self._changed = asyncio.Event()
+        self.exchanges, self.failures, self.refused = 0, 0, 0  #: exchanges that failed; commands that a module refused
+        self._untold: set[str] = set()  #: guests
+        self._given: asyncio.Queue[pb.HostCommand] = asyncio.Queue()
+        self._news = asyncio.Event()
+        self._all = True
 
     def changed(self) -> None:
-        """A guest came, went, or is another one."""
-        self._changed.set()
+        """A guest came, or is another one."""
+        self._untold.update(self.host.guests)
+        self._news.set()
 
     async def run(self) -> None:
         while True:
             try:
-                await self._exchange()
+                await self._speak()
             except grpc.aio.AioRpcError as error:
                 self.failures += 1
                 if error.code() is grpc.StatusCode.CANCELLED:
                     raise
                 await asyncio.sleep(1)
 
-    async def _exchange(self) -> None:
-        host = self.host
-        everything = host.number == 0
-        now = {name: host.report(guest) for name, guest in host.guests.items() if everything or name not in host.told}
-        results, told = host.results, list(now.values())
-        host.number += 1
-        request = pb.ExchangeRequest(
-            session=host.session,
-            number=host.number,
-            all=everything,
-            guests=[_guest(report) for report in told],
-            results=[_result(r) for r in results],
-            wait_seconds=WAIT,
-            version="light",
-        )
-        self._changed.clear()
-        call = self._stub.Exchange(request, timeout=WAIT + 60)
-        change = asyncio.ensure_future(self._changed.wait())
-        done, _ = await asyncio.wait({asyncio.ensure_future(_answer(call)), change}, return_when=asyncio.FIRST_COMPLETED)
-        if change in done and not call.done():
-            call.cancel()  # the next one tells
-            return
-        change.cancel()
-        answer = await call
-        self.exchanges += 1
-        if answer.tell_all:
-            host.number = 0
-            return
-        host.results = host.results[len(results) :]
-        host.told |= now
-        for command in answer.commands:
-            host.results.append(host.carry_out(command.id, command.module, command.signed_command))
+    async def _speak(self) -> None:
+        """Until an exchange fails."""
+        await self._tell()
+        work = [asyncio.create_task(run()) for run in (self._listen, self._carry_out, self._keep_telling)]
+        try:
+            await asyncio.gather(*work)
+        finally:
+            for task in work:
+                task.cancel()
+            await asyncio.gather(*work, return_exceptions=True)
+
+    async def _listen(self) -> None:
+        while True:
+            began = time.monotonic()
+            answer = await self._exchange(wait_seconds=WAIT)
+            if not answer.commands and time.monotonic() - began < 1:
+                await asyncio.sleep(REST)
+
+    async def _carry_out(self) -> None:
+        while True:
+            command = await self._given.get()
+            result = self.host.carry_out(command.id, command.module, command.signed_command)
+            self.refused += not result.done
+            self.host.results.append(result)
+            self._untold.update({command.module} & set(self.host.guests))  # a light guest and its module have one name
+            self._news.set()
             self._seen()
             await asyncio.sleep(0)
 
+    async def _keep_telling(self) -> None:
+        while True:
+            await self._news.wait()
+            await asyncio.sleep(GATHER)
+            await self._tell()
+
+    async def _tell(self) -> None:
+        host, everything = self.host, self._all
+        self._news.clear()
+        names = sorted(host.guests if everything else self._untold & host.guests.keys())
+        names = names if everything else names[: limits.MAX_REPORTED]
+        told = {name: host.report(host.guests[name]) for name in names}
+        results = host.results[: limits.MAX_RESULTS]
+        self._untold.difference_update(names)
+        self._all = False
+        try:
+            await self._exchange(all=everything, guests=map(_guest, told.values()), results=map(_result, results))
+        except grpc.aio.AioRpcError:
+            self._all = self._all or everything
+            self._untold.update(names)
+            raise
+        host.told |= told
+        host.results = host.results[len(results) :]
+        if self._all or self._untold or host.results:
+            self._news.set()
+
+    async def _exchange(self, **told: Any) -> pb.ExchangeResponse:
+        self.host.number += 1
+        request = pb.ExchangeRequest(session=self.host.session, number=self.host.number, version="light", **told)
+        answer: pb.ExchangeResponse = await self._stub.Exchange(request, timeout=WAIT + 60)
+        self.exchanges += 1
+        if answer.tell_all:
+            self._all = True
+            self._news.set()
+        for command in answer.commands:
+            self._given.put_nowait(command)
+        return answer
+
     async def close(self) -> None:
         await self._channel.close()
-
-
-async def _answer(call: grpc.aio.UnaryUnaryCall) -> None:
-    with contextlib.suppress(grpc.aio.AioRpcError, asyncio.CancelledError):
-        await call
 
 
 def _guest(report: Report) -> pb.GuestReport:
@@ -146,14 +183,15 @@ def _guest(report: Report) -> pb.GuestReport:
         module=report.module,
         signed_identity=report.signed_identity,
         sequence=report.sequence,
+        materials=[_material(name, {n: told.state for n, told in there.items()}) for name, there in report.materials.items()],
     )
 
 
-def _result(result: object) -> pb.CommandResult:
-    from hsmvisor.manager.engine.results import Result
+def _material(name: str, states: Mapping[int, str]) -> pb.MaterialReport:
+    return pb.MaterialReport(name=name, generations=[pb.GenerationReport(number=n, state=s) for n, s in states.items()])
 
-    assert isinstance(result, Result)
-    states = [pb.GenerationReport(number=n, state=state) for n, state in (result.states or {}).items()]
+
+def _result(result: Result) -> pb.CommandResult:
     return pb.CommandResult(
         id=result.id,
         done=result.done,
@@ -162,7 +200,7 @@ def _result(result: object) -> pb.CommandResult:
         public_key=result.public_key,
         csr=result.csr,
         sequence=result.sequence,
-        material=pb.MaterialReport(generations=states),
+        material=None if result.states is None else _material("", result.states),
     )
 
 
