@@ -30,7 +30,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--setups", nargs="+", choices=SETUPS, default=SETUPS)
     parser.add_argument("--modules", type=int, help="modules for the measure of memory (default 200; 20 with --quick)")
     parser.add_argument("part", nargs="?", choices=[*PARTS, FLEET], help="one part alone, as --only")
-    parser.add_argument("--hosts", type=int, help="hosts of the largest fleet (default 200; 10 with --quick)")
+    parser.add_argument("--hosts", type=int, help="hosts of the large fleet (default 200; 10 with --quick)")
     parser.add_argument(
         "--only",
         nargs="+",
@@ -61,9 +61,10 @@ def run_control(quick: bool, modules: int) -> dict[str, Any]:
         host.clean()
 
 
-def begins(results: dict[str, Any], part: str, plan: signing.Plan) -> None:
-    """Notes when, how and where it is measured."""
-    results["times"][part] = f"{report.now()}, {plan.rounds} rounds of {plan.seconds:g} s, on {report.place()}"
+def begins(results: dict[str, Any], part: str, plan: signing.Plan | None = None) -> None:
+    """Notes when and where it is measured; `plan`: in which rounds, where there are any."""
+    rounds = f"{plan.rounds} rounds of {plan.seconds:g} s, " if plan else ""
+    results["times"][part] = f"{report.now()}, {rounds}on {report.place()}"
 
 
 def written(results: dict[str, Any]) -> tuple[list[str], bool]:
@@ -91,6 +92,7 @@ def written(results: dict[str, Any]) -> tuple[list[str], bool]:
     if "token" in results:
         section("A guest's own token", "token", *token.text(results["token"]))
     if FLEET in results:
+        met &= not fleet.judge(results[FLEET])
         section("A fleet", FLEET, *fleet.text(results[FLEET]))
     return text, met
 
@@ -116,7 +118,7 @@ def main() -> int:
             begins(results, "allocator", plan)
             results["allocator"] = allocator.measure(build_p11bench(directory), plan.rounds, plan.seconds)
         if "control" in given.only:
-            begins(results, "control", plan)
+            begins(results, "control")
             results["control"] = run_control(given.quick, given.modules or (20 if given.quick else 200))
         if "hostile" in given.only:
             begins(results, "hostile", plan)
@@ -128,8 +130,9 @@ def main() -> int:
             begins(results, "token", plan)
             results["token"] = token.measure(plan.rounds, plan.seconds, 2000 if given.quick else token.OBJECTS)
         if FLEET in given.only:
-            begins(results, FLEET, plan)
-            results[FLEET] = fleet.measure(given.hosts or (10 if given.quick else fleet.HOSTS))
+            begins(results, FLEET)
+            hosts = given.hosts or (10 if given.quick else fleet.HOSTS)
+            results[FLEET] = fleet.measure(hosts, idle=fleet.IDLE / 3 if given.quick else fleet.IDLE)
     text, met = written(results)
     print("\n".join(text))
     if given.output:

@@ -1,6 +1,7 @@
-"""A fleet that grows: what a renewal and a heartbeat cost the database, how long a rotation of all takes, and how much memory.
+"""A fleet that grows: what a renewal costs the manager and its database, what hosts cost in which nothing happens, how long a
+rotation of all takes, and how much memory.
 
-Hosts and modules are light ones (tests/support/light_host.py) that speak the real API: each host joins with a token, has a
+Hosts and modules are light ones (tests/support/light_fleet.py) that speak the real API: each host joins with a token, has a
 certificate of its own, and modules make real keys and check every command's signature.  The manager is the real service.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -24,12 +26,32 @@ from support.postgres import Postgres
 
 from benchlib import report
 
-HOSTS, GUESTS = 200, 100  #: of the largest fleet
-KINDS = ("sqlite", "postgresql")
-SMALL = 10  #: its tenth, to see how the cost grows
-IDLE = 45.0  #: seconds of heartbeats alone
-PATIENCE = 3600.0  #: seconds for one rotation
+HOSTS, GUESTS = 200, 100  #: of the large fleet; guests of each host
+FEW = 5  #: hosts of the small one, to see how the cost grows
+KINDS = {"sqlite": "SQLite", "postgresql": "PostgreSQL"}
+IDLE = 60.0  #: seconds in which nothing happens: three heartbeats
+PATIENCE = 7200.0  #: seconds for one rotation
+IN_LINE = 1.5  #: times that a renewal of the large fleet may cost one of the small fleet
+CALL_WITHIN = 300.0  #: seconds: of a call that concerns all modules
 MATERIAL = "tls"
+
+#: What is shown, by its name in a row, with the form of its number.
+FIGURES = {
+    "joined_seconds": ("all hosts have joined, s", ".1f"),
+    "first_seconds": ("first certificates of all, s", ".1f"),
+    "rotation_seconds": ("rotation of all, s", ".1f"),
+    "renewal_ms": ("a renewal, ms", ".1f"),
+    "statements_a_renewal": ("statements a renewal", ".1f"),
+    "transactions_a_renewal": ("transactions a renewal", ".1f"),
+    "idle_statements": ("statements a minute, nothing happens", ",.0f"),
+    "idle_statements_a_host": ("of them a host", ".1f"),
+    "statements_without_hosts": ("statements a minute without hosts", ",.0f"),
+    "memory_mb": ("memory of the manager, MB", ".0f"),
+    "memory_mb_without_hosts": ("memory without hosts, MB", ".0f"),
+    "failures": ("exchanges that failed", "d"),
+    "refused": ("commands that were refused", "d"),
+}
+COSTS = ("renewal_ms", "statements_a_renewal")  #: that grow in line with the fleet, or do not
 
 
 class Watched:
@@ -60,48 +82,57 @@ async def _told(watched: Watched, count: int) -> None:
 
 async def _until(fleet: LightFleet, least: int, all_of_them: int) -> float:
     """Returns how many seconds it took until all modules have generation `least`."""
-    began = time.monotonic()
+    began, pause = time.monotonic(), min(1.0, all_of_them / 5000)  # to look takes time as well
     while fleet.holding(MATERIAL, least) < all_of_them:
         if time.monotonic() - began > PATIENCE:
             raise TimeoutError(f"{fleet.holding(MATERIAL, least)} of {all_of_them} after {PATIENCE:.0f} s")
-        await asyncio.sleep(0.25)
+        await asyncio.sleep(pause)
     return time.monotonic() - began
 
 
-async def _measured(manager: Manager, hosts: int, guests: int) -> dict[str, Any]:
+async def _statements_a_minute(watched: Watched, seconds: float) -> float:
+    before = watched.read()
+    await asyncio.sleep(seconds)
+    return _since(before, watched.read(), "statements") * 60 / seconds
+
+
+async def _measured(manager: Manager, hosts: int, guests: int, idle: float, found: dict[str, Any]) -> None:
+    """Writes into `found` as far as it comes."""
     watched, count = Watched(manager), hosts * guests
     fleet = LightFleet(manager.token, shared_recipient())
-    found: dict[str, Any] = {"hosts": hosts, "modules": count}
+    found["memory_mb_without_hosts"] = watched.read()["hsmvisor_manager_resident_bytes"] / 2**20
+    found["statements_without_hosts"] = await _statements_a_minute(watched, idle)
     try:
         began = time.monotonic()
         await fleet.grow(hosts, guests, env="prod")
         await _told(watched, count)
         found["joined_seconds"] = time.monotonic() - began
-        asked = await asyncio.to_thread(
-            manager.apply, material=MATERIAL, names=["dns:{name}.example.net"], selector={"env": "prod"}, lifetime_seconds=7 * 86400
+        spec = pb.RequestSpec(
+            material=MATERIAL, names=["dns:{name}.example.net"], selector={"env": "prod"}, lifetime_seconds=7 * 86400
         )
+        apply = pb.ApplyRequest(request_id=new_id(), owner="alice", spec=spec)
+        asked = await asyncio.to_thread(manager.requests.Apply, apply, timeout=CALL_WITHIN)
         found["first_seconds"] = await _until(fleet, 1, count)
         await asyncio.sleep(5)
         before = watched.read()
         rotate = pb.RotateRequest(request_id=new_id(), id=asked.id, why="the bench")
-        await asyncio.to_thread(manager.requests.Rotate, rotate, timeout=300)
-        found["rotation_seconds"] = await _until(fleet, 2, count)
+        began = time.monotonic()
+        await asyncio.to_thread(manager.requests.Rotate, rotate, timeout=CALL_WITHIN)
+        await _until(fleet, 2, count)
+        found["rotation_seconds"] = time.monotonic() - began
         await asyncio.sleep(2)
         after = watched.read()
+        found["renewal_ms"] = found["rotation_seconds"] * 1000 / count
         found["statements_a_renewal"] = _since(before, after, "statements") / count
         found["transactions_a_renewal"] = _since(before, after, "transactions") / count
         found["memory_mb"] = after["hsmvisor_manager_resident_bytes"] / 2**20
         await asyncio.sleep(10)
-        before = watched.read()
-        await asyncio.sleep(IDLE)
-        after = watched.read()
-        exchanges = _since(before, after, "exchanges")
-        found["statements_a_heartbeat"] = _since(before, after, "statements") / exchanges
-        found["heartbeats_a_second"] = exchanges / IDLE
-        found["failures"] = sum(link.failures for link in fleet.links)
+        found["idle_statements"] = await _statements_a_minute(watched, idle)
+        found["idle_statements_a_host"] = found["idle_statements"] / hosts
     finally:
+        found["failures"] = sum(link.failures for link in fleet.links)
+        found["refused"] = sum(link.refused for link in fleet.links)
         await fleet.close()
-    return found
 
 
 @contextlib.contextmanager
@@ -113,46 +144,65 @@ def _database(kind: str) -> Iterator[str]:
         yield server.database()
 
 
-def _one(kind: str, hosts: int, guests: int) -> dict[str, Any]:
+def _one(kind: str, hosts: int, guests: int, idle: float) -> dict[str, Any]:
+    """`ended`: why it came to no end, where it did not."""
+    row: dict[str, Any] = {"database": kind, "hosts": hosts, "modules": hosts * guests}
     with _database(kind) as url, Manager(url=url) as manager:
-        row = {"database": kind} | asyncio.run(_measured(manager, hosts, guests))
-    print(row, flush=True)
+        try:
+            asyncio.run(_measured(manager, hosts, guests, idle, row))
+        except Exception as error:  # the other database's figures stay
+            row["ended"] = f"{type(error).__name__}: {error}"
+            print("\n".join(line[:200] for line in manager.log.read_text().splitlines()[-60:]), file=sys.stderr)
+    print(row, file=sys.stderr, flush=True)
     return row
 
 
-def measure(hosts: int = HOSTS, guests: int = GUESTS) -> list[dict[str, Any]]:
+def measure(hosts: int = HOSTS, guests: int = GUESTS, idle: float = IDLE) -> list[dict[str, Any]]:
     """Both databases side by side: a manager uses one processor."""
     rows: list[dict[str, Any]] = []
     with ProcessPoolExecutor(len(KINDS), get_context("spawn")) as side_by_side:
-        for part in dict.fromkeys((max(1, hosts // SMALL), hosts)):
-            rows += side_by_side.map(_one, KINDS, [part] * len(KINDS), [guests] * len(KINDS))
+        for part in dict.fromkeys((min(FEW, hosts), hosts)):
+            rows += side_by_side.map(_one, KINDS, *([value] * len(KINDS) for value in (part, guests, idle)))
     return rows
 
 
 def text(rows: list[dict[str, Any]]) -> list[str]:
-    head = [
-        "database",
-        "hosts",
-        "modules",
-        "first, s",
-        "rotation of all, s",
-        "a second",
-        "statements a renewal",
-        "a heartbeat",
-        "memory, MB",
-    ]
-    body = [
-        [
-            row["database"],
-            str(row["hosts"]),
-            f"{row['modules']:,}",
-            f"{row['first_seconds']:.0f}",
-            f"{row['rotation_seconds']:.0f}",
-            f"{row['modules'] / row['rotation_seconds']:.0f}",
-            f"{row['statements_a_renewal']:.0f}",
-            f"{row['statements_a_heartbeat']:.1f}",
-            f"{row['memory_mb']:.0f}",
-        ]
-        for row in rows
-    ]
-    return [report.table(head, body)]
+    """One column for each fleet, and how many times the small one's the large one's figures are."""
+    head, columns = ["figure"], []
+    for kind, title in KINDS.items():
+        sizes = [row for row in rows if row["database"] == kind]
+        head += [f"{title}, {row['hosts']} hosts, {row['modules']:,} modules" for row in sizes]
+        columns += [[_shown(row, name) for name in FIGURES] for row in sizes]
+        if len(sizes) > 1:
+            head.append("times")
+            columns.append([_grown(sizes, name) for name in FIGURES])
+    body = [[title, *figures] for (title, _), *figures in zip(FIGURES.values(), *columns, strict=True)]
+    said = [f"- {wrong}" for wrong in judge(rows)]
+    goals = f"Goals: nothing fails, and a renewal of the large fleet costs at most {IN_LINE} times one of the small fleet: "
+    return [report.table(head, body), goals + ("MISSED:" if said else "met."), *said]
+
+
+def _shown(row: dict[str, Any], name: str) -> str:
+    return format(row[name], FIGURES[name][1]) if name in row else "-"
+
+
+def _grown(sizes: list[dict[str, Any]], name: str) -> str:
+    small, large = (row.get(name, 0) for row in (sizes[0], sizes[-1]))
+    return f"{large / small:.2f}x" if small and large else ""
+
+
+def judge(rows: list[dict[str, Any]]) -> list[str]:
+    """What failed, and what does not grow in line."""
+    wrong = []
+    for row in rows:
+        where = f"{KINDS[row['database']]}, {row['hosts']} hosts"
+        if "ended" in row:
+            wrong.append(f"{where}: it did not end: {row['ended']}")
+        wrong += [f"{where}: {row[name]} {FIGURES[name][0]}" for name in ("failures", "refused") if row.get(name)]
+    for kind, title in KINDS.items():
+        sizes = [row for row in rows if row["database"] == kind]
+        small, large = sizes[0], sizes[-1]
+        for name in COSTS:
+            if large.get(name, 0) > IN_LINE * small.get(name, float("inf")):
+                wrong.append(f"{title}: {FIGURES[name][0]}: more than {IN_LINE} times those of the small fleet")
+    return wrong
