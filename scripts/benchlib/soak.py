@@ -57,7 +57,7 @@ def arguments() -> argparse.Namespace:
         default=100,
         help="rotations with client and server in a virtual machine (default 100; 0: none)",
     )
-    parser.add_argument("--fleet", type=int, default=1, help="managers that die at every step of what they do (default 1; 0: none)")
+    parser.add_argument("--fleet", type=int, default=1, help="rounds in which managers die at every step (default 1; 0: none)")
     parser.add_argument("--seed", type=int, default=int(time.time()), help="of the order of kills")
     parser.add_argument(
         "--only", nargs="+", choices=PARTS, default=PARTS, help="these parts; of the others stays what the output directory has"
@@ -98,12 +98,21 @@ def power(times: int, seed: int) -> dict[str, Any]:
     }
 
 
-def fleet() -> dict[str, Any]:
+def fleet(rounds: int) -> dict[str, Any]:
     """The walks of tests/integration/test_fleet_steps.py with every step, which the tests do for a part of them."""
+    walks, failed = 0, 0
+    for _ in range(rounds):
+        passed, wrong = _walked()
+        walks, failed = walks + passed, failed + wrong
+    return {"rounds": rounds, "walks": walks, "failed": failed}
+
+
+def _walked() -> tuple[int, int]:
+    """Returns how many walks came to their end, and how many did not."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/integration/test_fleet_steps.py"]
     done = subprocess.run(command, env=os.environ | {"HSMVISOR_ALL_STEPS": "1"}, capture_output=True, text=True)
     counts = {word: int(number) for number, word in re.findall(r"(\d+) (passed|failed|error)", done.stdout)}
-    return {"walks": counts.get("passed", 0), "failed": counts.get("failed", 0) + counts.get("error", 0)}
+    return counts.get("passed", 0), counts.get("failed", 0) + counts.get("error", 0) or int(done.returncode != 0)
 
 
 def guest(host: Host, rotations: int) -> dict[str, Any]:
@@ -229,7 +238,7 @@ def main() -> int:
         "leaks": (given.deliveries, lambda: on_a_host(lambda host: leaks(host, given.deliveries))),
         "guest": (given.guest_rotations, lambda: on_a_host(lambda host: guest(host, given.guest_rotations))),
         "hostile": (given.hostile, lambda: on_a_host(lambda host: misbehave_all(host, list(BEHAVIOURS), given.hostile))),
-        "fleet": (given.fleet, fleet),
+        "fleet": (given.fleet, lambda: fleet(given.fleet)),
         "power": (given.power_losses, lambda: power(given.power_losses, given.seed)),
     }
     for name, (count, run) in parts.items():
