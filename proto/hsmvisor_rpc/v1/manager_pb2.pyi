@@ -592,6 +592,7 @@ class Fleet(_message.Message):
     POLICY_VERSION_FIELD_NUMBER: _builtins.int
     AUTHORITIES_FIELD_NUMBER: _builtins.int
     hosts: _builtins.int
+    """that have joined, also those that were revoked since"""
     hosts_away: _builtins.int
     """not heard of for three heartbeats"""
     resources: _builtins.int
@@ -1620,7 +1621,7 @@ class MaterialRequest(_message.Message):
     state: _builtins.str
     """active, cancelled"""
     summary: _builtins.str
-    """done, working, failing, denied, cancelled"""
+    """done, waiting, working, failing, denied, cancelled"""
     lines_total: _builtins.int
     next_page_token: _builtins.str
     """of the lines"""
@@ -1682,7 +1683,7 @@ class Line(_message.Message):
     generation: _builtins.int
     """that serves; 0 = none yet"""
     stage: _builtins.str
-    """waiting, keying, ordering, delivering, serving, leaving, gone"""
+    """waiting, keying, ordering, delivering, serving, denied, leaving, gone"""
     why: _builtins.str
     """what it waits for, or why it failed"""
     failures: _builtins.int
@@ -1790,7 +1791,7 @@ class Holding(_message.Message):
     active: _builtins.int
     wanted: _builtins.int
     state: _builtins.str
-    """pending, staged, active, denied, away, leaving, gone"""
+    """pending, staged, active, denied, away, leaving"""
     why: _builtins.str
     @_builtins.property
     def changed_at(self) -> _timestamp_pb2.Timestamp: ...

@@ -59,7 +59,7 @@ class HostLinkServicer:
     """
 
     def Join(self, request, context):
-        """First contact: a host proves a one-time secret (hsmvisor_rpc.sealed.identity), or comes with a certificate that the manager's
+        """First contact: a host proves a one-time secret (hsmvisor_rpc.sealed.fleet), or comes with a certificate that the manager's
         configuration names; it gets its identity certificate, and the root that its modules will obey.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -39,7 +39,7 @@ class HostLinkStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> HostLinkAsyncStub: ...
     Join: _grpc.UnaryUnaryMultiCallable[_manager_pb2.JoinRequest, _manager_pb2.JoinResponse]
-    """First contact: a host proves a one-time secret (hsmvisor_rpc.sealed.identity), or comes with a certificate that the manager's
+    """First contact: a host proves a one-time secret (hsmvisor_rpc.sealed.fleet), or comes with a certificate that the manager's
     configuration names; it gets its identity certificate, and the root that its modules will obey.
     """
     RenewIdentity: _grpc.UnaryUnaryMultiCallable[_manager_pb2.RenewIdentityRequest, _manager_pb2.RenewIdentityResponse]
@@ -55,7 +55,7 @@ class HostLinkAsyncStub(HostLinkStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Join: _aio.UnaryUnaryMultiCallable[_manager_pb2.JoinRequest, _manager_pb2.JoinResponse]  # type: ignore[assignment]
-    """First contact: a host proves a one-time secret (hsmvisor_rpc.sealed.identity), or comes with a certificate that the manager's
+    """First contact: a host proves a one-time secret (hsmvisor_rpc.sealed.fleet), or comes with a certificate that the manager's
     configuration names; it gets its identity certificate, and the root that its modules will obey.
     """
     RenewIdentity: _aio.UnaryUnaryMultiCallable[_manager_pb2.RenewIdentityRequest, _manager_pb2.RenewIdentityResponse]  # type: ignore[assignment]
@@ -74,7 +74,7 @@ class HostLinkServicer(metaclass=_abc_1.ABCMeta):
         request: _manager_pb2.JoinRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_manager_pb2.JoinResponse, _abc.Awaitable[_manager_pb2.JoinResponse]]:
-        """First contact: a host proves a one-time secret (hsmvisor_rpc.sealed.identity), or comes with a certificate that the manager's
+        """First contact: a host proves a one-time secret (hsmvisor_rpc.sealed.fleet), or comes with a certificate that the manager's
         configuration names; it gets its identity certificate, and the root that its modules will obey.
         """
 
