@@ -33,6 +33,7 @@ IDLE = 60.0  #: seconds in which nothing happens: three heartbeats
 PATIENCE = 7200.0  #: seconds for one rotation
 IN_LINE = 1.5  #: times that a renewal of the large fleet may cost one of the small fleet
 CALL_WITHIN = 300.0  #: seconds: of a call that concerns all modules
+QUIET = 5  #: seconds in a row without a look, after which the manager has settled
 MATERIAL = "tls"
 
 #: What is shown, by its name in a row, with the form of its number.
@@ -44,7 +45,7 @@ FIGURES = {
     "statements_a_renewal": ("statements a renewal", ".1f"),
     "transactions_a_renewal": ("transactions a renewal", ".1f"),
     "idle_statements": ("statements a minute, nothing happens", ",.0f"),
-    "idle_statements_a_host": ("of them a host", ".1f"),
+    "idle_statements_a_host": ("the same for each host", ".1f"),
     "statements_without_hosts": ("statements a minute without hosts", ",.0f"),
     "memory_mb": ("memory of the manager, MB", ".0f"),
     "memory_mb_without_hosts": ("memory without hosts, MB", ".0f"),
@@ -80,6 +81,18 @@ async def _told(watched: Watched, count: int) -> None:
     raise TimeoutError("the manager has not heard of all")
 
 
+async def _settled(watched: Watched) -> None:
+    """Returns when the manager has taken in what modules did: it looks at no material any more."""
+    before, quiet, ends = watched.read(), 0, time.monotonic() + PATIENCE
+    while quiet < QUIET:
+        if time.monotonic() > ends:
+            raise TimeoutError("the manager does not come to rest")
+        await asyncio.sleep(1)
+        after = watched.read()
+        quiet = 0 if _since(before, after, "looks") else quiet + 1
+        before = after
+
+
 async def _until(fleet: LightFleet, least: int, all_of_them: int) -> float:
     """Returns how many seconds it took until all modules have generation `least`."""
     began, pause = time.monotonic(), min(1.0, all_of_them / 5000)  # to look takes time as well
@@ -113,20 +126,19 @@ async def _measured(manager: Manager, hosts: int, guests: int, idle: float, foun
         apply = pb.ApplyRequest(request_id=new_id(), owner="alice", spec=spec)
         asked = await asyncio.to_thread(manager.requests.Apply, apply, timeout=CALL_WITHIN)
         found["first_seconds"] = await _until(fleet, 1, count)
-        await asyncio.sleep(5)
+        await _settled(watched)
         before = watched.read()
         rotate = pb.RotateRequest(request_id=new_id(), id=asked.id, why="the bench")
         began = time.monotonic()
         await asyncio.to_thread(manager.requests.Rotate, rotate, timeout=CALL_WITHIN)
         await _until(fleet, 2, count)
         found["rotation_seconds"] = time.monotonic() - began
-        await asyncio.sleep(2)
+        await _settled(watched)
         after = watched.read()
         found["renewal_ms"] = found["rotation_seconds"] * 1000 / count
         found["statements_a_renewal"] = _since(before, after, "statements") / count
         found["transactions_a_renewal"] = _since(before, after, "transactions") / count
         found["memory_mb"] = after["hsmvisor_manager_resident_bytes"] / 2**20
-        await asyncio.sleep(10)
         found["idle_statements"] = await _statements_a_minute(watched, idle)
         found["idle_statements_a_host"] = found["idle_statements"] / hosts
     finally:
@@ -151,7 +163,7 @@ def _one(kind: str, hosts: int, guests: int, idle: float) -> dict[str, Any]:
         try:
             asyncio.run(_measured(manager, hosts, guests, idle, row))
         except Exception as error:  # the other database's figures stay
-            row["ended"] = f"{type(error).__name__}: {error}"
+            row["ended"] = " ".join(f"{type(error).__name__}: {error}".split())
             print("\n".join(line[:200] for line in manager.log.read_text().splitlines()[-60:]), file=sys.stderr)
     print(row, file=sys.stderr, flush=True)
     return row
