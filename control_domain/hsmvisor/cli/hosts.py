@@ -264,26 +264,32 @@ def export(ctx: Context, after: int, name: str, limit: int) -> None:
 @audit.command()
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
 @click.option(
-    "--host-key", type=HexBytes(32), help="Hexadecimal identity key of the host that wrote it; default: the pinned key of --host."
+    "--host-key",
+    type=HexBytes(32),
+    help="Hexadecimal identity key of the host that wrote it; default: the pinned key of --host. Of a manager: the key of its "
+    "audit log, as `hsmvisor fleet whoami` prints it.",
 )
 @click.option(
     "--exported", is_flag=True, help="FILE is what `hsmvisor audit export` wrote: lines cut off at its end are not missed."
 )
 @click.option("--first", type=click.IntRange(1), default=1, help="First line that is kept here; older files are elsewhere.")
+@click.option("--service", type=click.Choice(["host", "manager"]), default="host", show_default=True, help="Who wrote it.")
 @pass_context
-def verify(ctx: Context, file: Path, host_key: bytes | None, exported: bool, first: int) -> None:
+def verify(ctx: Context, file: Path, host_key: bytes | None, exported: bool, first: int, service: str) -> None:
     """Find changed, removed, reordered or cut lines in an audit log.
 
     FILE is the log as it stands on its host, with FILE.head and the files it went on from beside it, or an export of all modules.
     """
     from hsmvisor.serving.audit_verify import verify as verify_log
 
+    if host_key is None and service == "manager":
+        raise CommandError("the manager's key is not known", USAGE, "give --host-key, as hsmvisor fleet whoami prints it")
     key = host_key or ctx.authority().hosts.get(ctx.host)
     if key is None:
         raise CommandError("the host's identity key is not known", USAGE, "give --host-key, or enrol the host")
     try:
         with ctx.patience(f"reading {file}"):
-            verdict = verify_log(file, key, exported=exported, first=first)
+            verdict = verify_log(file, key, service=service, exported=exported, first=first)
     except OSError as error:
         raise CommandError(f"{file}: {error.strerror}", USAGE) from None
     report = {"sound": verdict.sound, "lines": verdict.lines, "findings": [str(f) for f in verdict.findings]}
