@@ -86,7 +86,7 @@ def show(ctx: Context, material: str, owner: str) -> None:
 @request.command()
 @_material
 @owner_option
-@click.option("--keep", is_flag=True, help="What was delivered stays until it expires; it is only not renewed any more.")
+@click.option("--keep", is_flag=True, help="What was delivered stays; it is only not renewed any more.")
 @why_option
 @yes_option
 @ident_option
@@ -102,7 +102,7 @@ def cancel(ctx: Context, material: str, owner: str, keep: bool, because: str, ye
         click.confirm(f"Take {found.spec.material} of {found.owner} away from all guests that have it?", abort=True, err=True)
     asked = pb.CancelRequest(request_id=ident, id=found.id, keep=keep, why=because_of(ctx, because))
     found = manager.requests.Cancel(asked, timeout=manager.timeout)
-    stays = "what was delivered stays until it expires" if keep else "what was delivered is taken away"
+    stays = "what was delivered stays, and is not renewed" if keep else "what was delivered is taken away"
     ctx.result(found, lambda: click.echo(f"{found.spec.material} of {found.owner} is cancelled: {stays}"))
 
 
