@@ -80,3 +80,25 @@ def test_a_file_that_is_none(tmp_path: Path) -> None:
         await asyncio.sleep(0.1)  # the driver's thread has a last word
 
     asyncio.run(story())
+
+
+def test_two_that_wait_for_each_other_are_told_to_try_again(postgres: Postgres) -> None:
+    """PostgreSQL ends one of them: it may be made again, and is no fault of this program."""
+
+    async def story() -> None:
+        async with opened(postgres.database()) as database:
+            async with database.transaction() as connection:
+                await connection.execute(text("CREATE TABLE of_test (id INT PRIMARY KEY, n INT)"))
+                await connection.execute(text("INSERT INTO of_test VALUES (1, 0), (2, 0)"))
+            both = asyncio.Barrier(2)
+
+            async def change(first: int, then: int) -> None:
+                async with database.transaction() as connection:
+                    await connection.execute(text("UPDATE of_test SET n = n + 1 WHERE id = :id"), {"id": first})
+                    await both.wait()
+                    await connection.execute(text("UPDATE of_test SET n = n + 1 WHERE id = :id"), {"id": then})
+
+            ended = await asyncio.gather(change(1, 2), change(2, 1), return_exceptions=True)
+            assert sorted(type(one).__name__ for one in ended) == ["DatabaseError", "NoneType"], ended
+
+    asyncio.run(story())
