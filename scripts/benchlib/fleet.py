@@ -45,8 +45,9 @@ FIGURES = {
     "statements_a_renewal": ("statements a renewal", ".1f"),
     "transactions_a_renewal": ("transactions a renewal", ".1f"),
     "idle_statements": ("statements a minute, nothing happens", ",.0f"),
-    "idle_statements_a_host": ("the same for each host", ".1f"),
     "statements_without_hosts": ("statements a minute without hosts", ",.0f"),
+    "idle_statements_a_host": ("a host and minute, nothing happens", ".1f"),
+    "added_by_a_host": ("of them not there without hosts", ".1f"),
     "memory_mb": ("memory of the manager, MB", ".0f"),
     "memory_mb_without_hosts": ("memory without hosts, MB", ".0f"),
     "failures": ("exchanges that failed", "d"),
@@ -141,6 +142,7 @@ async def _measured(manager: Manager, hosts: int, guests: int, idle: float, foun
         found["memory_mb"] = after["hsmvisor_manager_resident_bytes"] / 2**20
         found["idle_statements"] = await _statements_a_minute(watched, idle)
         found["idle_statements_a_host"] = found["idle_statements"] / hosts
+        found["added_by_a_host"] = (found["idle_statements"] - found["statements_without_hosts"]) / hosts
     finally:
         found["failures"] = sum(link.failures for link in fleet.links)
         found["refused"] = sum(link.refused for link in fleet.links)
