@@ -62,8 +62,9 @@ class Watched:
     def __init__(self, manager: Manager) -> None:
         self._manager = manager
 
-    def read(self) -> dict[str, float]:
-        text = self._manager.fleet.GetMetrics(pb.GetFleetMetricsRequest(), timeout=60).text
+    async def read(self) -> dict[str, float]:
+        get = self._manager.fleet.GetMetrics
+        text = (await asyncio.to_thread(get, pb.GetFleetMetricsRequest(), timeout=CALL_WITHIN)).text
         found = re.findall(r"^(hsmvisor_\w+)(?:\{[^}]*\})? ([0-9.e+]+)$", text, re.M)
         return {name: float(value) for name, value in found}
 
@@ -76,7 +77,7 @@ def _since(before: dict[str, float], after: dict[str, float], name: str) -> floa
 async def _told(watched: Watched, count: int) -> None:
     """Returns when the manager has heard of so many resources."""
     for _ in range(int(PATIENCE)):
-        if watched.read()["hsmvisor_fleet_resources"] >= count:
+        if (await watched.read())["hsmvisor_fleet_resources"] >= count:
             return
         await asyncio.sleep(1)
     raise TimeoutError("the manager has not heard of all")
@@ -84,12 +85,12 @@ async def _told(watched: Watched, count: int) -> None:
 
 async def _settled(watched: Watched) -> None:
     """Returns when the manager has taken in what modules did: it looks at no material any more."""
-    before, quiet, ends = watched.read(), 0, time.monotonic() + PATIENCE
+    before, quiet, ends = await watched.read(), 0, time.monotonic() + PATIENCE
     while quiet < QUIET:
         if time.monotonic() > ends:
             raise TimeoutError("the manager does not come to rest")
         await asyncio.sleep(1)
-        after = watched.read()
+        after = await watched.read()
         quiet = 0 if _since(before, after, "looks") else quiet + 1
         before = after
 
@@ -105,16 +106,16 @@ async def _until(fleet: LightFleet, least: int, all_of_them: int) -> float:
 
 
 async def _statements_a_minute(watched: Watched, seconds: float) -> float:
-    before = watched.read()
+    before = await watched.read()
     await asyncio.sleep(seconds)
-    return _since(before, watched.read(), "statements") * 60 / seconds
+    return _since(before, await watched.read(), "statements") * 60 / seconds
 
 
 async def _measured(manager: Manager, hosts: int, guests: int, idle: float, found: dict[str, Any]) -> None:
     """Writes into `found` as far as it comes."""
     watched, count = Watched(manager), hosts * guests
     fleet = LightFleet(manager.token, shared_recipient())
-    found["memory_mb_without_hosts"] = watched.read()["hsmvisor_manager_resident_bytes"] / 2**20
+    found["memory_mb_without_hosts"] = (await watched.read())["hsmvisor_manager_resident_bytes"] / 2**20
     found["statements_without_hosts"] = await _statements_a_minute(watched, idle)
     try:
         began = time.monotonic()
@@ -128,14 +129,14 @@ async def _measured(manager: Manager, hosts: int, guests: int, idle: float, foun
         asked = await asyncio.to_thread(manager.requests.Apply, apply, timeout=CALL_WITHIN)
         found["first_seconds"] = await _until(fleet, 1, count)
         await _settled(watched)
-        before = watched.read()
+        before = await watched.read()
         rotate = pb.RotateRequest(request_id=new_id(), id=asked.id, why="the bench")
         began = time.monotonic()
         await asyncio.to_thread(manager.requests.Rotate, rotate, timeout=CALL_WITHIN)
         await _until(fleet, 2, count)
         found["rotation_seconds"] = time.monotonic() - began
         await _settled(watched)
-        after = watched.read()
+        after = await watched.read()
         found["renewal_ms"] = found["rotation_seconds"] * 1000 / count
         found["statements_a_renewal"] = _since(before, after, "statements") / count
         found["transactions_a_renewal"] = _since(before, after, "transactions") / count
