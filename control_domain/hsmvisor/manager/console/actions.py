@@ -97,7 +97,7 @@ ACTIONS = {
             "Cancel the request",
             (
                 "Nothing is renewed any more, and what was delivered is taken away: services that use it stop working.",
-                "Keep what was delivered, and it stays until it expires.",
+                "Keep what was delivered, and it stays, but is not renewed.",
             ),
             "The request is cancelled.",
             frozenset({"why", "keep"}),

@@ -208,7 +208,7 @@ class Asking:
     async def cancel(
         self, connection: AsyncConnection, row: RequestRow, keep: bool, why: str, by: str, bound: bool = False
     ) -> RequestRow:
-        """What was delivered is taken away, or stays until it expires.  `bound`: who asks is, by policy.  Raises Denied."""
+        """What was delivered is taken away, or stays and is not renewed.  `bound`: who asks is, by policy.  Raises Denied."""
         if row.state == "cancelled" and (keep or not row.kept):
             return row
         if bound:
