@@ -379,7 +379,7 @@ def test_the_timeline(tmp_path: Path) -> None:
             ("good", "brief · rack-1/short"),
             ("good", "tls · rack-1/web-1"),
             ("good", "tls · rack-1/web-2"),
-        ] or labels[0][1].startswith("brief")
+        ]
         assert "renewed 2027-01-15 08:2" in labels[0][1] and "ends 2027-01-15 09:00 UTC" in labels[0][1]
         for element in ("<title", "<desc", 'role="group"', "<table>"):
             assert element in page
@@ -431,10 +431,10 @@ def test_names_of_others_are_shown_as_text(tmp_path: Path) -> None:
                 f"/resources?with=note={ODD}",
             ):
                 page = await browser.text(path)
-                assert "<img src=x" not in page and reason not in page and "49" not in re.findall(r">[^<]*onerror[^<]*49", page), (
-                    path
-                )
-                seen += page.count("&lt;img src=x onerror=alert(1)&gt;")
+                assert "<img src=x" not in page and reason not in page, path
+                shown = html.unescape(page)
+                assert shown.count("<img src=x") == shown.count(ODD), path  # whole: nobody reckoned what is in its braces
+                seen += shown.count(ODD)
         assert seen > 30
         assert "&lt;script&gt;alert(1)&lt;/script&gt;" in await alice.text("/denials")
         assert texts(await alice.text(one)).startswith(f"{ODD} · hsmvisor")
@@ -535,7 +535,8 @@ def test_activating_what_is_staged(tmp_path: Path) -> None:
         await fleet.pass_(30, step=15)
         assert (await fleet.line(row)).serving == 2
         page = texts(await browser.text(path))
-        assert "rack-1/web-2" in page
+        assert "rack-1/web-2 pending 1 1 2 1 current not now" in page  # staged, active, wanted, what it has, and why
+        assert "rack-1/web-1 active 2 2 2" in page
 
     play(tmp_path, scenario)
 
@@ -627,9 +628,14 @@ def test_a_stream_ends_with_its_session_and_with_the_manager(tmp_path: Path, mon
         assert (await again.get("/events/stream")).status_code == 429
         for one in opened:
             await one.__aexit__(None, None, None)
-        await asyncio.sleep(0.3)
-        last = again.client.stream("GET", "/events/stream")  # one that was closed has made room
-        stream = await last.__aenter__()
+        async with asyncio.timeout(20):  # those that were closed make room
+            while True:
+                last = again.client.stream("GET", "/events/stream")
+                stream = await last.__aenter__()
+                if stream.status_code != 429:
+                    break
+                await last.__aexit__(None, None, None)
+                await asyncio.sleep(0.02)
         assert stream.status_code == 200
         async with asyncio.timeout(5):
             await made.console.__aexit__(None, None, None)
@@ -692,8 +698,9 @@ def test_a_renewed_certificate_is_shown(tmp_path: Path, monkeypatch: pytest.Monk
         await asyncio.sleep(0.2)
         assert await asyncio.to_thread(serial) == before
         await made.own.ensure()
-        await asyncio.sleep(0.3)
-        assert await asyncio.to_thread(serial) != before
+        async with asyncio.timeout(20):
+            while await asyncio.to_thread(serial) == before:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
 
     play(tmp_path, scenario, tls=True)
 

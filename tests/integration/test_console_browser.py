@@ -195,7 +195,7 @@ return [...all].filter((one) => !(one.textContent.trim()
 
 
 async def _check(browser: Chromium, path: str) -> None:
-    await browser.until("innerWidth === 400 && document.documentElement.scrollWidth <= 400", 5)
+    await browser.until("innerWidth === 400 && document.documentElement.scrollWidth <= 400")
     assert await browser.run("return document.querySelectorAll('h1').length") == 1, path
     assert await browser.run("return document.querySelectorAll('main').length") == 1, path
     assert await browser.run(_NAMELESS) == [], path
