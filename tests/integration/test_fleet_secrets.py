@@ -31,13 +31,16 @@ from support.fleet_processes import Manager, Member
 from support.host_process import new_id, wait_for
 from support.leaks import Needles
 from support.postgres import Postgres
-from support.processes import descendants, memory, titled
+from support.processes import descendants, dumped, memory, titled
 from support.unsealing import private_keys
 
-pytestmark = [pytest.mark.real, pytest.mark.skipif(os.geteuid() != 0, reason="reading another process's memory needs root")]
+pytestmark = [
+    pytest.mark.real,
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(os.geteuid() != 0, reason="reading another process's memory needs root"),
+]
 
-MATERIALS = ("made", "shared", "kept", "brought")
-SNAPSHOTS = 5  #: of the manager's memory, while it is at work
+SNAPSHOTS = 6  #: of the manager's memory at work that are kept, at most
 
 
 @dataclass
@@ -46,7 +49,8 @@ class Place:
     host: Member
     url: str  #: of its database,
     database: tuple[Path, ...]  #: and where its files are
-    at_work: list[list[bytes]]  #: the manager's memory during the deliveries
+    at_work: list[Snapshot]  #: the manager's memory during the deliveries
+    delivering: tuple[float, float]  #: from when all was asked for until it was done
     requests: dict[str, pb.MaterialRequest]
     keys: dict[str, PrivateKey]  #: by material
 
@@ -60,20 +64,35 @@ class Place:
         return self.host.get("web-1").pid
 
 
+@dataclass
+class Snapshot:
+    began: float
+    ended: float
+    regions: list[bytes]  #: what it may write to: a key is nowhere else
+
+
 class Snapshots:
-    """Copies a process's memory again and again while one is inside."""
+    """Copies a process's memory again and again while one is inside; of many, those that are kept lie all over that time."""
 
     def __init__(self, pid: int) -> None:
         self._pid, self._over = pid, threading.Event()
-        self.taken: list[list[bytes]] = []
+        self.taken: list[Snapshot] = []
         self._thread = threading.Thread(target=self._run)
 
     def _run(self) -> None:
-        while not self._over.is_set() and len(self.taken) < SNAPSHOTS:
-            self.taken.append(list(memory(self._pid)))
-            time.sleep(0.05)
+        number, stride = 0, 1
+        while not self._over.is_set():
+            began = time.monotonic()
+            regions = list(memory(self._pid, written=True))
+            if number % stride == 0:
+                self.taken.append(Snapshot(began, time.monotonic(), regions))
+            if len(self.taken) > SNAPSHOTS:  # each second one goes
+                del self.taken[1::2]
+                stride *= 2
+            number += 1
+            time.sleep(0.02)
 
-    def __enter__(self) -> list[list[bytes]]:
+    def __enter__(self) -> list[Snapshot]:
         self._thread.start()
         return self.taken
 
@@ -119,15 +138,16 @@ def place(request: pytest.FixtureRequest) -> Iterator[Place]:
                 names = ["dns:www.example.net"] if source != "imported" else []
                 spec = {"material": material, "source": source, "names": names, "escrow": material == "kept"}
                 asked[material] = manager.apply(**spec, resources=["rack/web-1", "rack/web-2"])
+            began = time.monotonic()
             bring(manager, asked["brought"], own)
             wait_for(lambda: all(manager.request(one.id).summary == "done" for one in asked.values()), 60, "the deliveries")
+            delivering = (began, time.monotonic())
         module = host.get("web-1")
         found = {spki(key): key for key in private_keys(host.state, module.module_id)}
         keys = {material: found[public_key(manager.request(one.id))] for material, one in asked.items()}
         assert keys["brought"].private_numbers() == own.private_numbers()  # type: ignore[union-attr]
-        yield Place(
-            manager, host, url or f"sqlite:///{manager.state}/manager.db", (manager.state, *directories), at_work, asked, keys
-        )
+        url = url or f"sqlite:///{manager.state}/manager.db"
+        yield Place(manager, host, url, (manager.state, *directories), at_work, delivering, asked, keys)
 
 
 def public_key(request: pb.MaterialRequest) -> bytes:
@@ -146,7 +166,7 @@ def needles(place: Place) -> Needles:
 def control(place: Place) -> Needles:
     """What the manager itself has to have: of which its tokens are made."""
     made = Needles([])
-    made._add("token key", (place.manager.state / "fleet" / "token.key").read_bytes())
+    made.add("token key", (place.manager.state / "fleet" / "token.key").read_bytes())
     return made
 
 
@@ -165,17 +185,18 @@ def test_no_process_of_the_manager_has_one_afterwards(place: Place, needles: Nee
 
 
 def test_the_manager_has_none_while_it_delivers(place: Place, needles: Needles, control: Needles) -> None:
-    assert place.at_work
-    for regions in place.at_work:
-        assert [hit for region in regions for hit in needles.found_in(region)] == []
-        assert any(control.found_in(region) for region in regions)
+    began, ended = place.delivering
+    assert any(began <= one.began and one.ended <= ended for one in place.at_work), "none of them was taken meanwhile"
+    for one in place.at_work:
+        assert [hit for region in one.regions for hit in needles.found_in(region)] == []
+        assert any(control.found_in(region) for region in one.regions)
 
 
 def test_no_file_of_the_manager_has_one(place: Place, needles: Needles) -> None:
     """Database, what it writes ahead, logs, the audit log, and whatever lies beside them."""
     assert needles.in_files(*place.database, place.manager.directory) == {}
     public = Needles([])
-    public._add("public key", spki(place.keys["shared"])[-64:])
+    public.add("public key", spki(place.keys["shared"])[-64:])
     assert public.in_files(*place.database), "what is in its database is found"
 
 
@@ -204,7 +225,9 @@ def test_events_and_audit_say_nothing_of_keys(place: Place) -> None:
         assert f"{number:x}" not in told.lower() and str(number) not in told
 
 
-def test_nothing_of_it_is_left_in_a_core(place: Place) -> None:
-    for pid in (place.pid, titled(place.pid, "issuer")):
+def test_nothing_of_it_is_left_in_a_core(place: Place, tmp_path: Path) -> None:
+    """Neither when one dies, nor when another process of the same user asks for one."""
+    pids = {"manager": place.pid, "issuer": titled(place.pid, "issuer")}
+    for pid in pids.values():
         assert "Max core file size        0                    0" in Path(f"/proc/{pid}/limits").read_text()
-        assert os.stat(f"/proc/{pid}/environ").st_uid == 0
+    assert dumped(tmp_path, **pids) == {"ordinary"}

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import resource
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +13,7 @@ import pytest
 from hsmvisord import ck
 from hsmvisord.wire.calls import Call, Mechanism
 from support.certificates import Authority, new_key
+from support.cores import allowed, found, left_by_an_ordinary_process, places
 from support.guest import Guest, Library
 from support.host import Host
 from support.host_process import gone, wait_for
@@ -93,30 +92,22 @@ def test_no_core_dump_and_no_debugger(host: Host) -> None:
 
 @pytest.fixture
 def cores() -> Iterator[None]:
-    """Processes that this test starts may write cores, unless they take care."""
-    limits = resource.getrlimit(resource.RLIMIT_CORE)
-    resource.setrlimit(resource.RLIMIT_CORE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    yield
-    resource.setrlimit(resource.RLIMIT_CORE, limits)
+    with allowed():
+        yield
 
 
 def test_an_abort_leaves_no_core(cores: None, host: Host, tmp_path: Path) -> None:
-    pattern = Path("/proc/sys/kernel/core_pattern").read_text().strip()
-    ordinary = subprocess.run([sys.executable, "-c", "import os; os.abort()"], cwd=tmp_path, check=False)
-    assert ordinary.returncode == -signal.SIGABRT
-    if not pattern.startswith(("|", "/")):
-        assert list(tmp_path.glob("*core*")), "not even an ordinary process leaves a core here"
+    assert left_by_an_ordinary_process(tmp_path), "not even that leaves a core here"
     pids = {"worker": host.create("owner").pid, "supervisor": host.pid()}
     for title in ("launcher", "key provider"):
         pids[title] = titled(host.pid(), f"hsmvisord: {title}")
-    directories = {Path(os.readlink(f"/proc/{pid}/cwd")) for pid in pids.values()}
-    directories |= {Path(pattern).parent} if pattern.startswith("/") else set()
-    before = {path for directory in directories for path in directory.glob("*core*")}
+    directories = places(pids.values())
+    before = found(directories)
     for title in ("worker", "launcher", "key provider", "supervisor"):
         os.kill(pids[title], signal.SIGABRT)
         wait_for(lambda p=pids[title]: gone(p))  # type: ignore[misc]
     assert host.process.process is not None and host.process.process.wait(10) == -signal.SIGABRT
-    assert {path for directory in directories for path in directory.glob("*core*")} == before
+    assert found(directories) == before
 
 
 def test_another_process_of_the_same_user_cannot_dump_it(host: Host, tmp_path: Path) -> None:

@@ -47,9 +47,9 @@ class Needles:
         for number, key in enumerate(keys):
             for name, value in components(key).items():
                 for order, data in (("big-endian", value), ("limbs", value[::-1])):
-                    self._add(f"key {number} {name} {order}", data)
+                    self.add(f"key {number} {name} {order}", data)
 
-    def _add(self, name: str, data: bytes) -> None:
+    def add(self, name: str, data: bytes) -> None:
         for at in range(len(data) - WINDOW + 1):
             window = data[at : at + WINDOW]
             for part in range(WORD + 1):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+
+from support.host_process import wait_for
 
 
 def descendants(pid: int) -> dict[int, str]:
@@ -56,17 +59,29 @@ def status(pid: int) -> dict[str, str]:
     return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
 
 
-def memory(pid: int) -> Iterator[bytes]:
-    """The readable memory of a process, region by region (needs ptrace rights)."""
-    return (data for _, data in regions(pid))
+def dumped(directory: Path, **pids: int) -> set[str]:
+    """Those of the processes of which gcore(1) makes a core when it may not trace everybody, as an ordinary user's may not;
+    "ordinary" is a process of the same user beside them that does not care about it."""
+    caller = ["setpriv", "--bounding-set=-sys_ptrace", "--inh-caps=-sys_ptrace", "--no-new-privs"]
+    with subprocess.Popen([*caller, "sleep", "60"]) as ordinary:
+        wait_for(lambda: b"sleep" in Path(f"/proc/{ordinary.pid}/cmdline").read_bytes()[:5])
+        for name, pid in {"ordinary": ordinary.pid, **pids}.items():
+            subprocess.run([*caller, "gcore", "-o", str(directory / name), str(pid)], capture_output=True, check=False, timeout=60)
+        ordinary.kill()
+    return {path.name.partition(".")[0] for path in directory.iterdir()}
 
 
-def regions(pid: int) -> Iterator[tuple[tuple[int, int], bytes]]:
+def memory(pid: int, written: bool = False) -> Iterator[bytes]:
+    """The readable memory of a process, region by region (needs ptrace rights).  `written`: what it may write to, alone."""
+    return (data for _, data in regions(pid, written))
+
+
+def regions(pid: int, written: bool = False) -> Iterator[tuple[tuple[int, int], bytes]]:
     """The same with start and end of each."""
     with open(f"/proc/{pid}/maps") as maps, open(f"/proc/{pid}/mem", "rb", buffering=0) as mem:
         for line in maps:
             span, mode, *_ = line.split()
-            if "r" not in mode or line.rstrip().endswith(("[vvar]", "[vsyscall]")):
+            if "r" not in mode or (written and "w" not in mode) or line.rstrip().endswith(("[vvar]", "[vsyscall]")):
                 continue
             start, end = (int(x, 16) for x in span.split("-"))
             try:
