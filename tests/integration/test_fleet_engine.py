@@ -162,7 +162,8 @@ def test_a_name_that_a_resource_cannot_fill_is_not_made(play: Play) -> None:
             "brace": host.add("brace", env="prod", fqdn="{name}"),
             "none": host.add("none", env="prod"),
             "list": host.add("list", env="prod", fqdn="a.example.net,b.example.net"),
-            "null": host.add("null", env="prod", fqdn="a.example.net\x1b"[:-1] + "​"),
+            "invisible": host.add("invisible", env="prod", fqdn="a.example.net\u200b"),
+            "escape": host.add("escape", env="prod", fqdn="a.example.net\x1b"),
             "bank": host.add("bank", env="prod", fqdn="www.bank.example"),
         }
         await fleet.settle()

@@ -21,13 +21,16 @@ def test_a_host_that_was_away_for_three_renewals_comes_to_the_newest(play: Play)
         near, far = await fleet.host("h1"), await fleet.host("h2")
         one, own, shared = near.add("a", env="prod"), far.add("own"), far.add("b", env="prod")
         await fleet.settle()
-        await fleet.ask(**SHARED, selector={"env": "prod"})
+        everywhere = await fleet.ask(**SHARED, selector={"env": "prod"})
         mine = await fleet.ask(**WEB | {"material": "own"}, resources=("h2/own",))
         await fleet.settle()
         assert (held(one), held(shared), held(own, "own")) == (1, 1, 1)
         await fleet.pass_(3 * 2400, 60, away=("h2",))
         assert held(one) >= 4 and (held(shared), held(own, "own")) == (1, 1)
-        assert [d.state for d in await fleet.deliveries(await fleet.line(mine))] != []
+        waiting = {row.resource_id: (row.state, row.why) for row in await fleet.deliveries(await fleet.line(everywhere))}
+        assert waiting == {"h1/a": ("active", ""), "h2/b": ("pending", "its host is away")}
+        line = await fleet.line(mine)
+        assert (line.stage, line.why) == ("keying", "its host is away")
         await fleet.settle()
         assert held(shared) == held(one) and shared.module.current("tls").public_key == one.module.current("tls").public_key
         assert leaf(own, "own").not_valid_after_utc.timestamp() > fleet.clock()

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import subprocess
+import urllib.error
+import urllib.parse
 import urllib.request
 from pathlib import Path
 
@@ -23,6 +26,16 @@ from support.light_host import shared_recipient
 def openssl(*arguments: str | Path) -> str:
     done = subprocess.run(["openssl", *map(str, arguments)], capture_output=True, text=True, timeout=30)
     return done.stdout + done.stderr
+
+
+def by_get(directory: Path, url: str) -> str:
+    """What OpenSSL says of the answer to its request when that stands in the path (RFC 6960, A.1)."""
+    ask = ("ocsp", "-issuer", directory / "issuer.pem", "-cert", directory / "leaf.pem", "-no_nonce")
+    openssl(*ask, "-reqout", directory / "request.der")
+    encoded = base64.b64encode((directory / "request.der").read_bytes()).decode()
+    with urllib.request.urlopen(f"{url}/{urllib.parse.quote(encoded, safe='')}", timeout=10) as answer:
+        (directory / "answer.der").write_bytes(answer.read())
+    return openssl(*ask, "-respin", directory / "answer.der", "-VAfile", directory / "issuer.pem")
 
 
 @pytest.mark.real
@@ -52,7 +65,8 @@ def test_openssl_asks_for_lists_and_answers(tmp_path: Path) -> None:
         ask = ("ocsp", "-issuer", tmp_path / "issuer.pem", "-cert", tmp_path / "leaf.pem", "-url", f"{base}/builtin/ocsp")
         ask = (*ask, "-VAfile", tmp_path / "issuer.pem")
         assert "Response verify OK" in (said := openssl(*ask)) and "leaf.pem: good" in said
-        assert "GET" not in said and "leaf.pem: good" in openssl(*ask, "-no_nonce")
+        assert "leaf.pem: good" in openssl(*ask, "-no_nonce")
+        assert "leaf.pem: good" in by_get(tmp_path, f"{base}/builtin/ocsp")
         revoke = pb.RevokeRequest(request_id=new_id(), id=shown.id, generation=1, reason="key_compromise")
         manager.requests.Revoke(revoke, timeout=20)
         wait_for(lambda: "leaf.pem: revoked" in openssl(*ask), 30, "the revocation")

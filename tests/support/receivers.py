@@ -143,6 +143,7 @@ class MailServer:
 
     def __init__(self, directory: Path, tls: str = "starttls", user: str = "", password: str = "") -> None:
         self.mails: list[Envelope] = []
+        self.refused: list[Envelope] = []
         self.logins: list[bool] = []
         self.refuse = ""
         self.refused_recipients: set[str] = set()
@@ -162,6 +163,7 @@ class MailServer:
 
             async def handle_DATA(self, server: Any, session: Any, envelope: Envelope) -> str:
                 if outer.refuse:
+                    outer.refused.append(envelope)
                     return outer.refuse
                 outer.mails.append(envelope)
                 return "250 OK"
