@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
 from hsmvisor_rpc.v1 import manager_pb2 as pb
 from support.fleet_processes import Manager
 from support.host_process import new_id, wait_for
@@ -13,13 +14,14 @@ from support.light_host import shared_recipient
 GUESTS = 130
 
 
+@pytest.mark.timeout(600)
 def test_an_answer_has_a_page_of_lines_and_all_can_be_had() -> None:
     async def scenario(manager: Manager) -> pb.MaterialRequest:
         fleet = LightFleet(manager.token, shared_recipient())
         await fleet.add("host-1", [f"vm-{n}" for n in range(GUESTS)], env="prod")
         asked = manager.apply(material="tls", names=["dns:{name}.example.net"], selector={"env": "prod"})
-        await asyncio.to_thread(wait_for, lambda: fleet.holding("tls", 1) == GUESTS, 60, "the materials")
-        await asyncio.to_thread(wait_for, lambda: manager.request(asked.id).summary == "done", 30, "the last word of it")
+        await asyncio.to_thread(wait_for, lambda: fleet.holding("tls", 1) == GUESTS, 180, "the materials")
+        await asyncio.to_thread(wait_for, lambda: manager.request(asked.id).summary == "done", 60, "the last word of it")
         await fleet.close()
         return asked
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-import statistics
 import time
 from collections.abc import Callable, Iterator
 
@@ -37,7 +36,8 @@ async def until(holds: Callable[[], bool], what: str, seconds: float = 60) -> fl
 
 
 @pytest.mark.parametrize("database", ["sqlite", "postgresql"])
-def test_a_guest_that_appears_has_its_material_within_two_seconds(database: str, request: pytest.FixtureRequest) -> None:
+def test_a_guest_that_appears_has_its_material_without_a_look_by_the_clock(database: str, request: pytest.FixtureRequest) -> None:
+    """Each step wakes the next one: a manager that looks by itself each half minute only has it there long before."""
     url = request.getfixturevalue("postgres").database() if database == "postgresql" else ""
 
     async def scenario(manager: Manager) -> list[float]:
@@ -53,9 +53,9 @@ def test_a_guest_that_appears_has_its_material_within_two_seconds(database: str,
         await fleet.close()
         return took
 
-    with Manager(url=url) as manager:
+    with Manager(url=url, module="support.patient_manager") as manager:
         took = asyncio.run(scenario(manager))
-    assert statistics.median(took) < 2, took
+    assert max(took) < 20, took
 
 
 def rotate(manager: Manager, id: str) -> None:
@@ -63,6 +63,7 @@ def rotate(manager: Manager, id: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_manager_that_is_killed_again_and_again_loses_nothing_and_repeats_nothing() -> None:
     """On SQLite, with the manager alone; each kill comes a little later in the rotation."""
     modules, rounds = 12, 4
@@ -94,7 +95,14 @@ def test_a_manager_that_is_killed_again_and_again_loses_nothing_and_repeats_noth
         assert guest.module.activations == rounds + 1  # none came twice, and none without being asked for
 
 
+def looks(manager: Manager) -> float:
+    """How often it has looked at a line since it started."""
+    text = manager.fleet.GetMetrics(pb.GetFleetMetricsRequest(), timeout=30).text
+    return next(float(line.split()[1]) for line in text.splitlines() if line.startswith("hsmvisor_manager_looks_total "))
+
+
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_two_managers_on_one_database_share_the_work_and_one_may_die(postgres: Postgres) -> None:
     modules, url = 24, postgres.database()
 
@@ -105,10 +113,11 @@ def test_two_managers_on_one_database_share_the_work_and_one_may_die(postgres: P
         asked = one.apply(**WEB)
         everywhere = lambda n: mine.holding("tls", n) + theirs.holding("tls", n) == modules  # noqa: E731
         await until(lambda: everywhere(1), "the first generation")
+        before = [looks(manager) for manager in (one, other)]
         rotate(other, asked.id)  # hosts of one are told by commands that the other made
         await until(lambda: everywhere(2), "a rotation by both")
-        looks = [manager.fleet.GetMetrics(pb.GetFleetMetricsRequest(), timeout=30).text for manager in (one, other)]
-        assert all("hsmvisor_manager_looks_total 0.0" not in text for text in looks)
+        shares = [looks(manager) - those for manager, those in zip((one, other), before, strict=True)]
+        assert all(share > 0 for share in shares), shares
         rotate(one, asked.id)
         await asyncio.sleep(0.3)
         await asyncio.to_thread(one.stop, signal.SIGKILL)

@@ -23,11 +23,12 @@ from support.host_process import SOURCES, HostProcess, new_id, wait_for
 
 
 class Manager:
-    """`fleet`: the directory of another manager's keys, for a second one; `url`: of the database."""
+    """`fleet`: the directory of another manager's keys, for a second one; `url`: of the database.
 
-    def __init__(
-        self, settings: str = "", url: str = "", fleet: Path | None = None, environment: dict[str, str] | None = None
-    ) -> None:
+    `module` is run as __main__ (a test's own variant of the service).
+    """
+
+    def __init__(self, settings: str = "", url: str = "", fleet: Path | None = None, module: str = "hsmvisor.manager.main") -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="hsmm."))
         self.state, self.run = self.directory / "state", self.directory / "run"
         self.socket, self.log = self.run / "control.sock", self.directory / "log"
@@ -42,12 +43,13 @@ class Manager:
             f'[tls]\naddress = "127.0.0.1:{self.port}"\npublic = ["127.0.0.1:{self.port}"]\n'
             f'[join]\naddress = "127.0.0.1:{self.join_port}"\npublic = ["127.0.0.1:{self.join_port}"]\n' + settings
         )
+        self.module = module
         self.process: subprocess.Popen[bytes] | None = None
         self._channel: grpc.Channel | None = None
 
     def start(self) -> Self:
         """Returns when the control API answers."""
-        command = [sys.executable, "-m", "hsmvisor.manager.main", "--config", str(self.config)]
+        command = [sys.executable, "-m", self.module, "--config", str(self.config)]
         environment = os.environ | {"PYTHONPATH": SOURCES}
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
