@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -132,29 +132,24 @@ async def cancel(fleet: Fleet, request: RequestRow) -> None:
         await fleet.asking.cancel(connection, request, False, "", "alice")
 
 
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[Postgres]:
-    with contextlib.closing(Postgres()) as server:
-        yield server
-
-
-async def _until_it_dies(fleet: Fleet, steps: Steps) -> None:
-    """Lives until it dies or has nothing more to do; then another one takes over."""
+async def _until_it_dies(fleet: Fleet, steps: Steps, restarts: bool) -> None:
+    """Lives until it dies or has nothing more to do; then another one takes over.  `restarts`: the hosts do so too."""
     with contextlib.suppress(Dies):
         await fleet.settle()
     steps.walking = False
     if not steps.died:
         return
     await fleet.reopen()
-    for host in fleet.hosts.values():  # what hosts were told and had not answered they tell to the next one
-        host.restart()
+    if restarts:
+        for host in fleet.hosts.values():  # what hosts were told and had not answered they tell to the next one
+            host.restart()
     fleet.clock.pass_(LEASE + 1)
     async with fleet.database.transaction() as connection:
         await lines.rescue(connection, fleet.clock())
     await fleet.settle()
 
 
-async def _walk(directory: Path, url: str, kind: str, act: Act, at: int, before: bool) -> bool:
+async def _walk(directory: Path, url: str, kind: str, act: Act, at: int, before: bool, restarts: bool) -> bool:
     """`before`: the material serves already when the steps begin.  Returns whether somebody died."""
     fleet = await Fleet.begin(directory, url)
     try:
@@ -169,7 +164,7 @@ async def _walk(directory: Path, url: str, kind: str, act: Act, at: int, before:
                 await act(fleet, request)
         steps = Steps(at)
         steps.walk(fleet)
-        await _until_it_dies(fleet, steps)
+        await _until_it_dies(fleet, steps, restarts)
         await _is_one_outcome(fleet, request, guests if kind in ("shared", "kept") else guests[:1], act, before)
         return steps.died
     finally:
@@ -220,12 +215,26 @@ async def _is_one_outcome(fleet: Fleet, request: RequestRow, guests: list[LightG
         ("kept", cancel, True),
     ],
 )
+@pytest.mark.parametrize("restarts", [True, False], ids=["hosts-restart", "hosts-go-on"])
 @pytest.mark.timeout(600)
-def test_a_manager_may_die_at_every_step(tmp_path: Path, kind: str, act: Act, before: bool) -> None:
+def test_a_manager_may_die_at_every_step(tmp_path: Path, kind: str, act: Act, before: bool, restarts: bool) -> None:
     at, died, stride = 0, True, 1 if ALL or (kind, act) == ("own", nothing) else 4
     while died:
         at += stride
         directory = tmp_path / str(at)
         directory.mkdir()
-        died = asyncio.run(_walk(directory, "", kind, act, at, before))
+        died = asyncio.run(_walk(directory, "", kind, act, at, before, restarts))
+    assert at > 10, "so few steps are none"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_manager_may_die_at_every_step_with_postgresql(tmp_path: Path, postgres_server: Postgres) -> None:
+    """The simplest walk alone: a step costs a database of its own, which is most of a second."""
+    at, died = 0, True
+    while died:
+        at += 1
+        directory = tmp_path / str(at)
+        directory.mkdir()
+        died = asyncio.run(_walk(directory, postgres_server.database(), "own", nothing, at, True, restarts=False))
     assert at > 10, "so few steps are none"

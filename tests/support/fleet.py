@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
 from collections.abc import Mapping
 from pathlib import Path
@@ -166,13 +165,14 @@ class Fleet:
         now = {guest.name: host.report(guest) for guest in host.guests.values()}
         changed = [report for name, report in now.items() if everything or _differs(host.told.get(name), report)]
         gone = [name for name in host.told if name not in now]
-        results, host.results = host.results, []
+        results = list(host.results)  # told again if no answer comes
         host.number += 1
         told = Exchange(host.session, host.number, everything, changed, gone, results, 0, "light")
         answer = await self.exchanges.exchange(row, told)
         if answer.tell_all:
-            host.number, host.results = 0, results
+            host.number = 0
             return 1 + await self.exchange(host, carry_out)
+        host.results = host.results[len(results) :]
         host.refused |= {one.name: one for one in answer.refused}
         host.told = now
         if carry_out:
@@ -248,7 +248,3 @@ def _differs(before: Any, now: Any) -> bool:
         return True
     fields = ("kind", "owner", "attributes", "module", "sequence", "materials")
     return any(getattr(before, name) != getattr(now, name) for name in fields)
-
-
-def run(coroutine: Any) -> Any:
-    return asyncio.run(coroutine)
