@@ -20,6 +20,7 @@ from hsmvisor.manager.issuer.settings import FileEscrow, Settings
 from hsmvisor.manager.issuer.syscalls import REFUSED
 from hsmvisor_rpc.sealed.refusal import Refusal
 from support.certificates import spki
+from support.host_process import wait_for
 from support.issuing import Target, file_settings, many, measures_of, pid_of, ready_of, running, seal_to, targets, token_settings
 from support.processes import status
 from support.softhsm import PIN, TOKEN, Token, make_token
@@ -175,8 +176,9 @@ def test_a_wrong_pin_is_tried_once(tmp_path: Path, token: Token) -> None:
                     await issuer.make("P-256", (), (), AS)
             assert (await issuer.make("P-256", (), many(1), None)).csr, "what is not kept needs no token"
             token.pin_file.write_text(PIN + "\n")  # it would succeed if it were tried
+            before = issuer.restarts
             os.kill(pid_of(issuer), signal.SIGKILL)
-            await asyncio.sleep(0.05)
+            await asyncio.to_thread(wait_for, lambda: issuer.restarts > before, 30, "that its death is noticed")  # noqa: B023
             await issuer.make("P-256", (), (), None)
 
     tell(token_settings(tmp_path, token), story)

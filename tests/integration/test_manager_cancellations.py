@@ -53,7 +53,7 @@ def test_cancelled_calls_lock_nobody_out(url: str) -> None:
                 began = time.monotonic()
                 await asyncio.gather(*calls, return_exceptions=True)
                 await work(database)
-                assert time.monotonic() - began < 5
+                assert time.monotonic() - began < 20  # one that is locked out waits for half a minute
                 assert calls[0].exception() is None
 
     asyncio.run(story())
@@ -82,24 +82,29 @@ def test_what_was_cancelled_before_its_commit_is_not_there(url: str) -> None:
 
 def test_work_is_waited_for_and_the_cancellation_counts_then() -> None:
     async def story() -> None:
-        done = []
+        done, end = [], asyncio.Event()
 
         async def slow(fails: bool) -> int:
-            await asyncio.sleep(0.05)
+            await end.wait()
             done.append(1)
             if fails:
                 raise ValueError
             return 7
 
+        end.set()
         assert await to_its_end(slow(False)) == 7
         with pytest.raises(ValueError):
             await to_its_end(slow(True))
         for fails in (False, True):
             done.clear()
+            end.clear()
             call = asyncio.create_task(to_its_end(slow(fails)))
             for _ in range(3):
                 await asyncio.sleep(0.01)
                 call.cancel()
+            await asyncio.sleep(0.01)
+            assert not call.done()
+            end.set()
             with pytest.raises(asyncio.CancelledError):
                 await call
             assert done

@@ -295,8 +295,8 @@ def test_several_managers_are_one(two: tuple[ManagerProcess, ManagerProcess]) ->
     made = [JoinToken.parse(manager.join_token("beta", request_id="same")) for manager in two]
     assert made[0].secret == made[1].secret and made[0].addresses != made[1].addresses
     upload(other)
-    wait_for(lambda: one.local.fleet.GetFleet(pb.GetFleetRequest(), timeout=10).policy_version == 2, 5, "the other one's policies")
-    wait_for(lambda: set(one.local.fleet.GetFleet(pb.GetFleetRequest(), timeout=10).managers) == {"one", "two"}, 10, "both names")
+    wait_for(lambda: one.local.fleet.GetFleet(pb.GetFleetRequest(), timeout=10).policy_version == 2, 30, "the other one's policies")
+    wait_for(lambda: set(one.local.fleet.GetFleet(pb.GetFleetRequest(), timeout=10).managers) == {"one", "two"}, 30, "both names")
 
 
 def test_a_request_is_carried_out_once_by_two_managers_together(two: tuple[ManagerProcess, ManagerProcess]) -> None:
