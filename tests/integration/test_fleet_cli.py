@@ -262,7 +262,9 @@ def test_two_steps_and_one_key_for_all(fleet: Fleet) -> None:
     assert "of rack/web-1 get new keys" in fleet("fleet", "resource", "rekey", "web-1", "--why", "a drill")
     wait_for(lambda: fleet.json("request", "show", "shared")["lines"][0]["generation"] >= 2, 20, "the new key")
     fleet("request", "cancel", "shared", "--keep", "--why", "moved")
-    wait_for(lambda: "shared" in fleet("fleet", "resource", "show", "web-2"), 10, "that it stays")
+    wait_for(lambda: fleet.json("request", "show", "shared")["lines"][0]["stage"] == "gone", 20, "the end of the line")
+    holdings = fleet.json("fleet", "resource", "show", "web-2")["holdings"]
+    assert [row["state"] for row in holdings if row["material"] == "shared"] == ["active"], "it stays"
     fleet("request", "cancel", "shared", "--yes")
 
 

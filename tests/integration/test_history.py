@@ -270,9 +270,8 @@ def test_the_reader_ends_with_its_last_follower(url: str) -> None:
             mine = await add(database, history)
             assert (await asked).id == mine
             await stream.aclose()
-            async with asyncio.timeout(20):
-                while history._following._reader is not None:  # noqa: ASYNC110
-                    await asyncio.sleep(0.02)
+            while history._following._reader is not None:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
 
     run(url, story)
 
