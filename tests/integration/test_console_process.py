@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ssl
 import time
-from pathlib import Path
 
 import httpx
 import pytest
@@ -18,7 +17,7 @@ def _token(manager: ManagerProcess, owner: str) -> str:
     return str(manager.local.fleet.CreateToken(request, timeout=10).token)
 
 
-def test_over_tls_with_a_token_and_with_a_certificate(tmp_path: Path) -> None:
+def test_over_tls_with_a_token_and_with_a_certificate() -> None:
     port = free_port()
     with ManagerProcess(f'[console]\naddress = "127.0.0.1:{port}"\n') as manager:
         url = f"https://localhost:{port}"
@@ -49,7 +48,7 @@ def test_over_tls_with_a_token_and_with_a_certificate(tmp_path: Path) -> None:
         assert "Traceback" not in manager.log.read_text(), manager.log.read_text()
 
 
-def test_plain_on_this_host(tmp_path: Path) -> None:
+def test_plain_on_this_host() -> None:
     port = free_port()
     with ManagerProcess(f'[console]\naddress = "127.0.0.1:{port}"\nplain = true\n') as manager:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}") as browser:
@@ -65,7 +64,7 @@ def test_plain_on_this_host(tmp_path: Path) -> None:
         ('address = "192.0.2.1:{port}"', "console.address 192.0.2.1"),
     ],
 )
-def test_one_that_cannot_be_begun_says_why(tmp_path: Path, settings: str, says: str) -> None:
+def test_one_that_cannot_be_begun_says_why(settings: str, says: str) -> None:
     manager = ManagerProcess("[console]\n" + settings.format(port=free_port()))
     try:
         assert says in manager.refuses_to_start()

@@ -451,7 +451,7 @@ def test_policies_are_uploaded_shown_and_listed(fleet: Fleet, tmp_path: Path) ->
     fleet("policy", "show", "99", code=NOT_FOUND)
 
 
-def test_the_audit_log_tells_who_did_what(fleet: Fleet, tmp_path: Path) -> None:
+def test_the_audit_log_tells_who_did_what(fleet: Fleet) -> None:
     fleet("--why", "a drill", "fleet", "host", "owners", "rack", "alice", "bob")
     exported = fleet("fleet", "audit", "export")
     lines = [json.loads(line) for line in exported.splitlines()]

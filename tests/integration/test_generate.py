@@ -212,7 +212,7 @@ def unsealed(host: Host, module: Module) -> PrivateKey:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="reading another process's memory needs root")
 @pytest.mark.parametrize("key_type", ["P-256", "RSA-2048", "Ed25519"])
-def test_it_is_in_its_worker_alone(tmp_path: Path, key_type: str) -> None:
+def test_it_is_in_its_worker_alone(key_type: str) -> None:
     with Host() as host:
         module, other = host.create("owner"), host.create("other")
         generation, csr = generate(module, key_type)

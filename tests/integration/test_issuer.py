@@ -27,9 +27,7 @@ from support.host_process import SOURCES, gone, wait_for
 from support.issuing import Manager, Target, children_of, file_settings, many, pid_of, running, seal_to, targets, tell
 from support.processes import status, unreaped
 
-ROOT = os.geteuid() == 0
 NAMES = names.parse_all(["dns:a.example", "ip:192.0.2.1"])
-NEEDS_ROOT = pytest.mark.skipif(not ROOT, reason="reading another process's memory needs root")
 
 
 # ---- what it makes ------------------------------------------------------------------------------------------------------

@@ -104,7 +104,7 @@ def test_it_opens_for_its_line_and_generation_alone(settings: Settings, monkeypa
     tell(settings, story)
 
 
-def test_another_escrow_key_is_told_from_a_broken_one(settings: Settings, tmp_path: Path) -> None:
+def test_another_escrow_key_is_told_from_a_broken_one(settings: Settings) -> None:
     """It may come back: so it is to be tried again."""
     wrapped: list[bytes] = []
 

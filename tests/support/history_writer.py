@@ -1,4 +1,4 @@
-"""Writes events into a manager's database from another process.  usage: python -m support.history_writer URL COUNT [MATERIAL]"""
+"""Writes events into a manager's database from another process.  usage: python -m support.history_writer URL COUNT"""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from hsmvisor.manager.history.events import Happened, History, Kind
 from hsmvisor.manager.store.database import Database
 
 
-async def write(url: str, count: int, material: str) -> None:
+async def write(url: str, count: int) -> None:
     database = Database(url)
     history = History(database)
     for number in range(count):
         async with database.transaction() as connection:
-            await history.add(connection, Happened(Kind.ROTATED, "alice", material=material, detail={"number": number}))
+            await history.add(connection, Happened(Kind.ROTATED, "alice", material="web", detail={"number": number}))
     await history.close()
     await database.close()
 
 
 if __name__ == "__main__":
-    asyncio.run(write(sys.argv[1], int(sys.argv[2]), (sys.argv[3:] or ["web"])[0]))
+    asyncio.run(write(sys.argv[1], int(sys.argv[2])))

@@ -5,7 +5,6 @@ For tests of the manager's engine with an injected clock, and for the bench's fl
 
 from __future__ import annotations
 
-import hashlib
 import os
 import uuid
 from collections.abc import Callable, Mapping
@@ -236,7 +235,3 @@ def shared_recipient() -> NewRecipient:
     """All modules of a bench have one: their number is what counts there."""
     made = RecipientKey()
     return lambda: made
-
-
-def key_id(public_key: bytes) -> bytes:
-    return hashlib.sha1(public_key).digest()

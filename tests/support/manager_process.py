@@ -120,8 +120,8 @@ class ManagerProcess:
 
     # ---- life -------------------------------------------------------------------------------------------------------
 
-    def launch(self, arguments: Sequence[str] = ()) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "hsmvisor.manager.main", "--config", str(self.config), *arguments]
+    def launch(self) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "hsmvisor.manager.main", "--config", str(self.config)]
         with open(self.log, "ab") as log:
             environment = os.environ | {"PYTHONPATH": SOURCES}
             return subprocess.Popen(command, env=environment, stderr=log, stdout=log, stdin=subprocess.DEVNULL)
