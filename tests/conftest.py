@@ -90,7 +90,8 @@ def own(library: Library, new_module: Callable[..., Module], tmp_path: Path) -> 
 
 
 @pytest.fixture(scope="session")
-def postgres_server() -> Iterator[Postgres]:
+def postgres() -> Iterator[Postgres]:
+    """Modules whose tests stop it have one of their own."""
     from support.postgres import Postgres
 
     with contextlib.closing(Postgres()) as server:
@@ -98,9 +99,17 @@ def postgres_server() -> Iterator[Postgres]:
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest) -> str:
+    """A new database of each kind."""
+    from support.databases import new_url
+
+    return new_url(request.param, request)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
 def play(request: pytest.FixtureRequest, tmp_path: Path) -> Play:
     """Plays a scenario with a manager that has no process, on each database: support/scenarios.py."""
     from support.scenarios import played
 
-    url = request.getfixturevalue("postgres_server").database() if request.param == "postgresql" else ""
+    url = request.getfixturevalue("postgres").database() if request.param == "postgresql" else ""
     return lambda scenario, **options: played(tmp_path, url, scenario, **options)

@@ -28,7 +28,6 @@ from support import ca_program, softhsm
 from support.certificates import new_key
 from support.orders import order
 from support.pebble import Pebble
-from support.postgres import Postgres
 
 KINDS = ["builtin", "builtin-postgresql", "builtin-token", "command", "acme-http", "acme-dns"]
 
@@ -58,12 +57,6 @@ def responder() -> Iterator[HttpServer]:
 def pebble(tmp_path_factory: pytest.TempPathFactory, responder: HttpServer) -> Iterator[Pebble]:
     with contextlib.closing(Pebble(tmp_path_factory.mktemp("pebble"), responder.port)) as server:
         yield server.start()
-
-
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[Postgres]:
-    with contextlib.closing(Postgres()) as server:
-        yield server
 
 
 @contextlib.asynccontextmanager

@@ -56,7 +56,6 @@ from support.importing import importing_of
 from support.light_host import Generation, LightGuest, LightHost
 from support.manager_process import JoiningHost, ManagerProcess, guest
 from support.manager_process import exchange as tell
-from support.postgres import Postgres
 
 Scenario = Callable[[Fleet], Awaitable[None]]
 Play = Callable[..., None]
@@ -65,12 +64,6 @@ WEB: dict[str, Any] = {"material": "tls", "names": ("dns:{name}.example.net",), 
 SHARED: dict[str, Any] = {"material": "tls", "names": ("dns:www.example.net",), "lifetime": 3600, "source": Source.ISSUER}
 C = grpc.StatusCode
 EVERYBODY = '@id("all") permit (principal, action, resource);'
-
-
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[Postgres]:
-    with contextlib.closing(Postgres()) as server:
-        yield server
 
 
 def told(tmp_path: Path, scenario: Scenario, **options: Any) -> None:

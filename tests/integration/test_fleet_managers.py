@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import grpc
 import pytest
@@ -18,12 +17,6 @@ from support.light_host import LightHost, RecipientKey, shared_recipient
 from support.postgres import Postgres
 
 WEB = {"material": "tls", "names": ["dns:{name}.example.net"], "selector": {"env": "prod"}}
-
-
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[Postgres]:
-    with contextlib.closing(Postgres()) as server:
-        yield server
 
 
 async def until(holds: Callable[[], bool], what: str, seconds: float = 60) -> float:

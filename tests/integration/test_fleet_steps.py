@@ -229,12 +229,12 @@ def test_a_manager_may_die_at_every_step(tmp_path: Path, kind: str, act: Act, be
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_manager_may_die_at_every_step_with_postgresql(tmp_path: Path, postgres_server: Postgres) -> None:
+def test_a_manager_may_die_at_every_step_with_postgresql(tmp_path: Path, postgres: Postgres) -> None:
     """The simplest walk alone: a step costs a database of its own, which is most of a second."""
     at, died = 0, True
     while died:
         at += 1
         directory = tmp_path / str(at)
         directory.mkdir()
-        died = asyncio.run(_walk(directory, postgres_server.database(), "own", nothing, at, True, restarts=False))
+        died = asyncio.run(_walk(directory, postgres.database(), "own", nothing, at, True, restarts=False))
     assert at > 10, "so few steps are none"

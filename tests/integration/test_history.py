@@ -16,7 +16,7 @@ from hsmvisor.manager.store.tables import events, notices
 from hsmvisor.serving.errors import Invalid, Lost, Unavailable
 from hsmvisor.serving.limits import MAX_PAGE
 from sqlalchemy import func, select, text
-from support.databases import KINDS, new_url, opened
+from support.databases import new_url, opened
 from support.postgres import Postgres
 
 Story = Callable[[Database, History], Awaitable[None]]
@@ -24,13 +24,9 @@ Story = Callable[[Database, History], Awaitable[None]]
 
 @pytest.fixture(scope="module")
 def postgres() -> Iterator[Postgres]:
+    """One of this module's own: a test stops it."""
     with contextlib.closing(Postgres()) as server:
         yield server
-
-
-@pytest.fixture(params=KINDS)
-def url(request: pytest.FixtureRequest) -> str:
-    return new_url(request.param, request)
 
 
 @pytest.fixture

@@ -3,29 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import time
-from collections.abc import Iterator
 
 import pytest
 from hsmvisor.manager.store.database import Database
 from hsmvisor.manager.store.tables import hosts, managers
 from hsmvisor.manager.store.whole import to_its_end
 from sqlalchemy import func, insert, select
-from support.databases import KINDS, new_url, opened
-from support.postgres import Postgres
-
-
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[Postgres]:
-    with contextlib.closing(Postgres()) as server:
-        yield server
-
-
-@pytest.fixture(params=KINDS)
-def url(request: pytest.FixtureRequest) -> str:
-    return new_url(request.param, request)
+from support.databases import opened
 
 
 async def work(database: Database) -> None:

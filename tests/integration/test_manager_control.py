@@ -14,7 +14,6 @@ import grpc
 import pytest
 from hsmvisor_rpc.sealed.fleet import JoinToken
 from hsmvisor_rpc.v1 import manager_pb2 as pb
-from support.databases import KINDS
 from support.host_process import new_id, reason, wait_for
 from support.manager_process import ManagerProcess, exchange, guest
 from support.postgres import Postgres
@@ -23,13 +22,7 @@ C = grpc.StatusCode
 POLICY = '@id("all")\npermit (principal, action, resource);\n'
 
 
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[Postgres]:
-    with contextlib.closing(Postgres()) as server:
-        yield server
-
-
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=["sqlite", "postgresql"])
 def manager(request: pytest.FixtureRequest) -> Iterator[ManagerProcess]:
     url = request.getfixturevalue("postgres").database() if request.param == "postgresql" else ""
     with ManagerProcess(url=url) as manager:

@@ -17,6 +17,7 @@ from support.postgres import Postgres
 
 @pytest.fixture(scope="module")
 def postgres() -> Iterator[Postgres]:
+    """One of this module's own: a test stops it."""
     with contextlib.closing(Postgres()) as server:
         yield server
 

@@ -3,28 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import Iterator
 from typing import Any
 
-import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from hsmvisor.manager.store.tables import metadata
 from sqlalchemy import Column, Integer, MetaData, Table, inspect
-from support.databases import KINDS, new_url, opened
-from support.postgres import Postgres
-
-
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[Postgres]:
-    with contextlib.closing(Postgres()) as server:
-        yield server
-
-
-@pytest.fixture(params=KINDS)
-def url(request: pytest.FixtureRequest) -> str:
-    return new_url(request.param, request)
+from support.databases import opened
 
 
 def differences(connection: Any, wanted: MetaData = metadata) -> list[Any]:

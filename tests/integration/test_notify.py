@@ -26,20 +26,16 @@ from hsmvisor.manager.store import tables
 from hsmvisor.manager.store.database import Database
 from sqlalchemy import select, update
 from support.channels import channels
-from support.databases import KINDS, new_url, opened
+from support.databases import new_url, opened
 from support.postgres import Postgres
 from support.receivers import SECRET, HookServer, MailServer, Received, SlowServer
 
 
 @pytest.fixture(scope="module")
 def postgres() -> Iterator[Postgres]:
+    """One of this module's own: a test stops it."""
     with contextlib.closing(Postgres()) as server:
         yield server
-
-
-@pytest.fixture(params=KINDS)
-def url(request: pytest.FixtureRequest) -> str:
-    return new_url(request.param, request)
 
 
 @pytest.fixture

@@ -9,11 +9,8 @@ from pathlib import Path
 import pytest
 from hsmvisor.manager.store.database import Database
 
-KINDS = ("sqlite", "postgresql")
-
 
 def new_url(kind: str, request: pytest.FixtureRequest) -> str:
-    """The test module has a fixture `postgres`."""
     if kind == "postgresql":
         return str(request.getfixturevalue("postgres").database())
     directory: Path = request.getfixturevalue("tmp_path")
