@@ -22,7 +22,7 @@ from cryptography import x509
 from support.command import Command
 from support.fleet_processes import Manager, Member
 from support.host_process import SOURCES, wait_for
-from support.softhsm import PIN, TOKEN, make_token
+from support.softhsm import TOKEN, make_key, make_token
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 OK, FAILURE, USAGE, NOT_FOUND, REFUSED, NOT_PERMITTED, UNREACHABLE, TIMEOUT = range(8)
@@ -338,24 +338,10 @@ def test_only_what_was_asked_for_as_imported_is_imported(fleet: Fleet, tmp_path:
     fleet("request", "cancel", "made", "--yes")
 
 
-#: In a process of its own: SoftHSM2 reads its configuration once.
-MAKES_A_KEY = """
-import sys, pkcs11
-from pkcs11 import Attribute as A, KeyType
-from pkcs11.util.ec import encode_named_curve_parameters
-library, token, pin, label, extractable = sys.argv[1:6]
-with pkcs11.lib(library).get_token(token_label=token).open(rw=True, user_pin=pin) as session:
-    curve = session.create_domain_parameters(KeyType.EC, {A.EC_PARAMS: encode_named_curve_parameters("secp256r1")}, local=True)
-    private = {A.SENSITIVE: True, A.EXTRACTABLE: extractable == "1"}
-    curve.generate_keypair(store=True, label=label, private_template=private)
-"""
-
-
 def test_a_key_of_a_key_store_is_imported_where_it_may_leave_it(fleet: Fleet, tmp_path: Path) -> None:
     token = make_token(tmp_path / "hsm")
-    for label, extractable in (("mine", "1"), ("kept", "0")):
-        command = [sys.executable, "-c", MAKES_A_KEY, token.library, TOKEN, PIN, label, extractable]
-        subprocess.run(command, check=True, env=os.environ | token.environment)
+    for label, extractable in (("mine", True), ("kept", False)):
+        make_key(token, "secp256r1", label, sensitive=True, extractable=extractable)
     fleet.apply("stored", "--source", "imported", "--bare", "--usage", "any", "--resource", "web-1")
     words = ["request", "import", "stored", "--pkcs11", token.library, "--token", TOKEN, "--pin-file", token.pin_file]
     assert "the imported key serves" in fleet(*words, "--label", "mine", "--wait", **token.environment)

@@ -37,7 +37,7 @@ from support.certificates import Authority, chain_der, chain_pem, new_key, pkcs8
 from support.fleet import Clock, Fleet
 from support.importing import importing_of
 from support.issuing import Target, seal_to, targets, tell
-from support.softhsm import PIN, TOKEN, Token, make_token
+from support.softhsm import PIN, TOKEN, Token, make_key, make_token
 
 ONE = Target(1)
 
@@ -225,23 +225,6 @@ def test_what_an_owner_imports_is_bounded_and_refused_with_a_sentence(tmp_path: 
 
 # ---- from a token ---------------------------------------------------------------------------------------------------------------
 
-MAKES_KEYS = """
-import sys, pkcs11
-from pkcs11 import Attribute as A, KeyType, ObjectClass
-from pkcs11.util.ec import encode_named_curve_parameters
-library, token, pin, kind, label, sensitive, extractable = sys.argv[1:8]
-with pkcs11.lib(library).get_token(token_label=token).open(rw=True, user_pin=pin) as session:
-    private = {A.SENSITIVE: sensitive == "1", A.EXTRACTABLE: extractable == "1"}
-    told = {"store": True, "label": label, "id": label.encode(), "private_template": private}
-    if kind == "RSA":
-        public, _ = session.generate_keypair(KeyType.RSA, 2048, **told)
-    else:
-        edwards = kind == "Ed25519"
-        curve = b"\\x13\\x0cedwards25519" if edwards else encode_named_curve_parameters(kind)
-        of = KeyType.EC_EDWARDS if edwards else KeyType.EC
-        session.create_domain_parameters(of, {A.EC_PARAMS: curve}, local=True).generate_keypair(**told)
-"""
-
 
 @pytest.fixture
 def token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Token:
@@ -251,8 +234,7 @@ def token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Token:
 
 
 def in_token(token: Token, kind: str, label: str, sensitive: bool, extractable: bool) -> StoredKey:
-    arguments = [token.library, TOKEN, PIN, kind, label, str(int(sensitive)), str(int(extractable))]
-    subprocess.run([sys.executable, "-c", MAKES_KEYS, *map(str, arguments)], check=True)
+    make_key(token, kind, label, sensitive, extractable)
     return StoredKey(Path(token.library), TOKEN, PIN, label)
 
 

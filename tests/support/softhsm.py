@@ -52,6 +52,31 @@ def make_token(directory: Path) -> Token:
     return token
 
 
+#: The library is loaded in a process of its own: it reads its configuration once.
+_MAKES_KEYS = """
+import sys, pkcs11
+from pkcs11 import Attribute as A, KeyType
+from pkcs11.util.ec import encode_named_curve_parameters
+library, token, pin, kind, label, sensitive, extractable = sys.argv[1:8]
+with pkcs11.lib(library).get_token(token_label=token).open(rw=True, user_pin=pin) as session:
+    private = {A.SENSITIVE: sensitive == "1", A.EXTRACTABLE: extractable == "1"}
+    told = {"store": True, "label": label, "id": label.encode(), "private_template": private}
+    if kind == "RSA":
+        public, _ = session.generate_keypair(KeyType.RSA, 2048, **told)
+    else:
+        edwards = kind == "Ed25519"
+        curve = b"\\x13\\x0cedwards25519" if edwards else encode_named_curve_parameters(kind)
+        of = KeyType.EC_EDWARDS if edwards else KeyType.EC
+        session.create_domain_parameters(of, {A.EC_PARAMS: curve}, local=True).generate_keypair(**told)
+"""
+
+
+def make_key(token: Token, kind: str, label: str, sensitive: bool, extractable: bool) -> None:
+    """`kind`: RSA, Ed25519, or a named curve.  CKA_ID is the label."""
+    arguments = [token.library, TOKEN, PIN, kind, label, str(int(sensitive)), str(int(extractable))]
+    subprocess.run([sys.executable, "-c", _MAKES_KEYS, *arguments], check=True, env=os.environ | token.environment)
+
+
 class Helper:
     """A module's helper as the supervisor starts it."""
 
