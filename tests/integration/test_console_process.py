@@ -7,14 +7,8 @@ import time
 
 import httpx
 import pytest
-from hsmvisor_rpc.v1 import manager_pb2 as pb
-from support.host_process import new_id
-from support.manager_process import ManagerProcess, free_port
-
-
-def _token(manager: ManagerProcess, owner: str) -> str:
-    request = pb.CreateTokenRequest(request_id=new_id(), owner=owner, roles=["operator"])
-    return str(manager.local.fleet.CreateToken(request, timeout=10).token)
+from support.guest import free_port
+from support.manager_process import ManagerProcess
 
 
 def test_over_tls_with_a_token_and_with_a_certificate() -> None:
@@ -25,7 +19,7 @@ def test_over_tls_with_a_token_and_with_a_certificate() -> None:
         context = ssl.create_default_context(cafile=str(manager.authorities))
         with httpx.Client(base_url=url, verify=context) as browser:
             assert browser.get("/").headers["location"] == "/login?next=%2F"
-            answer = browser.post("/login", data={"token": _token(manager, "otto")}, headers=own)
+            answer = browser.post("/login", data={"token": manager.token("otto", "operator")}, headers=own)
             assert answer.status_code == 303 and "Secure" in answer.headers["set-cookie"]
             for path in ("/", "/timeline", "/materials", "/denials", "/resources", "/hosts", "/policies", "/events", "/you"):
                 assert browser.get(path).status_code == 200, path
@@ -36,7 +30,7 @@ def test_over_tls_with_a_token_and_with_a_certificate() -> None:
                 assert "operator" in certified.get("/you").text
                 with certified.stream("GET", "/events/stream?after=1") as stream:
                     told = stream.iter_lines()
-                    _token(manager, "alice")
+                    manager.token("alice", "operator")
                     while not next(told).startswith("data: "):
                         pass
                     began = time.monotonic()

@@ -51,42 +51,27 @@ from hsmvisor_rpc.v1 import manager_pb2 as pb
 from sqlalchemy import select, update
 from support.certificates import Authority, chain_pem, new_key, pkcs8
 from support.fleet import Clock, Fleet
-from support.host_process import new_id, reason, wait_for
+from support.host_process import new_id, refused, wait_for
 from support.importing import importing_of
 from support.light_host import Generation, LightGuest, LightHost
 from support.manager_process import JoiningHost, ManagerProcess, guest
 from support.manager_process import exchange as tell
+from support.scenarios import SHARED, WEB, Play, held, leaf, played
 
-Scenario = Callable[[Fleet], Awaitable[None]]
-Play = Callable[..., None]
-
-WEB: dict[str, Any] = {"material": "tls", "names": ("dns:{name}.example.net",), "lifetime": 3600}
-SHARED: dict[str, Any] = {"material": "tls", "names": ("dns:www.example.net",), "lifetime": 3600, "source": Source.ISSUER}
 C = grpc.StatusCode
 EVERYBODY = '@id("all") permit (principal, action, resource);'
 
 
-def told(tmp_path: Path, scenario: Scenario, **options: Any) -> None:
-    async def whole() -> None:
-        fleet = await Fleet.begin(tmp_path, **options)
-        try:
-            await scenario(fleet)
-        finally:
-            await fleet.end()
-
-    asyncio.run(whole())
+@pytest.fixture
+def play(tmp_path: Path) -> Play:
+    """On SQLite alone."""
+    return lambda scenario, **options: played(tmp_path, "", scenario, **options)
 
 
 @pytest.fixture
-def play(tmp_path: Path) -> Play:
-    return lambda scenario, **options: told(tmp_path, scenario, **options)
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def play_on_both(request: pytest.FixtureRequest, tmp_path: Path) -> Play:
+def play_on_both(tmp_path: Path, url: str) -> Play:
     """Where the widths of columns matter."""
-    url = request.getfixturevalue("postgres").database() if request.param == "postgresql" else ""
-    return lambda scenario, **options: told(tmp_path, scenario, url=url, **options)
+    return lambda scenario, **options: played(tmp_path, url, scenario, **options)
 
 
 @pytest.fixture(scope="module")
@@ -96,26 +81,13 @@ def manager() -> Iterator[ManagerProcess]:
         yield manager
 
 
-def refused(call: Callable[[], object]) -> tuple[grpc.StatusCode, str]:
-    with pytest.raises(grpc.RpcError) as caught:
-        call()
-    return reason(caught.value)
-
-
 def rows_of(manager: ManagerProcess, table: str) -> int:
     with contextlib.closing(sqlite3.connect(f"file:{manager.state}/manager.db?mode=ro", uri=True)) as database:
         return int(database.execute(f"select count(*) from {table}").fetchone()[0])
 
 
-def held(guest: LightGuest, material: str = "tls") -> int:
-    current = guest.module.current(material)
-    return current.number if current else 0
-
-
 def common_name(guest: LightGuest) -> str:
-    current = guest.module.current("tls")
-    assert current is not None
-    return x509.load_der_x509_certificate(current.certificates[0]).subject.rfc4514_string()
+    return leaf(guest).subject.rfc4514_string()
 
 
 async def cancel(fleet: Fleet, request: RequestRow) -> None:

@@ -17,7 +17,6 @@ import pytest
 from cryptography import x509
 from hsmvisor.manager.ca.interface import Issued, Keep, Order, Reason, Window
 from hsmvisor.manager.engine.engine import LEASE
-from hsmvisor.manager.policy.questions import Source
 from hsmvisor.manager.renewal.decisions import Rule
 from hsmvisor.manager.store import lines
 from hsmvisor.manager.store.rows import RequestRow
@@ -26,12 +25,11 @@ from sqlalchemy import select
 from support.fleet import Fleet
 from support.light_host import LightGuest
 from support.postgres import Postgres
+from support.scenarios import SHARED, WEB
 
-OWN: dict[str, Any] = {"material": "tls", "names": ("dns:{name}.example.net",), "lifetime": 3600}
-SHARED: dict[str, Any] = {"material": "tls", "names": ("dns:www.example.net",), "lifetime": 3600, "source": Source.ISSUER}
 KINDS: dict[str, dict[str, Any]] = {
-    "own": OWN | {"resources": ("a",)},
-    "same-key": OWN | {"resources": ("a",), "renewal": Rule(rekey=False)},
+    "own": WEB | {"resources": ("a",)},
+    "same-key": WEB | {"resources": ("a",), "renewal": Rule(rekey=False)},
     "shared": SHARED | {"selector": {"env": "prod"}},
     "kept": SHARED | {"selector": {"env": "prod"}, "escrow": True, "two_step": True},
 }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from hsmvisor_rpc.v1 import hsmvisor_pb2 as pb
 from hsmvisor_rpc.v1 import hsmvisor_pb2_grpc as rpc
 from hsmvisor_rpc.v1 import request_signing
 from support import other_user
+from support.guest import free_port
 from support.host_process import HostProcess, new_id, reason, wait_for
 
 C = grpc.StatusCode
@@ -101,12 +101,6 @@ class Listening(HostProcess):
         return connect(
             f"127.0.0.1:{self.signed_port}", tls=TlsFiles(self.directory / "ca.crt", server_name="localhost"), signing=key
         )
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ from hsmvisor_rpc.v1 import manager_pb2
 from support.certificates import DER, PEM
 from support.delivery import Delivery
 from support.fake_manager import FakeManager
-from support.host_process import SOURCES, HostProcess, new_id, reason, wait_for
+from support.host_process import SOURCES, HostProcess, new_id, refused, wait_for
 
 C = grpc.StatusCode
 NAME = "rack1-host7"
@@ -81,13 +81,6 @@ def member(host: Member, manager: FakeManager) -> Member:
     return host
 
 
-def refusal(call: object, *arguments: object, **more: object) -> tuple[grpc.StatusCode, str]:
-    assert callable(call)
-    with pytest.raises(grpc.RpcError) as caught:
-        call(*arguments, **more)
-    return reason(caught.value)
-
-
 def command(delivery: Delivery, data: bytes, id: str = "") -> manager_pb2.HostCommand:
     return manager_pb2.HostCommand(id=id or new_id(), module=delivery.name, signed_command=data)
 
@@ -121,14 +114,14 @@ def test_the_secret_is_nowhere(host: Member, manager: FakeManager) -> None:
 
 
 def test_a_wrong_secret_is_refused_by_the_manager(host: Member, manager: FakeManager) -> None:
-    assert refusal(host.join, manager.token(bytes(32))) == (C.PERMISSION_DENIED, "MANAGER")
+    assert refused(host.join, manager.token(bytes(32))) == (C.PERMISSION_DENIED, "MANAGER")
     assert not host.host.GetHost(pb.GetHostRequest()).HasField("manager")
     assert host.lines("host.join")[-1]["result"] == "refused"
 
 
 def test_a_manager_that_does_not_know_the_secret_is_not_obeyed(host: Member, manager: FakeManager) -> None:
     manager.knows_secret = False
-    assert refusal(host.join, manager.token()) == (C.PERMISSION_DENIED, "MANAGER_PROOF")
+    assert refused(host.join, manager.token()) == (C.PERMISSION_DENIED, "MANAGER_PROOF")
     assert not (host.state / "manager" / "membership.json").exists()
     manager.knows_secret = True
     host.join(manager.token())  # the very same attempt, which the manager knows
@@ -139,12 +132,12 @@ def test_a_used_token_is_the_managers_matter_and_the_same_one_again_is_not(membe
     member.join(manager.token())
     assert len(manager.joins) == 1, "it has joined with that"
     with Member(manager) as other:
-        assert refusal(other.join, manager.token()) == (C.PERMISSION_DENIED, "MANAGER")
+        assert refused(other.join, manager.token()) == (C.PERMISSION_DENIED, "MANAGER")
 
 
 def test_a_manager_that_is_not_there_is_said(host: Member, manager: FakeManager) -> None:
     manager.stop()
-    assert refusal(host.join, manager.token()) == (C.UNAVAILABLE, "MANAGER")
+    assert refused(host.join, manager.token()) == (C.UNAVAILABLE, "MANAGER")
     manager.start()
     host.join(manager.token())
 
@@ -153,7 +146,7 @@ def test_another_manager_is_refused_unless_it_replaces_the_first(member: Member,
     with FakeManager() as other:
         member.configure(f"[manager]\nports = [{other.port}, {other.join_port}]\n")
         member.restart()
-        assert refusal(member.join, other.token()) == (C.FAILED_PRECONDITION, "MANAGER")
+        assert refused(member.join, other.token()) == (C.FAILED_PRECONDITION, "MANAGER")
         assert other.joins == []
         member.register("before")
         member.join(other.token(), replace=True)
@@ -166,18 +159,18 @@ def test_a_port_that_the_service_gave_up_is_said_with_what_to_do(manager: FakeMa
     with Member(manager) as host:
         host.configure("")
         host.restart()
-        assert refusal(host.join, manager.token()) == (C.FAILED_PRECONDITION, "MANAGER_PORT")
+        assert refused(host.join, manager.token()) == (C.FAILED_PRECONDITION, "MANAGER_PORT")
 
 
 @pytest.mark.parametrize("token", ["", "nonsense", "hsmvisor-join:AAAA", "hsmvisor-join:" + "A" * 17000])
 def test_a_token_that_is_none_is_refused(host: Member, token: str) -> None:
-    assert refusal(host.join, token) == (C.INVALID_ARGUMENT, "TOKEN")
+    assert refused(host.join, token) == (C.INVALID_ARGUMENT, "TOKEN")
 
 
 def test_it_joins_with_a_certificate_in_the_place_of_a_secret(host: Member, manager: FakeManager) -> None:
     key, certificate = manager.ca.pair(x509.DNSName("host7.example.net"))
     where = {"authorities": manager.ca.root.public_bytes(PEM), "addresses": [f"127.0.0.1:{manager.port}"]}
-    assert refusal(host.join, "", certificate=certificate, **where) == (C.INVALID_ARGUMENT, "TOKEN")
+    assert refused(host.join, "", certificate=certificate, **where) == (C.INVALID_ARGUMENT, "TOKEN")
     host.join("", certificate=certificate, key=key, **where)
     assert manager.joins[-1].proof == b""
     host.connected()
@@ -193,7 +186,7 @@ def test_a_host_leaves(member: Member, manager: FakeManager) -> None:
     time.sleep(0.3)
     assert len(manager.exchanges) == count
     assert not member.host.GetHost(pb.GetHostRequest()).HasField("manager")
-    assert refusal(member.register, "other") == (C.FAILED_PRECONDITION, "NOT_JOINED")
+    assert refused(member.register, "other") == (C.FAILED_PRECONDITION, "NOT_JOINED")
     member.restart()
     assert not member.host.GetHost(pb.GetHostRequest()).HasField("manager")
 
@@ -254,7 +247,7 @@ def test_a_guest_is_removed_with_its_module(member: Member, manager: FakeManager
     done = member.guests.RemoveGuest(pb.RemoveGuestRequest(request_id=new_id(), name="web"), timeout=20)
     assert done.module == "web"
     wait_for(lambda: "web" not in manager.guests, what="the end of web")
-    assert refusal(member.get, "web") == (C.NOT_FOUND, "MODULE")
+    assert refused(member.get, "web") == (C.NOT_FOUND, "MODULE")
     member.guests.RemoveGuest(pb.RemoveGuestRequest(request_id=new_id(), name="bare"))
     wait_for(lambda: not manager.guests, what="the end of both")
     member.register("web")
@@ -283,14 +276,14 @@ def test_what_the_manager_does_not_take_is_shown(member: Member, manager: FakeMa
 
 
 def test_the_same_guest_again_changes_nothing_and_an_unknown_module_needs_a_manager(host: Member) -> None:
-    assert refusal(host.register, "web") == (C.FAILED_PRECONDITION, "NOT_JOINED")
+    assert refused(host.register, "web") == (C.FAILED_PRECONDITION, "NOT_JOINED")
     first = host.register("web", no_module=True, attributes={"a": "b"})
     assert host.register("web", no_module=True, attributes={"a": "b"}) == first
-    assert refusal(host.register, "web", no_module=True) == (C.ALREADY_EXISTS, "GUEST")
+    assert refused(host.register, "web", no_module=True) == (C.ALREADY_EXISTS, "GUEST")
     host.create("mine")
     assert host.register("db", module="mine").module == "mine"
-    assert refusal(host.register, "other", module="mine") == (C.FAILED_PRECONDITION, "MODULE_TAKEN")
-    assert refusal(host.register, "X") == (C.INVALID_ARGUMENT, "NAME")
+    assert refused(host.register, "other", module="mine") == (C.FAILED_PRECONDITION, "MODULE_TAKEN")
+    assert refused(host.register, "X") == (C.INVALID_ARGUMENT, "NAME")
     host.restart()
     listed = host.guests.ListGuests(pb.ListGuestsRequest(page_size=1))
     assert [g.name for g in listed.guests] == ["db"] and listed.next_page_token

@@ -19,16 +19,11 @@ import pytest
 from hsmvisor.serving.audit_verify import verify
 from hsmvisor_rpc.v1 import hsmvisor_pb2 as pb
 from support import other_user
+from support.guest import free_port
 from support.host_process import HostProcess, gone, new_id, reason, wait_for
 
 C = grpc.StatusCode
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 def test_the_service_manager_is_told() -> None:

@@ -10,7 +10,6 @@ import socket
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import grpc
 import pytest
@@ -24,7 +23,7 @@ from hsmvisord.wire.calls import Mechanism
 from support.certificates import Authority, new_key
 from support.command import Command
 from support.host import Host, Module
-from support.host_process import new_id, reason, wait_for
+from support.host_process import new_id, refused, wait_for
 from support.native_client import NativeClient
 from support.wire_client import Closed
 
@@ -108,12 +107,6 @@ class Program:
 def signs_with(signature: bytes, key: ec.EllipticCurvePrivateKey) -> None:
     r, s = (int.from_bytes(half, "big") for half in (signature[:32], signature[32:]))
     key.public_key().verify(encode_dss_signature(r, s), DIGEST, ec.ECDSA(Prehashed(hashes.SHA256())))
-
-
-def refused(call: Any, *arguments: Any, **more: Any) -> tuple[grpc.StatusCode, str]:
-    with pytest.raises(grpc.RpcError) as caught:
-        call(*arguments, **more)
-    return reason(caught.value)
 
 
 def test_a_guest_signs(web: Module, vsock: Path) -> None:

@@ -19,7 +19,7 @@ from hsmvisor_rpc.sealed.fleet import HOST_URI, JoinToken
 from hsmvisor_rpc.v1 import manager_pb2 as pb
 from support import other_user
 from support.certificates import Authority, new_key, private_pem
-from support.host_process import new_id, reason, wait_for
+from support.host_process import new_id, reason, refused, wait_for
 from support.manager_process import JoiningHost, ManagerProcess, Stubs, exchange, guest
 
 C = grpc.StatusCode
@@ -39,12 +39,6 @@ def host(manager: ManagerProcess) -> JoiningHost:
     host = manager.join("alpha")
     exchange(host.stubs(manager), guests=[guest("a", "ann", env="prod"), guest("b", "bob")])
     return host
-
-
-def refused(call: object) -> tuple[grpc.StatusCode, str]:
-    with pytest.raises(grpc.RpcError) as caught:
-        call()  # type: ignore[operator]
-    return reason(caught.value)
 
 
 def roles(stubs: Stubs) -> tuple[str, str, set[str], set[str]]:

@@ -7,14 +7,14 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
 import pytest
 from hsmvisor_rpc.sealed.fleet import JoinToken
 from hsmvisor_rpc.v1 import manager_pb2 as pb
-from support.host_process import new_id, reason, wait_for
+from support.host_process import new_id, reason, refused, wait_for
 from support.manager_process import ManagerProcess, exchange, guest
 from support.postgres import Postgres
 
@@ -27,12 +27,6 @@ def manager(request: pytest.FixtureRequest) -> Iterator[ManagerProcess]:
     url = request.getfixturevalue("postgres").database() if request.param == "postgresql" else ""
     with ManagerProcess(url=url) as manager:
         yield manager
-
-
-def refused(call: Callable[[], object]) -> tuple[grpc.StatusCode, str]:
-    with pytest.raises(grpc.RpcError) as caught:
-        call()
-    return reason(caught.value)
 
 
 def upload(manager: ManagerProcess, text: str = POLICY, request_id: str = "", **more: object) -> pb.Policies:

@@ -60,6 +60,15 @@ def reason(error: grpc.RpcError) -> tuple[grpc.StatusCode, str]:
     return error.code(), info.reason
 
 
+def refused(call: Callable[..., object], *arguments: Any, **more: Any) -> tuple[grpc.StatusCode, str]:
+    """Returns code and reason of a call that must be refused."""
+    try:
+        call(*arguments, **more)
+    except grpc.RpcError as error:
+        return reason(error)
+    raise AssertionError("it was not refused")
+
+
 class HostProcess:
     """`settings` is more TOML; `module` is run as __main__ (a test's own variant of the service)."""
 

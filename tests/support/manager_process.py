@@ -6,7 +6,6 @@ import itertools
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -28,13 +27,8 @@ from hsmvisor_rpc.sealed.commands import fingerprint, raw_public
 from hsmvisor_rpc.sealed.fleet import HOST_URI, JoinStatement, JoinToken, join_proof
 from hsmvisor_rpc.v1 import manager_pb2 as pb
 from hsmvisor_rpc.v1 import manager_pb2_grpc as rpc
+from support.guest import free_port
 from support.host_process import SOURCES, new_id, wait_for
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 class Bearer(grpc.AuthMetadataPlugin):  # type: ignore[misc]

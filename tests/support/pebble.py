@@ -14,12 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import trustme
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+from support.guest import free_port
 
 
 @dataclass
