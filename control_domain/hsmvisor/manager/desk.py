@@ -16,7 +16,7 @@ from hsmvisor.manager.answers import Answers
 from hsmvisor.manager.engine.beginning import snapshot_of
 from hsmvisor.manager.engine.hub import Hub
 from hsmvisor.manager.renewal.decisions import decide
-from hsmvisor.manager.store import inventory, lines, wanted
+from hsmvisor.manager.store import inventory, lines, locks, wanted
 from hsmvisor.manager.store.database import Database
 from hsmvisor.manager.store.lines import Sums
 from hsmvisor.manager.store.rows import DeliveryRow, GenerationRow, LineRow, RequestRow
@@ -122,6 +122,7 @@ class Desk:
 
         async def carry_out() -> bytes:
             async with self._database.transaction() as connection:
+                await locks.members(connection)
                 row = await self.seen(connection, who, id)
                 demand_owner(who, row.owner)
                 fields["material"] = row.material

@@ -11,7 +11,7 @@ from importlib import resources
 from hsmvisor.manager import limits
 from hsmvisor.manager.history.events import Happened, History, Kind
 from hsmvisor.manager.policy.engine import BadPolicies, Policies
-from hsmvisor.manager.store import lines, policies
+from hsmvisor.manager.store import lines, locks, policies
 from hsmvisor.manager.store.database import Database, DatabaseError, IntegrityError
 from hsmvisor.manager.store.rows import PolicyRow
 from hsmvisor.serving.errors import Broken, Conflict, Invalid, WrongState
@@ -78,6 +78,7 @@ class PolicyStore:
             _log.error("the policies of version %d cannot be used, those of version %d stay: %s", self._unusable, before, error)
         if self.current().version != before:  # what was decided here in between went by the old ones
             async with self._database.transaction() as connection:
+                await locks.members(connection)
                 await lines.wake_all(connection, self._clock())
             self._woken()
 
@@ -111,6 +112,7 @@ class PolicyStore:
 
         `instead_of`: the version that has to be the newest; 0: whatever is.  Raises WrongState, Conflict.
         """
+        await locks.members(connection)
         newest = await policies.newest(connection)
         if instead_of and instead_of != newest:
             why = f"these policies are meant to follow version {instead_of}, and version {newest} counts"

@@ -59,6 +59,7 @@ class Results:
         if not results:
             return False
         known = await commands.by_ids(connection, host.id, [result.id for result in results])
+        await lines.lock_by_id(connection, (command.line_id for command in known.values()))
         woken: dict[str, float] = {}
         done: list[str] = []
         failed: set[tuple[str, str]] = set()  # what is refused behind that is refused because of it

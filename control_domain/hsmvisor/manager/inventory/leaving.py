@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from hsmvisor.manager.ca.interface import Ca, Later, Reason, Refused
 from hsmvisor.manager.history.events import Happened, History, Kind
 from hsmvisor.manager.renewal.trigger import Trigger
-from hsmvisor.manager.store import inventory, lines
+from hsmvisor.manager.store import inventory, lines, locks
 from hsmvisor.manager.store.database import Database
 from hsmvisor.manager.store.rows import GenerationRow, HostRow, LineRow, ResourceRow, text_of
 from hsmvisor.manager.wanted import membership
@@ -37,6 +37,7 @@ class Leaving:
         """Its certificate counts no more."""
         if host.state == "revoked":
             return
+        await locks.members(connection)
         await inventory.change_host(connection, host.id, state="revoked", session="")
         await lines.wake_on_host(connection, host.id, self._clock())
         detail = {"name": host.name, "why": why, "by": by}
@@ -49,6 +50,7 @@ class Leaving:
         told: dict[str, object] = {"trusted": int(trusted), "owners": text_of(owners)}
         if text_of(owners) != host.owners:  # it tells all again, and what is not taken any more is refused then
             told["session"] = ""
+        await locks.members(connection)
         await inventory.change_host(connection, host.id, **told)
         await lines.wake_on_host(connection, host.id, self._clock())
 
@@ -95,6 +97,7 @@ class Leaving:
 
         Returns how many resources there were.
         """
+        await locks.members(connection)
         if compromised:
             on_it = await inventory.resources_on(connection, host.id)
             shared = {line.id for r in on_it for line in await lines.lines_on(connection, r.id) if not line.resource_id}
@@ -105,6 +108,7 @@ class Leaving:
 
     async def rekey(self, connection: AsyncConnection, resource: ResourceRow, compromised: bool, why: str, by: str) -> int:
         """Every key of a resource anew, those too that it shares; returns how many."""
+        await locks.members(connection)
         found = await lines.lines_on(connection, resource.id)
         await self._trigger(connection, [line.id for line in found], compromised, why, by)
         for line in found:

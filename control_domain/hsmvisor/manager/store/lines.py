@@ -121,14 +121,30 @@ def _due(now: float) -> Any:
     return case((lines.c.look_at <= now, lines.c.look_at), else_=now)
 
 
+async def lock(connection: AsyncConnection, *where: Any) -> None:
+    """Whoever changes several lines takes them first, and all in one order: else two would wait for each other (PostgreSQL)."""
+    if connection.dialect.name == "postgresql":
+        chosen = select(lines.c.id).where(*where).order_by(lines.c.id)
+        await connection.execute(chosen.with_for_update(key_share=True))
+
+
+async def lock_by_id(connection: AsyncConnection, ids: Iterable[str]) -> None:
+    for some in parts(sorted(set(ids))):
+        if len(some) > 1:
+            await lock(connection, lines.c.id.in_(some))
+
+
 async def wake(connection: AsyncConnection, ids: Iterable[str], now: float, **values: Any) -> None:
     """They are looked at as soon as somebody has the time; again where somebody is at it."""
-    for some in parts(list(ids)):
+    chosen = sorted(set(ids))
+    await lock_by_id(connection, chosen)
+    for some in parts(chosen):
         await connection.execute(update(lines).where(lines.c.id.in_(some)).values(look_at=_due(now), **values))
 
 
 async def wake_all(connection: AsyncConnection, now: float) -> None:
     """What policies say may be another thing now."""
+    await lock(connection)
     await connection.execute(update(lines).values(look_at=_due(now)))
 
 
@@ -137,6 +153,7 @@ async def wake_on_host(connection: AsyncConnection, host_id: str, now: float) ->
     there = select(resources.c.id).where(resources.c.host_id == host_id)
     delivered = select(deliveries.c.line_id).where(deliveries.c.resource_id.in_(there))
     where = or_(lines.c.resource_id.in_(there), lines.c.id.in_(delivered))
+    await lock(connection, where)
     await connection.execute(update(lines).where(where).values(look_at=_due(now)))
 
 
@@ -157,6 +174,7 @@ async def claim(connection: AsyncConnection, by: str, now: float, lease: float, 
 
 
 async def keep(connection: AsyncConnection, by: str, ids: Sequence[str], until: float) -> None:
+    await lock_by_id(connection, ids)
     for some in parts(ids):
         await connection.execute(update(lines).where(lines.c.id.in_(some), lines.c.lease_by == by).values(lease_until=until))
 
@@ -174,12 +192,14 @@ async def release(connection: AsyncConnection, by: str, id: str, look_at: float,
 
 async def take_back(connection: AsyncConnection, by: str) -> None:
     """What this manager was looking at when it ended is looked at again: nobody else has its id."""
+    await lock(connection, lines.c.lease_by == by)
     await connection.execute(update(lines).where(lines.c.lease_by == by).values(lease_by="", lease_until=0.0, look_at=0.0))
 
 
 async def rescue(connection: AsyncConnection, now: float) -> int:
     """What a manager left that is no more is looked at again."""
     where = (lines.c.lease_by != "", lines.c.lease_until <= now)
+    await lock(connection, *where)
     return (await connection.execute(update(lines).where(*where).values(lease_by="", lease_until=0.0, look_at=now))).rowcount
 
 
@@ -348,6 +368,7 @@ async def wake_pending(connection: AsyncConnection, resource_ids: Sequence[str],
         )
         at_work = or_(lines.c.stage != "serving", lines.c.newest != lines.c.serving)
         where = or_(lines.c.id.in_(pending), lines.c.resource_id.in_(some) & at_work)
+        await lock(connection, where)
         await connection.execute(update(lines).where(where).values(look_at=_due(now)))
 
 
