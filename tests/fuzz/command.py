@@ -73,7 +73,7 @@ def kept_corpus(target: str) -> Path:
     return SHIM_CORPUS if target == SHIM else harness.CORPUS / target
 
 
-def _most_mb() -> int:
+def most_mb() -> int:
     """A GiB more than this process has ever had: libFuzzer asks getrusage(2) for its peak, which outlives fork and exec."""
     return 1024 + resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
@@ -88,7 +88,7 @@ def fuzz(target: str, seconds: int, keep: Path, work: Path, seed: int = 0) -> Ou
     for path in kept_corpus(target).glob("*"):
         shutil.copy(path, corpus)
     keep.mkdir(parents=True, exist_ok=True)
-    limits = [f"-max_len={longest}", f"-max_total_time={seconds}", "-timeout=10", f"-rss_limit_mb={_most_mb()}", f"-seed={seed}"]
+    limits = [f"-max_len={longest}", f"-max_total_time={seconds}", "-timeout=10", f"-rss_limit_mb={most_mb()}", f"-seed={seed}"]
     began = time.monotonic()
     ran = subprocess.run(
         [*program, *limits, "-print_final_stats=1", f"-artifact_prefix={keep}/{target}-", str(corpus)],

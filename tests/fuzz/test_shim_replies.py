@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from fuzz.command import most_mb
 
 SHIM = Path(__file__).parents[2] / "pkcs11_shim"
 
@@ -18,7 +19,7 @@ def test_no_answer_harms_the_application(tmp_path: Path) -> None:
     made = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     assert made.returncode == 0, made.stdout
     shutil.copytree(SHIM / "fuzz/corpus", tmp_path / "corpus")
-    limits = ["-runs=20000", "-max_len=2000", "-max_total_time=20", "-timeout=5", "-seed=1"]
+    limits = ["-runs=20000", "-max_len=2000", "-max_total_time=20", "-timeout=5", f"-rss_limit_mb={most_mb()}", "-seed=1"]
     ran = subprocess.run(
         [tmp_path / "fuzz_reply", "corpus", *limits], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
     )

@@ -100,6 +100,6 @@ def test_two_that_wait_for_each_other_are_told_to_try_again(postgres: Postgres) 
                     await connection.execute(text("UPDATE of_test SET n = n + 1 WHERE id = :id"), {"id": then})
 
             ended = await asyncio.gather(change(1, 2), change(2, 1), return_exceptions=True)
-            assert sorted(type(one).__name__ for one in ended) == ["DatabaseError", "NoneType"], ended
+            assert sorted(type(one).__name__ for one in ended) == ["Conflict", "NoneType"], ended
 
     asyncio.run(story())
