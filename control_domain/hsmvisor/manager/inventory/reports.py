@@ -102,13 +102,15 @@ class Reports:
     ) -> Taken:
         if not reports and not gone and not all_there_are:
             return Taken()
-        known = {row.id: row for row in await inventory.resources_on(connection, host.id)}
+        known = {row.id: row for row in await self._compared(connection, host, reports, gone, all_there_are)}
+        new = {f"{host.name}/{report.name}" for report in reports} - set(known)
+        count = len(known) if all_there_are or not new else await inventory.count_on(connection, host.id)
         of_module = {row.module_id: row.id for row in known.values() if row.module_id}
         refused: list[NotTaken] = []
         changed = 0
         for report in reports:
             try:
-                checked = self._checked(host, report, known, of_module)
+                checked = self._checked(host, report, known, of_module, count >= limits.MAX_GUESTS)
             except BadReport as error:
                 refused.append(NotTaken(report.name[: limits.MAX_NAME], error.reason, str(error)))
                 continue
@@ -117,6 +119,7 @@ class Reports:
             if before is not None and of_module.get(before.module_id) == before.id:
                 del of_module[before.module_id]
             of_module[checked.module_id] = checked.id
+            count += before is None
             changed += known[checked.id] is not before
         for id in self._gone(host, known, reports, gone, all_there_are):
             await membership.resource_gone(connection, self._history, known[id], self._clock())
@@ -124,6 +127,18 @@ class Reports:
             detail = {"name": one.name, "reason": one.reason, "why": one.detail}
             await self._history.add(connection, Happened(Kind.RESOURCE_REFUSED, host_id=host.id, detail=detail))
         return Taken(refused, changed)
+
+    async def _compared(
+        self, connection: AsyncConnection, host: HostRow, reports: Sequence[Report], gone: Sequence[str], all_there_are: bool
+    ) -> list[ResourceRow]:
+        """Returns what there is of what is told: all of the host's where it tells all."""
+        if all_there_are:
+            return await inventory.resources_on(connection, host.id)
+        ids = [f"{host.name}/{name}" for name in (*gone, *(report.name for report in reports)) if _NAME.fullmatch(name)]
+        modules = [
+            report.module for report in reports if 1 <= len(report.module) <= limits.MAX_NAME and report.module.isprintable()
+        ]
+        return await inventory.resources_told(connection, host.id, ids, modules)
 
     def _gone(
         self, host: HostRow, known: Mapping[str, ResourceRow], reports: Sequence[Report], gone: Sequence[str], all_there_are: bool
@@ -136,9 +151,10 @@ class Reports:
     # ---- one guest -----------------------------------------------------------------------------------------------
 
     def _checked(
-        self, host: HostRow, report: Report, known: Mapping[str, ResourceRow], of_module: Mapping[str, str]
+        self, host: HostRow, report: Report, known: Mapping[str, ResourceRow], of_module: Mapping[str, str], is_full: bool
     ) -> ResourceRow:
-        """Returns the row as it is from now on.  `of_module`: whose each module is.  Raises BadReport."""
+        """Returns the row as it is from now on.  `of_module`: whose each module is; `is_full`: the host has no room for another
+        guest.  Raises BadReport."""
         if not _NAME.fullmatch(report.name):
             raise BadReport("NAME", f"a guest's name has 1-{limits.MAX_NAME} of a-z 0-9 . _ -")
         if report.kind not in _KINDS:
@@ -147,7 +163,7 @@ class Reports:
             raise BadReport("OWNER", f"an owner's name has 1 to {limits.MAX_OWNER} printable characters")
         if (allowed := lines_of(host.owners)) and report.owner not in allowed:
             raise BadReport("OWNER", f"this host is not for guests of {report.owner}")
-        if len(known) >= limits.MAX_GUESTS and f"{host.name}/{report.name}" not in known:
+        if is_full and f"{host.name}/{report.name}" not in known:
             raise BadReport("LIMIT", f"a host has at most {limits.MAX_GUESTS} guests")
         _check_attributes(report.attributes)
         _check_told(report)

@@ -101,6 +101,23 @@ async def resources_on(connection: AsyncConnection, host_id: str) -> list[Resour
     return ResourceRow.all(rows)
 
 
+async def resources_told(
+    connection: AsyncConnection, host_id: str, ids: Iterable[str], modules: Iterable[str]
+) -> list[ResourceRow]:
+    """Returns those of a host's resources that a report of these is compared with; it may have thousands of others."""
+    found: dict[str, ResourceRow] = {}
+    for column, values in ((resources.c.id, ids), (resources.c.module, modules)):
+        for some in parts(sorted(set(values))):
+            query = select(resources).where(resources.c.host_id == host_id, column.in_(some))
+            found |= {row.id: row for row in ResourceRow.all((await connection.execute(query)).all())}
+    return list(found.values())
+
+
+async def count_on(connection: AsyncConnection, host_id: str) -> int:
+    query = select(func.count()).select_from(resources).where(resources.c.host_id == host_id)
+    return int((await connection.execute(query)).scalar_one())
+
+
 async def resources_named(connection: AsyncConnection, name: str, owner: str = "") -> list[ResourceRow]:
     query = select(resources).where(resources.c.name == name, resources.c.present == 1)
     if owner:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, Self
 
 from hsmvisor.manager import limits
@@ -16,11 +16,16 @@ class _Row:
     def of(cls, row: Any) -> Self:
         """From a result's row that has all columns of the table, and maybe more."""
         values = row._mapping
-        return cls(**{f.name: values[f.name] for f in fields(cls)})  # type: ignore[arg-type]
+        return cls(**{name: values[name] for name in _names(cls)})  # type: ignore[arg-type]
 
     @classmethod
     def all(cls, rows: Iterable[Any]) -> list[Self]:
         return [cls.of(row) for row in rows]
+
+
+@cache
+def _names(cls: Any) -> tuple[str, ...]:
+    return tuple(field.name for field in fields(cls))
 
 
 def lines_of(text: str) -> tuple[str, ...]:

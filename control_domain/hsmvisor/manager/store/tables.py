@@ -104,7 +104,7 @@ resources = Table(
     Column("identity", LargeBinary, nullable=False),  # with the host's signature: verified before a key is sealed
     Column("obeys", Integer, nullable=False),
     Column("sequence", BigInteger, nullable=False),  # the highest that was given to a command for this module
-    Index("ix_resources_host_id", "host_id"),
+    Index("ix_resources_host_id", "host_id", "module"),
     Index("ix_resources_name", "name"),
     Index("ix_resources_owner", "owner"),
 )

@@ -224,7 +224,7 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["host_id"], ["hosts.id"], name=op.f("fk_resources_host_id")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_resources")),
     )
-    op.create_index("ix_resources_host_id", "resources", ["host_id"], unique=False)
+    op.create_index("ix_resources_host_id", "resources", ["host_id", "module"], unique=False)
     op.create_index("ix_resources_name", "resources", ["name"], unique=False)
     op.create_index("ix_resources_owner", "resources", ["owner"], unique=False)
     op.create_table(
