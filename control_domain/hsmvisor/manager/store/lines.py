@@ -9,7 +9,7 @@ from typing import Any
 from hsmvisor.manager.store.inventory import parts
 from hsmvisor.manager.store.rows import DeliveryRow, GenerationRow, LineRow
 from hsmvisor.manager.store.tables import commands, deliveries, envelopes, escrows, generations, lines, resources
-from sqlalchemy import bindparam, case, delete, func, insert, literal, or_, select, update
+from sqlalchemy import bindparam, case, delete, func, insert, literal, or_, select, union, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -95,9 +95,14 @@ async def page_of_request(connection: AsyncConnection, request_id: str, after: s
 
 async def lines_on(connection: AsyncConnection, resource_id: str) -> list[LineRow]:
     """Returns the lines that are the resource's own, or delivered to it."""
+    own = select(lines.c.id).where(lines.c.resource_id == resource_id)
     shared = select(deliveries.c.line_id).where(deliveries.c.resource_id == resource_id)
-    query = select(lines).where(or_(lines.c.resource_id == resource_id, lines.c.id.in_(shared)))
-    return LineRow.all((await connection.execute(query)).all())
+    return LineRow.all((await connection.execute(select(lines).where(_either(own, shared)))).all())
+
+
+def _either(*chosen: Any) -> Any:
+    """Those with one of these ids.  Not OR: for that PostgreSQL reads all lines."""
+    return lines.c.id.in_(union(*chosen))
 
 
 async def change_line(connection: AsyncConnection, id: str, **values: Any) -> None:
@@ -151,8 +156,9 @@ async def wake_all(connection: AsyncConnection, now: float) -> None:
 async def wake_on_host(connection: AsyncConnection, host_id: str, now: float) -> None:
     """What is known of a host is another thing now."""
     there = select(resources.c.id).where(resources.c.host_id == host_id)
+    own = select(lines.c.id).where(lines.c.resource_id.in_(there))
     delivered = select(deliveries.c.line_id).where(deliveries.c.resource_id.in_(there))
-    where = or_(lines.c.resource_id.in_(there), lines.c.id.in_(delivered))
+    where = _either(own, delivered)
     await lock(connection, where)
     await connection.execute(update(lines).where(where).values(look_at=_due(now)))
 
@@ -367,7 +373,7 @@ async def wake_pending(connection: AsyncConnection, resource_ids: Sequence[str],
             deliveries.c.resource_id.in_(some), deliveries.c.state.not_in(("active", "denied"))
         )
         at_work = or_(lines.c.stage != "serving", lines.c.newest != lines.c.serving)
-        where = or_(lines.c.id.in_(pending), lines.c.resource_id.in_(some) & at_work)
+        where = _either(pending, select(lines.c.id).where(lines.c.resource_id.in_(some), at_work))
         await lock(connection, where)
         await connection.execute(update(lines).where(where).values(look_at=_due(now)))
 
