@@ -16,7 +16,7 @@ def importing_of(fleet: Fleet) -> Importing:
 
 
 async def import_key(fleet: Fleet, request: RequestRow, name: str = "www.example.net") -> None:
-    """A new key, with a certificate that ends a day after the fleet's now."""
+    """A new key, with a certificate that lasts thirty days from this very moment, whatever the fleet's clock says."""
     importing = importing_of(fleet)
     key = new_key("p256")
     bundle = Bundle.make(pkcs8(key), chain_pem(Authority().chain(key, name=name)))

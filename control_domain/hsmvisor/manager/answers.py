@@ -44,18 +44,20 @@ class Answers:
 
         Where others are in its way it is carried out again, a few times.
         """
-        for pause in (*_PAUSES, None):
+        for pause in _PAUSES:
             try:
-                return await work()
-            except IntegrityError:
-                if (earlier := await self.answer(request)) is None:
-                    raise
-                return earlier
+                return await self._quickest(request, work)
             except Conflict:
-                if pause is None:
-                    raise
                 await asyncio.sleep(pause * random.uniform(0.5, 1.5))
-        raise AssertionError("not reached")
+        return await self._quickest(request, work)
+
+    async def _quickest(self, request: Request, work: Callable[[], Awaitable[bytes]]) -> bytes:
+        try:
+            return await work()
+        except IntegrityError:
+            if (earlier := await self.answer(request)) is None:
+                raise
+            return earlier
 
     async def store(self, connection: AsyncConnection, request: Request, answer: bytes) -> None:
         """In the transaction of the change.  Raises IntegrityError where another manager carries out the same request."""
