@@ -72,11 +72,10 @@ def test_a_manager_that_is_killed_again_and_again_loses_nothing_and_repeats_noth
             await asyncio.to_thread(manager.stop, signal.SIGKILL)
             await asyncio.to_thread(manager.start)
             await until(lambda n=number: fleet.holding("tls", n + 2) == modules, f"rotation {number}", 150)  # type: ignore[misc]
-        shown = manager.request(asked.id)
-        assert {line.stage for line in shown.lines} <= {"serving", "delivering"}
-        for line in shown.lines:
-            serving = [g for g in line.generations if g.state == "serving"]
-            assert [g.number for g in serving] == [line.generation]
+        await until(lambda: {line.stage for line in manager.request(asked.id).lines} == {"serving"}, "what hosts tell of the last")
+        for line in manager.request(asked.id).lines:
+            serving = [g.number for g in line.generations if g.state == "serving"]
+            assert serving == [line.generation] == [rounds + 1]
         await fleet.close()
         return fleet
 
