@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 from hsmvisor_rpc.v1 import manager_pb2 as pb
@@ -42,6 +44,7 @@ FIGURES = {
     "first_seconds": ("first certificates of all, s", ".1f"),
     "rotation_seconds": ("rotation of all, s", ".1f"),
     "renewal_ms": ("a renewal, ms", ".1f"),
+    "processor_ms": ("processor time a renewal, ms", ".1f"),
     "statements_a_renewal": ("statements a renewal", ".1f"),
     "transactions_a_renewal": ("transactions a renewal", ".1f"),
     "idle_statements": ("statements a minute, nothing happens", ",.0f"),
@@ -53,7 +56,9 @@ FIGURES = {
     "failures": ("exchanges that failed", "d"),
     "refused": ("commands that were refused", "d"),
 }
-COSTS = ("renewal_ms", "statements_a_renewal")  #: that grow in line with the fleet, or do not
+#: That grow in line with the fleet, or do not: what manager and database spend.  How long it takes depends on the light hosts too,
+#: which share the processors with them.
+COSTS = ("processor_ms", "statements_a_renewal")
 
 
 class Watched:
@@ -72,6 +77,20 @@ class Watched:
 def _since(before: dict[str, float], after: dict[str, float], name: str) -> float:
     key = f"hsmvisor_manager_{name}_total"
     return after[key] - before[key]
+
+
+def _processor_seconds(roots: Sequence[int]) -> float:
+    """Returns the processor time of these processes and of all that they have started (proc(5), fields 4 and 14 to 17 of stat)."""
+    parents, spent = {}, {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it ended meanwhile, and its parent has its time
+            fields = path.read_text().rpartition(")")[2].split()
+            pid = int(path.parent.name)
+            parents[pid], spent[pid] = int(fields[1]), sum(map(int, fields[11:15]))
+    ours = set(roots)
+    while more := {pid for pid, parent in parents.items() if parent in ours} - ours:
+        ours |= more
+    return sum(spent.get(pid, 0) for pid in ours) / os.sysconf("SC_CLK_TCK")
 
 
 async def _told(watched: Watched, count: int) -> None:
@@ -111,8 +130,10 @@ async def _statements_a_minute(watched: Watched, seconds: float) -> float:
     return _since(before, await watched.read(), "statements") * 60 / seconds
 
 
-async def _measured(manager: Manager, hosts: int, guests: int, idle: float, found: dict[str, Any]) -> None:
-    """Writes into `found` as far as it comes."""
+async def _measured(
+    manager: Manager, processes: Sequence[int], hosts: int, guests: int, idle: float, found: dict[str, Any]
+) -> None:
+    """Writes into `found` as far as it comes; `processes` are those of manager and database."""
     watched, count = Watched(manager), hosts * guests
     fleet = LightFleet(manager.token, shared_recipient())
     found["memory_mb_without_hosts"] = (await watched.read())["hsmvisor_manager_resident_bytes"] / 2**20
@@ -129,7 +150,7 @@ async def _measured(manager: Manager, hosts: int, guests: int, idle: float, foun
         asked = await asyncio.to_thread(manager.requests.Apply, apply, timeout=CALL_WITHIN)
         found["first_seconds"] = await _until(fleet, 1, count)
         await _settled(watched)
-        before = await watched.read()
+        before, spent = await watched.read(), _processor_seconds(processes)
         rotate = pb.RotateRequest(request_id=new_id(), id=asked.id, why="the bench")
         began = time.monotonic()
         await asyncio.to_thread(manager.requests.Rotate, rotate, timeout=CALL_WITHIN)
@@ -137,6 +158,7 @@ async def _measured(manager: Manager, hosts: int, guests: int, idle: float, foun
         found["rotation_seconds"] = time.monotonic() - began
         await _settled(watched)
         after = await watched.read()
+        found["processor_ms"] = (_processor_seconds(processes) - spent) * 1000 / count
         found["renewal_ms"] = found["rotation_seconds"] * 1000 / count
         found["statements_a_renewal"] = _since(before, after, "statements") / count
         found["transactions_a_renewal"] = _since(before, after, "transactions") / count
@@ -151,20 +173,22 @@ async def _measured(manager: Manager, hosts: int, guests: int, idle: float, foun
 
 
 @contextlib.contextmanager
-def _database(kind: str) -> Iterator[str]:
+def _database(kind: str) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Gives its URL, and its processes where they are not the manager's own."""
     if kind == "sqlite":
-        yield ""
+        yield "", ()
         return
     with contextlib.closing(Postgres()) as server:
-        yield server.database()
+        yield server.database(), (server.pid,)
 
 
 def _one(kind: str, hosts: int, guests: int, idle: float) -> dict[str, Any]:
     """`ended`: why it came to no end, where it did not."""
     row: dict[str, Any] = {"database": kind, "hosts": hosts, "modules": hosts * guests}
-    with _database(kind) as url, Manager(url=url) as manager:
+    with _database(kind) as (url, processes), Manager(url=url) as manager:
+        assert manager.process is not None
         try:
-            asyncio.run(_measured(manager, hosts, guests, idle, row))
+            asyncio.run(_measured(manager, (manager.process.pid, *processes), hosts, guests, idle, row))
         except Exception as error:  # the other database's figures stay
             row["ended"] = " ".join(f"{type(error).__name__}: {error}".split())
             print("\n".join(line[:200] for line in manager.log.read_text().splitlines()[-60:]), file=sys.stderr)

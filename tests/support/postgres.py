@@ -42,6 +42,11 @@ class Postgres:
         """Its data, with what it writes ahead, and its log."""
         return self._directory
 
+    @property
+    def pid(self) -> int:
+        """Of the server's first process, whose children serve the connections."""
+        return int((self._directory / "data/postmaster.pid").read_text().split()[0])
+
     def database(self) -> str:
         """Returns the URL of a new one."""
         self._databases += 1

@@ -43,7 +43,7 @@ def test_both_databases_and_sizes_stand_side_by_side() -> None:
         ({"failures": 3}, "PostgreSQL, 200 hosts: 3 exchanges that failed"),
         ({"refused": 1}, "PostgreSQL, 200 hosts: 1 commands that were refused"),
         ({"statements_a_renewal": 31.0}, "PostgreSQL: statements a renewal: more than 1.5 times those of the small fleet"),
-        ({"renewal_ms": 31.0}, "PostgreSQL: a renewal, ms: more than 1.5 times those of the small fleet"),
+        ({"processor_ms": 31.0}, "PostgreSQL: processor time a renewal, ms: more than 1.5 times those of the small fleet"),
         ({"ended": "TimeoutError: 5 of 20000"}, "PostgreSQL, 200 hosts: it did not end: TimeoutError: 5 of 20000"),
     ],
 )
