@@ -61,6 +61,31 @@ MAX_VHOST_PAYLOAD = 512  #: bytes of a vhost-user message
 VHOST_MESSAGE_SECONDS = 1.0  #: a vhost-user message must be whole this long after its first byte
 SUSPEND_SECONDS = 5.0  #: that a device may take to stop between two packets
 
+# ---- a USB device -------------------------------------------------------------------------------------------------------
+
+USB_CHANNELS = 12  #: interfaces for the PKCS#11 library, each one connection of one process: endpoints 3 to 14
+MAX_USB_STRING = 252  #: bytes of a string in UTF-16 (bLength is a byte)
+MAX_USB_TRANSFER = 1 << 20  #: bytes of one transfer
+MAX_PARKED_URBS = 256  #: transfers of a device that wait for data or room; one more ends the device
+MAX_PARKED_URB_BYTES = 8 * 1024 * 1024  #: bytes of them that go OUT
+MAX_USB_READ = 64 * 1024  #: bytes of a channel in one transfer
+MAX_USB_UNSENT = 1 << 20  #: bytes that wait for the importer; it is not read from meanwhile
+MAX_USBIP_OPERATIONS = 16  #: questions of one connection before it imports
+MAX_USBREDIR_FILTER = 4096  #: bytes of a guest's filter
+MAX_USBREDIR_CAPABILITIES = 16  #: words of 32 of them
+USB_IMPORT_SECONDS = 10.0  #: a connection has imported the device this long after it came
+MAX_CCID_MESSAGE = 65544  #: bytes of a message to the reader and of an answer, with its head (dwMaxCCIDMessageLength)
+MAX_CCID_ANSWERS = 16  #: answers of the reader that nobody has read; beyond, it takes no message
+
+# ---- a smart card -------------------------------------------------------------------------------------------------------
+
+MAX_APDU = 65544  #: bytes of one command: an extended one with 65535 bytes of data, and both its lengths
+MAX_APDU_CHAIN = 65535  #: bytes of data of one command that comes in a chain
+MAX_TLV_OBJECTS = 16  #: objects in a row that a guest sends
+MAX_CARD_SHOWN = 4096  #: bytes of what a card remembers of what it has shown
+CARD_OUT_SECONDS = 2.0  #: that a card stays out when its keys change: OpenSC needs more than 0.3 to notice
+CARD_PATIENCE = 1.0  #: seconds after which an importer is told again that the card is at work
+
 # ---- threads and their time ---------------------------------------------------------------------------------------------
 
 THREADS = 4  #: that read or sign, of one module

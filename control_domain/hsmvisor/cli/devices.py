@@ -14,6 +14,14 @@ from hsmvisor_rpc.v1 import hsmvisor_pb2 as pb
 _MACHINE = click.option(
     "--machine", type=click.Choice(["q35", "pc"]), default="q35", show_default=True, help="The guest's machine type."
 )
+_FACE = click.option(
+    "--as",
+    "face",
+    type=click.Choice(["vsock", "usb"]),
+    default="vsock",
+    show_default=True,
+    help="As what: a virtio-vsock device, or a USB device (smart card reader, and channels for the library). It may be both.",
+)
 _IDENT = click.option("--request-id", "ident", help="Makes a repeated call the same call.")
 
 
@@ -22,21 +30,45 @@ _IDENT = click.option("--request-id", "ident", help="Makes a repeated call the s
 @click.option("--qmp", "path", type=click.Path(), help="QMP socket of the guest's QEMU: its -qmp unix:PATH,server=on,wait=off.")
 @click.option("--hybrid", type=click.Path(), help="Vsock path (uds_path) of a Firecracker or Cloud Hypervisor guest.")
 @click.option("--bus", default="", help="Id of a free pcie-root-port of the guest; default: the first one that is free.")
+@_FACE
+@click.option("--usbip", metavar="ADDRESS:PORT", help="With --as usb: where the guest's kernel imports it, here.")
+@click.option("--peer", "peers", multiple=True, help="With --usbip: address or network that may import it; may be repeated.")
 @_IDENT
 @pass_context
-def attach(ctx: Context, name: str, path: str | None, hybrid: str | None, bus: str, ident: str | None) -> None:
+def attach(
+    ctx: Context,
+    name: str,
+    path: str | None,
+    hybrid: str | None,
+    bus: str,
+    face: str,
+    usbip: str | None,
+    peers: tuple[str, ...],
+    ident: str | None,
+) -> None:
     """Plug module NAME into a running QEMU guest, or connect it with a guest of Firecracker or Cloud Hypervisor (--hybrid).
 
     The guest sees a virtio-vsock device and reaches its module at vsock:cid=2;port=9111, with stock drivers. What would fail in
     silence is checked first: shared guest memory, a free root port, no other vsock device; if something is missing, nothing is
     changed, and it is said which option QEMU needs. A module that is plugged in already is left as it is.
 
+    With --as usb the guest sees a smart card reader with a PIV card, and programs with our library reach the whole token at usb:.
+    It needs a USB controller alone. Where QEMU cannot be asked, the guest's kernel imports the device by USB/IP (--usbip), which
+    has neither login nor encryption: only on the guest's own network, and only from --peer.
+
     \b
     Example:
       qemu-system-x86_64 ... -qmp unix:/run/vm/web-1.qmp,server=on,wait=off
       hsmvisor module attach web-1 --qmp /run/vm/web-1.qmp
       hsmvisor module attach db-2 --hybrid /srv/vm/db-2.vsock
+      hsmvisor module attach web-1 --as usb --qmp /run/vm/web-1.qmp
+      hsmvisor module attach web-1 --as usb --usbip 192.0.2.1:3240 --peer 192.0.2.17
     """
+    if face == "usb":
+        _attach_usb(ctx, name, path, usbip, peers, bool(hybrid or bus), ident)
+        return
+    if usbip or peers:
+        raise click.UsageError("--usbip and --peer go with --as usb")
     if (path is None) == (hybrid is None):
         raise click.UsageError("give one of --qmp and --hybrid")
     if hybrid is not None and bus:
@@ -57,37 +89,64 @@ def attach(ctx: Context, name: str, path: str | None, hybrid: str | None, bus: s
     ctx.result(found, lambda: click.echo(told))
 
 
+def _attach_usb(
+    ctx: Context, name: str, path: str | None, usbip: str | None, peers: tuple[str, ...], others: bool, ident: str | None
+) -> None:
+    if others or (path is None) == (usbip is None):
+        raise click.UsageError("with --as usb give one of --qmp and --usbip, and neither --hybrid nor --bus")
+    if bool(peers) != bool(usbip):
+        raise click.UsageError("--usbip and --peer go together: who may import the device is named")
+    asked = pb.AttachModuleRequest(request_id=ident or request_id(), name=name, face=pb.USB)
+    if path is not None:
+        asked.qmp_path = str(Path(path).absolute())
+    if usbip is not None:
+        asked.usbip_listen = usbip
+        asked.usbip_peers.extend(peers)
+    with ctx.patience(f"plugging {name} in"):
+        found = ctx.modules.AttachModule(asked, timeout=ctx.timeout)
+    usb = found.device.usb
+    told = f"module {name} is plugged in as USB device {usb.usb_id}; in the guest: usb:serial={usb.serial}"
+    if usbip is not None:
+        host, _, port = usbip.rpartition(":")
+        import_it = f"usbip --tcp-port {port} attach -r {host.strip('[]')} -b {usb.serial}"
+        told = f"module {name} may be imported at {usbip}; in the guest: modprobe vhci-hcd && {import_it}"
+    ctx.result(found, lambda: click.echo(told))
+
+
 @click.command(cls=Command)
 @click.argument("name")
 @click.option(
     "--qmp", "path", type=click.Path(), help="QMP socket of a guest that was started with the module; default: as attached."
 )
+@_FACE
 @_IDENT
 @pass_context
-def detach(ctx: Context, name: str, path: str | None, ident: str | None) -> None:
+def detach(ctx: Context, name: str, path: str | None, face: str, ident: str | None) -> None:
     """Take module NAME out of its guest.
 
     Its connections from that guest end; its keys stay. The guest's kernel must run to let go of the device. Of a guest that has
     ended only the note is forgotten.
     """
     qmp = str(Path(path).absolute()) if path else ""
-    asked = pb.DetachModuleRequest(request_id=ident or request_id(), name=name, qmp_path=qmp)
+    what = pb.USB if face == "usb" else pb.VSOCK
+    asked = pb.DetachModuleRequest(request_id=ident or request_id(), name=name, qmp_path=qmp, face=what)
     with ctx.patience(f"waiting for the guest to let go of {name}"):
         found = ctx.modules.DetachModule(asked, timeout=ctx.timeout)
-    ctx.result(found, lambda: click.echo(f"module {name} is in no guest"))
+    ctx.result(found, lambda: click.echo(f"module {name} is in no guest" + " as a USB device" * (what == pb.USB)))
 
 
 @click.command("qemu-args", cls=Command)
 @click.argument("name")
 @click.option("--memory", default="2G", show_default=True, help="Of the guest, as 512M or 4G.")
 @_MACHINE
+@_FACE
 @click.option(
     "--check",
     "line",
     help="A QEMU command line of your own, quoted as one word: says what is wrong with it. Exit code 4: something is.",
 )
 @pass_context
-def qemu_args(ctx: Context, name: str, memory: str, machine: str, line: str | None) -> None:
+def qemu_args(ctx: Context, name: str, memory: str, machine: str, face: str, line: str | None) -> None:
     """Print the arguments of a QEMU guest that has module NAME from its start; they go beside the guest's own.
 
     Shared memory of its size, the connection to the module, and a root port so that it can be unplugged.
@@ -97,7 +156,10 @@ def qemu_args(ctx: Context, name: str, memory: str, machine: str, line: str | No
       qemu-system-x86_64 -machine q35 $(hsmvisor module qemu-args web-1 --memory 4G) ...
       hsmvisor module qemu-args web-1 --check "$(cat start-web-1)"
     """
-    asked = pb.DescribeDeviceRequest(name=name, memory=memory, machine=machine, command_line=line or "")
+    if face == "usb" and line:
+        raise click.UsageError("--check is for --as vsock: a USB device needs nothing but a controller")
+    what = pb.USB if face == "usb" else pb.VSOCK
+    asked = pb.DescribeDeviceRequest(name=name, memory=memory, machine=machine, command_line=line or "", face=what)
     found = ctx.modules.DescribeDevice(asked, timeout=ctx.timeout)
     rows = [(f.problem, f.change) for f in found.findings]
 
@@ -118,14 +180,16 @@ def qemu_args(ctx: Context, name: str, memory: str, machine: str, line: str | No
 @click.command("libvirt-xml", cls=Command)
 @click.argument("name")
 @_MACHINE
+@_FACE
 @pass_context
-def libvirt_xml(ctx: Context, name: str, machine: str) -> None:
+def libvirt_xml(ctx: Context, name: str, machine: str, face: str) -> None:
     """Print the parts of a libvirt domain that has module NAME from its start: put them into it by virsh edit.
 
     libvirt has no element for a vhost-user-vsock device, so QEMU's arguments stand in its qemu:commandline; the xmlns:qemu of the
     first line is needed. See control_domain/docs/qemu.md for AppArmor.
     """
-    found = ctx.modules.DescribeDevice(pb.DescribeDeviceRequest(name=name, machine=machine), timeout=ctx.timeout)
+    what = pb.USB if face == "usb" else pb.VSOCK
+    found = ctx.modules.DescribeDevice(pb.DescribeDeviceRequest(name=name, machine=machine, face=what), timeout=ctx.timeout)
     ctx.result(found, lambda: click.echo(found.libvirt_xml, nl=False))
 
 

@@ -20,6 +20,7 @@ from hsmvisor.cli.hosts import audit, authority, events, host
 from hsmvisor.cli.materials import material
 from hsmvisor.cli.modules import module
 from hsmvisor.cli.policies import policy
+from hsmvisor.cli.usb import usb
 from hsmvisor.client import SigningKey, TlsFiles
 
 
@@ -123,7 +124,7 @@ for of_policy in fleet_policies.COMMANDS:
     policy.add_command(of_policy)
 for of_module in devices.COMMANDS:
     module.add_command(of_module)
-for command in (module, guest, material, fleet, request, host, authority, events, audit, backup, restore, policy, doctor):
+for command in (module, guest, material, fleet, request, host, authority, events, audit, backup, restore, policy, usb, doctor):
     cli.add_command(command)
 
 

@@ -21,6 +21,18 @@ def module() -> None:
     """The secure modules of a host, one for each guest."""
 
 
+class SlotMaterial(click.ParamType[tuple[str, str]]):
+    """SLOT=MATERIAL of a smart card."""
+
+    name = "SLOT=MATERIAL"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
+        slot, equals, material = str(value).partition("=")
+        if not (slot and equals and material):
+            self.fail(f"{value!r} is not SLOT=MATERIAL, as 9a=web", param, ctx)
+        return slot.lower(), material
+
+
 def request_id() -> str:
     return str(uuid.uuid4())
 
@@ -32,9 +44,15 @@ def _settings(
     guest_token: bool,
     mechanisms: tuple[str, ...],
     forbidden: tuple[str, ...],
+    card_slots: tuple[tuple[str, str], ...],
+    yubikey: bool,
+    usb_id: str,
     cryptoprocessor: str = SOFTWARE,
     **policy: Any,
 ) -> pb.ModuleSettings:
+    if len(dict(card_slots)) != len(card_slots):
+        raise click.UsageError("--card-slot names each slot once")
+    card = pb.Card(slots=dict(card_slots), yubikey=yubikey, usb_id=usb_id)
     allowed = pb.Policy(mechanisms=sorted(set(mechanisms)), forbidden=sorted(set(forbidden)), **policy)
     return pb.ModuleSettings(
         log_signatures=log_signatures,
@@ -43,6 +61,7 @@ def _settings(
         policy=allowed if allowed.ByteSize() else None,
         guest_token=guest_token,
         cryptoprocessor="" if cryptoprocessor == SOFTWARE else cryptoprocessor,
+        card=card if card.ByteSize() else None,
     )
 
 
@@ -74,6 +93,21 @@ def _settings_options(command: Callable[..., None]) -> Callable[..., None]:
             type=click.Choice(FORBIDDABLE),
             help="What the guest may not do in slot 1; may be repeated.",
         ),
+        click.option(
+            "--usb-id",
+            default="",
+            metavar="VVVV:PPPP",
+            help="Ids of the USB device (control_domain/docs/usb.md).",
+        ),
+        click.option("--yubikey", is_flag=True, help="The smart card answers what ykcs11 and ykman ask of a YubiKey."),
+        click.option(
+            "--card-slot",
+            "card_slots",
+            multiple=True,
+            type=SlotMaterial(),
+            help="What the smart card has in a PIV slot (9a, 9c, 9d, 9e, 82 to 95); may be repeated. "
+            "None = materials fill 9a, then 82 to 95, as they come.",
+        ),
         click.option("--guest-token", is_flag=True, help="Slot 1: a token where the guest makes and keeps keys of its own."),
         click.option("--log-signatures", is_flag=True, help="An audit line for each signature."),
     ):
@@ -98,6 +132,8 @@ def show_module(m: pb.Module) -> None:
     rows.append(("guest's own keys", "slot 1" if m.settings.guest_token else "-"))
     rows.append(("policy", _policy(m.settings.policy)))
     rows.append(("guest", _guest(m.device)))
+    rows.append(("USB", _usb(m.device.usb)))
+    rows.append(("smart card", _card(m.settings.card)))
     if m.failure:
         rows.append(("failure", m.failure))
     table(("", ""), rows)
@@ -122,6 +158,27 @@ def _policy(policy: pb.Policy) -> str:
     told += [f"PINs from {policy.min_pin} bytes"] if policy.min_pin else []
     told += ["legacy mechanisms and keys"] if policy.legacy else []
     return "; ".join(told) or "-"
+
+
+def _usb(usb: pb.Usb) -> str:
+    """Who has the module as a USB device."""
+    told = [f"{usb.protocol}, {usb.peer}"] if usb.protocol else []
+    if usb.HasField("attachment"):
+        if usb.attachment.listen:
+            deaf = "" if usb.attachment.listening else " (not listening: see the host's log, then attach it again)"
+            told.append(f"USB/IP at {usb.attachment.listen}{deaf} for {', '.join(usb.attachment.peers)}")
+        else:
+            told.append(f"in the guest at {usb.attachment.qmp_path}, since {when(usb.attachment.attached_at)}")
+        if not usb.protocol:
+            told.append("not imported now")
+    return "; ".join(told) or "-"
+
+
+def _card(card: pb.Card) -> str:
+    told = [f"{slot} {material}" for slot, material in sorted(card.slots.items())]
+    told += ["as a YubiKey"] if card.yubikey else []
+    told += [f"ids {card.usb_id}"] if card.usb_id else []
+    return ", ".join(told) or "-"
 
 
 def _guest(device: pb.Device) -> str:

@@ -31,13 +31,17 @@ class Attachments:
 
     async def attach(self, name: str, path: str, bus: str, request: Request) -> AttachmentRow:
         """Plugs a module into the guest whose QMP socket is `path`, on `bus` or any that is free.  Raises ServiceError."""
-        async with self._held(name) as module:
-            if module.attachment is not None and module.attachment.hybrid:
+        async with held(self._modules, name) as module:
+            if module.faces.attachment is not None and module.faces.attachment.hybrid:
                 raise _attached(module)
             await module.status()  # a device that nobody answers would stop the guest
             async with qmp.connect(path) as connection:
-                if module.device.plugged and not await qemu.has(connection, plug_of(module)):
-                    where = f"the guest at {module.attachment.qmp}" if module.attachment else "a guest that was started with it"
+                if module.faces.device.plugged and not await qemu.has(connection, plug_of(module)):
+                    where = (
+                        f"the guest at {module.faces.attachment.qmp}"
+                        if module.faces.attachment
+                        else "a guest that was started with it"
+                    )
                     hint = f"a module is in one guest: hsmvisor module detach {name}, or shut that guest down"
                     raise WrongState("ATTACHED", f"module {name} is plugged into {where}", hint)
                 plugged = await qemu.plug(connection, plug_of(module), bus)
@@ -51,12 +55,12 @@ class Attachments:
         """Notes where QEMU has plugged it in.  Raises ServiceError."""
         row = AttachmentRow(module.module_id, path, bus, plugged.bus, plugged.device, plugged.chardev, int(time.time()))
         try:
-            await module.device.wait_plugged(_PLUGGED_WITHIN)
+            await module.faces.device.wait_plugged(_PLUGGED_WITHIN)
         except TimeoutError:
             hint = "hsmvisor module detach, then attach it again; see the host's log"
             raise WrongState("DEVICE", f"QEMU has the device of module {module.name}, but the module has no QEMU", hint) from None
         await self._state.attach(row, request, b"")
-        module.attachment = row
+        module.faces.attachment = row
         return row
 
     async def bring_back(self, name: str) -> AttachmentRow | None:
@@ -64,8 +68,8 @@ class Attachments:
 
         None: there is nothing to bring back, or nowhere.  Raises ServiceError.
         """
-        async with self._held(name) as module:
-            row = module.attachment
+        async with held(self._modules, name) as module:
+            row = module.faces.attachment
             if row is None or not lost(module):
                 return None
             try:
@@ -83,8 +87,8 @@ class Attachments:
         """Destroys a module and takes its device out of its guest; returns as Modules.destroy.  Raises ServiceError."""
         module = self._modules.get(name)
         left = await self._modules.destroy(name, request)  # first: keys end at once, whatever the guest does
-        if module.attachment is not None and module.attachment.qmp:
-            await self._clear(plug_of(module), module.attachment.qmp)
+        if module.faces.attachment is not None and module.faces.attachment.qmp:
+            await self._clear(plug_of(module), module.faces.attachment.qmp)
         return left
 
     async def _clear(self, left: qemu.Plug, path: str) -> None:
@@ -99,22 +103,22 @@ class Attachments:
 
     async def attach_hybrid(self, name: str, path: str, request: Request) -> None:
         """Has a module serve the guest whose monitor's vsock has `path` (hybrid.py), also after a restart.  Raises ServiceError."""
-        async with self._held(name) as module:
-            if module.device.plugged or (module.attachment is not None and module.attachment.hybrid != path):
+        async with held(self._modules, name) as module:
+            if module.faces.device.plugged or (module.faces.attachment is not None and module.faces.attachment.hybrid != path):
                 raise _attached(module)
             for other in self._modules.all():
-                if other is not module and other.attachment is not None and other.attachment.hybrid == path:
+                if other is not module and other.faces.attachment is not None and other.faces.attachment.hybrid == path:
                     raise WrongState("HYBRID_TAKEN", f"module {other.name} is attached to {path}", "a guest has one module")
-            was = module.attachment
+            was = module.faces.attachment
             row = was or AttachmentRow(module.module_id, "", "", "", "", "", int(time.time()), path)
-            module.hybrid.listen(path)
+            module.faces.hybrid.listen(path)
             try:
                 await self._state.attach(row, request, b"")
             except BaseException:
                 if was is None:
-                    module.hybrid.close()
+                    module.faces.hybrid.close()
                 raise
-            module.attachment = row
+            module.faces.attachment = row
         _log.info("module %s: attached to the monitor at %s", name, path)
         self._events.emit("module-attached", name, {"hybrid": path})
         module.touched()
@@ -124,16 +128,16 @@ class Attachments:
 
         A guest that has ended has no device any more: then only the note is forgotten.  Raises ServiceError.
         """
-        async with self._held(name) as module:
-            if module.attachment is not None and module.attachment.hybrid:
-                return await self._detach_hybrid(module, module.attachment.hybrid, path, request)
-            path = path or (module.attachment.qmp if module.attachment else "")
-            if not path and module.device.plugged:
+        async with held(self._modules, name) as module:
+            if module.faces.attachment is not None and module.faces.attachment.hybrid:
+                return await self._detach_hybrid(module, module.faces.attachment.hybrid, path, request)
+            path = path or (module.faces.attachment.qmp if module.faces.attachment else "")
+            if not path and module.faces.device.plugged:
                 hint = "it was plugged in when its guest was started: give that guest's QMP socket (--qmp), or shut it down"
                 raise WrongState("NOT_ATTACHED", f"module {name} is in a guest that it was not attached to", hint)
             was = bool(path) and await self._unplug(module, path)
             await self._state.detach(module.module_id, request, b"")
-            module.attachment = None
+            module.faces.attachment = None
         if path:
             _log.info("module %s: unplugged from the guest at %s", name, path)
             self._events.emit("module-detached", name, {"qmp": path, "was_plugged": was})
@@ -144,10 +148,10 @@ class Attachments:
         if path:
             hint = f"hsmvisor module detach {module.name}, without --qmp"
             raise WrongState("NOT_ATTACHED", f"module {module.name} is attached to {hybrid}, not by QMP", hint)
-        was = bool(module.hybrid.path)
+        was = bool(module.faces.hybrid.path)
         await self._state.detach(module.module_id, request, b"")
-        module.attachment = None
-        module.hybrid.close()
+        module.faces.attachment = None
+        module.faces.hybrid.close()
         with contextlib.suppress(ServiceError):  # a worker that has ended has no connections
             await module.ask(m.DropConnections(peer_of(hybrid)), m.Done)
         _log.info("module %s: detached from the monitor at %s", module.name, hybrid)
@@ -173,33 +177,34 @@ class Attachments:
     async def _let_go(self, module: Module) -> bool:
         """Says whether no QEMU is connected to the module, now or in a moment."""
         try:
-            await module.device.wait_unplugged(_UNPLUGGED_WITHIN)
+            await module.faces.device.wait_unplugged(_UNPLUGGED_WITHIN)
         except TimeoutError:
             return False
         return True
 
-    @asynccontextmanager
-    async def _held(self, name: str) -> AsyncIterator[Module]:
-        """The module, which nobody destroys or replaces meanwhile."""
-        module = self._modules.get(name)
-        async with module.ending:
-            if self._modules.get(name) is not module:
-                raise NotFound("MODULE", f"there is no module {name} any more", "hsmvisor module list shows those there are")
-            yield module
+
+@asynccontextmanager
+async def held(modules: Modules, name: str) -> AsyncIterator[Module]:
+    """The module, which nobody destroys or replaces meanwhile.  Raises NotFound."""
+    module = modules.get(name)
+    async with module.ending:
+        if modules.get(name) is not module:
+            raise NotFound("MODULE", f"there is no module {name} any more", "hsmvisor module list shows those there are")
+        yield module
 
 
 def lost(module: Module) -> bool:
     """Says whether a module that serves should be in a guest by QMP and is in none."""
-    wanted = module.attachment is not None and bool(module.attachment.qmp)
-    return wanted and module.state == SERVING and not module.device.plugged
+    wanted = module.faces.attachment is not None and bool(module.faces.attachment.qmp)
+    return wanted and module.state == SERVING and not module.faces.device.plugged
 
 
 def _attached(module: Module) -> WrongState:
-    row = module.attachment
+    row = module.faces.attachment
     where = (row.hybrid or row.qmp) if row else "a guest that was started with it"
     hint = f"a module is in one guest: hsmvisor module detach {module.name}, or shut that guest down"
     return WrongState("ATTACHED", f"module {module.name} is attached to {where}", hint)
 
 
 def plug_of(module: Module) -> qemu.Plug:
-    return qemu.Plug(module.name, str(module.device.path))
+    return qemu.Plug(module.name, str(module.faces.device.path))

@@ -12,7 +12,7 @@ from hsmvisor.host.measures import Measure
 from hsmvisor.host.module import Module, Upgraded
 from hsmvisor.host.modules import Change
 from hsmvisor.host.qemu_survey import Finding
-from hsmvisor.host.settings import EVERYTHING, Policy, Settings
+from hsmvisor.host.settings import EVERYTHING, Card, Policy, Settings
 from hsmvisor.host.uplink.uplink import LinkState
 from hsmvisor.serving.events import EventRow
 from hsmvisor.serving.text import clean
@@ -34,6 +34,7 @@ def settings(message: pb.ModuleSettings) -> Settings:
         policy,
         message.guest_token,
         message.cryptoprocessor,
+        Card(tuple(sorted(message.card.slots.items())), message.card.yubikey, message.card.usb_id),
     ).check()
 
 
@@ -46,7 +47,14 @@ def settings_message(settings: Settings) -> pb.ModuleSettings:
         policy=policy,
         guest_token=settings.guest_token,
         cryptoprocessor=settings.cryptoprocessor,
+        card=_card(settings.card),
     )
+
+
+def _card(card: Card) -> pb.Card | None:
+    if card == Card():
+        return None
+    return pb.Card(slots=dict(card.slots), yubikey=card.yubikey, usb_id=card.usb_id)
 
 
 def measure(row: Measure) -> pb.Measure:
@@ -90,7 +98,7 @@ def hsm(hsm: Hsm, modules: int, purges: int) -> pb.Hsm:
 
 
 def _device(module: Module) -> pb.Device:
-    device, row, attachment = module.device, module.attachment, None
+    device, row, attachment = module.faces.device, module.faces.attachment, None
     if row is not None:
         attachment = pb.Attachment(
             qmp_path=row.qmp,
@@ -99,10 +107,32 @@ def _device(module: Module) -> pb.Device:
             chardev_id=row.chardev,
             attached_at=timestamp(row.at),
             hybrid_path=row.hybrid,
-            listening=bool(row.hybrid) and module.hybrid.path == row.hybrid,
+            listening=bool(row.hybrid) and module.faces.hybrid.path == row.hybrid,
         )
     return pb.Device(
-        socket=str(device.path), guest_cid=device.cid, port=limits.VSOCK_PORT, plugged=device.plugged, attachment=attachment
+        socket=str(device.path),
+        guest_cid=device.cid,
+        port=limits.VSOCK_PORT,
+        plugged=device.plugged,
+        attachment=attachment,
+        usb=_usb(module),
+    )
+
+
+def _usb(module: Module) -> pb.Usb:
+    usb, row, attachment = module.faces.usb, module.faces.usb_attachment, None
+    if row is not None:
+        attachment = pb.UsbAttachment(
+            qmp_path=row.qmp,
+            device_id=row.device,
+            listen=row.listen,
+            peers=row.peers,
+            listening=bool(row.listen) and usb.usbip == row.listen,
+            attached_at=timestamp(row.at),
+        )
+    ident = str(module.settings.card.usb_ids())
+    return pb.Usb(
+        socket=str(usb.path), usb_id=ident, serial=module.name, protocol=usb.protocol, peer=usb.peer, attachment=attachment
     )
 
 

@@ -93,6 +93,16 @@ STEPS: tuple[tuple[str, ...], ...] = (
         ) STRICT""",
         "CREATE UNIQUE INDEX guests_module ON guests (module) WHERE module <> ''",
     ),
+    (
+        """CREATE TABLE usb_attachments (
+            module_id BLOB PRIMARY KEY REFERENCES modules (module_id) ON DELETE CASCADE,
+            qmp TEXT NOT NULL,                  -- path of the QMP socket of the guest's QEMU; empty = USB/IP
+            device TEXT NOT NULL,               -- id in QEMU
+            listen TEXT NOT NULL,               -- HOST:PORT for USB/IP; empty = by QMP
+            peers TEXT NOT NULL,                -- JSON array of networks that may import
+            at INTEGER NOT NULL                 -- seconds
+        ) STRICT""",
+    ),
 )
 
 

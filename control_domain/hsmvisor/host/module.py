@@ -18,15 +18,14 @@ from hsmvisor.host import pauses, places, reports
 from hsmvisor.host.adoption import end_stranger, returned_listener
 from hsmvisor.host.child import HelperLost
 from hsmvisor.host.cryptoprocessor import Cryptoprocessor
-from hsmvisor.host.device import Device
+from hsmvisor.host.faces import Faces
 from hsmvisor.host.happenings import DeviceHappenings, Happenings
 from hsmvisor.host.hsm_helper import HsmFault
-from hsmvisor.host.hybrid import Hybrid
 from hsmvisor.host.intake import Passing
 from hsmvisor.host.link import LinkClosed, PeerError
 from hsmvisor.host.measures import Measure
 from hsmvisor.host.settings import Settings
-from hsmvisor.host.state import AttachmentRow, ModuleRow
+from hsmvisor.host.state import ModuleRow
 from hsmvisor.host.surroundings import Surroundings
 from hsmvisor.host.worker import WorkerFault, WorkerProcess
 from hsmvisor.serving import errors
@@ -84,10 +83,10 @@ class Module:
         self._leaving: dict[asyncio.Task[None], WorkerProcess] = {}  #: predecessors on their way out
         self.ending = asyncio.Lock()  #: held by who destroys it
         self._keeper: asyncio.Task[None] | None = None
-        self.device = Device(surroundings.places, surroundings.config, row.name, row.number, self._happened_to_device)
-        self.attachment: AttachmentRow | None = None  #: into which guest it was plugged by us
         self.passing = Passing(row.name, self._give)
-        self.hybrid = Hybrid(surroundings.config, self.passing)
+        self.faces = Faces(
+            surroundings, row.name, row.number, self.passing, lambda: self.settings.card.usb_ids(), self._happened_to_device
+        )
         self.cryptoprocessor = Cryptoprocessor(
             surroundings.hsms,
             self.settings.cryptoprocessor,
@@ -186,7 +185,7 @@ class Module:
         worker, self._worker = self._worker, None
         assert worker is not None
         self._is_serving.clear()
-        self.device.lost_worker()
+        self.faces.lost_worker()
         worker.leave()
         self.restarts += 1
         self._deaths.append(asyncio.get_running_loop().time())
@@ -240,8 +239,8 @@ class Module:
         within = self._s.config.workers.start_timeout_seconds
         if self._guest is None:
             self._guest = places.listen_for_guests(self._s.places, self.name, self._s.config)
-        self.device.listen()
-        self._listen_for_hybrid()
+        self.faces.listen()
+        self.faces.listen_for_guest()
         version, records = await self._s.state.sealed(self.module_id) if self._version else (0, [])
         try:
             await self.cryptoprocessor.ready()
@@ -258,15 +257,7 @@ class Module:
         except TimeoutError:
             raise WorkerFault(f"it did not answer within {within:.0f} s") from None
         self._serves(booted.recipient, booted.root, booted.report)
-        self.device.serve(worker, within)
-
-    def _listen_for_hybrid(self) -> None:
-        """Where its guest's monitor connects; what is in the way is said, and keeps nobody else from the module."""
-        if self.attachment is not None and self.attachment.hybrid:
-            try:
-                self.hybrid.listen(self.attachment.hybrid)
-            except errors.ServiceError as error:
-                _log.warning("module %s: its guest cannot reach it: %s (%s)", self.name, error.detail, error.hint)
+        self.faces.serve(worker, within)
 
     def _happened_to_device(self, kind: str, detail: dict[str, object]) -> None:
         self._device_happenings.told(kind, detail)
@@ -290,7 +281,7 @@ class Module:
                     else:
                         self._worker = worker
                     places.write_note(self._s.places.note(self.module_id, successor), forked.pid)
-                    worker.connect(control_path, self._store, self._happenings.told, self.device.told)
+                    worker.connect(control_path, self._store, self._happenings.told, self.faces.device.told, self.faces.usb.told)
                 finally:
                     await derived
         finally:
@@ -299,7 +290,7 @@ class Module:
         return worker
 
     def _boot(self, version: int) -> m.Boot:
-        return m.Boot(self._s.identity.host_id, self.row.root, version, self.row.created_at, self.settings.encode())
+        return m.Boot(self._s.identity.host_id, self.row.root, version, self.row.created_at, self.settings.for_worker())
 
     def _serves(self, recipient: bytes, root: bytes, report: str) -> None:
         self.recipient, self.root = recipient, root
@@ -322,22 +313,23 @@ class Module:
         worker = self._worker = WorkerProcess(self.name, *noted, None)
         within = self._s.config.workers.start_timeout_seconds
         try:
-            worker.connect(self._s.places.control(self.module_id), self._store, self._happenings.told, self.device.told)
+            where = self._s.places.control(self.module_id)
+            worker.connect(where, self._store, self._happenings.told, self.faces.device.told, self.faces.usb.told)
             attached, descriptors = await worker.attach(self._version, within)
             self._guest = returned_listener(descriptors, str(self._s.places.guest(self.name)))
             if attached.module_id != self.module_id or attached.phase != Phase.SERVING:
                 raise WorkerFault(f"it is in phase {attached.phase}")
-            await self.device.adopt(worker, within)
+            await self.faces.adopt(worker, within)
         except (WorkerFault, LinkClosed, PeerError, TimeoutError, OSError) as error:
             _log.warning("module %s: worker %d is not adopted but replaced: %s", self.name, worker.pid, str(error) or "no answer")
             await self._end_worker(0)
             return False
         _log.info("module %s: worker %d is adopted", self.name, worker.pid)
         try:  # not before: who connects first would take the place of the front-end that there is
-            self.device.listen()
+            self.faces.listen()
         except (OSError, errors.ServiceError) as error:
             _log.error("module %s: it is no device for others: %s", self.name, error)
-        self._listen_for_hybrid()
+        self.faces.listen_for_guest()
         self._s.events.emit("worker-adopted", self.name, {"pid": worker.pid})
         self._serves(attached.recipient, attached.root, attached.report)
         return True
@@ -376,7 +368,7 @@ class Module:
             self._worker, self._successor = new, None
             self.cryptoprocessor.succeed(helper, new)
             self._serves(booted.recipient, booted.root, booted.report)
-            self.device.succeeded(new, within)
+            self.faces.succeeded(new, within)
             self._see_out(old, linger)
             now = time.monotonic()
             return Upgraded(old.pid, new.pid, handed.applications, handed.connections, handed.lingering, now - began, now - frozen)
@@ -409,7 +401,7 @@ class Module:
         """Both speak with each other over a socket of their own: what a guest has open is nothing for us."""
         mine, theirs = socket.socketpair()
         with mine, theirs:
-            succeed = new.succeed(m.Succeed(self._s.identity.host_id, version, self.settings.encode()), theirs, within)
+            succeed = new.succeed(m.Succeed(self._s.identity.host_id, version, self.settings.for_worker()), theirs, within)
             hand_over = old.hand_over(mine, linger, within)
             taken = asyncio.gather(succeed, hand_over)
             await asyncio.sleep(0)  # both have their end by now
@@ -490,12 +482,12 @@ class Module:
     async def configure(self, settings: Settings, request: Request, result: bytes) -> None:
         """The worker says first whether it takes them; then they are stored for its next start too.  Raises ServiceError."""
         settings = settings.beside(self.settings)
-        await self.ask(m.Configure(settings.encode()), m.Done)
+        await self.ask(m.Configure(settings.for_worker()), m.Done)
         try:
             await self._s.state.update_settings(self.module_id, settings.encode(), request, result)
         except errors.ServiceError:
             with contextlib.suppress(errors.ServiceError):
-                await self.ask(m.Configure(self.settings.encode()), m.Done)
+                await self.ask(m.Configure(self.settings.for_worker()), m.Done)
             raise
         self.settings = settings
         self._changed(self)
@@ -566,8 +558,7 @@ class Module:
         self._is_serving.clear()
 
     def _let_go(self) -> socket.socket | None:
-        self.device.close()
-        self.hybrid.close()
+        self.faces.close()
         guest, self._guest = self._guest, None
         return guest
 

@@ -57,7 +57,10 @@ class Modules:
         by_id = {module.module_id: module for module in self._modules.values()}
         for attached in await self._s.state.attachments():
             if attached.module_id in by_id:
-                by_id[attached.module_id].attachment = attached
+                by_id[attached.module_id].faces.attachment = attached
+        for row_of_usb in await self._s.state.usb_attachments():
+            if row_of_usb.module_id in by_id:
+                by_id[row_of_usb.module_id].faces.usb_attachment = row_of_usb
         await self._end_strangers({row.module_id for row in rows})
         for module in self._modules.values():
             module.resume(gate)
@@ -204,8 +207,10 @@ class Modules:
                 raise
             old.replaced()
             new = self._modules[name] = Module(row, self._s, self._changed)
-            if old.attachment is not None:
-                new.attachment = replace(old.attachment, module_id=row.module_id)
+            if old.faces.attachment is not None:
+                new.faces.attachment = replace(old.faces.attachment, module_id=row.module_id)
+            if old.faces.usb_attachment is not None:
+                new.faces.usb_attachment = replace(old.faces.usb_attachment, module_id=row.module_id)
             new.take_place(guest)
         self._tell(Change("created", new))
         detail = {"old_module_id": old.module_id.hex(), "module_id": new.module_id.hex(), "root": hashlib.sha256(root).hexdigest()}

@@ -45,6 +45,10 @@ class Places:
         """Where the guest's QEMU plugs the module in."""
         return self.modules / name / "vhost.sock"
 
+    def usb(self, name: str) -> Path:
+        """Where the guest's QEMU has the module as a USB device (usbredir)."""
+        return self.modules / name / "usb.sock"
+
     def some_worker_serves(self) -> bool:
         """Says whether an earlier service has left one that lives."""
         for path in self.workers.glob("*.json"):
@@ -68,6 +72,10 @@ def listen_for_device(places: Places, name: str, config: Config) -> socket.socke
     return _listen_for(places.device(name), config)
 
 
+def listen_for_usb(places: Places, name: str, config: Config) -> socket.socket:
+    return _listen_for(places.usb(name), config)
+
+
 def _listen_for(path: Path, config: Config) -> socket.socket:
     path.parent.mkdir(mode=0o755, exist_ok=True)
     path.parent.chmod(0o755)
@@ -79,6 +87,7 @@ def remove(places: Places, module_id: bytes, name: str) -> None:
     forget(places, module_id)
     places.guest(name).unlink(missing_ok=True)
     places.device(name).unlink(missing_ok=True)
+    places.usb(name).unlink(missing_ok=True)
     with contextlib.suppress(OSError):
         places.guest(name).parent.rmdir()
 

@@ -15,7 +15,7 @@ PORTS = ("pcie-root-port", "ioh3420", "xio3130-downstream")  #: a port takes one
 SHARED = ("memory-backend-memfd", "memory-backend-file", "memory-backend-shm")  #: what a back-end gets a descriptor of
 _MOST = 1024  #: rows that are looked at in one list
 
-_NAMED, _UNNAMED, _CHARDEVS = "/machine/peripheral", "/machine/peripheral-anon", "/chardevs"
+NAMED, UNNAMED, CHARDEVS = "/machine/peripheral", "/machine/peripheral-anon", "/chardevs"
 _CHILD = re.compile(r"child<([\w.-]+)>")
 _VSOCK = re.compile(r"vhost-(user-)?vsock-.+")
 
@@ -74,7 +74,7 @@ class Vsock:
     @property
     def id(self) -> str:
         """Its id, or its place in QOM where it has none: device_del takes both."""
-        return self.path.removeprefix(f"{_NAMED}/")
+        return self.path.removeprefix(f"{NAMED}/")
 
 
 @dataclass(frozen=True)
@@ -98,14 +98,14 @@ class Survey:
 
 async def survey(qmp: Qmp) -> Survey:
     """Raises ServiceError."""
-    machine, named, unnamed = [await _children(qmp, path) for path in ("/machine", _NAMED, _UNNAMED)]
+    machine, named, unnamed = [await children(qmp, path) for path in ("/machine", NAMED, UNNAMED)]
     ports, buses = [], ["pci.0"] if "i440fx" in machine else []
     for name, kind in named.items():
         if kind in PORTS:
-            ports += await _ports(qmp, f"{_NAMED}/{name}")
+            ports += await _ports(qmp, f"{NAMED}/{name}")
         elif "bridge" in kind:
             buses.append(name)
-    paths = {f"{where}/{name}": kind for where, found in ((_NAMED, named), (_UNNAMED, unnamed)) for name, kind in found.items()}
+    paths = {f"{where}/{name}": kind for where, found in ((NAMED, named), (UNNAMED, unnamed)) for name, kind in found.items()}
     return Survey(
         memory=tuple(await _memory(qmp)),
         ports=tuple(sorted(ports, key=lambda port: port.bus)),
@@ -120,48 +120,48 @@ async def survey(qmp: Qmp) -> Survey:
 async def _memory(qmp: Qmp) -> list[Backend]:
     """The machine's own backend; with NUMA nodes it has none, and all that there are count."""
     memdevs = {row["id"]: row for row in _rows(await qmp.execute("query-memdev")) if isinstance(row.get("id"), str)}
-    main = await _get(qmp, "/machine", "memory-backend")
+    main = await get(qmp, "/machine", "memory-backend")
     chosen = [str(main).rpartition("/")[2]] if main else list(memdevs)
     found = []
     for ident in chosen:
         row = memdevs.get(ident, {})
-        share = row.get("share", await _get(qmp, f"/objects/{ident}", "share"))
-        kind, size = await _get(qmp, f"/objects/{ident}", "type"), row.get("size")
+        share = row.get("share", await get(qmp, f"/objects/{ident}", "share"))
+        kind, size = await get(qmp, f"/objects/{ident}", "type"), row.get("size")
         found.append(Backend(ident, str(kind), share is True, size if isinstance(size, int) else 0))
     return found
 
 
 async def _ports(qmp: Qmp, path: str) -> list[Port]:
     found = []
-    for name, kind in (await _children(qmp, path)).items():
+    for name, kind in (await children(qmp, path)).items():
         if kind == "PCIE":
             taken = any(
                 str(row.get("name")).startswith("child[") for row in _rows(await qmp.execute("qom-list", path=f"{path}/{name}"))
             )
-            found.append(Port(name, not taken, await _get(qmp, path, "hotplug") is not False))
+            found.append(Port(name, not taken, await get(qmp, path, "hotplug") is not False))
     return found
 
 
 async def _chardevs(qmp: Qmp) -> list[Chardev]:
     found = []
-    for name, kind in (await _children(qmp, _CHARDEVS)).items():
+    for name, kind in (await children(qmp, CHARDEVS)).items():
         path = ""
         if kind == "chardev-socket":
-            address = await _get(qmp, f"{_CHARDEVS}/{name}", "addr")
+            address = await get(qmp, f"{CHARDEVS}/{name}", "addr")
             values = address if isinstance(address, dict) else {}
             path = str(values.get("path", "")) if values.get("type") == "unix" else ""
-        connected = bool(path) and await _get(qmp, f"{_CHARDEVS}/{name}", "connected") is True
+        connected = bool(path) and await get(qmp, f"{CHARDEVS}/{name}", "connected") is True
         found.append(Chardev(name, path, connected))
     return found
 
 
 async def _vsock(qmp: Qmp, path: str, kind: str) -> Vsock:
-    chardev = await _get(qmp, path, "chardev") if kind.startswith("vhost-user") else None
-    bus = str(await _get(qmp, path, "parent_bus") or "").rpartition("/")[2]
+    chardev = await get(qmp, path, "chardev") if kind.startswith("vhost-user") else None
+    bus = str(await get(qmp, path, "parent_bus") or "").rpartition("/")[2]
     return Vsock(path, kind, chardev if isinstance(chardev, str) else "", bus)
 
 
-async def _children(qmp: Qmp, path: str) -> dict[str, str]:
+async def children(qmp: Qmp, path: str) -> dict[str, str]:
     """Returns name and type of each child; none where there is no such path."""
     try:
         rows = _rows(await qmp.execute("qom-list", path=path))
@@ -171,7 +171,7 @@ async def _children(qmp: Qmp, path: str) -> dict[str, str]:
     return {name: kind[1] for name, kind in kinds if kind and isinstance(name, str)}
 
 
-async def _get(qmp: Qmp, path: str, name: str) -> Any:
+async def get(qmp: Qmp, path: str, name: str) -> Any:
     """Returns a property, None where there is none."""
     try:
         return await qmp.execute("qom-get", path=path, property=name)

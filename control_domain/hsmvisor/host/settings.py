@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from hsmvisor.host import limits
 from hsmvisor.host.config import SOFTWARE
+from hsmvisor.host.usb_ids import UsbId, chosen
 from hsmvisor.serving.errors import Invalid
 from hsmvisor_rpc.internal import mechanisms
 
@@ -50,6 +51,34 @@ class Policy:
 
 EVERYTHING = Policy()
 
+CARD_SLOTS = ("9a", "9c", "9d", "9e", *(f"{slot:02x}" for slot in range(0x82, 0x96)))  #: NIST SP 800-73-4, part 1, table 4b
+
+
+@dataclass(frozen=True)
+class Card:
+    """The module as a smart card (PIV) on USB."""
+
+    slots: tuple[tuple[str, str], ...] = ()  #: slot and material; none: materials fill 9a, then 82 to 95, as they come
+    yubikey: bool = False  #: answers what ykcs11 and ykman ask of a YubiKey
+    usb_id: str = ""  #: VVVV:PPPP; "" = the default (usb_ids.py)
+
+    def usb_ids(self) -> UsbId:
+        return chosen(self.usb_id, self.yubikey)
+
+    def check(self) -> Card:
+        """Returns it with its slots sorted.  Raises Invalid."""
+        self.usb_ids()
+        slots = [(slot.lower(), material) for slot, material in self.slots]
+        for slot, material in slots:
+            if slot not in CARD_SLOTS:
+                raise Invalid("CARD_SLOT", f"{slot!r:.20} is no slot of a card", f"slots are {', '.join(CARD_SLOTS)}")
+            limits.material_name(material)
+        if len(dict(slots)) != len(slots):
+            raise Invalid("CARD_SLOT", "a slot of the card has one material", "name each slot once")
+        if len({material for _, material in slots}) != len(slots):
+            raise Invalid("CARD_SLOT", "a material is in one slot of the card", "name each material once")
+        return dataclasses.replace(self, slots=tuple(sorted(slots)))
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -59,16 +88,25 @@ class Settings:
     policy: Policy = EVERYTHING
     guest_token: bool = False  #: slot 1
     cryptoprocessor: str = ""  #: the HSM where its keys live, "" = software; the same for good
+    card: Card = Card()
 
     def encode(self) -> str:
         return json.dumps(dataclasses.asdict(self))
+
+    def for_worker(self) -> str:
+        """Returns what a worker is told: the USB ids come with each importer."""
+        values = dataclasses.asdict(self)
+        values["card"] = {"slots": dict(self.card.slots), "yubikey": self.card.yubikey}
+        return json.dumps(values)
 
     @classmethod
     def decode(cls, text: str) -> Settings:
         values = json.loads(text)
         policy = values.pop("policy", {})
+        card = values.pop("card", {})
+        card = Card(**card | {"slots": tuple((slot, material) for slot, material in card.get("slots", ()))})
         lists = {name: tuple(policy.get(name, ())) for name in ("mechanisms", "forbidden")}
-        return cls(**values, policy=Policy(**policy | lists))
+        return cls(**values, policy=Policy(**policy | lists), card=card)
 
     def beginning(self) -> Settings:
         """Returns those of a new module, which may name its cryptoprocessor as people do."""
@@ -92,4 +130,4 @@ class Settings:
         for name, most in (("max_sessions", limits.MAX_SESSIONS), ("max_connections", limits.MAX_CONNECTIONS)):
             if not 0 <= getattr(self, name) <= most:
                 raise Invalid("SETTINGS", f"{name} is at most {most}; 0 is the default")
-        return dataclasses.replace(self, policy=self.policy.check())
+        return dataclasses.replace(self, policy=self.policy.check(), card=self.card.check())

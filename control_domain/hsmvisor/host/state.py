@@ -6,10 +6,12 @@ Each method is one transaction.  The host holds ciphertext only: what a record's
 from __future__ import annotations
 
 import hashlib
+import json
 import sqlite3
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from hsmvisor.host import limits
 from hsmvisor.host.database import Database
@@ -49,6 +51,18 @@ class AttachmentRow:
     chardev: str
     at: int
     hybrid: str = ""
+
+
+@dataclass(frozen=True)
+class UsbAttachmentRow:
+    """Into which guest a module was plugged as a USB device, or where it may be imported by USB/IP."""
+
+    module_id: bytes
+    qmp: str
+    device: str
+    listen: str
+    peers: tuple[str, ...]
+    at: int
 
 
 @dataclass(frozen=True)
@@ -125,11 +139,14 @@ class State:
         def work(connection: sqlite3.Connection) -> None:
             sql = "SELECT ?, qmp, asked_bus, bus, device, chardev, at, hybrid FROM attachments WHERE module_id = ?"
             attached = connection.execute(sql, (new.module_id, old_id)).fetchall()  # it stays in its guest
+            usb = "SELECT ?, qmp, device, listen, peers, at FROM usb_attachments WHERE module_id = ?"
+            by_usb = connection.execute(usb, (new.module_id, old_id)).fetchall()
             _note_purge(connection, purge)
             connection.execute("DELETE FROM modules WHERE module_id = ?", (old_id,))
             self._sizes.forget(old_id)
             connection.execute("INSERT INTO modules VALUES (?,?,?,?,?,?,?,?,?)", row)
             connection.executemany("INSERT INTO attachments VALUES (?,?,?,?,?,?,?,?)", attached)
+            connection.executemany("INSERT INTO usb_attachments VALUES (?,?,?,?,?,?)", by_usb)
             store_answer(connection, request, result)
 
         await self._database.run(work)
@@ -169,6 +186,31 @@ class State:
     async def detach(self, module_id: bytes, request: Request, result: bytes) -> None:
         def work(connection: sqlite3.Connection) -> None:
             connection.execute("DELETE FROM attachments WHERE module_id = ?", (module_id,))
+            store_answer(connection, request, result)
+
+        await self._database.run(work)
+
+    async def usb_attachments(self) -> list[UsbAttachmentRow]:
+        def row(values: tuple[Any, ...]) -> UsbAttachmentRow:
+            module_id, qmp, device, listen, peers, at = values
+            return UsbAttachmentRow(module_id, qmp, device, listen, tuple(json.loads(peers)), at)
+
+        sql = "SELECT module_id, qmp, device, listen, peers, at FROM usb_attachments"
+        return await self._database.run(lambda c: [row(values) for values in c.execute(sql)])
+
+    async def attach_usb(self, row: UsbAttachmentRow, request: Request, result: bytes) -> None:
+        """As `attach`, of a USB device."""
+        values = (row.module_id, row.qmp, row.device, row.listen, json.dumps(row.peers), row.at)
+
+        def work(connection: sqlite3.Connection) -> None:
+            connection.execute("INSERT OR REPLACE INTO usb_attachments VALUES (?,?,?,?,?,?)", values)
+            store_answer(connection, request, result)
+
+        await self._database.run(work)
+
+    async def detach_usb(self, module_id: bytes, request: Request, result: bytes) -> None:
+        def work(connection: sqlite3.Connection) -> None:
+            connection.execute("DELETE FROM usb_attachments WHERE module_id = ?", (module_id,))
             store_answer(connection, request, result)
 
         await self._database.run(work)

@@ -38,6 +38,7 @@ from hsmvisor.host.surroundings import Surroundings
 from hsmvisor.host.uplink.joining import Joining
 from hsmvisor.host.uplink.membership import Memory
 from hsmvisor.host.uplink.uplink import Uplink
+from hsmvisor.host.usb_attachments import UsbAttachments
 from hsmvisor.host.vhost_vsock import VhostVsock
 from hsmvisor.serving import signatures
 from hsmvisor.serving.audit import Audit
@@ -93,6 +94,7 @@ class Supervisor:
         self._scrape = ScrapeServer(self.metrics)
         self._vsock = VhostVsock(self.modules.all)
         self._attachments = Attachments(self.modules, self.state, self.events)
+        self._usb_attachments = UsbAttachments(self.modules, self.state, self.events)
         self._commands = Commands(self.modules, self.requests, self.state, self.events)
         self._guests = Guests(GuestRows(foundation.database), self.modules, self._attachments, self.events, self._root)
         memory, identity = Memory(config.state), foundation.identity
@@ -127,7 +129,7 @@ class Supervisor:
             self.purges,
             self._joining,
         )
-        modules = ModuleService(self.modules, self._attachments, self.requests, self.state, identity)
+        modules = ModuleService(self.modules, self._attachments, self._usb_attachments, self.requests, self.state, identity)
         rpc.add_ModuleServiceServicer_to_server(modules, registry)
         rpc.add_MaterialServiceServicer_to_server(MaterialService(self.modules, self._commands), registry)
         rpc.add_GuestServiceServicer_to_server(GuestService(self._guests, self.requests), registry)

@@ -42,7 +42,7 @@ class VhostVsock:
 
     def _arrived(self, sock: socket.socket, address: tuple[int, int]) -> None:
         cid, port = address
-        module = next((one for one in self._modules() if one.device.cid == cid), None)
+        module = next((one for one in self._modules() if one.faces.device.cid == cid), None)
         if module is None:
             sock.close()
             if self._said.admit():

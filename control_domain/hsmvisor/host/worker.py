@@ -21,7 +21,7 @@ from hsmvisor.host.refusals import refused
 from hsmvisor.serving import errors
 from hsmvisor_rpc.internal import messages as m
 from hsmvisor_rpc.internal.frames import Frame
-from hsmvisor_rpc.internal.phases import MAX_DESCRIPTORS, WORKER_MAY, Phase, by_type, descriptors_of
+from hsmvisor_rpc.internal.phases import MAX_DESCRIPTORS, USB_PROTOCOLS, WORKER_MAY, Phase, by_type, descriptors_of
 from hsmvisor_rpc.sealed.canonical import MalformedRecord, Record, record_type
 
 R = TypeVar("R", bound=Record)
@@ -29,6 +29,7 @@ _log = logging.getLogger(__name__)
 
 Store = Callable[[m.StoreState], Awaitable[None]]
 Told = Callable[[m.Event], None]
+UsbTold = Callable[[m.UsbGone | m.UsbShown], None]
 DeviceTold = Callable[[m.DeviceState | m.DeviceGone, list[int]], None]  #: the descriptors are its own to close
 
 
@@ -48,12 +49,13 @@ class WorkerProcess:
         self._store: Store | None = None
         self._told: Told | None = None
         self._device: DeviceTold | None = None
+        self._usb: UsbTold | None = None
         self._ended = asyncio.Event()
         asyncio.get_running_loop().add_reader(pidfd, self._process_ended)
 
     # ---- beginning ----------------------------------------------------------------------------------------------
 
-    def connect(self, path: Path, store: Store, told: Told, device: DeviceTold | None = None) -> None:
+    def connect(self, path: Path, store: Store, told: Told, device: DeviceTold | None = None, usb: UsbTold | None = None) -> None:
         """Connects to its control socket, which listens from before it was forked.  Raises OSError."""
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         sock.setblocking(False)
@@ -62,7 +64,7 @@ class WorkerProcess:
         except OSError:
             sock.close()
             raise
-        self._store, self._told, self._device = store, told, device
+        self._store, self._told, self._device, self._usb = store, told, device, usb
         self._link = Link(sock, self._closed, self._asked, self._notified)
         self._link.expected_pid = self.pid
 
@@ -137,6 +139,20 @@ class WorkerProcess:
         """Returns the device that it is, with the descriptors of PlugDevice; without descriptors it is none."""
         return await self._ask(m.QueryDevice(), m.DeviceState, within, take=MAX_DESCRIPTORS)
 
+    async def plug_usb(self, plug: m.PlugUsb, descriptor: int, within: float) -> None:
+        """Has it be the USB device of the importer at the other end of the descriptor."""
+        await self._ask(plug, m.Done, within, give=[descriptor])
+
+    async def unplug_usb(self, within: float) -> None:
+        await self._ask(m.UnplugUsb(), m.Done, within)
+
+    async def usb(self, within: float) -> m.UsbState:
+        """Returns which importer it has.  Raises WorkerFault."""
+        state, _ = await self._ask(m.QueryUsb(), m.UsbState, within)
+        if len(state.shown) > limits.MAX_USB_SHOWN or (state.plug and state.protocol not in USB_PROTOCOLS):
+            raise WorkerFault("what it says of its USB device cannot be")
+        return state
+
     # ---- asking -------------------------------------------------------------------------------------------------
 
     async def _ask(
@@ -200,6 +216,10 @@ class WorkerProcess:
             if isinstance(record, m.DeviceState) and len(record.state) > limits.MAX_DEVICE_STATE:
                 raise Violation(f"a device's state of {len(record.state)} bytes")
             self._device(record, self._link.claim(descriptors_of(record)))
+        elif isinstance(record, (m.UsbGone, m.UsbShown)) and self._usb is not None:
+            if isinstance(record, m.UsbShown) and len(record.shown) > limits.MAX_USB_SHOWN:
+                raise Violation(f"a card's memory of {len(record.shown)} bytes")
+            self._usb(record)
         elif isinstance(record, m.Event) and record.kind in m.EVENT_KINDS and self._told is not None:
             self._told(record)
         else:

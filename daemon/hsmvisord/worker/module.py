@@ -42,8 +42,9 @@ from hsmvisord.worker import reports, sandbox
 from hsmvisord.worker.cryptoprocessor import Cryptoprocessor
 from hsmvisord.worker.link import Incoming, Link, Refused
 from hsmvisord.worker.plug import NoDevice, Plug
-from hsmvisord.worker.settings import parse_settings
+from hsmvisord.worker.settings import parse_card, parse_settings
 from hsmvisord.worker.succession import Arrival, Departure, Stream, SuccessionFailed, looks
+from hsmvisord.worker.usb_plug import UsbPlug
 from hsmvisord.worker.violations import Violations
 from hsmvisord.worker.visits import Visits
 
@@ -67,6 +68,7 @@ class Module:
         self._destroyed = False
         self._departure: Departure | None = None
         self._plug = Plug(self._take_connection, link.announce)
+        self._usb = UsbPlug(self._take_connection, lambda record: link.announce(record, []))
         self._came: tuple[socket.socket, str] | None = None  #: a connection that is taken once that is answered
 
     def start(self) -> None:
@@ -163,6 +165,15 @@ class Module:
             case m.PlugDevice():
                 self._plug.plug(message.plug, message.cid, message.state, incoming.descriptors)
                 return m.Done()
+            case m.PlugUsb():
+                assert self._token is not None, "the phase table lets no importer in before"
+                self._usb.plug(message, _connected(incoming.descriptors), self._token)
+                return m.Done()
+            case m.UnplugUsb():
+                self._usb.unplug()
+                return m.Done()
+            case m.QueryUsb():
+                return self._usb.query()
             case m.TakeConnection():
                 self._came = _connected(incoming.descriptors), message.peer
                 return m.Done()
@@ -174,6 +185,7 @@ class Module:
                 self._link.phase = Phase.CLOSING
                 self._drain(message.drain_ms / 1000)
                 self._plug.unplug()  # streams are reset: nobody of the guest waits for what does not come
+                self._usb.unplug()
                 return m.Done()
         assert self._token is not None, "the phase table lets nothing else through"
         return self._serve(self._token, message)
@@ -190,9 +202,10 @@ class Module:
             case m.QueryStatistics():
                 return m.Report(self._statistics(token))
             case m.Configure():
-                settings = parse_settings(message.settings)
+                settings, card = parse_settings(message.settings), parse_card(message.settings)
                 self._crypto.check(settings.cryptoprocessor)
                 token.settings = settings
+                self._usb.configure(card)
                 self._log_signatures(token)
                 return m.Done()
             case m.SetPin():
@@ -271,6 +284,7 @@ class Module:
     def _boot(self, boot: m.Boot) -> m.Booted:
         self._link.phase = Phase.BOOTING
         settings = parse_settings(boot.settings)
+        self._usb.configure(parse_card(boot.settings))
         self._crypto.check(settings.cryptoprocessor)
         vault = Vault(self._spawn.module_id, self._storage_key())
         keystore = self._load(boot.host_id, boot.version, vault) if boot.version else self._create(boot, vault)
@@ -287,7 +301,7 @@ class Module:
         token = Token(self._spawn.name, keystore, self._crypto.provider, time.time, time.monotonic)
         token.policing.told = self._violations.refused
         token.settings = settings
-        token.on_change = self._wake.set
+        token.on_change = self._token_changed
         token.on_fault = self._fault
         keystore.happened = self._happened
         keystore.usage = token.usage
@@ -297,6 +311,10 @@ class Module:
         self._listener = Listener(self._guest, token, self._parking, self._visits.began, self._visits.ended)
         self._listener.reactor.failed = self._failed
         return token, self._listener
+
+    def _token_changed(self) -> None:
+        self._wake.set()
+        self._usb.look()
 
     def _storage_key(self) -> bytes:
         with open(self._key_pipe, "rb", buffering=0) as pipe:
@@ -345,6 +363,7 @@ class Module:
         """Serves as soon as it has what the old worker could give at once; the rest comes in the background."""
         self._link.phase = Phase.BOOTING
         settings = parse_settings(message.settings)
+        self._usb.configure(parse_card(message.settings))
         self._crypto.check(settings.cryptoprocessor)
         keystore = self._load(message.host_id, message.version, Vault(self._spawn.module_id, self._storage_key()))
         token, listener = self._make_token(keystore, settings)
@@ -376,6 +395,7 @@ class Module:
         assert self._token is not None and self._listener is not None, "the phase table lets nothing else through"
         stream.await_ready()
         departure = Departure(self._token, self._listener, stream, self._plug, linger)
+        self._usb.unplug("the worker is replaced")  # its importer connects again, and the successor is its device
         self._listener.end_lanes()
         try:
             departure.give_device()

@@ -11,6 +11,7 @@ from hsmvisor_rpc.internal.mechanisms import named as mechanism_named
 
 from hsmvisord import ck, limits
 from hsmvisord.crypto.mechanisms import GUEST_TABLE
+from hsmvisord.face.card.slots import CardSettings, card_settings
 from hsmvisord.keystore import pin
 from hsmvisord.token.policy import EVERYTHING, Policy
 from hsmvisord.token.token import Settings
@@ -21,7 +22,7 @@ def parse_settings(text: str) -> Settings:
     values = json.loads(text or "{}")
     if not isinstance(values, dict):
         raise ValueError("settings are a JSON object")
-    known = {f.name for f in dataclasses.fields(Settings)}
+    known = {f.name for f in dataclasses.fields(Settings)} | {"card"}
     if unknown := set(values) - known:
         raise ValueError(f"unknown setting {min(unknown)!r}")
     settings = Settings(
@@ -37,6 +38,12 @@ def parse_settings(text: str) -> Settings:
     if not 1 <= settings.max_connections <= limits.MOST_CONNECTIONS:
         raise ValueError(f"max_connections is 1 to {limits.MOST_CONNECTIONS}")
     return settings
+
+
+def parse_card(text: str) -> CardSettings:
+    """Returns what the settings say of the card.  Raises ValueError that names the setting."""
+    values = json.loads(text or "{}")
+    return card_settings(values.get("card") or {})
 
 
 def _policy(values: Any) -> Policy:

@@ -300,6 +300,33 @@ class QueryDevice(Record):
 
 
 @dataclass(frozen=True)
+class PlugUsb(Record):
+    """An importer is connected: be its USB device.  Descriptor: the connection.  -> Done"""
+
+    TYPE: ClassVar[str] = "plug-usb"
+    plug: int  #: tells this connection from earlier and later ones
+    protocol: str  #: of USB_PROTOCOLS
+    vendor: int
+    product: int
+    serial: str  #: of the device; the bus id of USB/IP too
+    shown: bytes  #: what an earlier worker told in UsbShown; empty: nothing is known
+
+
+@dataclass(frozen=True)
+class UnplugUsb(Record):
+    """Close the importer's connection.  -> Done"""
+
+    TYPE: ClassVar[str] = "unplug-usb"
+
+
+@dataclass(frozen=True)
+class QueryUsb(Record):
+    """-> UsbState"""
+
+    TYPE: ClassVar[str] = "query-usb"
+
+
+@dataclass(frozen=True)
 class TakeConnection(Record):
     """A guest's program is connected by another way than the listening socket.  Descriptor: the connection.  -> Done, before
     anything is read: a connection that was not answered can be given to another worker"""
@@ -368,6 +395,34 @@ class DeviceGone(Record):
     TYPE: ClassVar[str] = "device-gone"
     plug: int
     why: str
+
+
+@dataclass(frozen=True)
+class UsbState(Record):
+    """Which importer has the USB device."""
+
+    TYPE: ClassVar[str] = "usb-state"
+    plug: int  #: 0: none
+    protocol: str
+    shown: bytes
+
+
+@dataclass(frozen=True)
+class UsbGone(Record):
+    """Notification: the importer is gone, or what it did ended the device."""
+
+    TYPE: ClassVar[str] = "usb-gone"
+    plug: int
+    why: str
+
+
+@dataclass(frozen=True)
+class UsbShown(Record):
+    """Notification: which keys the card has shown, so that the next worker's card refuses who holds an older certificate."""
+
+    TYPE: ClassVar[str] = "usb-shown"
+    plug: int
+    shown: bytes  #: not understood by who keeps it (hsmvisord/face/card/generations.py)
 
 
 EVENT_KINDS = frozenset(

@@ -32,6 +32,7 @@ SUPERVISOR_MAY: dict[Phase, frozenset[type[Record]]] = {
     | {m.Freeze, m.Thaw, m.HandOver}
     | {m.UseHsm}
     | {m.PlugDevice, m.QueryDevice}
+    | {m.PlugUsb, m.UnplugUsb, m.QueryUsb}
     | {m.TakeConnection, m.DropConnections},
     Phase.LEAVING: _ALWAYS,
     Phase.CLOSING: _ALWAYS,
@@ -42,9 +43,9 @@ SUPERVISOR_MAY: dict[Phase, frozenset[type[Record]]] = {
 WORKER_MAY: dict[Phase, frozenset[type[Record]]] = {
     Phase.EMPTY: frozenset(),
     Phase.BOOTING: frozenset({m.StoreState, m.Event, m.DeviceState, m.DeviceGone}),
-    Phase.SERVING: frozenset({m.StoreState, m.Event, m.DeviceState, m.DeviceGone}),
-    Phase.LEAVING: frozenset({m.Event, m.DeviceGone}),  # whose front-end went at that moment
-    Phase.CLOSING: frozenset({m.StoreState, m.Event, m.DeviceState, m.DeviceGone}),
+    Phase.SERVING: frozenset({m.StoreState, m.Event, m.DeviceState, m.DeviceGone, m.UsbGone, m.UsbShown}),
+    Phase.LEAVING: frozenset({m.Event, m.DeviceGone, m.UsbGone, m.UsbShown}),  # whose front-end went at that moment
+    Phase.CLOSING: frozenset({m.StoreState, m.Event, m.DeviceState, m.DeviceGone, m.UsbGone, m.UsbShown}),
 }
 
 #: Descriptors that one message may carry: those of a device with eight regions and two rings, its connection and its keys.
@@ -53,7 +54,10 @@ MAX_DESCRIPTORS = 16
 #: Bytes of the memory where a worker notes the keys of live streams: 1,024 of them (hsmvisord/limits.py, MAX_STREAMS).
 STREAM_KEYS_SIZE = 1024 * 8
 
-_WITH_ONE = (m.Succeed, m.HandOver, m.TakeConnection, m.UseHsm, m.ServeWorker)
+#: What importers of the USB device speak.
+USB_PROTOCOLS = ("usbredir", "usbip")
+
+_WITH_ONE = (m.Succeed, m.HandOver, m.TakeConnection, m.UseHsm, m.ServeWorker, m.PlugUsb)
 _WITH_SOME = (m.PlugDevice, m.DeviceState)
 
 

@@ -16,6 +16,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -27,6 +28,26 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _Face:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _FaceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Face.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    VSOCK: _Face.ValueType  # 0
+    """a virtio-vsock device"""
+    USB: _Face.ValueType  # 1
+    """a USB device"""
+
+class Face(_Face, metaclass=_FaceEnumTypeWrapper):
+    """As what a module is in a guest; it may be both."""
+
+VSOCK: Face.ValueType  # 0
+"""a virtio-vsock device"""
+USB: Face.ValueType  # 1
+"""a USB device"""
+Global___Face: _TypeAlias = Face  # noqa: Y015
+
 @_typing.final
 class ModuleSettings(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
@@ -37,6 +58,7 @@ class ModuleSettings(_message.Message):
     POLICY_FIELD_NUMBER: _builtins.int
     GUEST_TOKEN_FIELD_NUMBER: _builtins.int
     CRYPTOPROCESSOR_FIELD_NUMBER: _builtins.int
+    CARD_FIELD_NUMBER: _builtins.int
     log_signatures: _builtins.bool
     """an audit line for each signature"""
     max_sessions: _builtins.int
@@ -49,6 +71,10 @@ class ModuleSettings(_message.Message):
     """where keys live: the name of an HSM of the host's configuration; empty (or software) = in software."""
     @_builtins.property
     def policy(self) -> Global___Policy: ...
+    @_builtins.property
+    def card(self) -> Global___Card:
+        """For good: in UpdateModule empty, or the same"""
+
     def __init__(
         self,
         *,
@@ -58,14 +84,67 @@ class ModuleSettings(_message.Message):
         policy: Global___Policy | None = ...,
         guest_token: _builtins.bool = ...,
         cryptoprocessor: _builtins.str = ...,
+        card: Global___Card | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["card", b"card", "policy", b"policy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cryptoprocessor", b"cryptoprocessor", "guest_token", b"guest_token", "log_signatures", b"log_signatures", "max_connections", b"max_connections", "max_sessions", b"max_sessions", "policy", b"policy"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["card", b"card", "cryptoprocessor", b"cryptoprocessor", "guest_token", b"guest_token", "log_signatures", b"log_signatures", "max_connections", b"max_connections", "max_sessions", b"max_sessions", "policy", b"policy"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ModuleSettings: _TypeAlias = ModuleSettings  # noqa: Y015
+
+@_typing.final
+class Card(_message.Message):
+    """The module as a smart card (PIV) on USB."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class SlotsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    SLOTS_FIELD_NUMBER: _builtins.int
+    YUBIKEY_FIELD_NUMBER: _builtins.int
+    USB_ID_FIELD_NUMBER: _builtins.int
+    yubikey: _builtins.bool
+    """answers what ykcs11 and ykman ask of a YubiKey"""
+    usb_id: _builtins.str
+    """VVVV:PPPP of the USB device; empty = the project's own, or a YubiKey's with yubikey"""
+    @_builtins.property
+    def slots(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """material of each slot (9a, 9c, 9d, 9e, 82 to 95); none = materials fill 9a, then 82 to 95, as they come"""
+
+    def __init__(
+        self,
+        *,
+        slots: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        yubikey: _builtins.bool = ...,
+        usb_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["slots", b"slots", "usb_id", b"usb_id", "yubikey", b"yubikey"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Card: _TypeAlias = Card  # noqa: Y015
 
 @_typing.final
 class Policy(_message.Message):
@@ -249,6 +328,7 @@ class Device(_message.Message):
     PORT_FIELD_NUMBER: _builtins.int
     PLUGGED_FIELD_NUMBER: _builtins.int
     ATTACHMENT_FIELD_NUMBER: _builtins.int
+    USB_FIELD_NUMBER: _builtins.int
     socket: _builtins.str
     """at which the guest's QEMU plugs it in (vhost-user)"""
     guest_cid: _builtins.int
@@ -261,6 +341,8 @@ class Device(_message.Message):
     def attachment(self) -> Global___Attachment:
         """none: it is in no guest, or in one that was started with it"""
 
+    @_builtins.property
+    def usb(self) -> Global___Usb: ...
     def __init__(
         self,
         *,
@@ -269,14 +351,100 @@ class Device(_message.Message):
         port: _builtins.int = ...,
         plugged: _builtins.bool = ...,
         attachment: Global___Attachment | None = ...,
+        usb: Global___Usb | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["attachment", b"attachment"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attachment", b"attachment", "usb", b"usb"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attachment", b"attachment", "guest_cid", b"guest_cid", "plugged", b"plugged", "port", b"port", "socket", b"socket"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attachment", b"attachment", "guest_cid", b"guest_cid", "plugged", b"plugged", "port", b"port", "socket", b"socket", "usb", b"usb"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Device: _TypeAlias = Device  # noqa: Y015
+
+@_typing.final
+class Usb(_message.Message):
+    """The module as a USB device: a smart card reader with its card, and channels for the PKCS#11 library."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SOCKET_FIELD_NUMBER: _builtins.int
+    USB_ID_FIELD_NUMBER: _builtins.int
+    SERIAL_FIELD_NUMBER: _builtins.int
+    PROTOCOL_FIELD_NUMBER: _builtins.int
+    PEER_FIELD_NUMBER: _builtins.int
+    ATTACHMENT_FIELD_NUMBER: _builtins.int
+    socket: _builtins.str
+    """at which the guest's QEMU has it (usbredir)"""
+    usb_id: _builtins.str
+    """VVVV:PPPP"""
+    serial: _builtins.str
+    protocol: _builtins.str
+    """of the importer that is connected: usbredir or usbip; empty = none"""
+    peer: _builtins.str
+    """who that is"""
+    @_builtins.property
+    def attachment(self) -> Global___UsbAttachment:
+        """none: it was not attached, or the guest was started with it"""
+
+    def __init__(
+        self,
+        *,
+        socket: _builtins.str = ...,
+        usb_id: _builtins.str = ...,
+        serial: _builtins.str = ...,
+        protocol: _builtins.str = ...,
+        peer: _builtins.str = ...,
+        attachment: Global___UsbAttachment | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attachment", b"attachment"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attachment", b"attachment", "peer", b"peer", "protocol", b"protocol", "serial", b"serial", "socket", b"socket", "usb_id", b"usb_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Usb: _TypeAlias = Usb  # noqa: Y015
+
+@_typing.final
+class UsbAttachment(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    QMP_PATH_FIELD_NUMBER: _builtins.int
+    DEVICE_ID_FIELD_NUMBER: _builtins.int
+    LISTEN_FIELD_NUMBER: _builtins.int
+    PEERS_FIELD_NUMBER: _builtins.int
+    LISTENING_FIELD_NUMBER: _builtins.int
+    ATTACHED_AT_FIELD_NUMBER: _builtins.int
+    qmp_path: _builtins.str
+    """of the QMP socket of the guest's QEMU; empty = none"""
+    device_id: _builtins.str
+    """in QEMU"""
+    listen: _builtins.str
+    """HOST:PORT for USB/IP; empty = none"""
+    listening: _builtins.bool
+    """at `listen`"""
+    @_builtins.property
+    def peers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """that may import it there"""
+
+    @_builtins.property
+    def attached_at(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        qmp_path: _builtins.str = ...,
+        device_id: _builtins.str = ...,
+        listen: _builtins.str = ...,
+        peers: _abc.Iterable[_builtins.str] | None = ...,
+        listening: _builtins.bool = ...,
+        attached_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attached_at", b"attached_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attached_at", b"attached_at", "device_id", b"device_id", "listen", b"listen", "listening", b"listening", "peers", b"peers", "qmp_path", b"qmp_path"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UsbAttachment: _TypeAlias = UsbAttachment  # noqa: Y015
 
 @_typing.final
 class Attachment(_message.Message):
@@ -680,6 +848,9 @@ class AttachModuleRequest(_message.Message):
     QMP_PATH_FIELD_NUMBER: _builtins.int
     BUS_FIELD_NUMBER: _builtins.int
     HYBRID_PATH_FIELD_NUMBER: _builtins.int
+    FACE_FIELD_NUMBER: _builtins.int
+    USBIP_LISTEN_FIELD_NUMBER: _builtins.int
+    USBIP_PEERS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     name: _builtins.str
     qmp_path: _builtins.str
@@ -688,6 +859,13 @@ class AttachModuleRequest(_message.Message):
     """id of a free root port of the guest; empty = the first one"""
     hybrid_path: _builtins.str
     """in the place of both: the monitor's vsock path (uds_path) as the host sees it, at most 102 bytes"""
+    face: Global___Face.ValueType
+    usbip_listen: _builtins.str
+    """face USB, in the place of qmp_path: HOST:PORT, an address of this host's own, no wildcard"""
+    @_builtins.property
+    def usbip_peers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """addresses and networks (192.0.2.17, 2001:db8::/64) that may import it there, 1 to 16"""
+
     def __init__(
         self,
         *,
@@ -696,10 +874,13 @@ class AttachModuleRequest(_message.Message):
         qmp_path: _builtins.str = ...,
         bus: _builtins.str = ...,
         hybrid_path: _builtins.str = ...,
+        face: Global___Face.ValueType = ...,
+        usbip_listen: _builtins.str = ...,
+        usbip_peers: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bus", b"bus", "hybrid_path", b"hybrid_path", "name", b"name", "qmp_path", b"qmp_path", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bus", b"bus", "face", b"face", "hybrid_path", b"hybrid_path", "name", b"name", "qmp_path", b"qmp_path", "request_id", b"request_id", "usbip_listen", b"usbip_listen", "usbip_peers", b"usbip_peers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -712,20 +893,23 @@ class DetachModuleRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
     QMP_PATH_FIELD_NUMBER: _builtins.int
+    FACE_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     name: _builtins.str
     qmp_path: _builtins.str
     """for a guest that was started with the module; empty = of the attachment"""
+    face: Global___Face.ValueType
     def __init__(
         self,
         *,
         request_id: _builtins.str = ...,
         name: _builtins.str = ...,
         qmp_path: _builtins.str = ...,
+        face: Global___Face.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "qmp_path", b"qmp_path", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["face", b"face", "name", b"name", "qmp_path", b"qmp_path", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -739,6 +923,7 @@ class DescribeDeviceRequest(_message.Message):
     MEMORY_FIELD_NUMBER: _builtins.int
     MACHINE_FIELD_NUMBER: _builtins.int
     COMMAND_LINE_FIELD_NUMBER: _builtins.int
+    FACE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     memory: _builtins.str
     """of the guest, as 512M or 4G; empty = 2G"""
@@ -746,6 +931,8 @@ class DescribeDeviceRequest(_message.Message):
     """q35 (empty = q35) or pc"""
     command_line: _builtins.str
     """a guest's own QEMU command line to check, as the shell would have it; at most 65536 characters"""
+    face: Global___Face.ValueType
+    """USB needs neither memory nor a port of its own; command_line is not checked for it"""
     def __init__(
         self,
         *,
@@ -753,10 +940,11 @@ class DescribeDeviceRequest(_message.Message):
         memory: _builtins.str = ...,
         machine: _builtins.str = ...,
         command_line: _builtins.str = ...,
+        face: Global___Face.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["command_line", b"command_line", "machine", b"machine", "memory", b"memory", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["command_line", b"command_line", "face", b"face", "machine", b"machine", "memory", b"memory", "name", b"name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

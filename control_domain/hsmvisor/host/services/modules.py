@@ -7,13 +7,14 @@ import hashlib
 from collections.abc import AsyncIterator
 from typing import Any
 
-from hsmvisor.host import convert, limits, qemu_arguments, reports
+from hsmvisor.host import convert, limits, qemu_arguments, qemu_usb, reports
 from hsmvisor.host.attachments import Attachments, plug_of
 from hsmvisor.host.config import SOFTWARE
 from hsmvisor.host.identity import HostIdentity
 from hsmvisor.host.module import FAILED, SERVING, Module
 from hsmvisor.host.modules import Modules
 from hsmvisor.host.state import State
+from hsmvisor.host.usb_attachments import UsbAttachments, usb_plug_of, usbip_address, usbip_peers
 from hsmvisor.serving.errors import Forbidden, Invalid, ServiceError
 from hsmvisor.serving.gate import caller, origin
 from hsmvisor.serving.limits import request_id
@@ -44,9 +45,15 @@ async def _shown(module: Module) -> pb.Module:
 
 class ModuleService(rpc.ModuleServiceServicer):
     def __init__(
-        self, modules: Modules, attachments: Attachments, requests: Requests, state: State, identity: HostIdentity
+        self,
+        modules: Modules,
+        attachments: Attachments,
+        usb_attachments: UsbAttachments,
+        requests: Requests,
+        state: State,
+        identity: HostIdentity,
     ) -> None:
-        self._modules, self._attachments = modules, attachments
+        self._modules, self._attachments, self._usb_attachments = modules, attachments, usb_attachments
         self._requests, self._state, self._identity = requests, state, identity
 
     async def CreateModule(self, untrusted: pb.CreateModuleRequest, context: Any) -> pb.Module:
@@ -90,7 +97,9 @@ class ModuleService(rpc.ModuleServiceServicer):
         async def work() -> bytes:
             nonlocal left
             module = self._modules.get(name)
+            by_usb, plug = module.faces.usb_attachment, usb_plug_of(module)
             left = await self._attachments.destroy(name, asked)
+            await self._usb_attachments.clear(name, by_usb, plug)
             if left:
                 fields.update(keys_left_in=module.settings.cryptoprocessor, why_left=clean(left))
             return b""
@@ -172,6 +181,8 @@ class ModuleService(rpc.ModuleServiceServicer):
         return await _shown(self._modules.get(name))
 
     async def AttachModule(self, untrusted: pb.AttachModuleRequest, context: Any) -> pb.Module:
+        if untrusted.face == pb.USB:
+            return await self._attach_usb(untrusted)
         if untrusted.hybrid_path:
             return await self._attach_hybrid(untrusted)
         name, path, bus = limits.module_name(untrusted.name), limits.qmp_path(untrusted.qmp_path), limits.bus(untrusted.bus)
@@ -199,14 +210,55 @@ class ModuleService(rpc.ModuleServiceServicer):
         await self._requests.once(origin(), "module.attach", asked, {"module": name, "hybrid": path}, work)
         return await _shown(self._modules.get(name))
 
+    async def _attach_usb(self, untrusted: pb.AttachModuleRequest) -> pb.Module:
+        name = limits.module_name(untrusted.name)
+        if untrusted.hybrid_path or untrusted.bus:
+            raise Invalid("FACE", "a USB device is attached by qmp_path or usbip_listen, without a bus", "leave the others empty")
+        if bool(untrusted.qmp_path) == bool(untrusted.usbip_listen):
+            raise Invalid("FACE", "a USB device is attached by one of qmp_path and usbip_listen", "leave the other one empty")
+        if untrusted.qmp_path:
+            path = limits.qmp_path(untrusted.qmp_path)
+            asked = request(untrusted.request_id, "AttachModule", name.encode(), b"usb", path.encode())
+            fields: dict[str, Any] = {"module": name, "face": "usb", "qmp": path}
+
+            async def work() -> bytes:
+                await self._usb_attachments.attach(name, path, asked)
+                return b""
+        else:
+            address, peers = usbip_address(untrusted.usbip_listen), usbip_peers(list(untrusted.usbip_peers))
+            asked = request(
+                untrusted.request_id, "AttachModule", name.encode(), b"usbip", address.encode(), " ".join(peers).encode()
+            )
+            fields = {"module": name, "face": "usb", "usbip": address, "peers": list(peers)}
+
+            async def work() -> bytes:
+                await self._usb_attachments.attach_usbip(name, address, peers, asked)
+                return b""
+
+        await self._requests.once(origin(), "module.attach", asked, fields, work)
+        return await _shown(self._modules.get(name))
+
+    async def _detach_usb(self, name: str, path: str, untrusted: pb.DetachModuleRequest) -> pb.Module:
+        asked = request(untrusted.request_id, "DetachModule", name.encode(), b"usb", path.encode())
+        fields: dict[str, Any] = {"module": name, "face": "usb", "qmp": path}
+
+        async def work() -> bytes:
+            fields.update(was_plugged=await self._usb_attachments.detach(name, path, asked))
+            return b""
+
+        await self._requests.once(origin(), "module.detach", asked, fields, work)
+        return await _shown(self._modules.get(name))
+
     async def DetachModule(self, untrusted: pb.DetachModuleRequest, context: Any) -> pb.Module:
         name = limits.module_name(untrusted.name)
         path = limits.qmp_path(untrusted.qmp_path) if untrusted.qmp_path else ""
+        if untrusted.face == pb.USB:
+            return await self._detach_usb(name, path, untrusted)
         asked = request(untrusted.request_id, "DetachModule", name.encode(), path.encode())
         fields: dict[str, Any] = {"module": name, "qmp": path}
 
         async def work() -> bytes:
-            attached = self._modules.get(name).attachment
+            attached = self._modules.get(name).faces.attachment
             fields.update(qmp=path or (attached.qmp if attached else ""))
             if attached and attached.hybrid:
                 fields.update(hybrid=attached.hybrid)
@@ -217,7 +269,11 @@ class ModuleService(rpc.ModuleServiceServicer):
         return await _shown(self._modules.get(name))
 
     async def DescribeDevice(self, untrusted: pb.DescribeDeviceRequest, context: Any) -> pb.DeviceDescription:
-        plug = plug_of(self._modules.get(limits.module_name(untrusted.name)))
+        module = self._modules.get(limits.module_name(untrusted.name))
+        if untrusted.face == pb.USB:
+            usb = usb_plug_of(module)
+            return pb.DeviceDescription(qemu_arguments=qemu_usb.arguments(usb), libvirt_xml=qemu_usb.libvirt_xml(usb))
+        plug = plug_of(module)
         memory, machine = limits.memory(untrusted.memory or "2G"), untrusted.machine or qemu_arguments.MACHINES[0]
         line = limits.command_line(untrusted.command_line)
         return pb.DeviceDescription(

@@ -1,0 +1,42 @@
+"""hsmvisor usb: what an operator runs in a guest that does not see its module."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+
+import click
+from hsmvisor import usb_probe
+from hsmvisor.cli.context import FAILURE, Command, Context, Group, pass_context, table
+
+
+@click.group(cls=Group)
+def usb() -> None:
+    """A module as a USB device, looked at from its guest."""
+
+
+@usb.command(cls=Command)
+@click.option("--serial", default="", metavar="NAME", help="Of the module, if several are plugged in; default: all.")
+@pass_context
+def probe(ctx: Context, serial: str) -> None:
+    """Look, in the guest, at all that stands between a program and the module's USB device.
+
+    Each step says what it found and, where something is wrong, what to do: the bus, the device, access to it, libccid's list of
+    readers, pcscd, the card, and a channel of the PKCS#11 library. Nothing is changed, and no other program is disturbed.
+
+    It asks neither host nor manager. A guest without this command runs the file usb_probe.py of the package by itself: it needs
+    python3-usb alone.
+
+    \b
+    Exit code 1: something is wrong.
+    Example:
+      hsmvisor usb probe
+    """
+    found = list(usb_probe.probe(serial))
+    if ctx.json:
+        click.echo(json.dumps([dataclasses.asdict(one) for one in found]))
+    else:
+        table(("step", "", "found", "what to do"), [(f.step, f.result, f.found, f.change) for f in found])
+    if any(one.result == usb_probe.WRONG for one in found):
+        sys.exit(FAILURE)
