@@ -65,6 +65,24 @@ static bool parse_vsock(struct address *address, char *keys)
     return true;
 }
 
+static bool parse_usb(struct address *address, const char *keys)
+{
+    address->usb = true;
+    if (!*keys)
+        return true;
+    if (strncmp(keys, "serial=", 7) != 0)
+        return wrong(address, "an address usb: has serial=NAME, or nothing behind it for the only module", keys);
+    const char *serial = keys + 7;
+    size_t length = strlen(serial);
+    for (const char *at = serial; *at; at++)
+        if (*at < ' ' || *at > '~')
+            length = 0;
+    if (!length || length > MOST_SERIAL)
+        return wrong(address, "the serial number of a module is 1 to 126 printable characters", serial);
+    strcpy(address->serial, serial);
+    return true;
+}
+
 static bool parse(struct address *address, const char *text)
 {
     char copy[MAX_LINE];
@@ -72,13 +90,17 @@ static bool parse(struct address *address, const char *text)
         return wrong(address, "an address is too long", text);
     strcpy(copy, text);
     memset(&address->to, 0, sizeof address->to);
+    memset(address->serial, 0, sizeof address->serial);
+    address->usb = false;
     bool good;
     if (!strncmp(copy, "unix:", 5))
         good = parse_unix(address, copy + 5);
     else if (!strncmp(copy, "vsock:", 6))
         good = parse_vsock(address, copy + 6);
+    else if (!strncmp(copy, "usb:", 4))
+        good = parse_usb(address, copy + 4);
     else
-        return wrong(address, "an address begins with unix: or vsock:", text);
+        return wrong(address, "an address begins with unix:, vsock: or usb:", text);
     if (good)
         snprintf(address->text, sizeof address->text, "%.150s", text);
     return good;

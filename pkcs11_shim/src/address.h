@@ -6,6 +6,7 @@
 #include <sys/socket.h>
 
 #include "slots.h"
+#include "usb_modules.h"
 
 struct address {
     union {
@@ -13,6 +14,8 @@ struct address {
         struct sockaddr_storage storage;
     } to;
     socklen_t size;
+    bool usb; /* instead: a module on the USB bus, the one with `serial`, or the only one */
+    char serial[MOST_SERIAL + 1];
     unsigned reconnect_ms; /* how long a lost connection is sought */
     unsigned deadline_ms;  /* how long an answer may take */
     struct slots slots;    /* that applications see */

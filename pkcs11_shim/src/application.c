@@ -3,13 +3,15 @@
 #include <errno.h>
 #include <pthread.h>
 #include <stdlib.h>
-#include <string.h>
 #include <time.h>
 
+#include "descriptors.h"
 #include "diagnostics.h"
 #include "greeting.h"
 #include "names.h"
 #include "session.h"
+#include "usb.h"
+#include "usb_library.h"
 
 #define FIRST_PAUSE_MS 2u  /* between attempts to reconnect: at first, then doubled */
 #define LONG_PAUSE_MS 200u
@@ -52,12 +54,14 @@ static void before_fork(void)
     pthread_mutex_lock(&app.lock);
     greeting_lock();
     sessions_lock();
-    connections_lock();
+    usb_library_lock();
+    descriptors_lock();
 }
 
 static void after_fork_parent(void)
 {
-    connections_unlock();
+    descriptors_unlock();
+    usb_library_unlock();
     sessions_unlock();
     greeting_unlock();
     pthread_mutex_unlock(&app.lock);
@@ -69,7 +73,9 @@ static void after_fork_child(void)
     make_condition();
     app.waiting = 0;
     greeting_child();
-    connections_child();
+    descriptors_child();
+    usb_library_child();
+    usb_child();
     sessions_child();
     proofs_child();
     if (app.state != CLOSED)
@@ -130,6 +136,16 @@ static void wait_change(void)
     app.waiting--;
 }
 
+/* The same for no longer than until `until_ms` of now_ms; false then. */
+static bool wait_change_until(int64_t until_ms)
+{
+    struct timespec time = {until_ms / 1000, until_ms % 1000 * 1000000};
+    app.waiting++;
+    bool changed = pthread_cond_timedwait(&app.changed, &app.lock, &time) != ETIMEDOUT;
+    app.waiting--;
+    return changed;
+}
+
 const struct slots *application_slots(void)
 {
     return &app.address.slots;
@@ -148,7 +164,7 @@ static CK_RV attach_once(struct connection *c)
     }
     diagnose("the module does not take this connection: %s", rv_name(rv));
     connection_close(c);
-    errno = EPROTO;
+    connection_failed(c, EPROTO);
     return rv;
 }
 
@@ -161,9 +177,9 @@ CK_RV application_attach(struct connection *c)
         if (rv == CKR_OK || rv == CKR_HOST_MEMORY)
             return rv;
         if (!told)
-            diagnose("no connection to %s: %s", app.address.text, strerror(errno));
+            diagnose("no connection to %s: %s", app.address.text, c->why);
         if (now_ms() >= until || !application_pause(pause)) {
-            diagnose("gave up on %s", app.address.text);
+            diagnose("gave up on %s: %s", app.address.text, c->why);
             return CKR_DEVICE_ERROR;
         }
         pause = pause * 2 > LONG_PAUSE_MS ? LONG_PAUSE_MS : pause * 2;
@@ -173,12 +189,9 @@ CK_RV application_attach(struct connection *c)
 bool application_pause(unsigned ms)
 {
     int64_t until = now_ms() + ms;
-    struct timespec time = {until / 1000, until % 1000 * 1000000};
     pthread_mutex_lock(&app.lock);
-    app.waiting++;
-    while (app.state == OPEN && pthread_cond_timedwait(&app.changed, &app.lock, &time) != ETIMEDOUT)
+    while (app.state == OPEN && wait_change_until(until))
         ;
-    app.waiting--;
     bool open = app.state == OPEN;
     pthread_mutex_unlock(&app.lock);
     return open;
@@ -203,6 +216,18 @@ static struct connection *take_idle(void)
     return c;
 }
 
+/* A channel of a USB device is a process's alone, and there are 12 for all: one for calls, so that they queue, and one for a call that
+ * waits. */
+static unsigned most_pooled(void)
+{
+    return app.address.usb ? 1 : most_connections();
+}
+
+static bool room_apart(void)
+{
+    return !app.address.usb || !app.apart;
+}
+
 /* With app.lock held. */
 static CK_RV take(struct connection **c)
 {
@@ -212,7 +237,7 @@ static CK_RV take(struct connection **c)
         *c = take_idle();
         if (*c)
             break;
-        if (!app.pooled || (app.pooled < most_connections() && now_ms() >= app.full_until)) {
+        if (!app.pooled || (app.pooled < most_pooled() && now_ms() >= app.full_until)) {
             *c = list();
             if (!*c)
                 return CKR_HOST_MEMORY;
@@ -245,18 +270,26 @@ void application_give(struct connection *c)
     pthread_mutex_unlock(&app.lock);
 }
 
-CK_RV application_take_apart(struct connection **c)
+CK_RV application_take_apart(struct connection **c, CK_ULONG *timeout_ms)
 {
     CK_RV rv = CKR_OK;
+    int64_t began = now_ms(), until = *timeout_ms && *timeout_ms < UINT32_MAX ? began + (int64_t)*timeout_ms : INT64_MAX;
     pthread_mutex_lock(&app.lock);
     *c = NULL;
+    while (app.state == OPEN && !room_apart() && wait_change_until(until))
+        ;
+    CK_ULONG waited = (CK_ULONG)(now_ms() - began);
     if (app.state != OPEN)
         rv = CKR_CRYPTOKI_NOT_INITIALIZED;
+    else if (!room_apart())
+        rv = CKR_FUNCTION_CANCELED;
     else if (!(*c = list()))
         rv = CKR_HOST_MEMORY;
     else
         app.apart++;
     pthread_mutex_unlock(&app.lock);
+    if (*timeout_ms)
+        *timeout_ms -= waited < *timeout_ms ? waited : *timeout_ms - 1;
     return rv;
 }
 
@@ -305,10 +338,10 @@ static void first_contact(struct connection *c)
     if (attach_once(c) == CKR_OK)
         diagnose("connected to %s", app.address.text);
     else
-        diagnose("the module at %s is not there (%s): the list of slots is empty until it is", app.address.text, strerror(errno));
+        diagnose("the module at %s is not there (%s): the list of slots is empty until it is", app.address.text, c->why);
 }
 
-CK_RV application_initialize(void)
+CK_RV application_initialize(bool threads)
 {
     pthread_mutex_lock(&app.lock);
     while (app.state == OPENING || app.state == CLOSING) /* another library of this process is at it */
@@ -324,9 +357,14 @@ CK_RV application_initialize(void)
         pthread_mutex_unlock(&app.lock);
         return CKR_GENERAL_ERROR;
     }
+    if (app.address.usb && !threads) {
+        diagnose("%s needs a thread, and the application allows none", app.address.text);
+        pthread_mutex_unlock(&app.lock);
+        return CKR_NEED_TO_CREATE_THREADS;
+    }
     sessions_clear(0, true);
     proofs_clear();
-    connections_start();
+    descriptors_start();
     app.full_until = 0;
     struct connection *c = list();
     if (!c) {
@@ -353,7 +391,7 @@ CK_RV application_finalize(void)
     }
     if (app.state == OPEN) {
         app.state = CLOSING;
-        connections_stop();
+        descriptors_stop();
         for (struct connection *c = app.all; c; c = c->next_of_all)
             connection_interrupt(c); /* ends calls that wait; the module ends the application with its last connection */
         pthread_cond_broadcast(&app.changed);
@@ -393,5 +431,7 @@ __attribute__((destructor)) static void unload(void)
     app.pooled = app.busy;
     if (app.state == FORKED)
         drop_all();
+    if (!app.busy && !app.apart)
+        usb_unload();
     pthread_mutex_unlock(&app.lock);
 }

@@ -4,7 +4,8 @@
 
 #include "connection.h"
 
-CK_RV application_initialize(void);
+/* threads: whether this library may make some (CKF_LIBRARY_CANT_CREATE_OS_THREADS). */
+CK_RV application_initialize(bool threads);
 CK_RV application_finalize(void);
 
 /* CKR_OK when the library is initialised in this process. */
@@ -17,8 +18,9 @@ const struct slots *application_slots(void);
 CK_RV application_take(struct connection **c);
 void application_give(struct connection *c);
 
-/* A connection of its own for a call that may wait for ever. */
-CK_RV application_take_apart(struct connection **c);
+/* A connection of its own for a call that may wait: `*timeout_ms`, 0 = for ever.  Where there are few, the call waits for one meanwhile,
+ * and the time is less then; CKR_FUNCTION_CANCELED when it was over before. */
+CK_RV application_take_apart(struct connection **c, CK_ULONG *timeout_ms);
 void application_drop(struct connection *c);
 
 /* Makes `c` a part of this application.  Tries for as long as the configuration says, once when the module has never been there. */

@@ -154,7 +154,7 @@ static CK_RV park(struct connection *c, uint32_t id, CK_ULONG field, CK_ULONG ti
 CK_RV call_parked(uint32_t id, CK_ULONG field, CK_ULONG timeout_ms, bool patient, CK_ULONG *result)
 {
     struct connection *c;
-    CK_RV rv = application_take_apart(&c);
+    CK_RV rv = application_take_apart(&c, &timeout_ms);
     if (rv != CKR_OK)
         return rv;
     do {

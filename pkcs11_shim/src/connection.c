@@ -2,10 +2,9 @@
 
 #include <endian.h>
 #include <errno.h>
-#include <fcntl.h>
 #include <limits.h>
 #include <poll.h>
-#include <pthread.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -13,6 +12,9 @@
 #include <sys/uio.h>
 #include <time.h>
 #include <unistd.h>
+
+#include "descriptors.h"
+#include "usb.h"
 
 #define GREETING 0x81u    /* the native dialect, version 1 */
 #define OPTION_DEADLINE 1 /* u16 type, u16 length, u32 milliseconds */
@@ -23,41 +25,6 @@
 #define LATE_NS 20000       /* a reply may come this much later than usual */
 #define MOST_VAIN 6u  /* looks in vain in a row that still make the pause before the next one longer: 62 ms */
 #define PAUSE_NS 1000000 /* after the second look in vain it is two of them, and then doubles */
-
-/* Descriptors are made, closed and shut down under this lock, never read or written: so no thread shuts down a number that is another
- * file's by now. */
-static pthread_mutex_t descriptors = PTHREAD_MUTEX_INITIALIZER;
-static bool stopped;
-
-void connections_lock(void)
-{
-    pthread_mutex_lock(&descriptors);
-}
-
-void connections_unlock(void)
-{
-    pthread_mutex_unlock(&descriptors);
-}
-
-void connections_child(void)
-{
-    pthread_mutex_init(&descriptors, NULL);
-    stopped = false;
-}
-
-void connections_stop(void)
-{
-    pthread_mutex_lock(&descriptors);
-    stopped = true;
-    pthread_mutex_unlock(&descriptors);
-}
-
-void connections_start(void)
-{
-    pthread_mutex_lock(&descriptors);
-    stopped = false;
-    pthread_mutex_unlock(&descriptors);
-}
 
 struct connection *connection_new(void)
 {
@@ -82,41 +49,38 @@ void connection_free(struct connection *c)
     free(c);
 }
 
-/* A descriptor of 0-2 in a daemon that closed its standard streams would receive what it prints. */
-static int above_standard(int fd)
-{
-    if (fd < 0 || fd > 2)
-        return fd;
-    int moved = fcntl(fd, F_DUPFD_CLOEXEC, 3);
-    close(fd);
-    return moved;
-}
-
 static bool make_socket(struct connection *c, int family)
 {
-    pthread_mutex_lock(&descriptors);
+    descriptors_lock();
+    bool stopped = descriptors_stopped();
     c->fd = stopped ? -1 : above_standard(socket(family, SOCK_STREAM | SOCK_CLOEXEC, 0));
     if (stopped)
         errno = ECANCELED;
-    pthread_mutex_unlock(&descriptors);
+    descriptors_unlock();
     return c->fd >= 0;
 }
 
 void connection_close(struct connection *c)
 {
-    pthread_mutex_lock(&descriptors);
+    descriptors_lock();
+    struct usb *usb = usb_ours(c->usb) ? c->usb : NULL;
+    if (usb && c->fd >= 0)
+        shutdown(c->fd, SHUT_RDWR); /* a child may have the socket, too, and then a close alone says nothing */
     if (c->fd >= 0)
         close(c->fd);
     c->fd = -1;
-    pthread_mutex_unlock(&descriptors);
+    c->usb = NULL;
+    descriptors_unlock();
+    if (usb)
+        usb_close(usb);
 }
 
 void connection_interrupt(struct connection *c)
 {
-    pthread_mutex_lock(&descriptors);
+    descriptors_lock();
     if (c->fd >= 0)
         shutdown(c->fd, SHUT_RDWR);
-    pthread_mutex_unlock(&descriptors);
+    descriptors_unlock();
 }
 
 void connection_deadline(struct connection *c, unsigned ms)
@@ -155,17 +119,34 @@ static bool exchange_greeting(int fd)
     return done == 1 && greeting == GREETING;
 }
 
+static bool reach(struct connection *c, const struct address *address, unsigned ms)
+{
+    if (address->usb) {
+        if (!usb_open(address->serial, &c->usb, &c->fd, c->why, sizeof c->why))
+            return false;
+        connection_deadline(c, ms);
+    } else {
+        if (!make_socket(c, address->to.any.sa_family))
+            return connection_failed(c, errno);
+        connection_deadline(c, ms);
+        if (!connect_to(c->fd, address))
+            return connection_failed(c, errno);
+    }
+    return exchange_greeting(c->fd) || connection_failed(c, errno);
+}
+
 bool connection_open(struct connection *c, const struct address *address, unsigned ms)
 {
     connection_close(c);
-    if (!make_socket(c, address->to.any.sa_family))
-        return false;
-    connection_deadline(c, ms);
-    if (connect_to(c->fd, address) && exchange_greeting(c->fd))
+    if (reach(c, address, ms))
         return true;
-    int reason = errno;
     connection_close(c);
-    errno = reason;
+    return false;
+}
+
+bool connection_failed(struct connection *c, int reason)
+{
+    snprintf(c->why, sizeof c->why, "%s", strerror(reason));
     return false;
 }
 
@@ -265,9 +246,10 @@ static ssize_t look(struct connection *c)
     return -1;
 }
 
+/* Over USB it never is: another thread of this process brings the reply, and should have the processor. */
 static bool worth_a_look(struct connection *c)
 {
-    return !c->in_used && c->alone && now_ns() >= c->look_at_ns;
+    return !c->in_used && c->alone && !c->usb && now_ns() >= c->look_at_ns;
 }
 
 /* Sleeps until there is something to receive: false with EAGAIN after the deadline.  Not in recv, which on a unix socket is woken

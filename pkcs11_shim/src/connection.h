@@ -9,6 +9,7 @@
 
 struct connection {
     int fd; /* -1 = not connected */
+    struct usb *usb; /* what carries its bytes; NULL for a socket that leads to the module itself */
     uint32_t last_id;
     unsigned incarnation; /* of the application on the module that it belongs to (greeting.h); 0 = none yet */
     struct writer out;    /* the header's room stands before the message */
@@ -20,6 +21,7 @@ struct connection {
     int64_t look_at_ns;   /* before then, calls sleep at once */
     int64_t usual_ns;     /* how long its replies take, the last ones most */
     pthread_t user;       /* the thread that used it last */
+    char why[240];        /* it could not be opened, for diagnostics */
     struct connection *next;        /* in the pool */
     struct connection *next_of_all;
 };
@@ -36,22 +38,18 @@ enum exchange {
 struct connection *connection_new(void);
 void connection_free(struct connection *c);
 
-/* Connects and greets within `ms`; false with errno.  Refused with ECANCELED between connections_stop and connections_start. */
+/* Connects and greets within `ms`; false with c->why.  Refused between descriptors_stop and descriptors_start. */
 bool connection_open(struct connection *c, const struct address *address, unsigned ms);
 void connection_close(struct connection *c);
+
+/* Says why, as errno would; returns false. */
+bool connection_failed(struct connection *c, int reason);
 
 /* How long a reply may take from now on; 0 = for ever. */
 void connection_deadline(struct connection *c, unsigned ms);
 
 /* Another thread's call on this connection ends with EXCHANGE_LOST. */
 void connection_interrupt(struct connection *c);
-void connections_stop(void);
-void connections_start(void);
-
-/* Around fork: the child must find no descriptor half made. */
-void connections_lock(void);
-void connections_unlock(void);
-void connections_child(void);
 
 /* Begins a message: `call`, then the caller puts its fields into c->out. */
 void connection_begin(struct connection *c, uint32_t call);

@@ -11,14 +11,16 @@
 CK_RV C_Initialize(void *args)
 {
     const CK_C_INITIALIZE_ARGS *a = args;
+    bool threads = true;
     if (a) {
         int given = !!a->CreateMutex + !!a->DestroyMutex + !!a->LockMutex + !!a->UnlockMutex;
         if (a->pReserved || (given != 0 && given != 4))
             return CKR_ARGUMENTS_BAD;
         if (given == 4 && !(a->flags & CKF_OS_LOCKING_OK))
             return CKR_CANT_LOCK; /* the library uses the system's locks */
+        threads = !(a->flags & CKF_LIBRARY_CANT_CREATE_OS_THREADS);
     }
-    return application_initialize();
+    return application_initialize(threads);
 }
 
 CK_RV C_Finalize(void *reserved)

@@ -125,7 +125,7 @@ def test_the_lists_hold_the_functions_of_their_names() -> None:
 @pytest.mark.parametrize(
     ("address", "why"),
     [
-        ("tcp:host=h;port=1", "an address begins with unix: or vsock:: tcp:host=h;port=1"),
+        ("tcp:host=h;port=1", "an address begins with unix:, vsock: or usb:: tcp:host=h;port=1"),
         ("unix:path=relative", "has path=/absolute/path"),
         ("unix:path=/" + "x" * 120, "at most 107 bytes"),
         ("vsock:cid=2", "needs port=N"),
