@@ -8,8 +8,9 @@ alternate setting) is a control transfer to the engine; a stream of interrupts i
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from enum import IntEnum
+from typing import NamedTuple
 
 from hsmvisord import limits
 from hsmvisord.wire import usb
@@ -30,8 +31,7 @@ _CONTROL = struct.Struct("<BBBBHHH")  #: endpoint, request, requesttype, status,
 _BULK, _BULK_32 = struct.Struct("<BBHI"), struct.Struct("<BBHIH")  #: endpoint, status, length, stream, the length's high half
 _INTERRUPT = struct.Struct("<BBH")  #: endpoint, status, length; isochronous packets have the same
 _STREAMS = struct.Struct("<II")
-_MOST_HELLO = _HELLO.size + 4 * 15  #: capabilities to come
-_MOST_FILTER = 4096
+_INTERRUPTS = {e.address: e.size for i in INTERFACES for e in i.endpoints if e.kind == usb.INTERRUPT}
 
 
 class Type(IntEnum):
@@ -71,7 +71,15 @@ class Type(IntEnum):
 
 SUCCESS, CANCELLED, INVAL, IO_ERROR, STALL = 0, 1, 2, 3, 4
 
-_STATUS = {Status.OK: SUCCESS, Status.STALL: STALL, Status.INVALID: INVAL}
+_STATUS = {Status.OK: SUCCESS, Status.STALL: STALL, Status.INVALID: INVAL, Status.CANCELLED: CANCELLED}
+
+
+class _Asked(NamedTuple):
+    """What is kept of a transfer: what to do when it ends, or is cancelled instead."""
+
+    setup: Setup | None
+    ended: Callable[[Done], None]
+    cancelled: Callable[[], None]
 
 
 class UsbredirHost:
@@ -85,9 +93,9 @@ class UsbredirHost:
         self._ids64 = self._bulk32 = self._max_packets = False
         self._alternates: dict[int, int] = {}
         self._configuration = 0
-        self._asked: dict[int, tuple[Callable[[Done], None], Callable[[], None]]] = {}  #: by number: how it ends, or is cancelled
+        self._asked: dict[int, _Asked] = {}  #: under way, by number
         self._numbers = 0
-        self._by_id: dict[int, int] = {}  #: QEMU's id of a packet, to the engine's number
+        self._by_id: dict[int, int] = {}  #: QEMU's id of a packet, to the engine's number; not of one that is being cancelled
         self._interrupts: dict[int, int] = {}  #: endpoints that are received from, to the engine's number
         self._interrupt_id = 0
         self._events: list[Event] = []
@@ -104,15 +112,14 @@ class UsbredirHost:
 
     # ---- from QEMU ----------------------------------------------------------------------------------------------
 
-    def receive(self, data: bytes) -> list[Event]:
-        """Returns what came whole.  Raises BrokenPeer; what came before in the same bytes is lost with the device then."""
+    def receive(self, data: bytes) -> Iterator[Event]:
+        """Gives what came whole, to be carried out one by one: what is told depends on it.  To be iterated to its end; raises
+        BrokenPeer."""
         self._in += data
         while (message := self._next()) is not None:
             kind, ident, body = message
-            if not self._greeted and kind is not Type.HELLO:
-                raise BrokenPeer(f"{kind.name} before HELLO")
             _HANDLERS[kind](self, ident, body)
-        return self._taken()
+            yield from self._taken()
 
     def _next(self) -> tuple[Type, int, bytes] | None:
         head = _HEAD_64 if self._ids64 else _HEAD
@@ -122,6 +129,8 @@ class UsbredirHost:
         kind = _TYPES.get(number)
         if kind is None or kind not in _HANDLERS:
             raise BrokenPeer(f"a message of type {number}")
+        if self._greeted == (kind is Type.HELLO):
+            raise BrokenPeer("a second HELLO" if self._greeted else f"{kind.name} before HELLO")
         least, most = self._sizes(kind)
         if not least <= length <= most:
             raise BrokenPeer(f"{kind.name} of {length} bytes")
@@ -142,8 +151,6 @@ class UsbredirHost:
         return _BULK_32 if self._bulk32 else _BULK
 
     def _hello(self, ident: int, body: bytes) -> None:
-        if self._greeted:
-            raise BrokenPeer("a second HELLO")
         theirs = int.from_bytes(body[64:68], "little") if len(body) >= _HELLO.size else 0
         self._greeted = True
         self._ids64 = bool(theirs & 1 << IDS_64)
@@ -157,34 +164,28 @@ class UsbredirHost:
         self._send(Type.DEVICE_CONNECT, 0, connect)
 
     def _reset(self, ident: int, body: bytes) -> None:
-        self._asked.clear()
-        self._by_id.clear()
-        self._interrupts.clear()
+        """What is under way ends by it, and is told: QEMU waits for an answer to each packet, also to one that it cancels later."""
         self._alternates.clear()
         self._configuration = 0
         self._events.append(Reset())
 
     def _set_configuration(self, ident: int, body: bytes) -> None:
         def ended(done: Done) -> None:
-            if done.status is Status.OK:
-                self._configuration = body[0]
-                self._alternates.clear()
-                self._tell_interfaces()
             told = bytes([_STATUS[done.status], self._configuration])
             self._send(Type.CONFIGURATION_STATUS, ident, told)
 
-        self._control(Setup(0, usb.SET_CONFIGURATION, body[0], 0, 0), ended)
+        self._control(Setup(usb.TO_DEVICE, usb.SET_CONFIGURATION, body[0], 0, 0), ended)
 
     def _get_configuration(self, ident: int, body: bytes) -> None:
-        self._send(Type.CONFIGURATION_STATUS, ident, bytes([SUCCESS, self._configuration]))
+        def ended(done: Done) -> None:
+            self._send(Type.CONFIGURATION_STATUS, ident, bytes([_STATUS[done.status], *done.data]))
+
+        self._control(Setup(usb.IN | usb.TO_DEVICE, usb.GET_CONFIGURATION, 0, 0, 1), ended)
 
     def _set_alt_setting(self, ident: int, body: bytes) -> None:
         number, alternate = body
 
         def ended(done: Done) -> None:
-            if done.status is Status.OK:
-                self._alternates[number] = alternate
-                self._tell_interfaces()
             told = bytes([_STATUS[done.status], number, self._alternates.get(number, 0)])
             self._send(Type.ALT_SETTING_STATUS, ident, told)
 
@@ -192,39 +193,39 @@ class UsbredirHost:
 
     def _get_alt_setting(self, ident: int, body: bytes) -> None:
         number = body[0]
-        status = SUCCESS if self._configuration and number <= limits.USB_CHANNELS else INVAL
-        self._send(Type.ALT_SETTING_STATUS, ident, bytes([status, number, self._alternates.get(number, 0)]))
+
+        def ended(done: Done) -> None:
+            alternate = done.data or b"\xff"  # of an interface that there is not
+            self._send(Type.ALT_SETTING_STATUS, ident, bytes([_STATUS[done.status], number]) + alternate)
+
+        self._control(Setup(usb.IN | usb.TO_INTERFACE, usb.GET_INTERFACE, 0, number, 1), ended)
 
     def _start_interrupts(self, ident: int, body: bytes) -> None:
         endpoint = body[0]
-        known = self._configuration and any(
-            e.address == endpoint and e.kind == usb.INTERRUPT for i in INTERFACES for e in i.endpoints
-        )
-        self._send(Type.INTERRUPT_RECEIVING_STATUS, ident, bytes([SUCCESS if known else INVAL, endpoint]))
+        known = endpoint in _INTERRUPTS
+        self._send(Type.INTERRUPT_RECEIVING_STATUS, ident, bytes([SUCCESS if known else STALL, endpoint]))
         if known and endpoint not in self._interrupts:
             self._receive_interrupt(endpoint)
 
     def _receive_interrupt(self, endpoint: int) -> None:
         def ended(done: Done) -> None:
-            if self._interrupts.get(endpoint) != done.ident:
-                return
-            if done.status is not Status.OK:
+            goes_on = self._interrupts.get(endpoint) == done.ident
+            if done.status is Status.OK:
+                packet = _INTERRUPT.pack(endpoint, SUCCESS, len(done.data)) + done.data
+                self._send(Type.INTERRUPT_PACKET, self._interrupt_id, packet)
+                self._interrupt_id = self._interrupt_id + 1 & 0xFFFFFFFF
+                if goes_on:
+                    self._receive_interrupt(endpoint)
+            elif goes_on:  # whyever: with any other status QEMU would believe that it is received still
                 del self._interrupts[endpoint]
-                self._send(Type.INTERRUPT_RECEIVING_STATUS, 0, bytes([_STATUS[done.status], endpoint]))
-                return
-            packet = _INTERRUPT.pack(endpoint, SUCCESS, len(done.data)) + done.data
-            self._send(Type.INTERRUPT_PACKET, self._interrupt_id, packet)
-            self._interrupt_id = self._interrupt_id + 1 & 0xFFFFFFFF
-            self._receive_interrupt(endpoint)
+                self._send(Type.INTERRUPT_RECEIVING_STATUS, 0, bytes([STALL, endpoint]))
 
-        size = next(e.size for i in INTERFACES for e in i.endpoints if e.address == endpoint)
-        self._interrupts[endpoint] = self._submit(endpoint, size, b"", None, ended)
+        self._interrupts[endpoint] = self._submit(endpoint, _INTERRUPTS[endpoint], b"", None, ended)
 
     def _stop_interrupts(self, ident: int, body: bytes) -> None:
         endpoint = body[0]
         number = self._interrupts.pop(endpoint, 0)
         if number:
-            self._asked.pop(number, None)
             self._events.append(Cancel(number))
         self._send(Type.INTERRUPT_RECEIVING_STATUS, ident, bytes([SUCCESS, endpoint]))
 
@@ -232,8 +233,11 @@ class UsbredirHost:
         endpoints, count = _STREAMS.unpack(body) if len(body) == _STREAMS.size else (int.from_bytes(body, "little"), 0)
         self._send(Type.BULK_STREAMS_STATUS, ident, _STREAMS.pack(endpoints, count) + bytes([INVAL]))
 
-    def _iso(self, ident: int, body: bytes) -> None:
-        self._send(Type.ISO_STREAM_STATUS, ident, bytes([INVAL, body[0]]))
+    def _start_iso(self, ident: int, body: bytes) -> None:
+        self._send(Type.ISO_STREAM_STATUS, ident, bytes([STALL, body[0]]))  # there is no such endpoint: none was started
+
+    def _stop_iso(self, ident: int, body: bytes) -> None:
+        self._send(Type.ISO_STREAM_STATUS, ident, bytes([SUCCESS, body[0]]))
 
     def _bulk_receiving(self, ident: int, body: bytes) -> None:
         raise BrokenPeer("bulk receiving, which was not offered")
@@ -245,7 +249,7 @@ class UsbredirHost:
         raise BrokenPeer("the guest's filter rejects the device")
 
     def _cancel(self, ident: int, body: bytes) -> None:
-        number = self._by_id.get(ident)
+        number = self._by_id.pop(ident, None)  # the id may be another packet's from now on
         if number is not None:  # else it was answered while this was on its way
             self._events.append(Cancel(number))
 
@@ -255,41 +259,42 @@ class UsbredirHost:
         if endpoint & 0x7F or bool(endpoint & usb.IN) != bool(kind & usb.IN) or len(data) != (0 if kind & usb.IN else length):
             raise BrokenPeer("a control packet whose parts do not fit together")
 
-        def ended(done: Done) -> None:
-            self._by_id.pop(ident, None)
-            size = len(done.data) if kind & usb.IN else done.length
-            told = _CONTROL.pack(endpoint, request, kind, _STATUS[done.status], value, index, size)
-            self._send(Type.CONTROL_PACKET, ident, told + done.data)
+        def told(status: int, size: int, data: bytes) -> None:
+            head = _CONTROL.pack(endpoint, request, kind, status, value, index, size)
+            self._send(Type.CONTROL_PACKET, ident, head + data)
 
-        self._new_packet(ident)
-        self._by_id[ident] = self._submit(0, length, data, Setup(kind, request, value, index, length), ended)
+        setup = Setup(kind, request, value, index, length)
+        self._packet(ident, Urb(0, 0, length, data, setup), bool(kind & usb.IN), told)
 
     def _bulk_packet(self, ident: int, body: bytes) -> None:
         head = self._bulk_head
         endpoint, _, low, stream, *high = head.unpack_from(body)
         length = low | (high[0] << 16 if high else 0)
         data = body[head.size :]
-        if length > limits.MAX_USB_TRANSFER or len(data) != (0 if endpoint & usb.IN else length):
+        if len(data) != (0 if endpoint & usb.IN else length):
             raise BrokenPeer(f"a bulk packet of {length} bytes with {len(data)}")
 
         def told(status: int, size: int, data: bytes) -> None:
             parts = (size & 0xFFFF, stream, *([size >> 16] if head is _BULK_32 else []))
             self._send(Type.BULK_PACKET, ident, head.pack(endpoint, status, *parts) + data)
 
-        def ended(done: Done) -> None:
-            self._by_id.pop(ident, None)
-            told(_STATUS[done.status], len(done.data) if endpoint & usb.IN else done.length, done.data)
-
-        self._new_packet(ident)
-        self._by_id[ident] = self._submit(endpoint, length, data, None, ended, lambda: told(CANCELLED, 0, b""))
+        self._packet(ident, Urb(0, endpoint, min(length, limits.MAX_USB_TRANSFER), data), bool(endpoint & usb.IN), told)
 
     def _interrupt_packet(self, ident: int, body: bytes) -> None:
         endpoint = body[0]
         self._send(Type.INTERRUPT_PACKET, ident, _INTERRUPT.pack(endpoint, INVAL, 0))  # there is no interrupt OUT endpoint
 
-    def _new_packet(self, ident: int) -> None:
+    def _packet(self, ident: int, urb: Urb, reads: bool, told: Callable[[int, int, bytes], None]) -> None:
+        """A packet that is answered by another of its type, once: `told` gets status, length and data."""
+
+        def ended(done: Done) -> None:
+            if self._by_id.get(ident) == done.ident:
+                del self._by_id[ident]
+            told(_STATUS[done.status], len(done.data) if reads else done.length, done.data)
+
         if ident in self._by_id:
             raise BrokenPeer(f"a second packet with the id {ident}")
+        self._by_id[ident] = self._submit(urb.endpoint, urb.length, urb.data, urb.setup, ended, lambda: told(CANCELLED, 0, b""))
 
     # ---- the engine ---------------------------------------------------------------------------------------------
 
@@ -307,20 +312,34 @@ class UsbredirHost:
     ) -> int:
         self._numbers += 1
         urb = Urb(self._numbers, endpoint, length, data, setup)
-        self._asked[urb.ident] = (ended, cancelled)
+        self._asked[urb.ident] = _Asked(setup, ended, cancelled)
         self._events.append(Submit(urb))
         return urb.ident
 
     def done(self, done: Done) -> list[Event]:
         """Tells how a transfer ended; returns what the engine is to do next."""
-        if (asked := self._asked.pop(done.ident, None)) is not None:
-            asked[0](done)
+        asked = self._asked.pop(done.ident)
+        if done.status is Status.OK and asked.setup is not None:
+            self._follow(asked.setup)
+        asked.ended(done)
         return self._taken()
 
     def cancelled(self, ident: int, was_parked: bool) -> None:
-        """Tells that a transfer was cancelled; one that had ended before has been told of."""
-        if was_parked and (asked := self._asked.pop(ident, None)) is not None:
-            asked[1]()
+        """Tells that a transfer was cancelled; how one ended that was not parked any more is told by `done`."""
+        if was_parked:
+            self._asked.pop(ident).cancelled()
+
+    def _follow(self, setup: Setup) -> None:
+        """What is configured changes which endpoints there are, by whichever message that was asked."""
+        match setup.request_type, setup.request:
+            case usb.TO_DEVICE, usb.SET_CONFIGURATION:
+                self._configuration = setup.w_value
+                self._alternates.clear()
+            case usb.TO_INTERFACE, usb.SET_INTERFACE:
+                self._alternates[setup.w_index] = setup.w_value
+            case _:
+                return
+        self._tell_interfaces()
 
     def _taken(self) -> list[Event]:
         events, self._events = self._events, []
@@ -365,8 +384,8 @@ _HANDLERS: dict[Type, Callable[[UsbredirHost, int, bytes], None]] = {
     Type.GET_CONFIGURATION: UsbredirHost._get_configuration,
     Type.SET_ALT_SETTING: UsbredirHost._set_alt_setting,
     Type.GET_ALT_SETTING: UsbredirHost._get_alt_setting,
-    Type.START_ISO_STREAM: UsbredirHost._iso,
-    Type.STOP_ISO_STREAM: UsbredirHost._iso,
+    Type.START_ISO_STREAM: UsbredirHost._start_iso,
+    Type.STOP_ISO_STREAM: UsbredirHost._stop_iso,
     Type.START_INTERRUPT_RECEIVING: UsbredirHost._start_interrupts,
     Type.STOP_INTERRUPT_RECEIVING: UsbredirHost._stop_interrupts,
     Type.ALLOC_BULK_STREAMS: UsbredirHost._bulk_streams,
@@ -383,7 +402,7 @@ _HANDLERS: dict[Type, Callable[[UsbredirHost, int, bytes], None]] = {
     Type.INTERRUPT_PACKET: UsbredirHost._interrupt_packet,
 }
 _SIZES: dict[Type, tuple[int, int]] = {
-    Type.HELLO: (64, _MOST_HELLO),
+    Type.HELLO: (64, 64 + 4 * limits.MAX_USBREDIR_CAPABILITIES),
     Type.RESET: (0, 0),
     Type.SET_CONFIGURATION: (1, 1),
     Type.GET_CONFIGURATION: (0, 0),
@@ -397,7 +416,7 @@ _SIZES: dict[Type, tuple[int, int]] = {
     Type.FREE_BULK_STREAMS: (4, 4),
     Type.CANCEL_DATA_PACKET: (0, 0),
     Type.FILTER_REJECT: (0, 0),
-    Type.FILTER_FILTER: (1, _MOST_FILTER),
+    Type.FILTER_FILTER: (1, limits.MAX_USBREDIR_FILTER),
     Type.DEVICE_DISCONNECT_ACK: (0, 0),
     Type.START_BULK_RECEIVING: (10, 10),
     Type.STOP_BULK_RECEIVING: (5, 5),

@@ -18,6 +18,7 @@ class _Channel:
     number: int
     sock: socket.socket
     watched: int = 0  #: events of epoll(7)
+    over: bool = False  #: the other end is gone: neither reading nor writing waits any more
 
 
 class Channels:
@@ -46,7 +47,8 @@ class Channels:
         channel = self._open.pop(number, None)
         if channel is not None:
             del self._by_fd[channel.sock.fileno()]
-            self._epoll.unregister(channel.sock)
+            if not channel.over:
+                self._epoll.unregister(channel.sock)
             channel.sock.close()
 
     def close_all(self) -> None:
@@ -85,18 +87,20 @@ class Channels:
             return b""
 
     def _watch(self, channel: _Channel, events: int) -> None:
-        if not channel.watched & events:
+        if not channel.watched & events and not channel.over:
             channel.watched |= events
             self._epoll.modify(channel.sock, channel.watched)
 
     def ready(self, fd: int, events: int) -> tuple[int, bool, bool]:
         """Returns number, readable and writable of a channel that epoll told of; it is not watched for that any more."""
         channel = self._by_fd[fd]
-        ended = bool(events & (select.EPOLLHUP | select.EPOLLERR))
-        readable, writable = bool(events & select.EPOLLIN) or ended, bool(events & select.EPOLLOUT) or ended
+        if events & (select.EPOLLHUP | select.EPOLLERR):  # told without end, watched or not
+            if not channel.over:
+                channel.over = True
+                self._epoll.unregister(channel.sock)
+            return channel.number, True, True
+        readable, writable = bool(events & select.EPOLLIN), bool(events & select.EPOLLOUT)
         channel.watched &= ~(select.EPOLLIN * readable | select.EPOLLOUT * writable)
-        if ended:  # HUP is told whether it is watched or not
-            self._epoll.modify(channel.sock, select.EPOLLET)
-        else:
+        if not channel.over:
             self._epoll.modify(channel.sock, channel.watched)
         return channel.number, readable, writable

@@ -11,7 +11,7 @@ import os
 import select
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from time import monotonic
 from typing import Protocol
 
@@ -36,7 +36,7 @@ class Codec(Protocol):
     def imported(self) -> bool:
         """The importer has the device."""
 
-    def receive(self, data: bytes) -> list[Event]: ...
+    def receive(self, data: bytes) -> Iterator[Event]: ...
 
     def done(self, done: Done) -> list[Event]: ...
 
@@ -94,6 +94,8 @@ class UsbDevice:
         self._turn = 0  #: of what the card was asked last
         self._more_at = 0.0
         self._unsent = bytearray()
+        self._read = 0  #: bytes of channels that are not in it yet
+        self._held: set[int] = set()  #: channels that are not read because of it
         self._watched = 0
         self._failure = ""
         self._begun = monotonic()
@@ -147,8 +149,11 @@ class UsbDevice:
             self._ended(why)
 
     def _turn_round(self) -> None:
-        for fd, events in self._epoll.poll(self._pause(), EVENTS):
-            if fd == self._sock.fileno():
+        importer = self._sock.fileno()
+        happened = self._epoll.poll(self._pause(), EVENTS)
+        happened.sort(key=lambda event: event[0] == importer)  # last: it may open a channel with the descriptor of one it closes
+        for fd, events in happened:
+            if fd == importer:
                 if events & select.EPOLLOUT:
                     self._send()
                 if events & (select.EPOLLIN | select.EPOLLHUP | select.EPOLLERR):
@@ -190,7 +195,7 @@ class UsbDevice:
             raise Ended("the importer is gone")
         for event in self._codec.receive(data):
             self._carry_out(event)
-            self._answer_done()
+            self._tell()
 
     def _carry_out(self, event: Event) -> None:
         match event:
@@ -208,10 +213,20 @@ class UsbDevice:
                 for event in self._codec.done(done):
                     self._carry_out(event)
 
-    def _flush(self) -> None:
+    def _tell(self) -> None:
         self._answer_done()
         self._unsent += self._codec.data_to_send()
+        self._read = 0
+
+    def _flush(self) -> None:
+        self._tell()
         self._send()
+        while self._held and len(self._unsent) <= limits.MAX_USB_UNSENT:
+            held, self._held = self._held, set()
+            for channel in held:
+                self._engine.readable(channel)
+            self._tell()
+            self._send()
 
     def _send(self) -> None:
         if self._unsent:
@@ -278,7 +293,12 @@ class UsbDevice:
         return self._channels.write(channel, data)
 
     def read(self, channel: int, most: int) -> bytes | None:
-        return self._channels.read(channel, most)
+        if len(self._unsent) + self._read > limits.MAX_USB_UNSENT:
+            self._held.add(channel)  # until the importer has read what was answered
+            return None
+        data = self._channels.read(channel, most)
+        self._read += len(data or b"")
+        return data
 
     # ---- the end ------------------------------------------------------------------------------------------------
 

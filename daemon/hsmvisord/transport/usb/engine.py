@@ -75,6 +75,11 @@ class Engine:
     def configuration(self) -> int:
         return self._configuration
 
+    @property
+    def parked(self) -> tuple[int, int]:
+        """Returns how many transfers wait, and the bytes of them that go OUT."""
+        return self._count, self._bytes
+
     def take_done(self) -> list[Done]:
         """Returns what ended since the last call, in order."""
         done, self._done = self._done, []
@@ -121,7 +126,9 @@ class Engine:
     def ccid_answer(self, message: bytes) -> None:
         """One whole message of the reader."""
         if self._configuration:
-            if len(self._answers) >= 2 * limits.MAX_CCID_ANSWERS:  # no message is taken: these ask for time, for one that never ends
+            if (
+                len(self._answers) >= 2 * limits.MAX_CCID_ANSWERS
+            ):  # no message is taken: these ask for time, for one that never ends
                 raise Overload("nobody reads what the reader answers")
             self._answers.append(memoryview(message))
             self._go_on(CCID_IN)
