@@ -9,7 +9,7 @@ import pytest
 from hsmvisord import limits
 from hsmvisord.wire import usb
 from hsmvisord.wire.usb_descriptors import Descriptors, Identity, channel_of, endpoints_of
-from support.usb_importers import DEVICE_CONNECT, EP_INFO, INTERFACE_INFO, Qemu, Vhci
+from support.usb_guests import DEVICE_CONNECT, EP_INFO, INTERFACE_INFO, Qemu, Vhci
 from support.usb_rig import DESCRIPTORS, IDENTITY, Rig, usbip_rig, usbredir_rig
 
 ENGLISH = 0x0409

@@ -10,8 +10,8 @@ import pytest
 from hsmvisord import limits
 from hsmvisord.transport.usb.engine import Overload
 from hsmvisord.wire.usb import BrokenPeer
-from support import usb_importers as q
-from support.usb_importers import Qemu, Vhci
+from support import usb_guests as q
+from support.usb_guests import Qemu, Vhci
 from support.usb_rig import DESCRIPTORS, Rig, usbip_rig, usbredir_rig
 
 CHANNEL, OUT, IN = 4, 6, 0x86

@@ -12,8 +12,8 @@ from hsmvisord.wire.usb import BrokenPeer, Cancel, Done, Event, Status
 from hsmvisord.wire.usbip import UsbipServer
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import usb_importers as q
-from support.usb_importers import Qemu, Vhci
+from support import usb_guests as q
+from support.usb_guests import Qemu, Vhci
 from support.usb_rig import DESCRIPTORS, Rig, usbip_rig, usbredir_rig
 
 CHANNELS = (1, 2)

@@ -65,14 +65,14 @@ class Icc(IntEnum):
 class Failure(IntEnum):
     """bError (table 6.2-2); 1 to 127 is the offset of the field that is wrong."""
 
-    COMMAND = 0
+    COMMAND = 0  #: not supported
     LENGTH = 1
     SLOT = 5
     PARAMETER = 7  #: of a command's first own byte
     LEVEL = 8  #: wLevelParameter
-    ABORTED = 0xFF
-    MUTE = 0xFE
     BUSY = 0xE0
+    MUTE = 0xFE  #: there is no card, or it has no power
+    ABORTED = 0xFF
 
 
 class Message(NamedTuple):
@@ -84,6 +84,10 @@ class Message(NamedTuple):
     own: bytes
     data: bytes
 
+    def __repr__(self) -> str:
+        """Without the data: it may hold a PIN."""
+        return f"Message({self.command:02x}, slot {self.slot}, sequence {self.sequence}, {self.own.hex()}, {len(self.data)} bytes)"
+
 
 def length(head: bytes) -> int:
     """Returns how many bytes of data follow a head of ten bytes."""
@@ -91,14 +95,14 @@ def length(head: bytes) -> int:
 
 
 def decode(message: bytes) -> Message:
-    """Of one whole message."""
-    command, _, slot, sequence, own = _HEAD.unpack_from(message)
+    """Of one whole message; what its head lacks is zero."""
+    command, _, slot, sequence, own = _HEAD.unpack_from(message.ljust(HEAD, b"\0"))
     return Message(command, slot, sequence, own, message[HEAD:])
 
 
-def encode(command: int, slot: int, sequence: int, data: bytes = b"", own: bytes = bytes(3)) -> bytes:
-    """Returns a PC_to_RDR message (for clients)."""
-    return _HEAD.pack(command, len(data), slot, sequence, own) + data
+def is_whole(message: bytes) -> bool:
+    """Says whether there is as much data as the head tells."""
+    return len(message) >= HEAD and length(message) == len(message) - HEAD
 
 
 def answer(message: Message, icc: Icc, data: bytes = b"", last: int = 0) -> bytes:
@@ -110,7 +114,7 @@ def answer(message: Message, icc: Icc, data: bytes = b"", last: int = 0) -> byte
 
 
 def failure(message: Message, icc: Icc, error: int) -> bytes:
-    """bmCommandStatus 1: failed."""
+    """bmCommandStatus 1: failed.  A message of no known type is answered as RDR_to_PC_SlotStatus."""
     own = bytes([0x40 | icc, error, 0])
     return _HEAD.pack(ANSWER.get(message.command, SLOT_STATUS), 0, message.slot, message.sequence, own)
 

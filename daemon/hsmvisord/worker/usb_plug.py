@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable
 
 from hsmvisor_rpc.internal import messages as m
-from hsmvisor_rpc.internal.phases import USB_PROTOCOLS
 from hsmvisor_rpc.sealed.canonical import Record
 
 from hsmvisord.face.card.card import Card
@@ -35,10 +34,8 @@ class UsbPlug:
     def plug(self, asked: m.PlugUsb, sock: socket.socket, token: Token) -> None:
         """Is the importer's device from now on, in the place of an earlier one's.  `sock` is its own.  Raises NoDevice."""
         self.unplug()
+        card = Card(token, self.settings, asked.serial, time.monotonic, asked.shown or self._shown)
         try:
-            if asked.protocol not in USB_PROTOCOLS:
-                raise NoDevice(f"nothing here speaks {asked.protocol!r}")
-            card = Card(token, self.settings, asked.serial, time.monotonic, asked.shown or self._shown)
             device = UsbDevice(
                 sock,
                 asked.protocol,
@@ -50,6 +47,7 @@ class UsbPlug:
                 lambda why: self._gone(asked.plug, why),
             )
         except (ValueError, OSError) as error:
+            card.close()
             sock.close()
             raise NoDevice(f"there is no USB device: {error}") from None
         with self._lock:

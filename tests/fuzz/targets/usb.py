@@ -16,10 +16,12 @@ from hsmvisord.wire.usb import BrokenPeer, Cancel, Event, Reset, Setup, Submit
 from hsmvisord.wire.usb_descriptors import Descriptors, Identity
 from hsmvisord.wire.usbip import UsbipServer
 from hsmvisord.wire.usbredir import UsbredirHost
+from support.usb_told import after_import, check_usbip, check_usbredir
 
 INVARIANT = (
-    "an importer is answered, or it is BrokenPeer or Overload; each transfer ends once; what waits stays within its limits; a "
-    "channel takes and gives only while it is open; the same comes of a stream whole and byte by byte; nothing else is raised"
+    "an importer is answered in whole messages, or it is BrokenPeer or Overload; each transfer ends once, those of an endpoint in "
+    "their order; what waits stays within its limits; a channel takes and gives only while it is open; the same comes of a stream "
+    "whole and byte by byte; nothing else is raised"
 )
 MAX_LENGTH = 4000
 DESCRIPTORS = Descriptors(Identity(0x1209, 1, "web-1"))
@@ -106,7 +108,7 @@ class Device:
         self.codec = UsbipServer(DESCRIPTORS) if head & LINUX else UsbredirHost(DESCRIPTORS)
         self.function = Function(bool(head & AT_ONCE))
         self.engine = self.function.engine
-        self.under_way: set[int] = set()
+        self.under_way: dict[int, int] = {}  #: by number, to its endpoint
         self.events: list[Event] = []
         self.told = b""
 
@@ -120,12 +122,12 @@ class Device:
         match event:
             case Submit(urb):
                 assert urb.ident not in self.under_way
-                self.under_way.add(urb.ident)
+                self.under_way[urb.ident] = urb.endpoint
                 self.engine.submit(urb)
             case Cancel(ident):
                 was_parked = self.engine.cancel(ident)
                 if was_parked:
-                    self.under_way.remove(ident)
+                    del self.under_way[ident]
                 self.codec.cancelled(ident, was_parked)
             case Reset():
                 self.engine.reset()
@@ -133,12 +135,23 @@ class Device:
     def settle(self) -> None:
         while ended := self.engine.take_done():
             for done in ended:
-                self.under_way.remove(done.ident)
+                assert done.ident == next(ident for ident, there in self.under_way.items() if there == done.endpoint)
+                del self.under_way[done.ident]
                 for event in self.codec.done(done):
                     self.carry_out(event)
         count, size = self.engine.parked
         assert count == len(self.under_way) <= limits.MAX_PARKED_URBS and 0 <= size <= limits.MAX_PARKED_URB_BYTES
         self.told += self.codec.data_to_send()
+
+    def end(self, why: str) -> tuple[bytes, list[Event], int, str]:
+        """Returns what came of it."""
+        if isinstance(self.codec, UsbipServer):
+            check_usbip(after_import(self.told), self.events, len(self.under_way))
+        else:
+            check_usbredir(self.told, self.codec._ids64 << 5 | self.codec._bulk32 << 6)
+        self.engine.reset()
+        assert self.engine.parked == (0, 0) and not self.function.opened
+        return self.told, self.events, self.function.taken, why
 
 
 def live(data: bytes, step: int) -> tuple[bytes, list[Event], int, str]:
@@ -157,10 +170,8 @@ def live(data: bytes, step: int) -> tuple[bytes, list[Event], int, str]:
                 device.function.happens(what, channel)
             device.settle()
     except (BrokenPeer, Overload) as error:
-        device.engine.reset()
-        assert device.engine.parked == (0, 0) and not device.function.opened
-        return device.told, device.events, device.function.taken, str(error)
-    return device.told, device.events, device.function.taken, ""
+        return device.end(str(error))
+    return device.end("")
 
 
 def run(data: bytes) -> None:

@@ -7,13 +7,17 @@ certificate is refused.  Clocks are the caller's: seconds that only rise.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from dataclasses import dataclass
 
 from hsmvisord import limits
-from hsmvisord.face.card.holdings import Contents
+from hsmvisord.face.card.holdings import Contents, SlotKey
+from hsmvisord.face.card.slots import SLOTS
 
 STAY, OUT, IN = "stay", "out", "in"
+_DIGEST = re.compile("[0-9a-f]{64}")  #: as `shown` has it
 
 
 @dataclass(frozen=True)
@@ -24,8 +28,12 @@ class Move:
     again: float | None = None
 
 
+def _digest(key: SlotKey) -> str:
+    return hashlib.sha256(key.spki).hexdigest()
+
+
 def _keys(contents: Contents) -> dict[int, bytes]:
-    return {slot: key.key_id for slot, key in contents.items()}
+    return {slot: key.spki for slot, key in contents.items()}
 
 
 class Generations:
@@ -36,11 +44,13 @@ class Generations:
         self.contents: Contents = {}
         self.inserted = False
         self._out_since: float | None = None  #: None: it was never in
-        self._read: dict[int, str] = _decoded(shown)  #: slot, to the key whose certificate was read there
+        self._read = _decoded(shown)  #: slot, to the digest of the newest key whose certificate was read there
 
     def look(self, now: float, wanted: Contents | None) -> Move:
-        """`wanted`: what the token has; None: it is detached, or has nothing for a card."""
+        """`wanted`: what the token has; None: it is detached."""
         if self.inserted:
+            if wanted is self.contents:
+                return Move(STAY)
             if wanted is not None and _keys(wanted) == _keys(self.contents):
                 self.contents = wanted
                 return Move(STAY)
@@ -51,16 +61,17 @@ class Generations:
         if self._out_since is not None and (left := self._out_since + limits.CARD_OUT_SECONDS - now) > 0:
             return Move(STAY, left)
         self.inserted, self.contents = True, wanted
-        self._read = {slot: key for slot, key in self._read.items() if slot in wanted and wanted[slot].key_id.hex() == key}
         return Move(IN)
 
     def was_read(self, slot: int) -> None:
-        """A client has read the slot's certificate."""
-        self._read[slot] = self.contents[slot].key_id.hex()
+        """A client has read the slot's certificate to its end, or that there is none."""
+        if slot in self.contents:
+            self._read[slot] = _digest(self.contents[slot])
 
     def may_use(self, slot: int) -> bool:
-        """Says whether its certificate was read since its key is what it is."""
-        return self._read.get(slot) == self.contents[slot].key_id.hex()
+        """Says whether clients know the slot's key: its certificate is the newest that was read there, by whichever card of this
+        module.  Until then one may still hold another key's, and would take the signature for that one's."""
+        return self._read.get(slot) == _digest(self.contents[slot])
 
     @property
     def shown(self) -> bytes:
@@ -73,7 +84,7 @@ def _decoded(shown: bytes) -> dict[int, str]:
     if len(shown) > limits.MAX_CARD_SHOWN:
         return {}
     try:
-        values = json.loads(shown or b"{}")
-        return {int(slot, 16): str(key) for slot, key in values.items()}
+        read = {int(slot, 16): str(key) for slot, key in json.loads(shown.decode("ascii") or "{}").items()}
     except (ValueError, AttributeError, RecursionError):
         return {}
+    return {slot: key for slot, key in read.items() if slot in SLOTS and _DIGEST.fullmatch(key)}

@@ -9,6 +9,7 @@ from typing import Any
 AUTHENTICATION, SIGNATURE, KEY_MANAGEMENT, CARD_AUTHENTICATION = 0x9A, 0x9C, 0x9D, 0x9E
 RETIRED = range(0x82, 0x96)
 SLOTS = (AUTHENTICATION, SIGNATURE, KEY_MANAGEMENT, CARD_AUTHENTICATION, *RETIRED)  #: NIST SP 800-73-4, part 1, table 4b
+_NUMBERS = {f"{slot:02x}": slot for slot in SLOTS}
 _ORDER = (AUTHENTICATION, *RETIRED)  #: in which materials come that no map names
 
 
@@ -22,30 +23,24 @@ def card_settings(values: Any) -> CardSettings:
     """From JSON: {"slots": {"9a": NAME, ...}, "yubikey": false}.  Raises ValueError that names the fault."""
     if not isinstance(values, Mapping) or set(values) - {"slots", "yubikey"}:
         raise ValueError("a card has slots and yubikey")
-    slots = values.get("slots") or {}
+    slots, yubikey = values.get("slots") or {}, values.get("yubikey", False)
     if not isinstance(slots, Mapping):
         raise ValueError("a card's slots are an object: slot and material")
-    found = {}
+    if not isinstance(yubikey, bool):
+        raise ValueError("a card's yubikey is true or false")
+    found: dict[int, str] = {}
     for name, material in slots.items():
-        number = _slot(str(name))
-        if not isinstance(material, str) or not material:
-            raise ValueError(f"slot {name} of a card has a material's name")
+        number = _NUMBERS.get(str(name).lower())
+        if number is None:
+            raise ValueError(f"{name!r:.20} is no slot of a card: 9a, 9c, 9d, 9e, 82 to 95")
         if number in found:
-            raise ValueError(f"slot {name} of a card is there twice")
+            raise ValueError(f"slot {number:02x} of a card is there twice")
+        if not isinstance(material, str) or not material:
+            raise ValueError(f"slot {number:02x} of a card has a material's name")
         found[number] = material
     if len(set(found.values())) != len(found):
         raise ValueError("a material is in one slot of the card")
-    return CardSettings(tuple(sorted(found.items())), bool(values.get("yubikey", False)))
-
-
-def _slot(name: str) -> int:
-    try:
-        number = int(name, 16)
-    except ValueError:
-        number = 0
-    if number not in SLOTS:
-        raise ValueError(f"{name!r:.20} is no slot of a card: 9a, 9c, 9d, 9e, 82 to 95")
-    return number
+    return CardSettings(tuple(sorted(found.items())), yubikey)
 
 
 def assigned(settings: CardSettings, names: Iterable[str]) -> dict[int, str]:

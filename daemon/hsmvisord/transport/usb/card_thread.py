@@ -5,11 +5,12 @@ The device's thread goes on meanwhile, so descriptors are answered, channels ser
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from hsmvisord import limits, memory
 from hsmvisord.face.card.card import Card
@@ -18,10 +19,10 @@ from hsmvisord.face.card.reader import Reader
 
 @dataclass(frozen=True)
 class Answer:
-    """`turn`: of the question; b"" for a message that nobody asked for, which is for the interrupt endpoint."""
+    """`turn`: of the question; `notify`: nobody has asked, it is for the interrupt endpoint."""
 
     turn: int
-    message: bytes
+    message: bytes = field(repr=False)
     notify: bool = False
 
 
@@ -48,6 +49,10 @@ class CardThread:
         self._tasks.put(lambda: self._answer(turn, message))
 
     def power_down(self) -> None:
+        """What was asked before is nobody's any more: what of it has not begun is not carried out."""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._tasks.get_nowait()
         self._tasks.put(self._reader.power_down)
 
     def tell_presence(self) -> None:
@@ -93,6 +98,7 @@ class CardThread:
                 if task is None:
                     return
                 task()
+                del task  # it holds what was asked, a PIN perhaps, and the next one may be long in coming
         except Exception as error:
             self._fault(error)
         finally:
@@ -106,13 +112,18 @@ class CardThread:
             self._notify(self._reader.remove())
         elif move.step == "in":
             self._notify(self._reader.insert())
+        self._save()
+        return move.again
+
+    def _save(self) -> None:
         if (saved := self._card.shown) != self._saved:
             self._saved = saved
             self._shown(saved)
-        return move.again
 
     def _answer(self, turn: int, message: bytes) -> None:
-        self._told.append(Answer(turn, self._reader.answer(message)))
+        answer = self._reader.answer(message)
+        self._save()  # first: the next card must not take an older certificate for the newest that was read
+        self._told.append(Answer(turn, answer))
         self._wake()
 
     def _notify(self, message: bytes) -> None:

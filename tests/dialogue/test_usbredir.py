@@ -8,8 +8,8 @@ import pytest
 from hsmvisord import limits
 from hsmvisord.wire.usb import BrokenPeer, Cancel, Done, Reset, Setup, Status, Submit, Urb
 from hsmvisord.wire.usbredir import CAPABILITIES, UsbredirHost
-from support import usb_importers as q
-from support.usb_importers import Heard, Packet, Qemu
+from support import usb_guests as q
+from support.usb_guests import Heard, Packet, Qemu
 from support.usb_rig import DESCRIPTORS, usbredir_rig
 
 READER_OUT, READER_IN, READER_INTERRUPT = 0x01, 0x81, 0x82

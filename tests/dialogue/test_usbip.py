@@ -9,7 +9,7 @@ from hsmvisord import limits
 from hsmvisord.wire.usb import BrokenPeer, Cancel, Done, Setup, Status, Submit, Urb
 from hsmvisord.wire.usb_descriptors import Descriptors, Identity
 from hsmvisord.wire.usbip import UsbipServer
-from support.usb_importers import ECONNRESET, EPIPE, EPROTO, EREMOTEIO, ESHUTDOWN, Returned, Vhci
+from support.usb_guests import ECONNRESET, EPIPE, EPROTO, EREMOTEIO, ESHUTDOWN, Returned, Vhci
 from support.usb_rig import DESCRIPTORS, Rig, usbip_rig
 
 READER_OUT, READER_IN, READER_INTERRUPT = 0x01, 0x81, 0x82
