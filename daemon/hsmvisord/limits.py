@@ -84,6 +84,7 @@ MAX_APDU_CHAIN = 65535  #: bytes of data of one command that comes in a chain
 MAX_TLV_OBJECTS = 16  #: objects in a row that a guest sends
 MAX_CARD_SHOWN = 4096  #: bytes of what a card remembers of what it has shown
 CARD_OUT_SECONDS = 2.0  #: that a card stays out when its keys change: OpenSC needs more than 0.3 to notice
+CARD_HIDDEN_SECONDS = 1.0  #: after a driver's first message, until it sees a card come: pcscd looks twice before it watches
 CARD_PATIENCE = 1.0  #: seconds after which an importer is told again that the card is at work
 
 # ---- threads and their time ---------------------------------------------------------------------------------------------

@@ -26,10 +26,11 @@ class GuestLibrary:
     name: str
     path: str
     variable: str
+    address: str = ADDRESS
 
     @property
     def environment(self) -> dict[str, str]:
-        return {self.variable: ADDRESS}
+        return {self.variable: self.address}
 
 
 OURS = GuestLibrary("ours", "/usr/local/lib/pkcs11/libhsmvisor-pkcs11.so", "HSMVISOR_PKCS11_ADDRESS")

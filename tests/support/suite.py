@@ -39,9 +39,14 @@ def run(guest: Guest, library: Path, token: str, pin: str, so_pin: str = "", tim
     variables |= ({"PKCS11_TOKEN_SO_PIN": so_pin} if so_pin else {}) | more
     command = [sys.executable, "-m", "pytest", "-v", "--tb=no", "-p", "no:cacheprovider", "-p", "no:timeout", suite / "tests"]
     said = guest.run(*command, "--rootdir", suite, "-c", "/dev/null", check=False, timeout=timeout, more=variables).stdout.decode()
-    results = dict(re.findall(r"(test_\w+\.py::\w+::\w+(?:\[.*?\])?)\s+(PASSED|FAILED|SKIPPED|ERROR|XFAIL|XPASS)", said))
-    assert len(results) > 140, said[-2000:]
-    return results
+    return results(said)
+
+
+def results(said: str) -> dict[str, str]:
+    """Returns what pytest said of each test."""
+    found = dict(re.findall(r"(test_\w+\.py::\w+::\w+(?:\[.*?\])?)\s+(PASSED|FAILED|SKIPPED|ERROR|XFAIL|XPASS)", said))
+    assert len(found) > 140, said[-2000:]
+    return found
 
 
 def passed(results: dict[str, str]) -> set[str]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from hsmvisor import usb_probe
 from hsmvisor_rpc.v1 import hsmvisor_pb2 as pb
+from support.guest import free_port
 from support.guest_machine import GuestMachine
 from support.host import Host, Module
 from support.host_process import new_id
@@ -31,14 +32,43 @@ def until(holds: Callable[[], Any], what: str, within: float = 60) -> Any:
     return value
 
 
-def attach(host: Host, module: Module, machine: GuestMachine) -> pb.Module:
-    """Plugs the module in by QMP."""
-    asked = pb.AttachModuleRequest(request_id=new_id(), name=module.name, qmp_path=str(machine.qmp_socket), face=pb.USB)
-    return host.process.modules.AttachModule(asked, timeout=30)
+USBREDIR, USBIP = "usbredir", "usbip"
 
 
-def detach(host: Host, module: Module) -> pb.Module:
-    return host.process.modules.DetachModule(pb.DetachModuleRequest(request_id=new_id(), name=module.name, face=pb.USB), timeout=30)
+class Plug:
+    """One module's way into one machine: QEMU's usbredir, or the guest's kernel by USB/IP over QEMU's user network."""
+
+    def __init__(self, host: Host, module: Module, machine: GuestMachine, protocol: str) -> None:
+        self.host, self.module, self.machine, self.protocol = host, module, machine, protocol
+        self.port = free_port()
+
+    def plug_in(self) -> pb.Module:
+        """Returns when the host says so; the guest sees the device a moment later."""
+        asked = pb.AttachModuleRequest(request_id=new_id(), name=self.module.name, face=pb.USB)
+        if self.protocol == USBREDIR:
+            asked.qmp_path = str(self.machine.qmp_socket)
+        else:
+            asked.usbip_listen = f"127.0.0.1:{self.port}"
+            asked.usbip_peers.append("127.0.0.1")  # QEMU's user network calls from there
+        found = self.host.process.modules.AttachModule(asked, timeout=30)
+        if self.protocol == USBIP:
+            self.import_it()
+        return found
+
+    def import_it(self) -> None:
+        """What the guest has to do by USB/IP, each time that the device was lost."""
+        command = f"modprobe vhci-hcd && usbip --tcp-port {self.port} attach -r 10.0.2.2 -b {self.module.name}"
+        until(lambda: self.machine.run(f"{command} 2>&1", check=False).returncode == 0, "usbip attach")
+
+    def pull_out(self) -> pb.Module:
+        asked = pb.DetachModuleRequest(request_id=new_id(), name=self.module.name, face=pb.USB)
+        return self.host.process.modules.DetachModule(asked, timeout=30)
+
+    def come_back(self) -> None:
+        """After its worker was another one."""
+        if self.protocol == USBIP:
+            self.import_it()
+        until(lambda: self.module.status().device.usb.protocol == self.protocol, "the importer")
 
 
 class CardGuest:
@@ -75,6 +105,12 @@ class CardGuest:
 
     def wait_for_card(self, within: float = 60) -> str:
         return str(until(self.reader, "a reader with a card", within))
+
+    def card_id(self) -> bytes:
+        """The GUID of the card, which OpenSC takes for its serial number."""
+        digits = re.search(r"((?:[0-9A-F]{2} ){16})", self.run("piv-tool --serial"))
+        assert digits is not None
+        return bytes.fromhex(digits[1])
 
     def opensc(self, *words: str, check: bool = True) -> str:
         return self.run(" ".join(["pkcs11-tool", "--module", OPENSC, *words]), check=check)

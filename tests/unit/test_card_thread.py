@@ -114,6 +114,33 @@ def test_a_change_of_the_token_moves_the_card_by_itself(rig: Rig, monkeypatch: p
     rig.until(lambda: rig.notices[-2:] == [b"\x50\x02"] * 2)
 
 
+def test_an_importer_sees_the_card_come_a_moment_after_it_asked(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "CARD_HIDDEN_SECONDS", 0.3)
+    empty, full = b"\x50\x02", b"\x50\x03"
+    rig.until(lambda: rig.notices == [full])
+    for times in (1, 2):  # an importer, and one after it
+        rig.thread.tell_presence()
+        rig.until(lambda times=times: rig.notices == [full, *[empty, full] * (times - 1), empty])  # type: ignore[misc]
+        time.sleep(0.4)
+        rig.until(lambda: True)
+        assert rig.notices[-1] == empty, "it has not asked"
+        began = time.monotonic()
+        assert rig.say(message(Command.GET_SLOT_STATUS))[7] == 2
+        assert rig.say(message(Command.GET_SLOT_STATUS))[7] == 2
+        rig.until(lambda times=times: rig.notices == [full, *[empty, full] * times])  # type: ignore[misc]
+        assert time.monotonic() - began >= 0.3
+        assert rig.say(message(Command.GET_SLOT_STATUS))[7] == 1
+
+
+def test_an_importer_that_asks_for_power_at_once_has_the_card(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "CARD_HIDDEN_SECONDS", 0.1)
+    rig.thread.tell_presence()
+    assert rig.say(message(Command.ICC_POWER_ON))[7] == 0
+    time.sleep(0.2)
+    rig.say(message(Command.GET_SLOT_STATUS))
+    assert rig.notices == [b"\x50\x03", b"\x50\x02"]
+
+
 def test_a_detached_token_is_used_no_more_once_that_is_done(rig: Rig) -> None:
     """Whatever is asked after the operator was told that it is detached."""
     rig.transmit(READ)

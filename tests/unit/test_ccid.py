@@ -265,6 +265,26 @@ def test_what_the_interrupt_endpoint_tells(rig: CardRig) -> None:
     assert rig.told == [b"\x50\x03", b"\x50\x02"]
 
 
+def test_an_importer_that_comes_finds_the_reader_empty(on: CardRig) -> None:
+    """Until it is shown the card, asks for power, or the card comes by itself."""
+    assert on.reader.hide() == b"\x50\x02"
+    assert status(on.ask(Command.GET_SLOT_STATUS)) == (2, 0, 0)
+    assert on.reader.show() == b"\x50\x03"
+    assert status(on.ask(Command.GET_SLOT_STATUS))[0] != 2
+    on.reader.hide()
+    assert status(on.ask(Command.ICC_POWER_ON)) == (0, 0, 0)
+    assert status(block(on, "whole", ECHO)) == (0, 0, 0)
+    on.reader.hide()
+    assert on.reader.insert() == b"\x50\x03"
+    assert status(on.ask(Command.GET_SLOT_STATUS)) == (1, 0, 0)
+
+
+def test_there_is_no_card_to_show(rig: CardRig) -> None:
+    assert rig.reader.hide() == b"\x50\x02"
+    assert rig.reader.show() == b"\x50\x02"
+    assert status(rig.ask(Command.ICC_POWER_ON)) == (2, 1, 0xFE)
+
+
 def test_time_is_asked_for_in_the_answer_of_the_command(on: CardRig) -> None:
     for command, kind in ((Command.XFR_BLOCK, 0x80), (Command.GET_SLOT_STATUS, 0x81)):
         answer = on.reader.more_time(message(command, sequence=77))

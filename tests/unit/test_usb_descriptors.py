@@ -82,13 +82,13 @@ def test_the_channels() -> None:
 
 def test_the_strings() -> None:
     assert DESCRIPTORS.get(usb.STRING, 0, 0) == b"\x04\x03\x09\x04"
-    texts = ["hsmvisor", "hsmvisor virtual smart card", "web-1", "CCID"]
+    texts = ["hsmvisor", "hsmvisor virtual smart card", "web-1"]
     for index, text in enumerate(texts, 1):
         told = DESCRIPTORS.get(usb.STRING, index, ENGLISH)
         assert told is not None
         assert (told[0], told[1], told[2:].decode("utf-16-le")) == (len(told), 3, text)
     assert tuple(DESCRIPTORS.device[14:17]) == (1, 2, 3)
-    assert interfaces()[0, 0][0][8] == 4
+    assert {interface[8] for interface, _ in interfaces().values()} == {0}, "a reader's name is the same each time"
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_the_strings() -> None:
         (usb.CONFIGURATION, 1, 0),
         (usb.STRING, 1, 0),
         (usb.STRING, 1, 0x0407),
-        (usb.STRING, 5, ENGLISH),
+        (usb.STRING, 4, ENGLISH),
         (usb.STRING, 0xEE, ENGLISH),  # Microsoft's
         (usb.INTERFACE, 0, 0),
         (usb.ENDPOINT, 0, 0),

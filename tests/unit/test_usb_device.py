@@ -233,7 +233,7 @@ def test_the_card_comes_and_goes(rig: Rig) -> None:
     importer = rig.importer()
     if isinstance(importer, Usbredir):
         importer.watch(READER_INTERRUPT)
-    for step, told in (("", b"\x50\x03"), ("out", b"\x50\x02"), ("in", b"\x50\x03")):
+    for step, told in (("", b"\x50\x02"), ("out", b"\x50\x02"), ("in", b"\x50\x03")):
         rig.card.moves.append(Move(step))
         rig.device.look()
         heard = importer.interrupt() if isinstance(importer, Usbredir) else importer.read(READER_INTERRUPT, 8)

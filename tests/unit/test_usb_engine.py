@@ -316,6 +316,16 @@ def test_the_interface_begins_anew(bus: Bus) -> None:
     assert bus.function.messages == [message(b"x")]
 
 
+@pytest.mark.parametrize("requests", [[1], [3, 1]], ids=["cleared", "halted and cleared"])
+def test_a_halt_that_is_cleared_drops_half_a_message(bus: Bus, requests: list[int]) -> None:
+    """As a driver does it after a program that ended in the middle of one."""
+    bus.write(READER_OUT, message(length=1000) + bytes(502))
+    for request in requests:
+        assert bus.sets(0x02, request, 0, READER_OUT) is OK
+    bus.write(READER_OUT, message(b"x"))
+    assert bus.function.messages == [message(b"x")]
+
+
 def test_an_answer_in_pieces(bus: Bus) -> None:
     answer = bytes(n % 251 for n in range(1200))
     bus.engine.ccid_answer(answer)

@@ -40,6 +40,7 @@ FIRST_CID = 1024  #: module number n is plugged into a guest of CID FIRST_CID + 
 MAX_DEVICE_STATE = 64 * 1024  #: bytes that a worker may have kept of its device
 MAX_USB_SHOWN = 4096  #: bytes that a worker may have kept of what its card has shown
 MAX_CARD_SLOTS = 24  #: of a card: 9a, 9c, 9d, 9e, 82-95
+USB_TURN_SECONDS = 0.5  #: that an importer waits for the one before it to be gone; only one waits
 USBIP_BACKLOG = 4  #: connections at a USB/IP listener that were not accepted yet
 MAX_USBIP_PEERS = 16  #: addresses and networks that may import a device
 MAX_QMP_LINE = 1024 * 1024  #: bytes of one line of QEMU's monitor

@@ -41,6 +41,7 @@ class Usb:
         self._usbip: Intake | None = None
         self.usbip = ""  #: HOST:PORT where it listens for USB/IP
         self._waiting: socket.socket | None = None  #: an importer that no worker has taken yet
+        self._next: socket.socket | None = None  #: one that came while there was another
         self._plug = 0  #: counts importers
         self.protocol = ""  #: of the importer that there is
         self.peer = ""
@@ -105,16 +106,43 @@ class Usb:
         if self._usbip is not None:
             self._usbip.close()
         self._usbip, self.usbip = None, ""
+        self._drop_next()
 
     def _arrived(self, sock: socket.socket, protocol: str, peer: str) -> None:
-        if self.plugged:
-            self._refuse(sock, peer, f"the device is {self.peer}'s")
-            return
+        if not self.plugged:
+            self._take(sock, protocol, peer)
+        elif self._next is None:
+            self._next = sock
+            task = asyncio.get_running_loop().create_task(self._after(sock, protocol, peer))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        else:
+            self._refuse_second(sock, peer)
+
+    async def _after(self, sock: socket.socket, protocol: str, peer: str) -> None:
+        """An importer that has gone counts until its worker says so: one that comes right after it waits for that.
+
+        Such are `usbip list`, which is a connection too, and then `usbip attach`.
+        """
+        try:
+            await self.wait_unplugged(limits.USB_TURN_SECONDS)
+        except TimeoutError:
+            if self._next is sock:
+                self._next = None
+                self._refuse_second(sock, peer)
+        if self._next is sock:
+            self._next = None
+            self._take(sock, protocol, peer)
+
+    def _take(self, sock: socket.socket, protocol: str, peer: str) -> None:
         self._waiting, self.protocol, self.peer = sock, protocol, peer
         self._plug += 1
         self._happened("usb-plugged", {"peer": peer, "protocol": protocol})
         self._told_change()
         self._give()
+
+    def _refuse_second(self, sock: socket.socket, peer: str) -> None:
+        self._refuse(sock, peer, f"the device is {self.peer}'s")
 
     def _refuse(self, sock: socket.socket, peer: str, why: str) -> None:
         sock.close()  # before a byte was read, or told
@@ -184,6 +212,7 @@ class Usb:
 
     async def unplug(self) -> None:
         """Takes the device out, by the host alone; QEMU connects again where its chardev says so.  Raises as asking does."""
+        self._drop_next()
         if self._worker is not None and self.plugged and self._waiting is None:
             await self._worker.unplug_usb(self._within)
         self._unplug(self._plug, "the host took it out")
@@ -197,6 +226,11 @@ class Usb:
         self.close_usbip()
         self._drop()
         self._told_change()
+
+    def _drop_next(self) -> None:
+        if self._next is not None:
+            self._next.close()
+        self._next = None
 
     def _drop(self) -> None:
         if self._waiting is not None:

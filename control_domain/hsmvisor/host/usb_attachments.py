@@ -61,9 +61,9 @@ class UsbAttachments:
                 if taken == address:
                     raise WrongState("USBIP_ADDRESS", f"module {other.name} listens at {address}", "a guest has one module")
             before = module.faces.usb_attachment
-            module.faces.usb.listen_usbip(address, peers)
             row = UsbAttachmentRow(module.module_id, "", "", address, peers, int(time.time()))
             try:
+                module.faces.usb.listen_usbip(address, peers)
                 await self._state.attach_usb(row, request, b"")
             except BaseException:
                 module.faces.usb.close_usbip()
@@ -141,12 +141,14 @@ def usb_plug_of(module: Module) -> UsbPlug:
 
 def usbip_address(untrusted_address: str) -> str:
     """Returns where USB/IP may be listened for; raises Invalid.  There is neither a login nor encryption, so never everywhere."""
+    problem = "USB/IP listens at ADDRESS:PORT, an IP address of this host's own, as 192.0.2.1:3240"
     try:
-        host, _ = addresses.split(untrusted_address)
+        host, port = addresses.split(untrusted_address)
         address = ipaddress.ip_address(host)
     except ValueError:
-        problem = "USB/IP listens at ADDRESS:PORT, an IP address of this host's own, as 192.0.2.1:3240"
         raise Invalid("USBIP_ADDRESS", problem) from None
+    if not port or getattr(address, "ipv4_mapped", None) is not None:  # [::ffff:0.0.0.0] is every address too
+        raise Invalid("USBIP_ADDRESS", problem)
     if address.is_unspecified or address.is_multicast:
         hint = "give the host's address on the guest's own network, as that of its tap device"
         raise Invalid("USBIP_ADDRESS", f"USB/IP knows no login: it does not listen at {host}", hint)

@@ -50,19 +50,17 @@ class Endpoint:
 
 @dataclass(frozen=True)
 class Interface:
-    """One alternate setting of an interface."""
+    """One alternate setting of an interface.  It has no string: pcscd puts a reader's into its name if it finds it in time, and to
+    clients a reader that comes back by another name is another one."""
 
     number: int
     alternate: int
     identity: tuple[int, int, int]  #: class, subclass, protocol
     endpoints: tuple[Endpoint, ...]
-    name: int = 0  #: index of a string
     functional: bytes = b""
 
     def encode(self) -> bytes:
-        head = struct.pack(
-            "<BBBBBBBBB", 9, usb.INTERFACE, self.number, self.alternate, len(self.endpoints), *self.identity, self.name
-        )
+        head = struct.pack("<BBBBBBBBB", 9, usb.INTERFACE, self.number, self.alternate, len(self.endpoints), *self.identity, 0)
         return b"".join((head, self.functional, *(endpoint.encode() for endpoint in self.endpoints)))
 
 
@@ -72,7 +70,7 @@ def _interfaces() -> tuple[Interface, ...]:
         Endpoint(CCID_IN, usb.BULK, MAX_PACKET),
         Endpoint(CCID_INTERRUPT, usb.INTERRUPT, MAX_INTERRUPT, _INTERVAL),
     )
-    found = [Interface(0, 0, CCID_CLASS, reader, 4, CCID_FUNCTIONAL)]
+    found = [Interface(0, 0, CCID_CLASS, reader, functional=CCID_FUNCTIONAL)]
     for channel in range(1, limits.USB_CHANNELS + 1):
         ends = tuple(Endpoint(address, usb.BULK, MAX_PACKET) for address in endpoints_of(channel))
         found += [Interface(channel, 0, CHANNEL_CLASS, ()), Interface(channel, 1, CHANNEL_CLASS, ends)]
@@ -109,7 +107,7 @@ class Descriptors:
         self.configuration = (
             struct.pack("<BBHBBBBB", 9, usb.CONFIGURATION, 9 + len(body), limits.USB_CHANNELS + 1, 1, 0, 0xC0, 50) + body
         )
-        texts = (i.manufacturer, i.product_name, i.serial, "CCID")
+        texts = (i.manufacturer, i.product_name, i.serial)
         self.strings = {0: struct.pack("<BBH", 4, usb.STRING, _LANGUAGE)}
         for index, text in enumerate(texts, 1):
             coded = b"".join(bytes([byte, 0]) for byte in text.encode("ascii"))  # a worker cannot load Python's UTF-16

@@ -35,6 +35,7 @@ _BARE = frozenset(
 class Reader:
     def __init__(self, card: Card) -> None:
         self._card = card
+        self.hides = False  #: the card, from an importer that has just come
         self._powered = False
         self._parameters = _PARAMETERS
         self._coming: bytearray | None = None  #: a command in parts
@@ -86,6 +87,7 @@ class Reader:
 
     def insert(self) -> bytes:
         """The card has come: returns what the importer is told."""
+        self.hides = False
         self._forget()
         return ccid.slot_changed(True)
 
@@ -94,9 +96,22 @@ class Reader:
         self._forget()
         return ccid.slot_changed(False)
 
+    def hide(self) -> bytes:
+        """An importer has come: it finds an empty reader, and sees the card come by `show`, or when it asks for power.
+
+        pcscd counts the cards that it sees come and go.  While it has counted none, OpenSC 0.23 is told of no change that it slept
+        through, so it would stay with the old card until it is initialized anew.
+        """
+        self.hides = True
+        return self.presence()
+
+    def show(self) -> bytes:
+        self.hides = False
+        return self.presence()
+
     def presence(self) -> bytes:
-        """Returns what an importer is told that has just come."""
-        return ccid.slot_changed(self._card.present)
+        """Returns what an importer is told."""
+        return ccid.slot_changed(self.present)
 
     def power_down(self) -> None:
         """The importer has reset the device: nothing of what was before counts."""
@@ -113,11 +128,11 @@ class Reader:
 
     @property
     def present(self) -> bool:
-        return self._card.present
+        return self._card.present and not self.hides
 
     @property
     def _icc(self) -> Icc:
-        if not self._card.present:
+        if not self.present:
             return Icc.ABSENT
         return Icc.ACTIVE if self._powered else Icc.INACTIVE
 
@@ -125,6 +140,7 @@ class Reader:
         return ccid.answer(asked, self._icc, last=0 if self._powered else 1)  # bClockStatus: it runs, or stands
 
     def _power_on(self, asked: Message) -> bytes:
+        self.hides = False
         if not self._card.present:
             return ccid.failure(asked, Icc.ABSENT, Failure.MUTE)
         if asked.own[0] not in _VOLTAGES:

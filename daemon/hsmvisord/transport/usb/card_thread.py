@@ -11,6 +11,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from time import monotonic
 
 from hsmvisord import limits, memory
 from hsmvisord.face.card.card import Card
@@ -38,6 +39,7 @@ class CardThread:
         self._tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._told: deque[Answer] = deque()
         self._saved = b""
+        self._shown_at: float | None = None  #: when the reader hides its card no longer; None: it does not, or nobody has asked it
         self._ended = threading.Event()
 
     # ---- any thread ---------------------------------------------------------------------------------------------
@@ -56,8 +58,8 @@ class CardThread:
         self._tasks.put(self._reader.power_down)
 
     def tell_presence(self) -> None:
-        """An importer begins: it is told whether there is a card."""
-        self._tasks.put(lambda: self._notify(self._reader.presence()))
+        """An importer begins: it is told of an empty reader, and of the card a moment after its driver has asked for it."""
+        self._tasks.put(self._begin)
 
     def look(self) -> None:
         """The token has changed, or the card's settings."""
@@ -113,7 +115,21 @@ class CardThread:
         elif move.step == "in":
             self._notify(self._reader.insert())
         self._save()
-        return move.again
+        return self._show(move.again)
+
+    def _begin(self) -> None:
+        self._shown_at = None
+        self._notify(self._reader.hide())
+
+    def _show(self, again: float | None) -> float | None:
+        """Shows a card that the reader hides, if that is due; returns the seconds until the next look, given those without it."""
+        if self._shown_at is None or not self._reader.hides:
+            return again
+        left = self._shown_at - monotonic()
+        if left <= 0:
+            self._notify(self._reader.show())
+            return again
+        return left if again is None else min(left, again)
 
     def _save(self) -> None:
         if (saved := self._card.shown) != self._saved:
@@ -121,6 +137,8 @@ class CardThread:
             self._shown(saved)
 
     def _answer(self, turn: int, message: bytes) -> None:
+        if self._reader.hides and self._shown_at is None:
+            self._shown_at = monotonic() + limits.CARD_HIDDEN_SECONDS
         answer = self._reader.answer(message)
         self._save()  # first: the next card must not take an older certificate for the newest that was read
         self._told.append(Answer(turn, answer))

@@ -126,9 +126,8 @@ class Engine:
     def ccid_answer(self, message: bytes) -> None:
         """One whole message of the reader."""
         if self._configuration:
-            if (
-                len(self._answers) >= 2 * limits.MAX_CCID_ANSWERS
-            ):  # no message is taken: these ask for time, for one that never ends
+            if len(self._answers) >= 2 * limits.MAX_CCID_ANSWERS:
+                # No message is taken meanwhile: these ask for time, for one that does not end.
                 raise Overload("nobody reads what the reader answers")
             self._answers.append(memoryview(message))
             self._go_on(CCID_IN)
@@ -204,6 +203,8 @@ class Engine:
             return None if halt else b""  # the control pipe is never halted
         if not self._there(endpoint):
             return None
+        if endpoint == CCID_OUT:
+            self._coming.clear()  # what comes next begins a message
         if halt:
             self._stall(endpoint)
         else:
