@@ -12,11 +12,11 @@ from typing import Any
 from support.c_programs import build_p11bench
 from support.host import Host
 
-from benchlib import allocator, control, fleet, hostile, plot, raw, report, signing, token, vsock
+from benchlib import allocator, control, fleet, hostile, plot, raw, report, signing, token, usb, vsock
 from benchlib.setups import KEYS, all_setups
 
 FLEET = "fleet"  #: takes long: only when it is asked for
-PARTS = ["signing", "allocator", "control", "hostile", "vsock", "token"]
+PARTS = ["signing", "allocator", "control", "hostile", "vsock", "usb", "token"]
 SETUPS = ["softhsm", "p11kit-softhsm", "hsmvisor", "hsmvisor-p11kit"]
 
 
@@ -89,6 +89,8 @@ def written(results: dict[str, Any]) -> tuple[list[str], bool]:
         section("Beside a hostile guest", "hostile", report.hostile_table(results["hostile"], hostile.GOAL))
     if "vsock" in results:
         section("A guest's vsock", "vsock", *vsock.text(results["vsock"]))
+    if "usb" in results:
+        section("A module as a USB device", "usb", *usb.text(results["usb"]))
     if "token" in results:
         section("A guest's own token", "token", *token.text(results["token"]))
     if FLEET in results:
@@ -126,6 +128,9 @@ def main() -> int:
         if "vsock" in given.only:
             begins(results, "vsock", plan)
             results["vsock"] = vsock.measure(plan.rounds, plan.seconds)
+        if "usb" in given.only:
+            begins(results, "usb", plan)
+            results["usb"] = usb.measure(plan.rounds, plan.seconds)
         if "token" in given.only:
             begins(results, "token", plan)
             results["token"] = token.measure(plan.rounds, plan.seconds, 2000 if given.quick else token.OBJECTS)
