@@ -7,10 +7,12 @@ import os
 import signal
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
+from hsmvisor import usb_import
 from hsmvisor_rpc.v1 import hsmvisor_pb2 as pb
 from support.certificates import Authority, PrivateKey, key_id, new_key
 from support.guest_machine import GuestMachine
@@ -18,7 +20,7 @@ from support.host import Host, Module
 from support.host_process import new_id
 from support.leaks import Needles
 from support.load import fits
-from support.machine_guest import OURS, MachineSigner
+from support.machine_guest import OURS, MachineSigner, device_socket
 from support.usb_guest import IDS, OPENSC, PIN, USBIP, USBREDIR, CardGuest, Plug, until
 
 pytestmark = [pytest.mark.real, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -272,3 +274,32 @@ def test_a_pin_is_asked_for_and_locks_both_faces(plug: Plug, module: Module, gue
         assert "CKR_PIN_LOCKED" in guest.run(by_usb, check=False, HSMVISOR_PKCS11_ADDRESS="usb:")
     finally:
         modules.SetPin(pb.SetPinRequest(request_id=new_id(), name=module.name, pin=b""), timeout=10)
+
+
+def test_a_guests_kernel_imports_its_device_over_its_own_vsock(host: Host) -> None:
+    """No network, and nothing of USB in QEMU: the vsock device says which guest it is."""
+    key = new_key("p256")
+    own = host.create("vm-3")
+    own.push("web", key, authority.chain(key))
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    with GuestMachine(device_socket(own), network=False) as machine:
+        guest = CardGuest(machine)
+        guest.start_pcscd()
+        machine.copy_in(Path(usb_import.__file__), "/root/usb_import.py")
+        assert "no device 'vm-4'" in guest.run("modprobe vhci-hcd; python3 usb_import.py vm-4", check=False)
+        assert "imported" in guest.run("python3 usb_import.py vm-3")
+        guest.wait_for_card()
+        usb = own.status().device.usb
+        assert (usb.protocol, usb.peer) == (USBIP, "vsock of its own guest")
+        for _ in range(2):
+            signature = guest.sign("01", MESSAGE)
+            key.public_key().verify(signature, MESSAGE, ec.ECDSA(hashes.SHA256()))
+        assert "already" in guest.run("python3 usb_import.py vm-3", check=False)  # a second importer
+        pid = own.pid
+        os.kill(pid, signal.SIGKILL)
+        own.serving(not_pid=pid)
+        until(lambda: not guest.seen(), "the device to go")
+        until(lambda: "imported" in guest.run("python3 usb_import.py vm-3", check=False), "the device to come back")
+        guest.wait_for_card()
+        key.public_key().verify(guest.sign("01", MESSAGE), MESSAGE, ec.ECDSA(hashes.SHA256()))
+    own.destroy()

@@ -7,8 +7,8 @@ import json
 import sys
 
 import click
-from hsmvisor import usb_probe
-from hsmvisor.cli.context import FAILURE, Command, Context, Group, pass_context, table
+from hsmvisor import usb_import, usb_probe
+from hsmvisor.cli.context import FAILURE, Command, CommandError, Context, Group, pass_context, table
 
 
 @click.group(cls=Group)
@@ -40,3 +40,26 @@ def probe(ctx: Context, serial: str) -> None:
         table(("step", "", "found", "what to do"), [(f.step, f.result, f.found, f.change) for f in found])
     if any(one.result == usb_probe.WRONG for one in found):
         sys.exit(FAILURE)
+
+
+@usb.command("import", cls=Command)
+@click.argument("name")
+@pass_context
+def import_(ctx: Context, name: str) -> None:
+    """Import the USB device of module NAME into this guest's kernel over vsock: no network, no QEMU option.
+
+    The module is to be the guest's vsock device. Run it in the guest, as root, and again each time that the device was lost. A
+    guest without this command runs the file usb_import.py of the package by itself.
+
+    \b
+    Example:
+      hsmvisor usb import web-1
+    """
+    try:
+        port = usb_import.import_device(name)
+    except usb_import.NotImported as error:
+        raise CommandError(str(error), FAILURE, error.hint) from None
+    if ctx.json:
+        click.echo(json.dumps({"port": port}))
+    else:
+        click.echo(f"imported, vhci port {port}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
+import os
 import socket
 import struct
 from collections.abc import Callable
@@ -189,9 +190,16 @@ class Usb:
             self._waiting = None
         sock.close()
 
-    def told(self, record: m.UsbGone | m.UsbShown) -> None:
-        """What the worker says of it."""
-        if isinstance(record, m.UsbShown):
+    def told(self, record: m.UsbCame | m.UsbGone | m.UsbShown, descriptors: list[int]) -> None:
+        """What the worker says of it; the descriptors are ours."""
+        if isinstance(record, m.UsbCame):
+            try:
+                sock = socket.socket(fileno=descriptors[0])
+            except OSError:  # no socket: whatever it is, it goes
+                os.close(descriptors[0])
+                return
+            self._arrived(sock, USBIP, "vsock of its own guest")
+        elif isinstance(record, m.UsbShown):
             self._shown = record.shown
         else:
             self._unplug(record.plug, record.why)

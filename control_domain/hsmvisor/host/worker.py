@@ -29,7 +29,7 @@ _log = logging.getLogger(__name__)
 
 Store = Callable[[m.StoreState], Awaitable[None]]
 Told = Callable[[m.Event], None]
-UsbTold = Callable[[m.UsbGone | m.UsbShown], None]
+UsbTold = Callable[[m.UsbCame | m.UsbGone | m.UsbShown, list[int]], None]  #: the descriptors are its own to close
 DeviceTold = Callable[[m.DeviceState | m.DeviceGone, list[int]], None]  #: the descriptors are its own to close
 
 
@@ -216,10 +216,10 @@ class WorkerProcess:
             if isinstance(record, m.DeviceState) and len(record.state) > limits.MAX_DEVICE_STATE:
                 raise Violation(f"a device's state of {len(record.state)} bytes")
             self._device(record, self._link.claim(descriptors_of(record)))
-        elif isinstance(record, (m.UsbGone, m.UsbShown)) and self._usb is not None:
+        elif isinstance(record, (m.UsbCame, m.UsbGone, m.UsbShown)) and self._usb is not None and self._link is not None:
             if isinstance(record, m.UsbShown) and len(record.shown) > limits.MAX_USB_SHOWN:
                 raise Violation(f"a card's memory of {len(record.shown)} bytes")
-            self._usb(record)
+            self._usb(record, self._link.claim(descriptors_of(record)))
         elif isinstance(record, m.Event) and record.kind in m.EVENT_KINDS and self._told is not None:
             self._told(record)
         else:

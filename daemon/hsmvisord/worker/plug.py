@@ -6,6 +6,7 @@ import contextlib
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -13,6 +14,7 @@ from hsmvisor_rpc.internal import messages as m
 from hsmvisor_rpc.sealed.canonical import Record
 
 from hsmvisord import limits
+from hsmvisord.budget import Pace
 from hsmvisord.transport.vsock.device import Device
 from hsmvisord.transport.vsock.keys import StreamKeys
 from hsmvisord.transport.vsock.memory import close_descriptors
@@ -59,6 +61,7 @@ class Plug:
 
     def __init__(self, take: Take, announce: Announce) -> None:
         self._take, self._announce = take, announce
+        self._imports = Pace(limits.USB_IMPORT_BURST, limits.USB_IMPORT_RATE, time.monotonic)
         self._plugged: Plugged | None = None
         self._lock = threading.Lock()
 
@@ -151,10 +154,15 @@ class Plug:
     # ---- the device's thread -------------------------------------------------------------------------------------
 
     def _accept(self, port: int, peer: str) -> socket.socket | None:
-        if port != limits.VSOCK_PORT:
+        if port != limits.VSOCK_PORT and not (port == limits.USBIP_PORT and self._imports.may()):
             return None
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._take(theirs, peer)
+        if port == limits.VSOCK_PORT:
+            self._take(theirs, peer)
+        else:  # the supervisor knows who else imports, and gives it back
+            self._imports.take()
+            with theirs:
+                self._announce(m.UsbCame(), [theirs.fileno()])
         return ours
 
     def _changed(self, plugged: Plugged, saved: Saved) -> None:

@@ -408,6 +408,13 @@ class UsbState(Record):
 
 
 @dataclass(frozen=True)
+class UsbCame(Record):
+    """Notification: the guest's kernel imports the device by USB/IP over the guest's own vsock.  Descriptor: the connection."""
+
+    TYPE: ClassVar[str] = "usb-came"
+
+
+@dataclass(frozen=True)
 class UsbGone(Record):
     """Notification: the importer is gone, or what it did ended the device."""
 

@@ -43,9 +43,9 @@ SUPERVISOR_MAY: dict[Phase, frozenset[type[Record]]] = {
 WORKER_MAY: dict[Phase, frozenset[type[Record]]] = {
     Phase.EMPTY: frozenset(),
     Phase.BOOTING: frozenset({m.StoreState, m.Event, m.DeviceState, m.DeviceGone}),
-    Phase.SERVING: frozenset({m.StoreState, m.Event, m.DeviceState, m.DeviceGone, m.UsbGone, m.UsbShown}),
-    Phase.LEAVING: frozenset({m.Event, m.DeviceGone, m.UsbGone, m.UsbShown}),  # whose front-end went at that moment
-    Phase.CLOSING: frozenset({m.StoreState, m.Event, m.DeviceState, m.DeviceGone, m.UsbGone, m.UsbShown}),
+    Phase.SERVING: frozenset({m.StoreState, m.Event, m.DeviceState, m.DeviceGone, m.UsbCame, m.UsbGone, m.UsbShown}),
+    Phase.LEAVING: frozenset({m.Event, m.DeviceGone, m.UsbCame, m.UsbGone, m.UsbShown}),  # whose front-end went at that moment
+    Phase.CLOSING: frozenset({m.StoreState, m.Event, m.DeviceState, m.DeviceGone, m.UsbCame, m.UsbGone, m.UsbShown}),
 }
 
 #: Descriptors that one message may carry: those of a device with eight regions and two rings, its connection and its keys.
@@ -57,7 +57,7 @@ STREAM_KEYS_SIZE = 1024 * 8
 #: What importers of the USB device speak.
 USB_PROTOCOLS = ("usbredir", "usbip")
 
-_WITH_ONE = (m.Succeed, m.HandOver, m.TakeConnection, m.UseHsm, m.ServeWorker, m.PlugUsb)
+_WITH_ONE = (m.Succeed, m.HandOver, m.TakeConnection, m.UseHsm, m.ServeWorker, m.PlugUsb, m.UsbCame)
 _WITH_SOME = (m.PlugDevice, m.DeviceState)
 
 
