@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from support.guest import Guest, Library
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from support.scenarios import Play
 
 _numbers = itertools.count(1)
+
+settings.register_profile("ours", deadline=None)  # how long an example takes says how busy the machine is
+settings.load_profile("ours")
 
 
 def _skipped(config: pytest.Config) -> int:

@@ -93,7 +93,9 @@ def test_a_cid_selects_its_module_and_strangers_are_closed() -> None:
     async def work() -> None:
         workers = {number: Worker() for number in (0, 1, 7)}
         modules = [
-            SimpleNamespace(device=SimpleNamespace(cid=limits.FIRST_CID + n), passing=Passing(f"m{n}", worker.give))
+            SimpleNamespace(
+                faces=SimpleNamespace(device=SimpleNamespace(cid=limits.FIRST_CID + n)), passing=Passing(f"m{n}", worker.give)
+            )
             for n, worker in workers.items()
         ]
         cids = [1024, 1025, 1031, 1026, 1023, 3, 2, 1, 0, 2**32 - 1, 1024]
