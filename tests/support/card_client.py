@@ -42,7 +42,7 @@ class Certificates:
         return name
 
     def check(self, name: str, message: bytes, signature: bytes) -> None:
-        """Fails unless the certificate's own key made the signature."""
+        """Fails unless the certificate's own key made the signature, an ECDSA one as PKCS#11 has it."""
         key = self._all[name].public_key()
         assert isinstance(key, ec.EllipticCurvePublicKey)
         half = len(signature) // 2
@@ -51,49 +51,75 @@ class Certificates:
 
 
 class CardClient:
-    """tests/integration/programs/hold_card.py; every signature that it makes is checked."""
+    """tests/integration/programs/hold_card.py: does the words that it is told, and every signature that it makes is checked."""
 
-    def __init__(self, machine: GuestMachine, name: str, library: str, certificates: Certificates, ident: str = "01") -> None:
+    def __init__(self, machine: GuestMachine, name: str, library: str, certificates: Certificates) -> None:
         self._machine, self._certificates = machine, certificates
         self._words, self._output, self._errors = (f"/root/{name}.{end}" for end in ("words", "json", "err"))
-        self._taken = 0
+        self._all: list[Said] = []
+        self._loop = 0  #: where in it the loop begins
         machine.copy_in(PROGRAM, f"/root/{PROGRAM.name}")
         machine.run(["mkfifo", self._words])
         self._holder = machine.start(f"exec sleep 7200 >{self._words}")
-        command = f"exec python3 /root/{PROGRAM.name} {library} {ident} {PIN} <{self._words} 2>{self._errors}"
+        command = f"exec python3 /root/{PROGRAM.name} {library} 01 {PIN} <{self._words} 2>{self._errors}"
         self._process = machine.start(command, output=self._output)
-
-    def _lines(self) -> list[dict[str, Any]]:
-        text = self._machine.read(self._output).decode()
-        lines = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
-        new, self._taken = lines[self._taken :], len(lines)
-        return new
 
     def _said(self, line: dict[str, Any]) -> Said:
         if signature := bytes.fromhex(line["signature"]):
             self._certificates.check(line["certificate"], bytes.fromhex(line["message"]), signature)
-        failed = f"{line['failed']}: {NAMES.get(line['rv'], hex(line['rv']))}" if line["failed"] else ""
+        failed = line["failed"] + (f": {NAMES.get(line['rv'], hex(line['rv']))}" if line["rv"] else "")
         return Said(line["word"], failed, line["certificate"], bool(signature))
 
     def say(self, word: str) -> None:
+        """Does not wait for what comes of it."""
         self._machine.run(f"echo {word} >{self._words}")
 
-    def take(self) -> list[Said]:
-        """Returns what is new."""
-        return [self._said(line) for line in self._lines()]
+    def look(self) -> list[Said]:
+        """Returns all that it has said."""
+        assert self._process.poll() is None, self._machine.read(self._errors).decode()
+        text = self._machine.read(self._output).decode()
+        lines = text[: text.rfind("\n") + 1].splitlines()
+        self._all += [self._said(json.loads(line)) for line in lines[len(self._all) :]]
+        return self._all
 
     def do(self, word: str, within: float = 60) -> Said:
-        """Returns what came of it; what a loop did before is dropped, checked."""
+        """Returns what came of it.  A loop must have ended."""
+        before = len(self.look())
         self.say(word)
-        found: list[Said] = []
+        until(lambda: len(self.look()) > before, f"an answer to {word!r}", within)
+        said = self._all[-1]
+        assert (said.word, len(self._all)) == (word, before + 1)
+        return said
 
-        def done() -> bool:
-            assert self._process.poll() is None, self._machine.read(self._errors).decode()
-            found.extend(self.take())
-            return bool(found) and found[-1].word == word
+    def does(self, words: str) -> Said:
+        """All of it works; returns what came of the last word."""
+        for word in words.split():
+            said = self.do(word)
+            assert not said.failed, said
+        return said
 
-        until(done, f"an answer to {word!r}", within)
-        return found[-1]
+    def fails(self, word: str) -> str:
+        """Returns what failed."""
+        said = self.do(word)
+        assert said.failed and not said.signed, said
+        return said.failed
+
+    def loop(self) -> None:
+        """Returns when it has signed."""
+        self._loop = len(self.look())
+        self.say("loop")
+        self.goes_on()
+
+    def goes_on(self) -> None:
+        """Waits until the loop has signed once more."""
+        before = len(self.look())
+        until(lambda: any(said.signed for said in self.look()[before:]), "a signature")
+
+    def end_loop(self) -> list[Said]:
+        """Returns all that it did."""
+        self.say("pause")
+        until(lambda: self.look()[-1].word == "pause", "the end of the loop")
+        return self._all[self._loop : -1]
 
     def end(self) -> None:
         self._holder.kill()
