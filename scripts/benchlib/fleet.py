@@ -242,6 +242,8 @@ def judge(rows: list[dict[str, Any]]) -> list[str]:
         sizes = [row for row in rows if row["database"] == kind]
         small, large = sizes[0], sizes[-1]
         for name in COSTS:
-            if large.get(name, 0) > IN_LINE * small.get(name, float("inf")):
+            if name not in small or name not in large:
+                wrong.append(f"{title}: {FIGURES[name][0]}: not measured")
+            elif large[name] > IN_LINE * small[name]:
                 wrong.append(f"{title}: {FIGURES[name][0]}: more than {IN_LINE} times those of the small fleet")
     return wrong

@@ -52,6 +52,13 @@ def test_what_fails_or_does_not_grow_in_line_is_said_and_fails(changes: dict[str
     assert not met and "MISSED" in text and said in text
 
 
+def test_a_cost_that_was_not_measured_is_no_goal_that_is_met() -> None:
+    rows = _rows()
+    del rows[-1]["processor_ms"]
+    text, met = _written(rows)
+    assert not met and "PostgreSQL: processor time a renewal, ms: not measured" in text
+
+
 def test_what_was_not_come_to_is_left_open() -> None:
     rows = [_row("sqlite", 5), {"database": "postgresql", "hosts": 5, "modules": 500, "ended": "OSError: no server"}]
     text, met = _written(rows)
