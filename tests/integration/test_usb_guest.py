@@ -183,7 +183,7 @@ def test_unplugged_and_plugged_in_again_under_load(plug: Plug, module: Module, g
             before = made()
             until(lambda before=before: made() > before, "a signature")  # type: ignore[misc]
             plug.pull_out()
-            until(lambda: not guest.seen(), "the device to go")
+            guest.wait_gone()
             assert module.status().device.usb.protocol == ""
             plug.plug_in()
             until(guest.seen, "the device to come back")
@@ -298,7 +298,7 @@ def test_a_guests_kernel_imports_its_device_over_its_own_vsock(host: Host) -> No
         pid = own.pid
         os.kill(pid, signal.SIGKILL)
         own.serving(not_pid=pid)
-        until(lambda: not guest.seen(), "the device to go")
+        guest.wait_gone()
         until(lambda: "imported" in guest.run("python3 usb_import.py vm-3", check=False), "the device to come back")
         guest.wait_for_card()
         key.public_key().verify(guest.sign("01", MESSAGE), MESSAGE, ec.ECDSA(hashes.SHA256()))

@@ -553,12 +553,12 @@ def test_who_does_not_read_is_not_read_from(way: Way) -> None:
     importer.sock.settimeout(0.5)
     rest = memoryview(b"")
     with contextlib.suppress(TimeoutError):
-        for number in range(1000, 100_000):
+        for number in range(1000, 400_000):
             rest = memoryview(asks_for_descriptors(importer, number))
             asked.append(number)
             while rest:
                 rest = rest[importer.sock.send(rest) :]
-    assert 1000 < len(asked) < 90_000, "it reads on and on"
+    assert 1000 < len(asked) < 350_000, "it reads on and on"
     assert resident(way.module.pid) - before < 16 << 20
     importer.sock.settimeout(20)
     assert all(len(answer(importer, number)) == DESCRIPTORS for number in asked[:-1])

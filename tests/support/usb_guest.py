@@ -67,6 +67,7 @@ class Plug:
     def come_back(self) -> None:
         """After its worker was another one."""
         if self.protocol == USBIP:
+            CardGuest(self.machine).wait_gone()
             self.import_it()
         until(lambda: self.module.status().device.usb.protocol == self.protocol, "the importer")
 
@@ -104,7 +105,16 @@ class CardGuest:
         return said if re.search(r"^\d+\s+Yes", said, re.MULTILINE) else ""
 
     def wait_for_card(self, within: float = 60) -> str:
-        return str(until(self.reader, "a reader with a card", within))
+        try:
+            return str(until(self.reader, "a reader with a card", within))
+        except AssertionError as error:
+            looks = "opensc-tool -l; pidof pcscd; lsusb; usbip port; dmesg | tail -20"
+            raise AssertionError(f"{error}\n{self.run(looks, check=False)}\n{self.probe()}") from None
+
+    def wait_gone(self, ids: str = IDS) -> None:
+        """Until pcscd too has noticed: a device that comes back before may be taken by it for the one that went."""
+        until(lambda: not self.seen(ids), "the device to go")
+        until(lambda: "No smart card readers" in self.run("opensc-tool --list-readers", check=False), "the reader to go")
 
     def card_id(self) -> bytes:
         """The GUID of the card, which OpenSC takes for its serial number."""
