@@ -596,6 +596,21 @@ def test_the_host_takes_it_out(host: Host) -> None:
     module.destroy()
 
 
+def test_other_ids_come_with_the_next_import(way: Way) -> None:
+    """They are changed in service: the importer loses the device, and finds another one."""
+    importer = way.importer()
+    works(importer)
+    settings = pb.ModuleSettings(card=pb.Card(usb_id="20a0:42d4"))
+    update = way.host.process.modules.UpdateModule
+    update(pb.UpdateModuleRequest(request_id=new_id(), name=way.module.name, settings=settings), timeout=10)
+    loses(importer)
+    importer = way.again()
+    assert importer.control(0x80, 6, 0x0100, 0, 18)[8:12] == bytes.fromhex("a020d442")
+    settings.log_signatures = True
+    update(pb.UpdateModuleRequest(request_id=new_id(), name=way.module.name, settings=settings), timeout=10)
+    works(importer)  # another setting is none of its
+
+
 def test_a_device_that_was_not_attached_is_not_detached(host: Host) -> None:
     module = new_module(host)
     way = Way(module, USBREDIR)

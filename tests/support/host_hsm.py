@@ -26,6 +26,8 @@ with token.open(user_pin=sys.argv[3]) as session:
 print(json.dumps(rows))
 """
 
+LOOKS = 5  #: SoftHSM2 passes over a token that another process is writing at the moment when it lists them
+
 
 class HostHsm:
     """`directory` holds the token, its configuration and the file with its PIN."""
@@ -55,7 +57,10 @@ class HostHsm:
     def objects(self) -> list[dict[str, Any]]:
         """All that is in the token, as its owner sees it who logs in."""
         command = [sys.executable, "-c", _LOOK, self.library, self.label, PIN]
-        done = subprocess.run(command, env=self.environment, check=False, capture_output=True, text=True, timeout=30)
+        for _ in range(LOOKS):
+            done = subprocess.run(command, env=self.environment, check=False, capture_output=True, text=True, timeout=30)
+            if "NoSuchToken" not in done.stderr:
+                break
         assert done.returncode == 0, done.stderr
         rows: list[dict[str, Any]] = json.loads(done.stdout)
         return rows

@@ -13,7 +13,6 @@ import fcntl
 import logging
 import os
 import socket
-import struct
 from collections.abc import Callable
 
 from hsmvisor.host import limits, places
@@ -21,6 +20,7 @@ from hsmvisor.host.config import Config
 from hsmvisor.host.intake import Intake
 from hsmvisor.host.link import LinkClosed, PeerError
 from hsmvisor.host.places import Places
+from hsmvisor.host.pluggable import Pluggable, unix_peer
 from hsmvisor.host.worker import WorkerFault, WorkerProcess
 from hsmvisor.serving import errors
 from hsmvisor_rpc.internal import messages as m
@@ -35,10 +35,11 @@ _log = logging.getLogger(__name__)
 Happened = Callable[[str, dict[str, object]], None]
 
 
-class Device:
+class Device(Pluggable):
     """`happened` is told "device-plugged", "device-unplugged" and "device-refused", with what is known."""
 
     def __init__(self, where: Places, config: Config, name: str, number: int, happened: Happened) -> None:
+        super().__init__()
         self.name, self.path, self.cid = name, where.device(name), limits.FIRST_CID + number
         self._where, self._config, self._happened = where, config, happened
         self._intake: Intake | None = None
@@ -51,24 +52,11 @@ class Device:
         self._worker: WorkerProcess | None = None
         self._within = 0.0
         self._early: list[tuple[m.DeviceState | m.DeviceGone, list[int]]] | None = None  #: told while it is being adopted
-        self._changed = asyncio.Condition()
-        self._tasks: set[asyncio.Task[None]] = set()
 
     @property
     def plugged(self) -> bool:
         """Says whether a front-end is connected."""
         return self._connection is not None
-
-    async def wait_plugged(self, within: float) -> None:
-        """Returns when a front-end is connected; raises TimeoutError."""
-        await self._wait(True, within)
-
-    async def wait_unplugged(self, within: float) -> None:
-        await self._wait(False, within)
-
-    async def _wait(self, plugged: bool, within: float) -> None:
-        async with asyncio.timeout(within), self._changed:
-            await self._changed.wait_for(lambda: self.plugged is plugged)
 
     # ---- the socket ---------------------------------------------------------------------------------------------
 
@@ -79,8 +67,7 @@ class Device:
             self._intake = Intake(listener, lambda connection, _: self._arrived(connection))
 
     def _arrived(self, connection: socket.socket) -> None:
-        pid, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-        peer: dict[str, object] = {"peer": f"unix uid={uid} pid={pid}"}
+        peer: dict[str, object] = {"peer": unix_peer(connection)}
         if self._connection is not None:
             connection.close()
             self._happened("device-refused", {**peer, "why": "the module is the device of another virtual machine"})
@@ -124,9 +111,7 @@ class Device:
 
     def _give(self) -> None:
         if self._connection is not None and self._worker is not None:
-            task = asyncio.get_running_loop().create_task(self._plug_in(self._worker, self._plug))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._run(self._plug_in(self._worker, self._plug))
 
     async def _plug_in(self, worker: WorkerProcess, plug: int) -> None:
         if self._connection is None or plug != self._plug:
@@ -182,15 +167,6 @@ class Device:
         if self._descriptors:  # elsewhere: the last descriptor of a guest's memory frees it, which takes long
             asyncio.get_running_loop().run_in_executor(None, _close, self._descriptors)
         self._state, self._descriptors = None, []
-
-    def _told_change(self) -> None:
-        async def notify() -> None:
-            async with self._changed:
-                self._changed.notify_all()
-
-        task = asyncio.get_running_loop().create_task(notify())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
 
 def _new_keys() -> int:

@@ -489,8 +489,12 @@ class Module:
             with contextlib.suppress(errors.ServiceError):
                 await self.ask(m.Configure(self.settings.for_worker()), m.Done)
             raise
+        other_ids = settings.card.usb_ids() != self.settings.card.usb_ids()
         self.settings = settings
         self._changed(self)
+        if other_ids:
+            with contextlib.suppress(errors.ServiceError):  # a worker that has ended is no device
+                await self.faces.usb.unplug()  # its importer comes again, and sees the new ones
 
     async def refresh_root(self) -> None:
         """Learns the root that the module obeys now, after a command that may have changed it."""

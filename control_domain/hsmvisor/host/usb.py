@@ -6,12 +6,10 @@ connects again by itself, and the next worker is plugged in; a kernel has to be 
 
 from __future__ import annotations
 
-import asyncio
 import ipaddress
 import logging
 import os
 import socket
-import struct
 from collections.abc import Callable
 
 from hsmvisor import addresses
@@ -20,6 +18,7 @@ from hsmvisor.host.config import Config
 from hsmvisor.host.intake import Intake
 from hsmvisor.host.link import LinkClosed, PeerError
 from hsmvisor.host.places import Places
+from hsmvisor.host.pluggable import Pluggable, unix_peer
 from hsmvisor.host.usb_ids import UsbId
 from hsmvisor.host.worker import WorkerProcess
 from hsmvisor.serving import errors
@@ -32,10 +31,11 @@ USBREDIR, USBIP = "usbredir", "usbip"
 Happened = Callable[[str, dict[str, object]], None]
 
 
-class Usb:
+class Usb(Pluggable):
     """`happened` is told "usb-plugged", "usb-unplugged" and "usb-refused", with what is known; `ident` gives the device's ids."""
 
     def __init__(self, where: Places, config: Config, name: str, ident: Callable[[], UsbId], happened: Happened) -> None:
+        super().__init__()
         self.name, self.path = name, where.usb(name)
         self._where, self._config, self._ident, self._happened = where, config, ident, happened
         self._intake: Intake | None = None
@@ -49,24 +49,12 @@ class Usb:
         self._shown = b""  #: what a worker told last of its card
         self._worker: WorkerProcess | None = None
         self._within = 0.0
-        self._changed = asyncio.Condition()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._gone = 0  #: the last importer of which a worker has told that it is gone
 
     @property
     def plugged(self) -> bool:
         """Says whether an importer is connected."""
         return bool(self.protocol)
-
-    async def wait_plugged(self, within: float) -> None:
-        """Returns when an importer is connected; raises TimeoutError."""
-        await self._wait(True, within)
-
-    async def wait_unplugged(self, within: float) -> None:
-        await self._wait(False, within)
-
-    async def _wait(self, plugged: bool, within: float) -> None:
-        async with asyncio.timeout(within), self._changed:
-            await self._changed.wait_for(lambda: self.plugged is plugged)
 
     # ---- the sockets --------------------------------------------------------------------------------------------
 
@@ -74,7 +62,7 @@ class Usb:
         """Takes QEMU's connections from now on.  Raises OSError, ServiceError."""
         if self._intake is None:
             listener = places.listen_for_usb(self._where, self.name, self._config)
-            self._intake = Intake(listener, lambda sock, _: self._arrived(sock, USBREDIR, _unix_peer(sock)))
+            self._intake = Intake(listener, lambda sock, _: self._arrived(sock, USBREDIR, unix_peer(sock)))
 
     def listen_usbip(self, address: str, peers: tuple[str, ...]) -> None:
         """Takes kernels' connections at `address`, of `peers` alone (networks).  Raises ServiceError."""
@@ -114,9 +102,7 @@ class Usb:
             self._take(sock, protocol, peer)
         elif self._next is None:
             self._next = sock
-            task = asyncio.get_running_loop().create_task(self._after(sock, protocol, peer))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._run(self._after(sock, protocol, peer))
         else:
             self._refuse_second(sock, peer)
 
@@ -163,16 +149,14 @@ class Usb:
             state = await worker.usb(within)
         except PeerError:
             return  # of a release without USB
-        self._shown = state.shown
-        if state.plug:
+        self._shown = self._shown or state.shown  # what it told meanwhile is newer
+        if state.plug and state.plug != self._gone:
             self._plug, self.protocol, self.peer = state.plug, state.protocol, "whoever was plugged in before"
             self._told_change()
 
     def _give(self) -> None:
         if self._waiting is not None and self._worker is not None:
-            task = asyncio.get_running_loop().create_task(self._plug_in(self._worker, self._waiting))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._run(self._plug_in(self._worker, self._waiting))
 
     async def _plug_in(self, worker: WorkerProcess, sock: socket.socket) -> None:
         plug, ident = self._plug, self._ident()
@@ -202,6 +186,7 @@ class Usb:
         elif isinstance(record, m.UsbShown):
             self._shown = record.shown
         else:
+            self._gone = record.plug
             self._unplug(record.plug, record.why)
 
     def lost_worker(self) -> None:
@@ -219,10 +204,10 @@ class Usb:
     # ---- the end ------------------------------------------------------------------------------------------------
 
     async def unplug(self) -> None:
-        """Takes the device out, by the host alone; QEMU connects again where its chardev says so.  Raises as asking does."""
+        """Takes the device out, by the host alone; QEMU connects again where its chardev says so.  Raises ServiceError."""
         self._drop_next()
         if self._worker is not None and self.plugged and self._waiting is None:
-            await self._worker.unplug_usb(self._within)
+            await self._worker.ask(m.UnplugUsb(), m.Done, self._within)
         self._unplug(self._plug, "the host took it out")
 
     def close(self) -> None:
@@ -244,20 +229,6 @@ class Usb:
         if self._waiting is not None:
             self._waiting.close()
         self._waiting, self.protocol, self.peer = None, "", ""
-
-    def _told_change(self) -> None:
-        async def notify() -> None:
-            async with self._changed:
-                self._changed.notify_all()
-
-        task = asyncio.get_running_loop().create_task(notify())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-
-def _unix_peer(sock: socket.socket) -> str:
-    pid, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-    return f"unix uid={uid} pid={pid}"
 
 
 def _keep_alive(sock: socket.socket) -> None:

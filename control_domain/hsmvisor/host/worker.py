@@ -143,9 +143,6 @@ class WorkerProcess:
         """Has it be the USB device of the importer at the other end of the descriptor."""
         await self._ask(plug, m.Done, within, give=[descriptor])
 
-    async def unplug_usb(self, within: float) -> None:
-        await self._ask(m.UnplugUsb(), m.Done, within)
-
     async def usb(self, within: float) -> m.UsbState:
         """Returns which importer it has.  Raises WorkerFault."""
         state, _ = await self._ask(m.QueryUsb(), m.UsbState, within)
