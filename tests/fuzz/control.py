@@ -83,8 +83,8 @@ class ControlFuzzer:
             return _bytes(rng)
         if field.type == field.TYPE_BOOL:
             return rng.random() < 0.5
-        signed = field.type in (field.TYPE_INT32, field.TYPE_INT64)
-        width = 32 if field.type in (field.TYPE_INT32, field.TYPE_UINT32) else 64
+        signed = field.type in (field.TYPE_INT32, field.TYPE_INT64, field.TYPE_ENUM)
+        width = 32 if field.type in (field.TYPE_INT32, field.TYPE_UINT32, field.TYPE_ENUM) else 64
         numbers = (0, 1, 2, 1000, 2**31 - 1, -(2**31) if signed else 2**width - 1, rng.getrandbits(width - signed))
         return rng.choice(numbers)
 

@@ -98,6 +98,16 @@ def test_it_is_asked_for_in_one_way(module: Module) -> None:
     assert refused(attach, module, f"{host}:{port}", "127.0.0.1", bus="pcie.1") == (INVALID, "FACE")
 
 
+def test_a_face_that_there_is_not(module: Module) -> None:
+    modules, face = module.host.process.modules, max(pb.Face.values()) + 1
+    for call, asked in (
+        (modules.AttachModule, pb.AttachModuleRequest(request_id=new_id(), name=module.name, qmp_path="/x", face=face)),  # type: ignore[arg-type]
+        (modules.DetachModule, pb.DetachModuleRequest(request_id=new_id(), name=module.name, face=face)),  # type: ignore[arg-type]
+        (modules.DescribeDevice, pb.DescribeDeviceRequest(name=module.name, face=face)),  # type: ignore[arg-type]
+    ):
+        assert refused(call, asked, timeout=10) == (StatusCode.INVALID_ARGUMENT, "FACE")
+
+
 def test_an_address_that_is_not_to_be_had(host: Host, module: Module) -> None:
     where, other = local(), host.create(f"other-{free_port()}")
     with socket.create_server(where):

@@ -43,6 +43,13 @@ async def _shown(module: Module) -> pb.Module:
     return convert.module(module, await _status(module))
 
 
+def _by_usb(untrusted_face: int) -> bool:
+    """Says whether a face is USB; raises Invalid."""
+    if untrusted_face not in pb.Face.values():
+        raise Invalid("FACE", f"a module is a guest's vsock or USB device, not {untrusted_face}", "leave face out for vsock")
+    return untrusted_face == pb.USB
+
+
 class ModuleService(rpc.ModuleServiceServicer):
     def __init__(
         self,
@@ -181,7 +188,7 @@ class ModuleService(rpc.ModuleServiceServicer):
         return await _shown(self._modules.get(name))
 
     async def AttachModule(self, untrusted: pb.AttachModuleRequest, context: Any) -> pb.Module:
-        if untrusted.face == pb.USB:
+        if _by_usb(untrusted.face):
             return await self._attach_usb(untrusted)
         if untrusted.hybrid_path:
             return await self._attach_hybrid(untrusted)
@@ -252,7 +259,7 @@ class ModuleService(rpc.ModuleServiceServicer):
     async def DetachModule(self, untrusted: pb.DetachModuleRequest, context: Any) -> pb.Module:
         name = limits.module_name(untrusted.name)
         path = limits.qmp_path(untrusted.qmp_path) if untrusted.qmp_path else ""
-        if untrusted.face == pb.USB:
+        if _by_usb(untrusted.face):
             return await self._detach_usb(name, path, untrusted)
         asked = request(untrusted.request_id, "DetachModule", name.encode(), path.encode())
         fields: dict[str, Any] = {"module": name, "qmp": path}
@@ -270,7 +277,7 @@ class ModuleService(rpc.ModuleServiceServicer):
 
     async def DescribeDevice(self, untrusted: pb.DescribeDeviceRequest, context: Any) -> pb.DeviceDescription:
         module = self._modules.get(limits.module_name(untrusted.name))
-        if untrusted.face == pb.USB:
+        if _by_usb(untrusted.face):
             usb = usb_plug_of(module)
             return pb.DeviceDescription(qemu_arguments=qemu_usb.arguments(usb), libvirt_xml=qemu_usb.libvirt_xml(usb))
         plug = plug_of(module)
