@@ -50,7 +50,7 @@ class Place:
     url: str  #: of its database,
     database: tuple[Path, ...]  #: and where its files are
     at_work: list[Snapshot]  #: the manager's memory during the deliveries
-    delivering: tuple[float, float]  #: from when all was asked for until it was done
+    delivering: tuple[float, float]  #: from when the first was asked for until all was done
     requests: dict[str, pb.MaterialRequest]
     keys: dict[str, PrivateKey]  #: by material
 
@@ -134,11 +134,11 @@ def place(request: pytest.FixtureRequest) -> Iterator[Place]:
         sources = {"made": "module", "shared": "issuer", "kept": "issuer", "brought": "imported"}
         asked = {}
         with Snapshots(manager.process.pid) as at_work:
+            began = time.monotonic()
             for material, source in sources.items():
                 names = ["dns:www.example.net"] if source != "imported" else []
                 spec = {"material": material, "source": source, "names": names, "escrow": material == "kept"}
                 asked[material] = manager.apply(**spec, resources=["rack/web-1", "rack/web-2"])
-            began = time.monotonic()
             bring(manager, asked["brought"], own)
             wait_for(lambda: all(manager.request(one.id).summary == "done" for one in asked.values()), 60, "the deliveries")
             delivering = (began, time.monotonic())

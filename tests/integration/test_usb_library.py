@@ -186,7 +186,8 @@ def test_hsmvisor_guest_follows_rotations(plugged: Plugged) -> None:
         wait_for(out.exists, "the certificate")
         for _ in range(3):
             wait_for(partial(holds, out, deliver(plugged)), "the next certificate")
-        assert len(claimed(plugged.node)) == 2  # one for calls, one waits for the next rotation
+        # one for calls, one waits for the next rotation; the first is let go of and taken again around each
+        wait_for(lambda: len(claimed(plugged.node)) == 2, "both channels")
     finally:
         stop(process)
     assert process.returncode == 0, log.read_text()

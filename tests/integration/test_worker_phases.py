@@ -10,6 +10,7 @@ import os
 import socket
 import subprocess
 import typing
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,9 @@ MAY: dict[tuple[type[Record], Kind], set[Phase | None]] = {
     (m.Event, Kind.NOTIFICATION): {None, Phase.BOOTING, Phase.SERVING, Phase.LEAVING, Phase.CLOSING},
     (m.DeviceState, Kind.NOTIFICATION): {None, Phase.BOOTING, Phase.SERVING, Phase.CLOSING},
     (m.DeviceGone, Kind.NOTIFICATION): {None, Phase.BOOTING, Phase.SERVING, Phase.LEAVING, Phase.CLOSING},
+    (m.UsbCame, Kind.NOTIFICATION): {None, Phase.SERVING, Phase.LEAVING, Phase.CLOSING},
+    (m.UsbGone, Kind.NOTIFICATION): {None, Phase.SERVING, Phase.LEAVING, Phase.CLOSING},
+    (m.UsbShown, Kind.NOTIFICATION): {None, Phase.SERVING, Phase.LEAVING, Phase.CLOSING},
 }
 PHASES: list[Phase | None] = [None, *Phase]
 ALL = [c for c in vars(m).values() if isinstance(c, type) and issubclass(c, Record) and c is not Record]
@@ -51,7 +55,7 @@ class Worker:
             listener.listen()
             # the kernel says who speaks, and that is this process
             self.seen = WorkerProcess("walked", os.getpid(), os.pidfd_open(self.process.pid), phase)
-            self.seen.connect(path, self._store, self.told.append, self._of_device)
+            self.seen.connect(path, self._store, self.told.append, self._of_device, self._of_device)
             self.sock, _ = listener.accept()
         path.unlink()
         self.sock.setblocking(False)
@@ -59,7 +63,7 @@ class Worker:
     async def _store(self, change: m.StoreState) -> None:
         self.told.append(change)
 
-    def _of_device(self, record: m.DeviceState | m.DeviceGone, descriptors: list[int]) -> None:
+    def _of_device(self, record: Record, descriptors: list[int]) -> None:
         self.told.append(record)
         for descriptor in descriptors:
             os.close(descriptor)
@@ -132,17 +136,26 @@ def test_a_device_comes_with_its_descriptors(count: int, tmp_path: Path) -> None
         assert asyncio.run(say(1)) == f"{count - 1} descriptors where {count} should be"
 
 
-@pytest.mark.parametrize("size", [limits.MAX_DEVICE_STATE, limits.MAX_DEVICE_STATE + 1])
-def test_a_device_has_a_small_state(size: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("make", "most", "what"),
+    [
+        (lambda data: m.DeviceState(1, data, 0), limits.MAX_DEVICE_STATE, "a device's state"),
+        (lambda data: m.UsbShown(1, data), limits.MAX_USB_SHOWN, "a card's memory"),
+    ],
+    ids=["device", "card"],
+)
+@pytest.mark.parametrize("over", [0, 1])
+def test_what_it_tells_of_a_device_is_small(
+    make: Callable[[bytes], Record], most: int, what: str, over: int, tmp_path: Path
+) -> None:
     async def say() -> str:
         worker = Worker(tmp_path, Phase.SERVING)
         try:
-            return await worker.says(Kind.NOTIFICATION, m.DeviceState(1, b"x" * size, 0))
+            return await worker.says(Kind.NOTIFICATION, make(b"x" * (most + over)))
         finally:
             worker.end()
 
-    said = asyncio.run(say())
-    assert said == ("taken" if size == limits.MAX_DEVICE_STATE else f"a device's state of {size} bytes")
+    assert asyncio.run(say()) == (f"{what} of {most + 1} bytes" if over else "taken")
 
 
 @pytest.mark.parametrize("kind", ["root-shell", ""])
