@@ -36,6 +36,9 @@ class Hub:
         """The hosts that wait here for commands."""
         return list(self._hosts)
 
+    def is_waiting(self, host: str) -> bool:
+        return host in self._hosts
+
     @contextlib.contextmanager
     def wait_for_commands(self, host: str) -> Iterator[Wait]:
         """What comes from now on is heard.  One waits for a host at a time: an older one is let go."""

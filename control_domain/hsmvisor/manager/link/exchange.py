@@ -86,7 +86,7 @@ class Exchanges:
                 await inventory.change_host(connection, host.id, seen_at=int(now), away=0)
         for id in (*(result.id for result in told.results), *told.undecided):
             session.given.pop(id, None)
-        found = await self._wait(host, session, 0 if refused else told.wait)
+        found = await self._commands(host, session, 0 if refused else told.wait)
         return Answer(commands=found, refused=refused)
 
     def _session(self, host: HostRow, id: str) -> _Session:
@@ -125,7 +125,10 @@ class Exchanges:
             await lines.wake_pending(connection, [resource.id for resource in on_it], self._clock())
         return taken
 
-    async def _wait(self, host: HostRow, session: _Session, seconds: float) -> list[CommandRow]:
+    async def _commands(self, host: HostRow, session: _Session, seconds: float) -> list[CommandRow]:
+        """One that does not wait leaves them to the one that does, and does not take its place."""
+        if seconds <= 0:
+            return [] if self._hub.is_waiting(host.id) else await self._there(host, session)
         ends = time.monotonic() + seconds
         with self._hub.wait_for_commands(host.id) as wait:
             while True:

@@ -164,11 +164,15 @@ async def wake_on_host(connection: AsyncConnection, host_id: str, now: float) ->
 
 
 async def claim(connection: AsyncConnection, by: str, now: float, lease: float, count: int) -> list[LineRow]:
-    """Takes lines that are due; nobody else does until the lease is over."""
+    """Takes lines that are due; nobody else does until the lease is over.
+
+    Those that are due since the same moment are taken host by host (a resource's id begins with its host's name): then a host has
+    several commands in one exchange, and tells several results in one.
+    """
     due = (
         select(lines)
         .where(lines.c.look_at <= now, lines.c.lease_until <= now)
-        .order_by(lines.c.look_at)
+        .order_by(lines.c.look_at, lines.c.resource_id)
         .limit(count)
         .with_for_update(skip_locked=True)
     )

@@ -191,7 +191,7 @@ lines = Table(
     Column("trigger", Text, nullable=False),  # JSON: urgent, revoke, reason, rekey, why, by
     Column("changed_at", Float(53), nullable=False),
     Index("uq_lines_resource", "request_id", "resource_id", unique=True),
-    Index("ix_lines_look_at", "look_at"),
+    Index("ix_lines_look_at", "look_at", "resource_id"),
     Index("ix_lines_resource_id", "resource_id"),
 )
 

@@ -1,0 +1,85 @@
+"""What is done together: so that a renewal costs a manager of many hosts what it costs one of few."""
+
+from __future__ import annotations
+
+import asyncio
+
+from hsmvisor.manager.link.exchange import Exchange
+from hsmvisor.manager.store import inventory, lines
+from hsmvisor.manager.store.rows import HostRow
+from support.fleet import Fleet
+from support.host_process import wait_for
+from support.light_host import LightHost
+from support.scenarios import WEB, Play
+
+HOSTS, GUESTS = 4, 3
+
+
+async def _row(fleet: Fleet, host: LightHost) -> HostRow:
+    async with fleet.database.transaction() as connection:
+        row = await inventory.host(connection, host.id.hex())
+    assert row is not None
+    return row
+
+
+def _told(host: LightHost, wait: float) -> Exchange:
+    host.number += 1
+    return Exchange(host.session, host.number, False, [], [], [], wait, "light")
+
+
+def test_what_is_due_at_one_moment_is_looked_at_host_by_host(play: Play) -> None:
+    async def scenario(fleet: Fleet) -> None:
+        hosts = [await fleet.host(f"h{number}") for number in range(HOSTS)]
+        for number in range(GUESTS):
+            for host in hosts:  # one after the other, so that they lie mixed in the database
+                host.add(f"web-{number}", env="prod")
+                await fleet.settle()
+        request = await fleet.ask(**WEB, selector={"env": "prod"})
+        await fleet.settle()
+        fleet.clock.pass_(1)
+        async with fleet.database.transaction() as connection:
+            await fleet.asking.rotate(connection, request, "", False, False, "", "a test", "")
+        taken = []
+        for _ in hosts:
+            async with fleet.database.transaction() as connection:
+                taken.append(await lines.claim(connection, "a test", fleet.clock(), 30, GUESTS))
+        assert [{row.resource_id.partition("/")[0] for row in some} for some in taken] == [{host.name} for host in hosts]
+        assert sum(map(len, taken)) == HOSTS * GUESTS
+
+    play(scenario)
+
+
+def test_who_tells_leaves_commands_to_the_exchange_that_waits(play: Play) -> None:
+    """It was let go whenever something was told: two exchanges more for each result."""
+
+    async def scenario(fleet: Fleet) -> None:
+        host = await fleet.host("h1")
+        host.add("web")
+        await fleet.settle()
+        waiting = asyncio.create_task(fleet.exchanges.exchange(await _row(fleet, host), _told(host, 20)))
+        await asyncio.to_thread(wait_for, lambda: fleet.hub.is_waiting(host.id.hex()), 10, "the exchange")
+        await asyncio.sleep(0.3)  # it has looked
+        await fleet.ask(**WEB, resources=("h1/web",))
+        waits, fleet.hub.commands = fleet.hub.commands, lambda hosts: None  # type: ignore[method-assign]
+        await fleet.engine.turn()
+        telling = await fleet.exchanges.exchange(await _row(fleet, host), _told(host, 0))
+        assert not telling.commands and not waiting.done()
+        waits([host.id.hex()])
+        async with asyncio.timeout(10):
+            assert [command.module for command in (await waiting).commands] == ["web"]
+        assert not fleet.hub.is_waiting(host.id.hex())
+
+    play(scenario)
+
+
+def test_where_none_waits_who_tells_is_given_them(play: Play) -> None:
+    async def scenario(fleet: Fleet) -> None:
+        host = await fleet.host("h1")
+        host.add("web")
+        await fleet.settle()
+        await fleet.ask(**WEB, resources=("h1/web",))
+        await fleet.engine.turn()
+        telling = await fleet.exchanges.exchange(await _row(fleet, host), _told(host, 0))
+        assert [command.module for command in telling.commands] == ["web"]
+
+    play(scenario)
