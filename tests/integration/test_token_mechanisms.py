@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec, mldsa, padding
+from cryptography.hazmat.primitives.asymmetric import ec, mldsa, padding, x25519
 from cryptography.hazmat.primitives.asymmetric.utils import Prehashed, encode_dss_signature
 from cryptography.hazmat.primitives.kdf.x963kdf import X963KDF
 from hsmvisord import ck
@@ -29,6 +29,7 @@ KEYS: dict[str, Any] = {name: new_key(name) for name in ("p256", "p384", "p521",
     "mldsa44": mldsa.MLDSA44PrivateKey.generate(),
     "mldsa65": mldsa.MLDSA65PrivateKey.generate(),
     "mldsa87": mldsa.MLDSA87PrivateKey.generate(),
+    "x25519": x25519.X25519PrivateKey.generate(),
 }
 RSA = KEYS["rsa2048"]
 HASH_IDS = {name: kind for kind, name in HASH_MECHANISMS.items()}
@@ -160,6 +161,7 @@ def test_signs_and_verifies(p11: Cryptoki, session: int, label: str, kind: int) 
 def test_every_allowed_mechanism_is_tried_here(p11: Cryptoki, session: int) -> None:
     tried = set(CASES) | {("rsa2048", ck.CKM_RSA_PKCS_OAEP)}
     tried |= {(c, m) for c in ("p256", "p384", "p521") for m in (ck.CKM_ECDH1_DERIVE, ck.CKM_ECDH1_COFACTOR_DERIVE)}
+    tried |= {("x25519", ck.CKM_ECDH1_DERIVE)}
     for label in KEYS:
         _, (raw,) = p11.attributes(session, handle(p11, session, label), [(ck.CKA_ALLOWED_MECHANISMS, 1024)])
         assert isinstance(raw, bytes)
@@ -208,12 +210,26 @@ def test_decrypts_pkcs1_and_raw(p11: Cryptoki, session: int) -> None:
     assert decrypts(p11, session, mechanism(ck.CKM_RSA_X_509), sealed) == (5).to_bytes(256, "big")
 
 
-@pytest.mark.parametrize("kind", [ck.CKM_ECDH1_DERIVE, ck.CKM_ECDH1_COFACTOR_DERIVE])
-@pytest.mark.parametrize("curve", ["p256", "p384", "p521"])
+def agreed(label: str) -> tuple[bytes, bytes]:
+    """Returns a peer's point, and the secret that comes of it."""
+    key = KEYS[label]
+    if label == "x25519":
+        other = x25519.X25519PrivateKey.generate().public_key()
+        return other.public_bytes_raw(), key.exchange(other)
+    peer = ec.generate_private_key(key.curve).public_key()
+    point = peer.public_bytes(serialization.Encoding.X962, serialization.PublicFormat.UncompressedPoint)
+    return point, key.exchange(ec.ECDH(), peer)
+
+
+@pytest.mark.parametrize(
+    ("curve", "kind"),
+    [
+        *((curve, kind) for curve in ("p256", "p384", "p521") for kind in (ck.CKM_ECDH1_DERIVE, ck.CKM_ECDH1_COFACTOR_DERIVE)),
+        ("x25519", ck.CKM_ECDH1_DERIVE),
+    ],
+)
 def test_derives(p11: Cryptoki, session: int, curve: str, kind: int) -> None:
-    peer = ec.generate_private_key(KEYS[curve].curve)
-    encoding = (serialization.Encoding.X962, serialization.PublicFormat.UncompressedPoint)
-    point = peer.public_key().public_bytes(*encoding)
+    point, expected = agreed(curve)
     parameter = Ecdh1Params(ck.CKD_NULL, 0, None, len(point), cast(c_char_p(point), c_void_p))
     true, false = b"\1", b"\0"
     rows = [(ck.CKA_SENSITIVE, false), (ck.CKA_EXTRACTABLE, true), (ck.CKA_TOKEN, false)]
@@ -222,7 +238,7 @@ def test_derives(p11: Cryptoki, session: int, curve: str, kind: int) -> None:
     key = handle(p11, session, curve)
     p11.good("C_DeriveKey", session, byref(structured(kind, parameter)), key, template, len(rows), byref(secret))
     rv, (value,) = p11.attributes(session, secret.value, [(ck.CKA_VALUE, 128)])
-    assert (rv, value) == (ck.CKR_OK, KEYS[curve].exchange(ec.ECDH(), peer.public_key()))
+    assert (rv, value) == (ck.CKR_OK, expected)
     p11.good("C_DestroyObject", session, secret.value)
 
 

@@ -8,12 +8,14 @@ from typing import cast
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, mldsa, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, mldsa, rsa, x448, x25519
 from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 MlDsaPrivateKey = mldsa.MLDSA44PrivateKey | mldsa.MLDSA65PrivateKey | mldsa.MLDSA87PrivateKey
+AgreementKey = x25519.X25519PrivateKey | x448.X448PrivateKey  #: that signs nothing
 PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey | ed448.Ed448PrivateKey | MlDsaPrivateKey
+AnyKey = PrivateKey | AgreementKey
 PEM, DER = serialization.Encoding.PEM, serialization.Encoding.DER
 
 
@@ -29,7 +31,7 @@ def new_key(kind: str) -> PrivateKey:
     return {"ed25519": ed25519.Ed25519PrivateKey, "ed448": ed448.Ed448PrivateKey}[kind].generate()
 
 
-def pkcs8(key: PrivateKey) -> bytes:
+def pkcs8(key: AnyKey) -> bytes:
     return key.private_bytes(DER, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
 
 
@@ -37,7 +39,7 @@ def private_pem(key: PrivateKey) -> bytes:
     return key.private_bytes(PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
 
 
-def spki(key: PrivateKey) -> bytes:
+def spki(key: AnyKey) -> bytes:
     return key.public_key().public_bytes(DER, serialization.PublicFormat.SubjectPublicKeyInfo)
 
 
@@ -45,7 +47,7 @@ def public_pem(key: PrivateKey) -> bytes:
     return key.public_key().public_bytes(PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
 
 
-def key_id(key: PrivateKey) -> bytes:
+def key_id(key: AnyKey) -> bytes:
     """CKA_ID of a generation: SHA-1 of the public key, as in a subject key identifier."""
     return x509.SubjectKeyIdentifier.from_public_key(key.public_key()).digest
 
@@ -71,7 +73,7 @@ class Authority:
     def root_pem(self) -> bytes:
         return self.root.public_bytes(PEM)
 
-    def issue(self, key: PrivateKey, name: str = "localhost", lifetime: dt.timedelta = dt.timedelta(days=30)) -> x509.Certificate:
+    def issue(self, key: AnyKey, name: str = "localhost", lifetime: dt.timedelta = dt.timedelta(days=30)) -> x509.Certificate:
         return self.issue_for(key.public_key(), name, lifetime)
 
     def issue_for(
@@ -80,7 +82,7 @@ class Authority:
         """For a key that nobody here has."""
         return self._certificate(name, public, self.intermediate, self.key, ca=False, lifetime=lifetime)
 
-    def chain(self, key: PrivateKey, name: str = "localhost") -> tuple[x509.Certificate, ...]:
+    def chain(self, key: AnyKey, name: str = "localhost") -> tuple[x509.Certificate, ...]:
         return (self.issue(key, name), self.intermediate)
 
     def _certificate(

@@ -27,7 +27,7 @@ from hsmvisord.keystore.keystore import Cause, Happening, Keystore, StorageError
 from hsmvisord.keystore.persistence import SealedChange
 from hsmvisord.keystore.vault import Vault
 from hsmvisord.token.token import Token
-from support.certificates import Authority, PrivateKey, chain_der, new_key, pkcs8, spki
+from support.certificates import AnyKey, Authority, chain_der, new_key, pkcs8, spki
 
 HOST, MODULE = b"h" * 32, b"m" * 16
 NOW = int(time.time())  # certificates of tests begin now
@@ -107,7 +107,7 @@ class Bench:
 
     def body(
         self,
-        key: PrivateKey,
+        key: AnyKey,
         certificates: tuple[x509.Certificate, ...] = (),
         material: str = "tls",
         generation: int = 1,
@@ -133,8 +133,8 @@ class Bench:
         return Stage(**(values | changes))
 
     def stage(
-        self, generation: int = 1, key: PrivateKey | None = None, material: str = "tls", chained: bool = False, **changes: Any
-    ) -> PrivateKey:
+        self, generation: int = 1, key: AnyKey | None = None, material: str = "tls", chained: bool = False, **changes: Any
+    ) -> Any:
         key = key or new_key("p256")
         certificates = self.authority.chain(key) if chained else ()
         self.execute("stage", material, generation, self.body(key, certificates, material, generation, **changes))
@@ -174,7 +174,7 @@ class Bench:
         public: Any = load_der_public_key(found.public_key)
         return Certify(chain_der((self.authority.issue_for(public), self.authority.intermediate)))
 
-    def push(self, generation: int = 1, key: PrivateKey | None = None, material: str = "tls", **changes: Any) -> PrivateKey:
+    def push(self, generation: int = 1, key: AnyKey | None = None, material: str = "tls", **changes: Any) -> Any:
         key = self.stage(generation, key, material, **changes)
         self.execute("activate", material, generation)
         return key

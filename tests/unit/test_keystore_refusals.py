@@ -6,11 +6,12 @@ import datetime as dt
 from collections.abc import Callable
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, rsa, x448, x25519
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hsmvisor_rpc.sealed import limits
 from hsmvisor_rpc.sealed.commands import ChangeRoot, Retire, Signer, raw_public
 from hsmvisor_rpc.sealed.refusal import Reason, Refusal
+from hsmvisord.crypto.profiles import PROFILES
 from hsmvisord.keystore.keystore import StorageError
 from support.certificates import Authority, new_key
 from support.keystores import DAY, NOW, Bench, signed_by
@@ -147,6 +148,20 @@ def test_unsupported_keys(bench: Bench) -> None:
     refused(bench, Reason.UNSUPPORTED_KEY, lambda: bench.execute("stage", body=bench.body(small)))
     koblitz = ec.generate_private_key(ec.SECP256K1())
     refused(bench, Reason.UNSUPPORTED_KEY, lambda: bench.execute("stage", body=bench.body(koblitz)))
+    refused(bench, Reason.UNSUPPORTED_KEY, lambda: bench.execute("stage", body=bench.body(x448.X448PrivateKey.generate())))
+
+
+@pytest.mark.parametrize("profile", sorted(PROFILES))
+@pytest.mark.parametrize("mode", ["pin", "follow"])
+def test_keys_that_can_do_nothing(bench: Bench, profile: str, mode: str) -> None:
+    """X25519 agrees, and does nothing else; what follows generations signs, and does nothing else."""
+    key = x25519.X25519PrivateKey.generate()
+    if mode == "pin" and PROFILES[profile].derive:
+        bench.stage(1, key, profile=profile)
+    elif mode == "follow" and profile == "decrypt":
+        refused(bench, Reason.MALFORMED, lambda: bench.stage(1, key, profile=profile, mode=mode))
+    else:
+        refused(bench, Reason.UNSUPPORTED_KEY, lambda: bench.stage(1, key, profile=profile, mode=mode))
 
 
 def test_oversized_input(bench: Bench) -> None:

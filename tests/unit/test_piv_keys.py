@@ -10,12 +10,10 @@ import pytest
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa, x25519
 from cryptography.hazmat.primitives.asymmetric.utils import Prehashed
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hsmvisord import ck
-from hsmvisord.face.card import holdings
-from hsmvisord.face.card.holdings import SlotKey, digest_info
+from hsmvisord.face.card.holdings import digest_info
 from hsmvisord.face.card.slots import CardSettings
-from hsmvisord.token.objects import KeyUse
 from hsmvisord.token.policy import Policy
 from hsmvisord.token.token import Settings
 from hsmvisord.wire import tlv
@@ -168,22 +166,14 @@ def test_a_key_for_decryption_does_not_sign() -> None:
     refused(0x6985, rig.use, 0x9A, P_256, DIGEST)
 
 
-def test_x25519(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No keystore delivers such keys yet; the application knows them."""
-    rig = one_key()
+def test_x25519() -> None:
     key, peer = x25519.X25519PrivateKey.generate(), x25519.X25519PrivateKey.generate()
-    private = rig.bench.provider.load_private_key(key.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption()))
-    mechanisms = frozenset({ck.CKM_ECDH1_DERIVE})
-    use = KeyUse(private, mechanisms, may_sign=False, may_decrypt=False, may_derive=True, refuse_after=1e300, generation=("x", 1))
-    shown = SlotKey("x", 1, private.kind, holdings.ALGORITHMS[private.kind.name], b"i" * 20, private.public.spki, b"", False)
-    monkeypatch.setattr(holdings, "_picture", lambda index, settings: {0x9D: shown})
-    monkeypatch.setattr(holdings.Holdings, "_use", lambda self, key: use)
-    rig.card.settings = CardSettings(yubikey=True)
-    rig.look()
-    rig.bench.monotonic += 2
+    rig = CardRig(settings=CardSettings(((0x9D, "agree"),), yubikey=True))
+    rig.push("agree", key=key, profile="decrypt")
     rig.connect()
-    refused(0x6A82, rig.get, OBJECTS[0x9D])
     point = peer.public_key().public_bytes_raw()
+    refused(0x6985, rig.use, 0x9D, X25519, point, 0x85)  # its certificate was not read
+    assert rig.certificate(0x9D).public_key() == key.public_key()
     assert rig.use(0x9D, X25519, point, 0x85) == peer.exchange(key.public_key())
     refused(0x6A80, rig.use, 0x9D, X25519, point[1:], 0x85)
     refused(0x6A80, rig.use, 0x9D, X25519, bytes(32), 0x85)

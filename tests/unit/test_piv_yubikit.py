@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa, x25519
 from hsmvisord.face.card import objects, yubikey
 from hsmvisord.face.card.slots import CardSettings, card_settings
 from support.keystores import Bench
@@ -27,8 +27,9 @@ from yubikit.piv import (
 )
 
 MESSAGE = b"what is to be signed"
-SLOTS = {"9a": "web", "9c": "mail", "9d": "seal", "9e": "door", "82": "old"}
+SLOTS = {"9a": "web", "9c": "mail", "9d": "seal", "9e": "door", "82": "old", "83": "agree"}
 KINDS = {"web": "p256", "mail": "rsa2048", "seal": "rsa3072", "door": "p384", "old": "ed25519"}
+AGREES = x25519.X25519PrivateKey.generate()
 PINS = {"right": "123456", "wrong": "000000"}
 
 
@@ -58,6 +59,7 @@ def bench() -> Bench:
     rig = CardRig()
     for name, kind in KINDS.items():
         rig.push(name, kind, profile="any")
+    rig.push("agree", key=AGREES, profile="decrypt")
     return rig.bench
 
 
@@ -87,9 +89,10 @@ def test_what_a_session_asks_first(piv: PivSession) -> None:
 def test_certificates(piv: PivSession, rig: CardRig) -> None:
     for name, material in SLOTS.items():
         certificate = piv.get_certificate(SLOT(int(name, 16)))
-        assert certificate.public_key() == shared_key(KINDS[material]).public_key()
+        key = AGREES if material == "agree" else shared_key(KINDS[material])
+        assert certificate.public_key() == key.public_key()
     with pytest.raises(ApduError) as caught:
-        piv.get_certificate(SLOT.RETIRED2)
+        piv.get_certificate(SLOT.RETIRED3)
     assert caught.value.sw == SW.FILE_NOT_FOUND
 
 
@@ -102,7 +105,7 @@ def test_objects(piv: PivSession) -> None:
     assert chuid.asymmetric_signature == b""
     assert piv.get_object(OBJECT_ID.DISCOVERY).hex() == "4f0ba0000003080000100001005f2f024000"
     assert piv.get_object(OBJECT_ID.CAPABILITY)[0] == 0xF0
-    assert piv.get_object(OBJECT_ID.KEY_HISTORY).hex() == "c10101c20100fe00"
+    assert piv.get_object(OBJECT_ID.KEY_HISTORY).hex() == "c10102c20100fe00"
 
 
 def verify(key: Any, signature: bytes, hash_: hashes.HashAlgorithm) -> None:
@@ -154,6 +157,14 @@ def test_agreement(piv: PivSession, slot: SLOT, curve: ec.EllipticCurve) -> None
     key = piv.get_certificate(slot).public_key()
     assert isinstance(key, ec.EllipticCurvePublicKey)
     assert piv.calculate_secret(slot, peer.public_key()) == peer.exchange(ec.ECDH(), key)
+
+
+def test_agreement_with_x25519(piv: PivSession) -> None:
+    peer = x25519.X25519PrivateKey.generate()
+    assert piv.get_certificate(SLOT.RETIRED2).public_key() == AGREES.public_key()
+    assert piv.calculate_secret(SLOT.RETIRED2, peer.public_key()) == peer.exchange(AGREES.public_key())
+    told = piv.get_slot_metadata(SLOT.RETIRED2)
+    assert (told.key_type, told.public_key) == (KEY_TYPE.X25519, AGREES.public_key())
 
 
 def test_the_form_of_commands(rig: CardRig) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa, x25519
 from hsmvisor.host import limits as host_limits
 from hsmvisor.host import settings as host_settings
 from hsmvisor.serving.errors import Invalid
@@ -37,6 +37,7 @@ def kind(key: Any) -> KeyKind:
 
 P256, P384 = kind(ec.generate_private_key(ec.SECP256R1())), kind(ec.generate_private_key(ec.SECP384R1()))
 ED25519, RSA2048 = kind(ed25519.Ed25519PrivateKey.generate()), kind(rsa.generate_private_key(65537, 2048))
+X25519 = kind(x25519.X25519PrivateKey.generate())
 
 
 def policing(**policy: Any) -> tuple[Policing, list[tuple[str, int, str]], Clock]:
@@ -91,12 +92,15 @@ def test_mechanisms_outside_of_the_policy() -> None:
         ({"min_ec_bits": 384}, P384, True),
         ({"min_ec_bits": 256}, ED25519, True),
         ({"min_ec_bits": 257}, ED25519, False),
+        ({"min_ec_bits": 256}, X25519, True),
+        ({"min_ec_bits": 257}, X25519, False),
         ({"min_ec_bits": 521}, RSA2048, True),
     ],
 )
 def test_sizes_of_keys(policy: dict[str, int], key: KeyKind, fits: bool) -> None:
     strict, told, _ = policing(**policy)
-    mechanism = {ck.CKK_RSA: ck.CKM_RSA_PKCS, ck.CKK_EC: ck.CKM_ECDSA, ck.CKK_EC_EDWARDS: ck.CKM_EDDSA}[key.key_type]
+    mechanisms = {ck.CKK_RSA: ck.CKM_RSA_PKCS, ck.CKK_EC: ck.CKM_ECDSA, ck.CKK_EC_EDWARDS: ck.CKM_EDDSA}
+    mechanism = mechanisms.get(key.key_type, ck.CKM_ECDH1_DERIVE)
     if fits:
         strict.check(mechanism, key)
     else:

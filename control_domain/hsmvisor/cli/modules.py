@@ -71,7 +71,7 @@ def _settings_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--max-sessions", default=0, help="PKCS#11 sessions; 0 = 4096."),
         click.option("--burst", default=0, help="Operations at once; 0 = as many as --rate."),
         click.option("--rate", default=0, help="Operations with keys a second; 0 = no limit."),
-        click.option("--min-ec-bits", default=0, help="The smallest curve (Ed25519 counts as 256); 0 = no limit."),
+        click.option("--min-ec-bits", default=0, help="The smallest curve (Ed25519 and X25519 count as 256); 0 = no limit."),
         click.option("--min-rsa-bits", default=0, help="The smallest RSA (DSA, Diffie-Hellman) key; 0 = no limit."),
         click.option(
             "--mechanism",

@@ -35,6 +35,7 @@ SENSITIVE_ATTRIBUTES: dict[int, frozenset[int]] = {
     ck.CKK_RSA: frozenset(_RSA_SECRETS),
     ck.CKK_EC: frozenset((ck.CKA_VALUE,)),
     ck.CKK_EC_EDWARDS: frozenset((ck.CKA_VALUE,)),
+    ck.CKK_EC_MONTGOMERY: frozenset((ck.CKA_VALUE,)),
     ck.CKK_ML_DSA: frozenset((ck.CKA_VALUE, ck.CKA_SEED)),
 }
 

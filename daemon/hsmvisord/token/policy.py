@@ -22,7 +22,7 @@ Told = Callable[[str, int, str], None]
 class Policy:
     mechanisms: frozenset[int] = frozenset()  #: those with keys; empty: all.  Digests need no key
     min_rsa_bits: int = 0  #: of DSA and Diffie-Hellman too: as strong as RSA of their size
-    min_ec_bits: int = 0  #: of curves; Ed25519 counts as 256
+    min_ec_bits: int = 0  #: of curves; Ed25519 and X25519 count as 256
     rate: int = 0  #: operations a second; 0: no limit
     burst: int = 0  #: at once; 0: as many as `rate`
     forbidden: frozenset[str] = frozenset()  #: in slot 1: of hsmvisor_rpc.internal.mechanisms.FORBIDDABLE
@@ -86,7 +86,7 @@ class Policing:
     def _least_bits(self, key_type: int) -> int:
         if key_type in (ck.CKK_RSA, ck.CKK_DSA, ck.CKK_DH):
             return self.policy.min_rsa_bits
-        return self.policy.min_ec_bits if key_type in (ck.CKK_EC, ck.CKK_EC_EDWARDS) else 0
+        return self.policy.min_ec_bits if key_type in (ck.CKK_EC, ck.CKK_EC_EDWARDS, ck.CKK_EC_MONTGOMERY) else 0
 
     def admit(self, mechanism: int, kind: KeyKind) -> None:
         """Counts an operation.  Raises CKR_FUNCTION_REJECTED when there were too many of late."""
