@@ -72,7 +72,7 @@ def probe(serial: str = "") -> Iterator[Finding]:
         )
         return
     for device in ours:
-        if not serial or _serial_in_sysfs(device) in (serial, ""):
+        if (found := _serial_in_sysfs(device)) == "" or _is_named(found, serial):
             yield from _probe_device(device, serial)
 
 
@@ -87,7 +87,7 @@ def _probe_device(device: Any, wanted: str) -> Iterator[Finding]:
         yield Finding("device", OK, f"{ids} at bus {device.bus}, device {device.address}")
         yield Finding("access", WRONG, f"it cannot be opened: {error}", "run this as root, or let udev give your group the device")
         return
-    if wanted and serial != wanted:
+    if not _is_named(serial or "", wanted):
         return
     speed = {1: "low", 2: "full", 3: "high", 4: "super"}.get(device.speed or 0, "unknown")
     yield Finding("device", OK, f"{ids}, serial {serial}, {speed} speed, bus {device.bus}, device {device.address}")
@@ -95,6 +95,11 @@ def _probe_device(device: Any, wanted: str) -> Iterator[Finding]:
     yield _pcscd()
     yield _card(device)
     yield from _channel(device)
+
+
+def _is_named(serial: str, wanted: str) -> bool:
+    """NAME, or NAME~DIGEST where the device is another one for other keys; all are, where none is asked for."""
+    return not wanted or serial.partition("~")[0] == wanted
 
 
 def _channels(device: Any) -> list[Any]:

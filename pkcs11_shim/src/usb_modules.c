@@ -113,6 +113,13 @@ static void append(char *list, size_t room, const char *serial)
             *at = '?';
 }
 
+/* A card that is another device for other keys has NAME~DIGEST. */
+static bool is_named(const char *serial, const char *name)
+{
+    size_t length = strlen(name);
+    return !strncmp(serial, name, length) && (!serial[length] || serial[length] == '~');
+}
+
 bool usb_find(const char *serial, struct usb_module *found, char *why, size_t room)
 {
     DIR *directory = opendir(USB_DEVICES);
@@ -122,7 +129,7 @@ bool usb_find(const char *serial, struct usb_module *found, char *why, size_t ro
         struct usb_module module;
         if (*entry->d_name == '.' || strchr(entry->d_name, ':') || !read_module(entry->d_name, &module))
             continue; /* N-N:N.N is an interface */
-        if (*serial && strcmp(serial, module.serial)) {
+        if (*serial && !is_named(module.serial, serial)) {
             append(others, sizeof others, module.serial);
             continue;
         }

@@ -143,6 +143,12 @@ def test_another_serial_number(bus: UsbBus, node: Path) -> None:
     assert "no module on the USB bus has this serial number; there is VSM-1)" in told(bus, "usb:serial=VSM")
 
 
+def test_a_serial_number_that_stands_for_keys_too(bus: UsbBus, module: ScriptedModule) -> None:
+    bus.plug("VSM-12~0123abcd", module.path)
+    assert "no module on the USB bus has this serial number; there is VSM-12~0123abcd)" in told(bus, "usb:serial=VSM-1")
+    bus.good("p11.initialize(); assert p11.slots() == [0]; p11.finalize()", "usb:serial=VSM-12")
+
+
 def test_several_modules_are_named(bus: UsbBus, module: ScriptedModule) -> None:
     for number, serial in enumerate(("VSM-1", "b\x1b[31mad", None)):
         bus.plug(serial, module.path, port=f"1-{number + 1}")

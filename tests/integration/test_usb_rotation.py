@@ -98,6 +98,15 @@ class Stand:
         self.pem = chain[0].public_bytes(serialization.Encoding.PEM)
         self.module.push("web", key, chain, profile="card")
 
+    def replug_for_keys(self, replug: bool) -> None:
+        """Returns when the device has come back under its other serial number."""
+        before = self.device()
+        card = pb.Card(slots={"9a": "web"}, yubikey=self.library is OF_YKCS11, replug=replug)
+        settings = pb.ModuleSettings(card=card)
+        update = pb.UpdateModuleRequest(request_id=new_id(), name=self.module.name, settings=settings)
+        self.module.host.process.modules.UpdateModule(update, timeout=10)
+        self.wait_for_device(before)
+
     def kill_worker(self) -> None:
         pid = self.module.pid
         os.kill(pid, signal.SIGKILL)
@@ -268,4 +277,29 @@ def test_a_device_that_comes_back_with_another_key(stand: Stand) -> None:
         said = asleep.do(word)
         assert word == "login" or said.failed == stand.library.refused
     assert asleep.does("renew open sign").certificate == stand.certificate
+    stand.check_pkcs11_tool()
+
+
+def test_a_card_that_is_another_device_for_another_key(stand: Stand) -> None:
+    """Whoever holds the old certificate is cut off, whatever other programs have read."""
+    stand.replug_for_keys(True)
+    asleep, awake = stand.client(), stand.client()
+    for _ in range(2):
+        if stand.library is OF_YKCS11:  # OpenSC 0.23 may end with SIGSEGV where its reader goes while it signs
+            awake.loop()
+        before = stand.device()
+        stand.change_key()
+        stand.wait_for_device(before)
+        if stand.library is OF_YKCS11:
+            assert awake.end_loop()[-1].failed
+        stand.client()  # reads the new certificate, and signs
+        for client in (asleep, awake):
+            for word in ("sign", "login", "sign"):
+                said = client.do(word)
+                assert word == "login" or said.failed
+            assert client.does("renew open sign").certificate == stand.certificate
+    before, device = stand.certificate, stand.device()
+    stand.renew_certificate()
+    assert asleep.does("sign").certificate == before and stand.device() == device, "a certificate alone is renewed in silence"
+    stand.replug_for_keys(False)
     stand.check_pkcs11_tool()

@@ -76,7 +76,8 @@ class CardClient:
 
     def look(self) -> list[Said]:
         """Returns all that it has said."""
-        assert self._process.poll() is None, self._machine.read(self._errors).decode()
+        ended = self._process.poll()
+        assert ended is None, f"it ended ({ended}): {self._machine.read(self._errors).decode()}"
         text = self._machine.read(self._output).decode()
         lines = text[: text.rfind("\n") + 1].splitlines()
         self._all += [self._said(json.loads(line)) for line in lines[len(self._all) :]]

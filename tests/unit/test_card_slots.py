@@ -61,8 +61,8 @@ def test_a_map_names_all_that_is_shown() -> None:
 @pytest.mark.parametrize(
     ("values", "why"),
     [
-        ([], "slots and yubikey"),
-        ({"slot": {}}, "slots and yubikey"),
+        ([], "slots, yubikey and replug"),
+        ({"slot": {}}, "slots, yubikey and replug"),
         ({"slots": ["9a"]}, "an object"),
         ({"slots": {"9b": "tls"}}, "'9b' is no slot"),
         ({"slots": {"0x9a": "tls"}}, "no slot"),
@@ -76,6 +76,8 @@ def test_a_map_names_all_that_is_shown() -> None:
         ({"slots": {"9a": "tls", "9c": "tls"}}, "one slot"),
         ({"yubikey": 1}, "true or false"),
         ({"yubikey": "no"}, "true or false"),
+        ({"replug": 1}, "true or false"),
+        ({"replug": None}, "true or false"),
     ],
 )
 def test_settings_that_cannot_be(values: Any, why: str) -> None:
@@ -85,6 +87,7 @@ def test_settings_that_cannot_be(values: Any, why: str) -> None:
 
 def test_settings() -> None:
     assert card_settings({}) == CardSettings()
+    assert card_settings({"replug": True}) == CardSettings(replug=True)
     assert card_settings({"slots": {"9E": "door", "9a": "tls"}, "yubikey": True}) == CardSettings(
         ((0x9A, "tls"), (0x9E, "door")), True
     )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 from pathlib import Path
 from typing import BinaryIO
 
@@ -22,6 +25,8 @@ from hsmvisor.cli.modules import module
 from hsmvisor.cli.policies import policy
 from hsmvisor.cli.usb import usb
 from hsmvisor.client import SigningKey, TlsFiles
+
+INTERRUPTED_WITHIN = 3.0  #: seconds that a command has after Ctrl-C to end by itself
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -128,7 +133,16 @@ for command in (module, guest, material, fleet, request, host, authority, events
     cli.add_command(command)
 
 
+def interrupted(number: int, frame: object) -> None:
+    """Ctrl-C, as Python has it; but a library's lock that was taken at that moment keeps nobody waiting."""
+    last = threading.Timer(INTERRUPTED_WITHIN, os._exit, (128 + number,))
+    last.daemon = True
+    last.start()
+    raise KeyboardInterrupt
+
+
 def main() -> None:
+    signal.signal(signal.SIGINT, interrupted)
     cli.main(prog_name="hsmvisor")
 
 

@@ -47,12 +47,13 @@ def _settings(
     card_slots: tuple[tuple[str, str], ...],
     yubikey: bool,
     usb_id: str,
+    card_replug: bool,
     cryptoprocessor: str = SOFTWARE,
     **policy: Any,
 ) -> pb.ModuleSettings:
     if len(dict(card_slots)) != len(card_slots):
         raise click.UsageError("--card-slot names each slot once")
-    card = pb.Card(slots=dict(card_slots), yubikey=yubikey, usb_id=usb_id)
+    card = pb.Card(slots=dict(card_slots), yubikey=yubikey, usb_id=usb_id, replug=card_replug)
     allowed = pb.Policy(mechanisms=sorted(set(mechanisms)), forbidden=sorted(set(forbidden)), **policy)
     return pb.ModuleSettings(
         log_signatures=log_signatures,
@@ -100,6 +101,12 @@ def _settings_options(command: Callable[..., None]) -> Callable[..., None]:
             help="Ids of the USB device (control_domain/docs/usb.md).",
         ),
         click.option("--yubikey", is_flag=True, help="The smart card answers what ykcs11 and ykman ask of a YubiKey."),
+        click.option(
+            "--card-replug",
+            is_flag=True,
+            help="With another key the whole USB device goes, and comes back under another serial number: for guests in which "
+            "several programs share the card. Whatever has the module over USB is cut off then.",
+        ),
         click.option(
             "--card-slot",
             "card_slots",
@@ -178,6 +185,7 @@ def _card(card: pb.Card) -> str:
     told = [f"{slot} {material}" for slot, material in sorted(card.slots.items())]
     told += ["as a YubiKey"] if card.yubikey else []
     told += [f"ids {card.usb_id}"] if card.usb_id else []
+    told += ["replugged for another key"] if card.replug else []
     return ", ".join(told) or "-"
 
 

@@ -34,7 +34,7 @@ def settings(message: pb.ModuleSettings) -> Settings:
         policy,
         message.guest_token,
         message.cryptoprocessor,
-        Card(tuple(sorted(message.card.slots.items())), message.card.yubikey, message.card.usb_id),
+        Card(tuple(sorted(message.card.slots.items())), message.card.yubikey, message.card.usb_id, message.card.replug),
     ).check()
 
 
@@ -54,7 +54,7 @@ def settings_message(settings: Settings) -> pb.ModuleSettings:
 def _card(card: Card) -> pb.Card | None:
     if card == Card():
         return None
-    return pb.Card(slots=dict(card.slots), yubikey=card.yubikey, usb_id=card.usb_id)
+    return pb.Card(slots=dict(card.slots), yubikey=card.yubikey, usb_id=card.usb_id, replug=card.replug)
 
 
 def measure(row: Measure) -> pb.Measure:

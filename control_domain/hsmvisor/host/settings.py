@@ -61,6 +61,7 @@ class Card:
     slots: tuple[tuple[str, str], ...] = ()  #: slot and material; none: materials fill 9a, then 82 to 95, as they come
     yubikey: bool = False  #: answers what ykcs11 and ykman ask of a YubiKey
     usb_id: str = ""  #: VVVV:PPPP; "" = the default (usb_ids.py)
+    replug: bool = False  #: with another key the USB device goes, and comes back under another serial number
 
     def usb_ids(self) -> UsbId:
         return chosen(self.usb_id, self.yubikey)
@@ -96,7 +97,7 @@ class Settings:
     def for_worker(self) -> str:
         """Returns what a worker is told: the USB ids come with each importer."""
         values = dataclasses.asdict(self)
-        values["card"] = {"slots": dict(self.card.slots), "yubikey": self.card.yubikey}
+        values["card"] = {"slots": dict(self.card.slots), "yubikey": self.card.yubikey, "replug": self.card.replug}
         return json.dumps(values)
 
     @classmethod

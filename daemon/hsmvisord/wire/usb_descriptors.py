@@ -27,6 +27,9 @@ CCID_FUNCTIONAL = struct.pack(
 )  # fmt: skip
 
 
+KEYS_MARK = "~"  #: in a serial number: what follows the module's name stands for the card's keys
+
+
 @dataclass(frozen=True)
 class Identity:
     vendor: int
@@ -35,6 +38,11 @@ class Identity:
     release: int = 0x0100  #: bcdDevice
     manufacturer: str = "hsmvisor"
     product_name: str = "hsmvisor virtual smart card"
+
+    @property
+    def name(self) -> str:
+        """The module's."""
+        return self.serial.partition(KEYS_MARK)[0]
 
 
 @dataclass(frozen=True)

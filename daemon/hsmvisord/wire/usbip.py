@@ -49,9 +49,9 @@ class UsbipServer:
     """`receive` gives what the engine is to do; `done` and `cancelled` take how that ended; `data_to_send` has what is answered."""
 
     def __init__(self, descriptors: Descriptors) -> None:
-        """The device's serial number is its bus id too."""
+        """The module's name is the bus id."""
         self._descriptors = descriptors
-        self._bus_id = descriptors.identity.serial.encode()[: _BUS_ID - 1]
+        self._bus_id = descriptors.identity.name.encode()[: _BUS_ID - 1]
         self._in = bytearray()
         self._out = bytearray()
         self._imported = False

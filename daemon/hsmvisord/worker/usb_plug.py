@@ -40,7 +40,6 @@ class UsbPlug:
                 sock,
                 asked.protocol,
                 (asked.vendor, asked.product),
-                asked.serial,
                 card,
                 self._take,
                 lambda shown: self._has_shown(asked.plug, shown),

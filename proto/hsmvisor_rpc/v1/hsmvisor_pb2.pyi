@@ -123,10 +123,13 @@ class Card(_message.Message):
     SLOTS_FIELD_NUMBER: _builtins.int
     YUBIKEY_FIELD_NUMBER: _builtins.int
     USB_ID_FIELD_NUMBER: _builtins.int
+    REPLUG_FIELD_NUMBER: _builtins.int
     yubikey: _builtins.bool
     """answers what ykcs11 and ykman ask of a YubiKey"""
     usb_id: _builtins.str
     """VVVV:PPPP of the USB device; empty = the project's own, or a YubiKey's with yubikey"""
+    replug: _builtins.bool
+    """with another key the whole USB device goes and comes back, its serial number NAME~DIGEST"""
     @_builtins.property
     def slots(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """material of each slot (9a, 9c, 9d, 9e, 82 to 95); none = materials fill 9a, then 82 to 95, as they come"""
@@ -137,10 +140,11 @@ class Card(_message.Message):
         slots: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         yubikey: _builtins.bool = ...,
         usb_id: _builtins.str = ...,
+        replug: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["slots", b"slots", "usb_id", b"usb_id", "yubikey", b"yubikey"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["replug", b"replug", "slots", b"slots", "usb_id", b"usb_id", "yubikey", b"yubikey"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -163,7 +167,7 @@ class Policy(_message.Message):
     min_rsa_bits: _builtins.int
     """of RSA, DSA and Diffie-Hellman: CKR_KEY_SIZE_RANGE"""
     min_ec_bits: _builtins.int
-    """of curves; Ed25519 counts as 256"""
+    """of curves; Ed25519 and X25519 count as 256"""
     rate: _builtins.int
     """operations with keys a second; 0 = no limit: CKR_FUNCTION_REJECTED"""
     burst: _builtins.int

@@ -11,7 +11,7 @@ from operator import xor
 
 from hsmvisord.face.card import objects
 from hsmvisord.face.card.generations import IN, OUT, Generations, Move
-from hsmvisord.face.card.holdings import Holdings
+from hsmvisord.face.card.holdings import Contents, Holdings
 from hsmvisord.face.card.piv import Piv
 from hsmvisord.face.card.slots import CardSettings
 from hsmvisord.token.token import Token
@@ -40,11 +40,12 @@ class Card:
     ) -> None:
         """`serial`: the module's; `shown`: what an earlier card of this module had shown."""
         self.settings = settings
-        self._monotonic = monotonic
+        self._monotonic, self._name = monotonic, serial
         self._holdings = Holdings(token)
         self._generations = Generations(shown)
         self._piv = Piv(self._holdings, self._generations, serial)
         self._chaining = Chaining()
+        self._named: tuple[Contents, str] | None = None  #: the last serial number, and of which contents it is
 
     def close(self) -> None:
         self._holdings.close()
@@ -57,6 +58,20 @@ class Card:
     def shown(self) -> bytes:
         """For the next card of this module."""
         return self._generations.shown
+
+    def serial_number(self) -> str:
+        """Of the USB device that the card is to be in.
+
+        Programs know a reader by its device's serial number.  With `replug` they lose the reader together with its keys, so that
+        none goes on with an older certificate, whatever others have read meanwhile.
+        """
+        settings = self.settings
+        if not settings.replug:
+            return self._name
+        contents = self._holdings.contents(settings)
+        if contents is not None and (self._named is None or contents is not self._named[0]):
+            self._named = contents, objects.serial_number(self._name, contents)
+        return self._named[1] if self._named is not None else self._name
 
     def look(self) -> Move:
         """Takes over what the token has now; says whether the card has gone out or in, and when to look again."""

@@ -7,6 +7,7 @@ import hashlib
 from hsmvisord.face.card.holdings import Contents
 from hsmvisord.face.card.slots import AUTHENTICATION, CARD_AUTHENTICATION, KEY_MANAGEMENT, RETIRED, SIGNATURE
 from hsmvisord.wire import tlv
+from hsmvisord.wire.usb_descriptors import KEYS_MARK
 
 CCC, CHUID, DISCOVERY, KEY_HISTORY = 0x5FC107, 0x5FC102, 0x7E, 0x5FC10C
 CERTIFICATES: dict[int, int] = {  #: object, to its slot
@@ -28,10 +29,18 @@ def guid(serial: str, contents: Contents) -> bytes:
 
     A UUID of what its maker likes, here of a digest (RFC 9562, 5.8).
     """
-    keys = b"".join(bytes([slot]) + hashlib.sha256(key.spki).digest() for slot, key in sorted(contents.items()))
-    made = bytearray(hashlib.sha256(b"hsmvisor card\0" + serial.encode() + b"\0" + keys).digest()[:16])
+    made = bytearray(hashlib.sha256(b"hsmvisor card\0" + serial.encode() + b"\0" + _keys(contents)).digest()[:16])
     made[6], made[8] = 0x80 | made[6] & 0x0F, 0x80 | made[8] & 0x3F  # version 8, the variant of RFC 9562
     return bytes(made)
+
+
+def serial_number(name: str, contents: Contents) -> str:
+    """Of the USB device of a card that is another device for other keys: NAME~DIGEST, the same for the same keys."""
+    return f"{name}{KEYS_MARK}{hashlib.sha256(_keys(contents)).hexdigest()[:8]}"
+
+
+def _keys(contents: Contents) -> bytes:
+    return b"".join(bytes([slot]) + hashlib.sha256(key.spki).digest() for slot, key in sorted(contents.items()))
 
 
 def _made(*fields: tuple[int, bytes]) -> bytes:

@@ -17,17 +17,18 @@ _ORDER = (AUTHENTICATION, *RETIRED)  #: in which materials come that no map name
 class CardSettings:
     slots: tuple[tuple[int, str], ...] = ()  #: slot and material; none: as materials come
     yubikey: bool = False  #: answers what ykcs11 and ykman ask of a YubiKey
+    replug: bool = False  #: with another key the whole USB device goes, and comes back under another serial number
 
 
 def card_settings(values: Any) -> CardSettings:
-    """From JSON: {"slots": {"9a": NAME, ...}, "yubikey": false}.  Raises ValueError that names the fault."""
-    if not isinstance(values, Mapping) or set(values) - {"slots", "yubikey"}:
-        raise ValueError("a card has slots and yubikey")
-    slots, yubikey = values.get("slots") or {}, values.get("yubikey", False)
+    """From JSON: {"slots": {"9a": NAME, ...}, "yubikey": false, "replug": false}.  Raises ValueError that names the fault."""
+    if not isinstance(values, Mapping) or set(values) - {"slots", "yubikey", "replug"}:
+        raise ValueError("a card has slots, yubikey and replug")
+    slots, yubikey, replug = values.get("slots") or {}, values.get("yubikey", False), values.get("replug", False)
     if not isinstance(slots, Mapping):
         raise ValueError("a card's slots are an object: slot and material")
-    if not isinstance(yubikey, bool):
-        raise ValueError("a card's yubikey is true or false")
+    if not isinstance(yubikey, bool) or not isinstance(replug, bool):
+        raise ValueError("a card's yubikey and replug are true or false")
     found: dict[int, str] = {}
     for name, material in slots.items():
         number = _NUMBERS.get(str(name).lower())
@@ -40,7 +41,7 @@ def card_settings(values: Any) -> CardSettings:
         found[number] = material
     if len(set(found.values())) != len(found):
         raise ValueError("a material is in one slot of the card")
-    return CardSettings(tuple(sorted(found.items())), yubikey)
+    return CardSettings(tuple(sorted(found.items())), yubikey, replug)
 
 
 def assigned(settings: CardSettings, names: Iterable[str]) -> dict[int, str]:

@@ -27,6 +27,10 @@ class Answer:
     notify: bool = False
 
 
+class Outdated(Exception):
+    """The card's device is to have another serial number."""
+
+
 class CardThread:
     """`wake` is called when there is something to take, `shown` when the card's memory of what it has shown is another; by its
     thread."""
@@ -35,6 +39,7 @@ class CardThread:
         self, card: Card, wake: Callable[[], None], shown: Callable[[bytes], None], fault: Callable[[Exception], None]
     ) -> None:
         self._card, self._wake, self._shown, self._fault = card, wake, shown, fault
+        self.serial = card.serial_number()
         self._reader = Reader(card)
         self._tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._told: deque[Answer] = deque()
@@ -115,6 +120,8 @@ class CardThread:
         elif move.step == "in":
             self._notify(self._reader.insert())
         self._save()
+        if self._card.serial_number() != self.serial:
+            raise Outdated("the card has other keys: it comes back under another serial number")
         return self._show(move.again)
 
     def _begin(self) -> None:

@@ -17,7 +17,7 @@ from typing import Protocol
 
 from hsmvisord import limits, memory
 from hsmvisord.face.card.card import Card
-from hsmvisord.transport.usb.card_thread import CardThread
+from hsmvisord.transport.usb.card_thread import CardThread, Outdated
 from hsmvisord.transport.usb.channels import Channels
 from hsmvisord.transport.usb.engine import Engine, Overload
 from hsmvisord.wire.usb import BrokenPeer, Cancel, Done, Event, Reset, Setup, Submit
@@ -67,7 +67,6 @@ class UsbDevice:
         sock: socket.socket,
         protocol: str,
         ids: tuple[int, int],
-        serial: str,
         card: Card,
         take: Callable[[socket.socket, str], None],
         shown: Callable[[bytes], None],
@@ -82,13 +81,13 @@ class UsbDevice:
         `ended`: once, at the end, with the reason; not after `close`.
         Raises ValueError, OSError.
         """
-        descriptors = Descriptors(Identity(*ids, serial))
+        self._card = CardThread(card, self._poke, shown, self._card_failed)
+        descriptors = Descriptors(Identity(*ids, self._card.serial))
         self._sock, self._codec, self._ended = sock, codec(protocol, descriptors), ended
         self._epoll = select.epoll()
         self._lock = threading.Lock()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)  #: guarded by the lock
         self._channels = Channels(self._epoll, take)
-        self._card = CardThread(card, self._poke, shown, self._card_failed)
         self._engine = Engine(descriptors, self)
         self._asked: bytes | None = None  #: the message that the card carries out
         self._turn = 0  #: of what the card was asked last
@@ -124,7 +123,7 @@ class UsbDevice:
                 os.eventfd_write(self._wake, 1)
 
     def _card_failed(self, error: Exception) -> None:
-        self._failure = f"fault: {type(error).__name__}"
+        self._failure = str(error) if isinstance(error, Outdated) else f"fault: {type(error).__name__}"
         self._poke()
 
     # ---- the thread ---------------------------------------------------------------------------------------------
