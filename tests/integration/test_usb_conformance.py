@@ -13,7 +13,7 @@ from support.guest import Guest, library
 from support.guest_machine import GuestMachine
 from support.host import Host
 from support.machine_guest import OURS
-from support.usb_guest import USBREDIR, CardGuest, Plug, until
+from support.usb_guest import USBIP, USBREDIR, CardGuest, Plug, until
 
 pytestmark = [pytest.mark.real, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -34,7 +34,8 @@ def in_guest(guest: CardGuest, token: str, pin: str, **more: str) -> dict[str, s
     return suite.results(guest.run(command, check=False, timeout=500, **variables))
 
 
-def test_the_suite_says_by_usb_what_it_says_by_the_socket(tmp_path: Path) -> None:
+@pytest.mark.parametrize("protocol", [USBREDIR, USBIP])
+def test_the_suite_says_by_usb_what_it_says_by_the_socket(protocol: str, tmp_path: Path) -> None:
     """With delivered keys (slot 0), and with the guest's own token (slot 1)."""
     with Host() as host, GuestMachine() as machine:
         module = host.create("web-1", guest_token=True, policy={"legacy": True})
@@ -43,7 +44,7 @@ def test_the_suite_says_by_usb_what_it_says_by_the_socket(tmp_path: Path) -> Non
         near.run(*tool, "--init-token", "--label", LABEL, "--so-pin", SO_PIN)
         near.run(*tool, "--login", "--login-type", "so", "--so-pin", SO_PIN, "--init-pin", "--new-pin", PIN)
         far.run("modprobe xhci_pci")  # udev does it where it runs
-        Plug(host, module, machine, USBREDIR).plug_in()
+        Plug(host, module, machine, protocol).plug_in()
         until(far.seen, "the device")
         for token, pin, more in (
             (module.name, "1234", {}),

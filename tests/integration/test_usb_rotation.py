@@ -24,7 +24,7 @@ from support.certificates import Authority, PrivateKey, new_key
 from support.guest_machine import GuestMachine
 from support.host import Host
 from support.host_process import new_id
-from support.usb_guest import IDS, OPENSC, PIN, USBREDIR, YKCS11, CardGuest, Plug, until
+from support.usb_guest import IDS, OPENSC, PIN, USBIP, USBREDIR, YKCS11, CardGuest, Plug, until
 
 pytestmark = [pytest.mark.real, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -73,14 +73,14 @@ OF_YKCS11 = Library(
 class Stand:
     """A module with one key in 9A, a machine that has its card, and programs there with one of the libraries."""
 
-    def __init__(self, host: Host, machine: GuestMachine, library: Library) -> None:
+    def __init__(self, host: Host, machine: GuestMachine, library: Library, protocol: str) -> None:
         self.machine, self.library, self._authority = machine, library, Authority()
         self.certificates, self._numbers, self._clients = Certificates(), itertools.count(1), list[CardClient]()
         self.module = host.create("web-1", card=pb.Card(slots={"9a": "web"}, yubikey=library is OF_YKCS11))
         pin = pb.SetPinRequest(request_id=new_id(), name="web-1", pin=PIN.encode())
         host.process.modules.SetPin(pin, timeout=10)
         self.change_key()
-        self.guest, self.plug = CardGuest(machine), Plug(host, self.module, machine, USBREDIR)
+        self.guest, self.plug = CardGuest(machine), Plug(host, self.module, machine, protocol)
 
     # ---- the host -----------------------------------------------------------------------------------------------
 
@@ -105,6 +105,7 @@ class Stand:
         settings = pb.ModuleSettings(card=card)
         update = pb.UpdateModuleRequest(request_id=new_id(), name=self.module.name, settings=settings)
         self.module.host.process.modules.UpdateModule(update, timeout=10)
+        self.plug.come_back()
         self.wait_for_device(before)
 
     def kill_worker(self) -> None:
@@ -157,10 +158,13 @@ class Stand:
         public.verify(self.guest.sign("01", MESSAGE, library=self.library.path), MESSAGE, ec.ECDSA(hashes.SHA256()))
 
 
-@pytest.fixture(scope="module", params=[OF_OPENSC, OF_YKCS11], ids=lambda library: library.name)
+WAYS = [(library, protocol) for library in (OF_OPENSC, OF_YKCS11) for protocol in (USBREDIR, USBIP)]
+
+
+@pytest.fixture(scope="module", params=WAYS, ids=lambda way: f"{way[0].name}-{way[1]}")
 def machine_of(request: pytest.FixtureRequest) -> Iterator[Stand]:
     with Host() as host, GuestMachine() as machine:
-        stand = Stand(host, machine, request.param)
+        stand = Stand(host, machine, *request.param)
         stand.guest.start_pcscd(stand.library.ids)
         stand.plug.plug_in()
         stand.guest.wait_for_card()
@@ -289,6 +293,7 @@ def test_a_card_that_is_another_device_for_another_key(stand: Stand) -> None:
             awake.loop()
         before = stand.device()
         stand.change_key()
+        stand.plug.come_back()
         stand.wait_for_device(before)
         if stand.library is OF_YKCS11:
             assert awake.end_loop()[-1].failed
