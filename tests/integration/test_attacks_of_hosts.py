@@ -21,15 +21,14 @@ from hsmvisor.manager.engine.results import Result
 from hsmvisor.manager.engine.signing import Said
 from hsmvisor.manager.inventory.leaving import Leaving
 from hsmvisor.manager.link import pace
-from hsmvisor.manager.link.exchange import Exchange
 from hsmvisor.manager.store import inventory, lines
-from hsmvisor.manager.store.rows import HostRow, RequestRow
+from hsmvisor.manager.store.rows import RequestRow
 from hsmvisor.serving.errors import Exhausted
 from hsmvisor_rpc.sealed.commands import Action, Command
 from hsmvisor_rpc.sealed.refusal import Reason, Refusal
 from support.attacks import rotate
-from support.fleet import Fleet
-from support.light_host import Generation, LightGuest, LightHost
+from support.fleet import Fleet, told_by
+from support.light_host import Generation, LightGuest
 from support.scenarios import SHARED, WEB, Play, held
 
 
@@ -262,20 +261,6 @@ def test_nobody_has_certificates_made_as_fast_as_messages_travel(
 # ---- exchanges ------------------------------------------------------------------------------------------------------------
 
 
-def exchange(host: LightHost, number: int = 0, *, everything: bool = False, wait: float = 0, **told: Any) -> Exchange:
-    """`number`: 0 = the next one."""
-    host.number = number or host.number + 1
-    found = {"reports": [], "gone": [], "results": [], **told}
-    return Exchange(host.session, host.number, everything, wait=wait, version="light", **found)
-
-
-async def row_of(fleet: Fleet, host: LightHost) -> HostRow:
-    async with fleet.database.transaction() as connection:
-        row = await inventory.host(connection, host.id.hex())
-    assert row is not None
-    return row
-
-
 def test_a_host_that_is_revoked_while_it_waits_is_given_nothing(play: Play) -> None:
     """It got what was there within the half minute in which its exchange still waited: keys among it."""
 
@@ -284,8 +269,8 @@ def test_a_host_that_is_revoked_while_it_waits_is_given_nothing(play: Play) -> N
         host.add("web")
         await fleet.ask(**WEB, resources=("h1/web",))
         await fleet.settle()
-        before = await row_of(fleet, host)
-        waiting = asyncio.create_task(fleet.exchanges.exchange(before, exchange(host, wait=3)))
+        before = await fleet.row_of(host)
+        waiting = asyncio.create_task(fleet.exchanges.exchange(before, told_by(host, wait=3)))
         await asyncio.sleep(0.3)
         leaving = Leaving(fleet.database, fleet.history, fleet.authorities, fleet.clock)
         async with fleet.database.transaction() as connection:
@@ -307,11 +292,11 @@ def test_what_was_told_before_does_not_undo_what_was_told_since(play: Play) -> N
         host = await fleet.host("h1")
         guest = host.add("web", env="test")
         await fleet.settle()
-        old = exchange(host, reports=[host.report(guest)])
+        old = told_by(host, reports=[host.report(guest)])
         guest.attributes["env"] = "prod"
-        new = exchange(host, reports=[host.report(guest)])
+        new = told_by(host, reports=[host.report(guest)])
         for told in (new, old, new):
-            await fleet.exchanges.exchange(await row_of(fleet, host), told)
+            await fleet.exchanges.exchange(await fleet.row_of(host), told)
         async with fleet.database.transaction() as connection:
             resource = await inventory.resource(connection, "h1/web")
         assert resource is not None and resource.tags == {"env": "prod"}
@@ -335,7 +320,7 @@ def test_a_guest_that_answers_nothing_keeps_no_other_from_its_commands(play: Pla
         await fleet.engine.turn()
         given: list[str] = []
         for _ in range(3):
-            answer = await fleet.exchanges.exchange(await row_of(fleet, host), exchange(host))
+            answer = await fleet.exchanges.exchange(await fleet.row_of(host), told_by(host))
             given += [command.module for command in answer.commands]
         assert sorted(given) == ["hung"] * 5 + ["web"]
 
@@ -357,7 +342,7 @@ def test_a_guest_that_changes_all_the_time_costs_so_much_and_no_more(play: Play,
             for number in range(2000):
                 guest.attributes["n"] = str(number)
                 reports = [host.report(guest)] * 100
-                await fleet.exchanges.exchange(await row_of(fleet, host), exchange(host, reports=reports))
+                await fleet.exchanges.exchange(await fleet.row_of(host), told_by(host, reports=reports))
         assert number < 40
         await fleet.exchange(other)  # who tells little is heard
 

@@ -4,27 +4,12 @@ from __future__ import annotations
 
 import asyncio
 
-from hsmvisor.manager.link.exchange import Exchange
-from hsmvisor.manager.store import inventory, lines
-from hsmvisor.manager.store.rows import HostRow
-from support.fleet import Fleet
+from hsmvisor.manager.store import lines
+from support.fleet import Fleet, told_by
 from support.host_process import wait_for
-from support.light_host import LightHost
 from support.scenarios import WEB, Play
 
 HOSTS, GUESTS = 4, 3
-
-
-async def _row(fleet: Fleet, host: LightHost) -> HostRow:
-    async with fleet.database.transaction() as connection:
-        row = await inventory.host(connection, host.id.hex())
-    assert row is not None
-    return row
-
-
-def _told(host: LightHost, wait: float) -> Exchange:
-    host.number += 1
-    return Exchange(host.session, host.number, False, [], [], [], wait, "light")
 
 
 def test_what_is_due_at_one_moment_is_looked_at_host_by_host(play: Play) -> None:
@@ -56,13 +41,13 @@ def test_who_tells_leaves_commands_to_the_exchange_that_waits(play: Play) -> Non
         host = await fleet.host("h1")
         host.add("web")
         await fleet.settle()
-        waiting = asyncio.create_task(fleet.exchanges.exchange(await _row(fleet, host), _told(host, 20)))
+        waiting = asyncio.create_task(fleet.exchanges.exchange(await fleet.row_of(host), told_by(host, wait=20)))
         await asyncio.to_thread(wait_for, lambda: fleet.hub.is_waiting(host.id.hex()), 10, "the exchange")
         await asyncio.sleep(0.3)  # it has looked
         await fleet.ask(**WEB, resources=("h1/web",))
         waits, fleet.hub.commands = fleet.hub.commands, lambda hosts: None  # type: ignore[method-assign]
         await fleet.engine.turn()
-        telling = await fleet.exchanges.exchange(await _row(fleet, host), _told(host, 0))
+        telling = await fleet.exchanges.exchange(await fleet.row_of(host), told_by(host))
         assert not telling.commands and not waiting.done()
         waits([host.id.hex()])
         async with asyncio.timeout(10):
@@ -79,7 +64,7 @@ def test_where_none_waits_who_tells_is_given_them(play: Play) -> None:
         await fleet.settle()
         await fleet.ask(**WEB, resources=("h1/web",))
         await fleet.engine.turn()
-        telling = await fleet.exchanges.exchange(await _row(fleet, host), _told(host, 0))
+        telling = await fleet.exchanges.exchange(await fleet.row_of(host), told_by(host))
         assert [command.module for command in telling.commands] == ["web"]
 
     play(scenario)

@@ -156,11 +156,15 @@ class Fleet:
             await inventory.put_host(connection, row)
         return made
 
-    async def exchange(self, host: LightHost, carry_out: bool = True) -> int:
-        """One exchange, and what came of it is carried out.  Returns how much there was of it."""
+    async def row_of(self, host: LightHost) -> HostRow:
         async with self.database.transaction() as connection:
             row = await inventory.host(connection, host.id.hex())
         assert row is not None
+        return row
+
+    async def exchange(self, host: LightHost, carry_out: bool = True) -> int:
+        """One exchange, and what came of it is carried out.  Returns how much there was of it."""
+        row = await self.row_of(host)
         everything = host.number == 0
         now = {guest.name: host.report(guest) for guest in host.guests.values()}
         changed = [report for name, report in now.items() if everything or _differs(host.told.get(name), report)]
@@ -241,6 +245,13 @@ class Fleet:
         """The guests that were not taken."""
         names = {host.id.hex(): host.name for host in self.hosts.values()}
         return {f"{names[event.host_id]}/{event.detail['name']}" for event in await self.events("resource_refused")}
+
+
+def told_by(host: LightHost, number: int = 0, *, everything: bool = False, wait: float = 0, **told: Any) -> Exchange:
+    """An exchange of it; `number`: 0 = the next one."""
+    host.number = number or host.number + 1
+    found = {"reports": [], "gone": [], "results": [], **told}
+    return Exchange(host.session, host.number, everything, wait=wait, version="light", **found)
 
 
 def _differs(before: Any, now: Any) -> bool:
