@@ -71,9 +71,20 @@ def probe(serial: str = "") -> Iterator[Finding]:
             "by USB/IP: modprobe vhci-hcd, then usbip attach here",
         )
         return
+    others = []
     for device in ours:
-        if (found := _serial_in_sysfs(device)) == "" or _is_named(found, serial):
+        name = _serial_in_sysfs(device)
+        if name and not _is_named(name, serial):
+            others.append(name)
+        else:
             yield from _probe_device(device, serial)
+    if len(others) == len(ours):
+        yield Finding(
+            "device",
+            WRONG,
+            f"no module with serial number {serial} is plugged in; there is {', '.join(others)}",
+            "name one of them",
+        )
 
 
 def _probe_device(device: Any, wanted: str) -> Iterator[Finding]:
@@ -98,8 +109,8 @@ def _probe_device(device: Any, wanted: str) -> Iterator[Finding]:
 
 
 def _is_named(serial: str, wanted: str) -> bool:
-    """NAME, or NAME~DIGEST where the device is another one for other keys; all are, where none is asked for."""
-    return not wanted or serial.partition("~")[0] == wanted
+    """As NAME, or as NAME~DIGEST where the device is another one for other keys; all are, where none is asked for."""
+    return not wanted or wanted in (serial, serial.partition("~")[0])
 
 
 def _channels(device: Any) -> list[Any]:

@@ -42,7 +42,7 @@ def test_who_tells_leaves_commands_to_the_exchange_that_waits(play: Play) -> Non
         host.add("web")
         await fleet.settle()
         waiting = asyncio.create_task(fleet.exchanges.exchange(await fleet.row_of(host), told_by(host, wait=20)))
-        await asyncio.to_thread(wait_for, lambda: fleet.hub.is_waiting(host.id.hex()), 10, "the exchange")
+        await asyncio.to_thread(wait_for, lambda: fleet.hub.is_waiting(host.id.hex(), ""), 10, "the exchange")
         await asyncio.sleep(0.3)  # it has looked
         await fleet.ask(**WEB, resources=("h1/web",))
         waits, fleet.hub.commands = fleet.hub.commands, lambda hosts: None  # type: ignore[method-assign]
@@ -52,7 +52,7 @@ def test_who_tells_leaves_commands_to_the_exchange_that_waits(play: Play) -> Non
         waits([host.id.hex()])
         async with asyncio.timeout(10):
             assert [command.module for command in (await waiting).commands] == ["web"]
-        assert not fleet.hub.is_waiting(host.id.hex())
+        assert not fleet.hub.is_waiting(host.id.hex(), "")
 
     play(scenario)
 
@@ -66,5 +66,41 @@ def test_where_none_waits_who_tells_is_given_them(play: Play) -> None:
         await fleet.engine.turn()
         telling = await fleet.exchanges.exchange(await fleet.row_of(host), told_by(host))
         assert [command.module for command in telling.commands] == ["web"]
+
+    play(scenario)
+
+
+def test_what_a_host_could_not_decide_is_given_again_to_the_exchange_that_waits(play: Play) -> None:
+    async def scenario(fleet: Fleet) -> None:
+        host = await fleet.host("h1")
+        host.add("web")
+        await fleet.settle()
+        await fleet.ask(**WEB, resources=("h1/web",))
+        await fleet.engine.turn()
+        (command,) = (await fleet.exchanges.exchange(await fleet.row_of(host), told_by(host, wait=5))).commands
+        waiting = asyncio.create_task(fleet.exchanges.exchange(await fleet.row_of(host), told_by(host, wait=20)))
+        await asyncio.sleep(0.3)
+        assert not waiting.done(), "it was given already"
+        await fleet.exchanges.exchange(await fleet.row_of(host), told_by(host, undecided=[command.id]))
+        async with asyncio.timeout(5):
+            assert [one.id for one in (await waiting).commands] == [command.id]
+
+    play(scenario)
+
+
+def test_a_host_that_comes_by_another_connection_is_given_what_the_first_one_lost(play: Play) -> None:
+    """The manager notices that a connection is gone later than the host."""
+
+    async def scenario(fleet: Fleet) -> None:
+        host = await fleet.host("h1")
+        host.add("web")
+        await fleet.settle()
+        lost = asyncio.create_task(fleet.exchanges.exchange(await fleet.row_of(host), told_by(host, wait=20, peer="lost")))
+        await asyncio.to_thread(wait_for, lambda: fleet.hub.is_waiting(host.id.hex(), "lost"), 10, "the exchange")
+        await fleet.ask(**WEB, resources=("h1/web",))
+        await fleet.engine.turn()
+        assert len((await lost).commands) == 1, "into a connection where nobody hears it"
+        again = await fleet.exchanges.exchange(await fleet.row_of(host), told_by(host, peer="new"))
+        assert len(again.commands) == 1
 
     play(scenario)

@@ -8,7 +8,7 @@ from hsmvisor.manager.engine.hub import Hub
 
 
 async def _waits(hub: Hub, heard: list[bool], seconds: float = 30.0) -> None:
-    with hub.wait_for_commands("h1") as wait:
+    with hub.wait_for_commands("h1", "a connection") as wait:
         await asyncio.sleep(0)  # it looks whether there are some already
         heard.append(await wait(seconds))
 
@@ -47,3 +47,20 @@ def test_nothing_comes() -> None:
     heard: list[bool] = []
     asyncio.run(_waits(Hub(), heard, 0.01))
     assert heard == [True]
+
+
+def test_one_of_another_connection_is_let_go() -> None:
+    """The host has lost that connection, and what this one would hear would be lost too."""
+
+    async def scenario() -> None:
+        hub, heard = Hub(), list[bool]()
+        waiting = asyncio.create_task(_waits(hub, heard))
+        await asyncio.sleep(0)
+        assert hub.is_waiting("h1", "a connection") and not heard
+        assert not hub.is_waiting("h2", "a connection")
+        assert not hub.is_waiting("h1", "another connection")
+        async with asyncio.timeout(20):
+            await waiting
+        assert heard == [False] and hub.waiting == []
+
+    asyncio.run(scenario())

@@ -164,6 +164,24 @@ def test_keys_that_can_do_nothing(bench: Bench, profile: str, mode: str) -> None
         refused(bench, Reason.UNSUPPORTED_KEY, lambda: bench.stage(1, key, profile=profile, mode=mode))
 
 
+def test_a_renewal_leaves_a_key_its_use(bench: Bench) -> None:
+    """What a certificate alone brings counts at once for the key that is there."""
+    key = x25519.X25519PrivateKey.generate()
+    bench.stage(1, key, profile="decrypt", chained=True)
+    refused(bench, Reason.UNSUPPORTED_KEY, lambda: bench.stage(2, key, profile="tls", chained=True, renew=True))
+    bench.stage(2, key, profile="any", chained=True, renew=True)
+
+
+def test_a_key_that_signs_nothing_signs_no_certificate_of_its_own(bench: Bench) -> None:
+    key = x25519.X25519PrivateKey.generate()
+    refused(bench, Reason.UNSUPPORTED_KEY, lambda: bench.stage(1, key, profile="decrypt", self_signed=True))
+
+
+@pytest.mark.parametrize("kind", ["Ed25519", "ML-DSA-44"])
+def test_a_key_that_is_made_has_a_use(bench: Bench, kind: str) -> None:
+    refused(bench, Reason.UNSUPPORTED_KEY, lambda: bench.generate(1, key_type=kind, profile="decrypt"))
+
+
 def test_oversized_input(bench: Bench) -> None:
     refused(bench, Reason.TOO_LARGE, lambda: bench.send(b"x" * (limits.MAX_SIGNED + 1)))
     refused(bench, Reason.MALFORMED, lambda: bench.send(b"x" * limits.MAX_SIGNED))

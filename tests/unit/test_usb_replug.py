@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import re
 import socket
 import threading
 from collections.abc import Iterator
 
 import pytest
+from hsmvisor import usb_probe
+from hsmvisor.host import convert
+from hsmvisor.host.settings import Settings
 from hsmvisor_rpc.internal import messages as m
 from hsmvisor_rpc.sealed.canonical import Record
-from hsmvisord.face.card.slots import CardSettings
+from hsmvisor_rpc.v1 import hsmvisor_pb2 as pb
+from hsmvisord.face.card.slots import CardSettings, card_settings
 from hsmvisord.worker.usb_plug import UsbPlug
 from support.certificates import new_key
 from support.keystores import Bench
@@ -93,6 +98,8 @@ def test_another_key_is_another_device(worker: Worker) -> None:
     serials = []
     for generation in (1, 2, 3):
         worker.push(generation)
+        if generation > 1:
+            worker.gone()
         serials.append(serial(worker.importer()))
         worker.push(generation + 10, material="other")  # a key more: other keys
         assert worker.gone() == "the card has other keys: it comes back under another serial number"
@@ -125,14 +132,43 @@ def test_another_setting_counts_at_once(worker: Worker) -> None:
 
 def test_a_token_that_is_detached_ends_no_device(worker: Worker) -> None:
     worker.push(1)
-    importer = worker.importer()
-    before = serial(importer)
+    worker.importer()
     for present in (False, True):
         worker.bench.keystore.set_token_present(present)
         worker._plug.look()
-        assert worker.goes_on() and serial(importer) == before
+        assert worker.goes_on()
+
+
+def test_one_that_is_plugged_in_while_its_token_is_detached_stays(worker: Worker) -> None:
+    worker.push(1)
+    before = serial(worker.importer())
+    worker.bench.keystore.set_token_present(False)
+    assert serial(worker.importer()) == before
+    worker.bench.keystore.set_token_present(True)
+    worker._plug.look()
+    assert worker.goes_on()
 
 
 def test_usbip_calls_it_by_its_name(worker: Worker) -> None:
     worker.push(1)
     assert KEYED.fullmatch(serial(worker.importer("usbip")))  # imported as NAME
+
+
+# ---- the setting, and the name --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("replug", [False, True])
+def test_the_setting_comes_to_the_worker_and_back(replug: bool) -> None:
+    message = pb.ModuleSettings(card=pb.Card(slots={"9a": "web"}, replug=replug))
+    settings = convert.settings(message)
+    assert Settings.decode(settings.encode()) == settings
+    assert card_settings(json.loads(settings.for_worker())["card"]).replug == replug
+    assert convert.settings_message(settings).card.replug == replug
+
+
+@pytest.mark.parametrize(
+    ("wanted", "named"),
+    [("", True), ("web-1", True), ("web-1~01234567", True), ("web", False), ("web-1~", False), ("web-12", False)],
+)
+def test_a_probe_knows_a_module_by_its_name(wanted: str, named: bool) -> None:
+    assert usb_probe._is_named("web-1~01234567", wanted) == named

@@ -68,8 +68,8 @@ def _fetch(ctx: Context, out: Path, force: bool, why: str) -> dict[str, Any]:
     except OSError as error:
         raise CommandError(f"{out}: {error.strerror}", FAILURE, "look at the directory, its mode and its disk") from None
     finally:
-        parts.cancel()
         temporary.unlink(missing_ok=True)
+        parts.cancel()
 
 
 def _receive(ctx: Context, parts: Iterable[pb.BackupPart], file: BinaryIO) -> None:

@@ -142,7 +142,8 @@ def interrupted(number: int, frame: object) -> None:
 
 
 def main() -> None:
-    signal.signal(signal.SIGINT, interrupted)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not of a job in the background, which it does not concern
+        signal.signal(signal.SIGINT, interrupted)
     cli.main(prog_name="hsmvisor")
 
 

@@ -11,6 +11,8 @@ from hsmvisor_rpc.sealed import limits
 from hsmvisor_rpc.sealed.commands import Generate, Retire, Stage
 from hsmvisor_rpc.sealed.refusal import Reason, Refusal
 
+from hsmvisord import ck
+from hsmvisord.crypto import profiles
 from hsmvisord.crypto.interface import PrivateKey
 from hsmvisord.keystore.state import (
     AFTER_DRAIN,
@@ -132,8 +134,16 @@ def stage(
         key = Key(handle, handle + 1, name, private, Request(handle, request) if request else None)
         keys[key.handle] = key
         handle += 2
+    may = profiles.usage(body.profile, key.private.kind, following)
+    if not (may.sign or may.decrypt or may.derive):
+        raise Refusal(
+            Reason.UNSUPPORTED_KEY,
+            f"{key.private.kind.name} keys can do nothing with profile {body.profile!r} in mode {body.mode!r}",
+        )
     ders = [c.public_bytes(Encoding.DER) for c in chain]
     if not ders and body.self_signed:
+        if key.private.kind.key_type == ck.CKK_EC_MONTGOMERY:
+            raise Refusal(Reason.UNSUPPORTED_KEY, f"{key.private.kind.name} keys sign nothing, their own certificate neither")
         ders = [key.private.self_signed(name, now - limits.MAX_CLOCK_SKEW, now + limits.MAX_DRAIN)]
     leaf, intermediates, handle = _add_chain(certificates, ders, handle)
     generation = Generation(

@@ -23,14 +23,13 @@ from hsmvisord.budget import Pace
 from hsmvisord.ck import CkError
 from hsmvisord.crypto.hardware.channel import Away
 from hsmvisord.crypto.interface import CryptoProvider, PrivateKey
-from hsmvisord.crypto.profiles import allowed_mechanisms
 from hsmvisord.crypto.rsa import MIN_BITS
 from hsmvisord.keystore import changes, guests, making, persistence, pin
 from hsmvisord.keystore.chain import parse_chain
 from hsmvisord.keystore.making import NewKey
 from hsmvisord.keystore.pages import GuestObject
 from hsmvisord.keystore.persistence import SealedChange, Usage
-from hsmvisord.keystore.state import EXTEND, FOLLOW, GenerationState, Pin, State, Step
+from hsmvisord.keystore.state import EXTEND, GenerationState, Pin, State, Step
 from hsmvisord.keystore.vault import Manifest, Vault
 
 LEAP = 60.0  #: seconds by which the clock may run ahead between two looks at drains
@@ -231,11 +230,6 @@ class Keystore:
             raise Refusal(Reason.UNSUPPORTED_KEY, f"the delivered key cannot be used: {error}") from None
         if private.kind.key_type not in DELIVERED or private.kind.name in NOT_DELIVERED:
             raise Refusal(Reason.UNSUPPORTED_KEY, f"{private.kind.name} keys are not delivered: none of the profiles is for them")
-        if not allowed_mechanisms(body.profile, private.kind, sign_only=body.mode == FOLLOW):
-            raise Refusal(
-                Reason.UNSUPPORTED_KEY,
-                f"{private.kind.name} keys can do nothing with profile {body.profile!r} in mode {body.mode!r}",
-            )
         if private.kind.key_type == ck.CKK_RSA and private.kind.bits < MIN_BITS:
             raise Refusal(Reason.UNSUPPORTED_KEY, f"an RSA key that is delivered has at least {MIN_BITS} bits")
         if private.public.spki != body.public_key:

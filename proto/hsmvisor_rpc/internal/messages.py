@@ -308,7 +308,7 @@ class PlugUsb(Record):
     protocol: str  #: of USB_PROTOCOLS
     vendor: int
     product: int
-    serial: str  #: of the device; the bus id of USB/IP too
+    serial: str  #: the module's name: the device's serial number begins with it, and it is the bus id of USB/IP
     shown: bytes  #: what an earlier worker told in UsbShown; empty: nothing is known
 
 

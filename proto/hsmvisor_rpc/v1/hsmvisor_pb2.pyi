@@ -382,6 +382,7 @@ class Usb(_message.Message):
     usb_id: _builtins.str
     """VVVV:PPPP"""
     serial: _builtins.str
+    """the module's name; with Card.replug the device has NAME~DIGEST"""
     protocol: _builtins.str
     """of the importer that is connected: usbredir or usbip; empty = none"""
     peer: _builtins.str

@@ -33,6 +33,7 @@ _log = logging.getLogger(__name__)
 LEASE = 30.0  #: seconds
 KEEP_EVERY = 8.0
 LOOK_EVERY = 0.5  #: seconds after which one asks the database whether another manager has something for us
+LOOK_BACK = 5.0  #: seconds: how old a command may be that is seen there; clocks differ, and a commit takes its time
 RESCUE_EVERY = 10.0
 HICCUP = 5.0  #: seconds after an error of our own, or of the database's
 WORKERS = 16
@@ -47,7 +48,7 @@ class Engine:
         self._at_work: dict[str, asyncio.Task[None]] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = self._taken_back = False
-        self._swept_at = 0.0
+        self._swept_at = self._looked_at = 0.0
         self.looks = 0  #: since the beginning
 
     def start(self) -> None:
@@ -137,14 +138,14 @@ class Engine:
             await self._parts.history.add(connection, Happened(Kind.HOST_AWAY, host_id=id, detail=detail))
 
     async def _watch(self) -> None:
-        """Commands that another manager made, for hosts that wait here."""
-        since = self._parts.clock()
+        """Commands that another manager made, for hosts that wait here; also those of the time of a look that failed."""
         await asyncio.sleep(LOOK_EVERY)
-        waiting = self._parts.hub.waiting
+        began, waiting = self._parts.clock(), self._parts.hub.waiting
         if waiting and self._parts.database.kind != "sqlite":
             async with self._parts.database.reading() as connection:
-                found = await commands.waiting_hosts(connection, waiting, since - 2 * LOOK_EVERY)
+                found = await commands.waiting_hosts(connection, waiting, (self._looked_at or began) - LOOK_BACK)
             self._parts.hub.commands(found)
+        self._looked_at = began
 
     # ---- one line ----------------------------------------------------------------------------------------------------
 

@@ -40,6 +40,7 @@ class Exchange:
     wait: float
     version: str
     undecided: Sequence[str] = ()  #: commands that the host could not carry out now: they are given again
+    peer: str = ""  #: the connection that it came by
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class _Session:
     """What this manager remembers of a host's session; nothing depends on it."""
 
     id: str
+    peer: str  #: its connection; what an earlier one was given may not have arrived
     given: dict[str, float] = field(default_factory=dict)
 
 
@@ -73,7 +75,7 @@ class Exchanges:
         _check(told)
         if told.session != host.session and not told.all:
             return Answer(tell_all=True)
-        session = self._session(host, told.session)
+        session = self._session(host, told)
         refused: Sequence[NotTaken] = ()
         tells = told.all or told.reports or told.gone or told.results
         now = self._clock()
@@ -84,15 +86,18 @@ class Exchanges:
         elif host.seen_at + SEEN_EVERY <= now:
             async with self._database.transaction() as connection:
                 await inventory.change_host(connection, host.id, seen_at=int(now), away=0)
+        had_no_room = len(session.given) >= MOST_GIVEN
         for id in (*(result.id for result in told.results), *told.undecided):
             session.given.pop(id, None)
+        if told.undecided or had_no_room:  # nothing new comes, and something may be given all the same
+            self._hub.commands([host.id])
         found = await self._commands(host, session, 0 if refused else told.wait)
         return Answer(commands=found, refused=refused)
 
-    def _session(self, host: HostRow, id: str) -> _Session:
+    def _session(self, host: HostRow, told: Exchange) -> _Session:
         session = self._sessions.get(host.id)
-        if session is None or session.id != id:
-            session = self._sessions[host.id] = _Session(id)
+        if session is None or (session.id, session.peer) != (told.session, told.peer):
+            session = self._sessions[host.id] = _Session(told.session, told.peer)
         return session
 
     async def _heard(self, host: HostRow, told: Exchange, now: int, back: bool) -> Sequence[NotTaken]:
@@ -126,11 +131,11 @@ class Exchanges:
         return taken
 
     async def _commands(self, host: HostRow, session: _Session, seconds: float) -> list[CommandRow]:
-        """One that does not wait leaves them to the one that does, and does not take its place."""
+        """One that does not wait leaves them to the one that does by the same connection, and does not take its place."""
         if seconds <= 0:
-            return [] if self._hub.is_waiting(host.id) else await self._there(host, session)
+            return [] if self._hub.is_waiting(host.id, session.peer) else await self._there(host, session)
         ends = time.monotonic() + seconds
-        with self._hub.wait_for_commands(host.id) as wait:
+        with self._hub.wait_for_commands(host.id, session.peer) as wait:
             while True:
                 found = await self._there(host, session)
                 left = ends - time.monotonic()

@@ -9,8 +9,8 @@ from hsmvisor.manager.link.exchange import Answer, Exchange
 from hsmvisor_rpc.v1 import manager_pb2 as pb
 
 
-def exchange(untrusted: pb.ExchangeRequest) -> Exchange:
-    """The limits are the exchange's own to check."""
+def exchange(untrusted: pb.ExchangeRequest, peer: str) -> Exchange:
+    """The limits are the exchange's own to check.  `peer`: the connection that it came by, as gRPC calls it."""
     return Exchange(
         session=untrusted.session,
         number=untrusted.number,
@@ -21,6 +21,7 @@ def exchange(untrusted: pb.ExchangeRequest) -> Exchange:
         undecided=[result.id for result in untrusted.results if result.again],
         wait=float(min(untrusted.wait_seconds, limits.MAX_WAIT)),
         version=untrusted.version,
+        peer=peer,
     )
 
 

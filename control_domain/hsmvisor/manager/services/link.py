@@ -68,6 +68,8 @@ class HostLink(rpc.HostLinkServicer):
 
     async def Exchange(self, untrusted: pb.ExchangeRequest, context: Any) -> pb.ExchangeResponse:
         try:
-            return convert_link.answer(await self._exchanges.exchange(host_of(caller()), convert_link.exchange(untrusted)))
+            return convert_link.answer(
+                await self._exchanges.exchange(host_of(caller()), convert_link.exchange(untrusted, context.peer()))
+            )
         except DatabaseError as error:
             raise StorageUnavailable("DATABASE", str(error), "nothing was changed: tell it again") from None

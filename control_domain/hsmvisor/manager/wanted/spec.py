@@ -129,6 +129,8 @@ class Spec:
             raise BadSpec("mode follow is for bare signing keys: a certificate would not fit the newer key")
         if self.mode == "follow" and self.usage == "decrypt":
             raise BadSpec("mode follow is for keys that sign")
+        if self.usage == "decrypt" and self.key_type == "Ed25519" and self.source is not Source.IMPORTED:
+            raise BadSpec("usage decrypt is for keys that decrypt or agree, and Ed25519 keys sign: take RSA or P-256, P-384, P-521")
 
     def matches(self, resource: ResourceRow) -> bool:
         """Whether the resource is meant; whether it may have the material is policy's to say."""

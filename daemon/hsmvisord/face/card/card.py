@@ -68,10 +68,10 @@ class Card:
         settings = self.settings
         if not settings.replug:
             return self._name
-        contents = self._holdings.contents(settings)
-        if contents is not None and (self._named is None or contents is not self._named[0]):
+        contents = self._holdings.picture(settings)
+        if self._named is None or contents is not self._named[0]:
             self._named = contents, objects.serial_number(self._name, contents)
-        return self._named[1] if self._named is not None else self._name
+        return self._named[1]
 
     def look(self) -> Move:
         """Takes over what the token has now; says whether the card has gone out or in, and when to look again."""

@@ -96,10 +96,12 @@ class Holdings:
 
     def contents(self, settings: CardSettings) -> Contents | None:
         """Returns what the card would show now, None while the token is detached; the same object while nothing has changed."""
+        return self.picture(settings) if self._token.index.state.token_present else None
+
+    def picture(self, settings: CardSettings) -> Contents:
+        """Returns what the card would show, also while the token is detached; the same object while nothing has changed."""
         index = self._token.index
         state = index.state
-        if not state.token_present:
-            return None
         if self._made is None or self._made[0] is not state.materials or self._made[1] != settings:
             self._made = state.materials, settings, _picture(index, settings)
         return self._made[2]
