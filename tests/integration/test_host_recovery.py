@@ -177,6 +177,24 @@ def test_workers_can_be_stopped_with_the_service_or_after_it(host: HostProcess) 
     assert gone(pid)
 
 
+def test_a_service_whose_key_provider_does_not_start_can_be_stopped_at_any_time(host: HostProcess) -> None:
+    """It hung where it was told to end while it waited for a storage key: that failed, and took the place of the cancellation."""
+    host.configure("[workers]\nstop_with_host = true\n")
+    host.restart()
+    host.create("without-a-key")
+    host.stop()
+    (host.state / "master.key").chmod(0o640)  # it does not trust that
+    for moment in range(8):
+        began = host.log.read_text().count("others may read the master key")
+        host.process = host.launch()
+        wait_for(lambda began=began: host.log.read_text().count("others may read the master key") > began, 20, "its refusal")  # type: ignore[misc]
+        time.sleep(moment / 10)
+        assert host.stop() in (0, -signal.SIGTERM)  # the latter before it listens to signals
+    (host.state / "master.key").chmod(0o600)
+    host.start()
+    host.serving("without-a-key")
+
+
 def test_one_state_directory_has_one_service(host: HostProcess) -> None:
     second = host.launch()
     assert second.wait(20) == 1

@@ -282,8 +282,11 @@ class Module:
                         self._worker = worker
                     places.write_note(self._s.places.note(self.module_id, successor), forked.pid)
                     worker.connect(control_path, self._store, self._happenings.told, self.faces.device.told, self.faces.usb.told)
-                finally:
-                    await derived
+                except BaseException:  # what becomes of the key is not the reason, and must not take the place of a cancellation
+                    derived.cancel()
+                    await asyncio.wait([derived])
+                    raise
+                await derived
         finally:
             os.close(read_end)
             os.close(write_end)
