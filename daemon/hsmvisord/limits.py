@@ -80,6 +80,14 @@ USB_IMPORT_SECONDS = 10.0  #: a connection has imported the device this long aft
 MAX_CCID_MESSAGE = 65544  #: bytes of a message to the reader and of an answer, with its head (dwMaxCCIDMessageLength)
 MAX_CCID_ANSWERS = 16  #: answers of the reader that nobody has read; beyond, it takes no message
 
+# ---- the TPM ------------------------------------------------------------------------------------------------------------
+
+MAX_TPM_COMMAND = 4096  #: bytes of a command and of a response, with their heads (libtpms' TPM2_MAX_COMMAND_SIZE)
+MAX_TPM_BLOB = 512 * 1024  #: bytes of a state blob that QEMU brings, as swtpm has it
+MAX_TPM_HASH = 64 * 1024  #: bytes of one HASH_DATA
+MAX_TPM_HASHED = 1 << 20  #: and of all between HASH_START and HASH_END
+MAX_TPM_LOCALITY = 4  #: that a guest has; higher ones are the module's own
+
 # ---- a smart card -------------------------------------------------------------------------------------------------------
 
 MAX_APDU = 65544  #: bytes of one command: an extended one with 65535 bytes of data, and both its lengths

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Protocol, cast
 
-TARGETS = ("wire", "dispatcher", "commands", "state", "database", "internal", "handover", "reports", "vsock", "usb", "card")
+TARGETS = ("wire", "dispatcher", "commands", "state", "database", "internal", "handover", "reports", "vsock", "usb", "card", "tpm")
 CORPUS = Path(__file__).parent / "corpus"
 
 

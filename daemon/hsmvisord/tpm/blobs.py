@@ -1,0 +1,40 @@
+"""A TPM's state as it leaves its process: always sealed (AES-256-GCM), for QEMU asks for it in the clear, and whoever has QEMU
+would have every key."""
+
+from __future__ import annotations
+
+import os
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+_MAGIC = b"hsmvisor TPM blob 1\0"
+_NONCE, _TAG = 12, 16
+OVERHEAD = len(_MAGIC) + _NONCE + _TAG  #: bytes that a sealed blob has more
+
+
+class BadBlob(Exception):
+    """It is none of this module's, not of this kind, or it was changed."""
+
+
+class Blobs:
+    def __init__(self, key: bytes, module_id: bytes) -> None:
+        """`key`: 32 bytes, of this module's TPM alone, the same on whichever host the module is."""
+        self._key, self._module_id = AESGCM(key), module_id
+
+    def seal(self, kind: int, data: bytes) -> bytes:
+        nonce = os.urandom(_NONCE)
+        return _MAGIC + nonce + self._key.encrypt(nonce, data, self._bound(kind))
+
+    def open(self, kind: int, sealed: bytes) -> bytes:
+        """Raises BadBlob."""
+        if len(sealed) < OVERHEAD or not sealed.startswith(_MAGIC):
+            raise BadBlob("it is not sealed")
+        nonce, rest = sealed[len(_MAGIC) : len(_MAGIC) + _NONCE], sealed[len(_MAGIC) + _NONCE :]
+        try:
+            return self._key.decrypt(nonce, rest, self._bound(kind))
+        except InvalidTag:
+            raise BadBlob("it is another module's, of another kind, or it was changed") from None
+
+    def _bound(self, kind: int) -> bytes:
+        return _MAGIC + bytes([kind]) + self._module_id
