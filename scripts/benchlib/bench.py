@@ -12,11 +12,11 @@ from typing import Any
 from support.c_programs import build_p11bench
 from support.host import Host
 
-from benchlib import allocator, control, fleet, hostile, plot, raw, report, signing, token, usb, vsock
+from benchlib import allocator, control, fleet, hostile, plot, raw, report, signing, token, tpm, usb, vsock
 from benchlib.setups import KEYS, all_setups
 
 FLEET = "fleet"  #: takes long: only when it is asked for
-PARTS = ["signing", "allocator", "control", "hostile", "vsock", "usb", "token"]
+PARTS = ["signing", "allocator", "control", "hostile", "vsock", "usb", "token", "tpm"]
 SETUPS = ["softhsm", "p11kit-softhsm", "hsmvisor", "hsmvisor-p11kit"]
 
 
@@ -93,6 +93,8 @@ def written(results: dict[str, Any]) -> tuple[list[str], bool]:
         section("A module as a USB device", "usb", *usb.text(results["usb"]))
     if "token" in results:
         section("A guest's own token", "token", *token.text(results["token"]))
+    if "tpm" in results:
+        section("A TPM", "tpm", *tpm.text(results["tpm"]))
     if FLEET in results:
         met &= not fleet.judge(results[FLEET])
         section("A fleet", FLEET, *fleet.text(results[FLEET]))
@@ -134,6 +136,9 @@ def main() -> int:
         if "token" in given.only:
             begins(results, "token", plan)
             results["token"] = token.measure(plan.rounds, plan.seconds, 2000 if given.quick else token.OBJECTS)
+        if "tpm" in given.only:
+            begins(results, "tpm", plan)
+            results["tpm"] = tpm.measure(plan.rounds, plan.seconds)
         if FLEET in given.only:
             begins(results, FLEET)
             hosts = given.hosts or (10 if given.quick else fleet.HOSTS)
