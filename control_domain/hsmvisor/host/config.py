@@ -112,8 +112,9 @@ class Workers:
 class Provider:
     """Where storage keys come from."""
 
-    kind: str = "file"
-    path: str = ""  #: default STATE/master.key
+    kind: str = "file"  #: or tpm: sealed to this machine's TPM
+    path: str = ""  #: default STATE/master.key; what a TPM has sealed: STATE/master.tpm
+    device: str = "/dev/tpmrm0"  #: the TPM; tcp:HOST:PORT for one in software
 
 
 @dataclass(frozen=True)
@@ -175,7 +176,13 @@ class Config:
 
     @property
     def master_key(self) -> Path:
-        return Path(self.provider.path) if self.provider.path else self.state / "master.key"
+        names = {"file": "master.key", "tpm": "master.tpm"}
+        return Path(self.provider.path) if self.provider.path else self.state / names[self.provider.kind]
+
+    @property
+    def plain_master_key(self) -> Path:
+        """Where a copy in the clear is put: of it a TPM's is made."""
+        return self.master_key if self.provider.kind == "file" else self.master_key.with_name("master.key")
 
     @property
     def audit_file(self) -> Path:
@@ -226,7 +233,7 @@ def _check(config: Config, origin: str) -> None:
     for name in ("start_timeout_seconds", "command_timeout_seconds"):
         demand(getattr(config.workers, name) > 0, f"workers.{name} is greater than 0")
     demand(config.workers.drain_seconds >= 0, "workers.drain_seconds is not negative")
-    demand(config.provider.kind == "file", f"provider.kind is file, not {config.provider.kind!r}")
+    demand(config.provider.kind in ("file", "tpm"), f"provider.kind is file or tpm, not {config.provider.kind!r}")
     _check_hsms(config.hsms, demand)
     demand(all(0 < port < 65536 for port in config.manager.ports), "manager.ports are 1 to 65535")
     demand(config.metrics.timeout_seconds > 0, "metrics.timeout_seconds is greater than 0")

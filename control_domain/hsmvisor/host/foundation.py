@@ -66,7 +66,7 @@ def lay(config: Config) -> Foundation:
     host = identity.load(config.state / "host.key", new_host=not state_file.exists())
     database = Database(state_file)
     _demand_master_key(config, state_file)
-    provider = Provider(config.provider.kind, config.master_key, config.workers.provider_uid if os.geteuid() == 0 else 0)
+    provider = Provider(config)
     launcher, adopting = Launcher(), places.some_worker_serves()
     if not adopting:
         launcher.child.spawn()
@@ -92,7 +92,7 @@ def _demand_state(config: Config, state_file: Path) -> None:
 
 def _demand_master_key(config: Config, state_file: Path) -> None:
     """The key provider makes a missing key; not when sealed state is there that needs the lost one."""
-    if config.provider.kind != "file" or config.master_key.exists():
+    if config.master_key.exists() or config.plain_master_key.exists():
         return
     with contextlib.closing(sqlite3.connect(f"{state_file.absolute().as_uri()}?mode=ro", uri=True)) as connection:
         modules: int = connection.execute("SELECT count(*) FROM modules WHERE intent = 'present'").fetchone()[0]
@@ -100,5 +100,5 @@ def _demand_master_key(config: Config, state_file: Path) -> None:
         raise Broken(
             "MASTER_KEY_MISSING",
             f"{config.master_key} is missing, but {modules} modules are sealed with it; nothing was written",
-            "put your copy of it there; if it is lost, destroy the state and deliver the keys again",
+            f"put your copy of it to {config.plain_master_key}; if it is lost, destroy the state and deliver the keys again",
         )

@@ -6,10 +6,10 @@ import asyncio
 import hashlib
 import json
 import os
-from pathlib import Path
 
 from hsmvisor.host import reports
 from hsmvisor.host.child import Child, HelperLost
+from hsmvisor.host.config import Config
 from hsmvisor.host.link import LinkClosed, PeerError
 from hsmvisor.host.measures import Measure
 from hsmvisor.serving.errors import Unavailable
@@ -20,11 +20,15 @@ _BACKUPS = hashlib.sha256(b"hsmvisor backups").digest()  #: in the place of a mo
 
 
 class Provider:
-    """`uid`: the user that it becomes once it has the master key; 0 = it stays."""
+    """As root it becomes a user of its own once it has the master key."""
 
-    def __init__(self, kind: str, path: Path, uid: int = 0, module: str = MODULE) -> None:
-        self.kind = kind
-        self.child = Child("key provider", module, ["--kind", kind, "--path", str(path), "--uid", str(uid)])
+    def __init__(self, config: Config, module: str = MODULE) -> None:
+        self.kind = config.provider.kind
+        uid = config.workers.provider_uid if os.geteuid() == 0 else 0
+        words = ["--kind", self.kind, "--path", str(config.master_key), "--uid", str(uid)]
+        if self.kind == "tpm":
+            words += ["--device", config.provider.device, "--plain", str(config.plain_master_key)]
+        self.child = Child("key provider", module, words)
 
     async def derive(self, module_id: bytes, pipe: int, within: float) -> None:
         """Has the module's storage key written into `pipe`; raises HelperLost."""

@@ -119,7 +119,7 @@ def _unpack(config: Config, file: BinaryIO, manifest: Manifest, note: Note) -> N
         raise Broken(
             "MASTER_KEY_WRONG",
             f"the backup was made with the master key {manifest.provider!r}; this host has {provider!r}; nothing was changed",
-            f"put your copy of the right one to {config.master_key}",
+            f"put your copy of the right one to {config.plain_master_key}",
         ) from None
     except BadBackup as error:
         raise Broken("BACKUP", f"{error}; nothing was changed", "take another backup") from None
@@ -132,13 +132,14 @@ def _unpack(config: Config, file: BinaryIO, manifest: Manifest, note: Note) -> N
 
 async def _provider_key(config: Config) -> tuple[bytes, str]:
     """Returns the key that opens backups, and the master key's kind and fingerprint.  A master key that is missing is not made."""
-    if config.provider.kind == "file" and not config.master_key.exists():
+    if not (config.master_key.exists() or config.plain_master_key.exists()):
         raise Broken(
             "MASTER_KEY_MISSING",
             f"{config.master_key} is missing: without it the backup cannot be opened; nothing was changed",
-            "put your copy of it there (chmod 600); if it is lost, begin a new host and deliver the keys again",
+            f"put your copy of it to {config.plain_master_key} (chmod 600); if it is lost, begin a new host and deliver the keys "
+            "again",
         )
-    provider = Provider(config.provider.kind, config.master_key, config.workers.provider_uid if os.geteuid() == 0 else 0)
+    provider = Provider(config)
     provider.child.start()
     try:
         return await provider.backup_key(_KEY_WITHIN), (await provider.status(_KEY_WITHIN))[0]

@@ -25,7 +25,9 @@ from hsmvisor_rpc.internal.phases import MAX_DESCRIPTORS, PROVIDER_MAY_BE_ASKED,
 from hsmvisor_rpc.sealed.canonical import MalformedRecord, Record, record_type
 
 from hsmvisord import memory
-from hsmvisord.keyprovider.sources import SOURCES, KeySource, SourceError
+from hsmvisord.keyprovider import tpm
+from hsmvisord.keyprovider.keyfile import SourceError
+from hsmvisord.keyprovider.sources import KINDS, FileSource, KeySource
 from hsmvisord.worker import process, sandbox
 
 _INFO = b"hsmvisor storage key\0"
@@ -80,8 +82,10 @@ def main() -> None:
         prog="hsmvisord-keyprovider", description="Derives modules' storage keys; started by hsmvisor-host."
     )
     parser.add_argument("--control-fd", type=int, required=True, help="descriptor of the socket to hsmvisor-host")
-    parser.add_argument("--kind", choices=sorted(SOURCES), default="file", help="where the master key lives")
+    parser.add_argument("--kind", choices=KINDS, default="file", help="where the master key lives")
     parser.add_argument("--path", type=Path, required=True, help="the master key's file; made when it is missing")
+    parser.add_argument("--device", default=tpm.DEVICE, help="the TPM: a device, or tcp:HOST:PORT (default: %(default)s)")
+    parser.add_argument("--plain", type=Path, help="of a TPM: a file whose master key is sealed, where nothing is sealed yet")
     parser.add_argument("--uid", type=int, default=0, help="user that it becomes once it has the master key; 0 = it stays")
     arguments = parser.parse_args()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -91,12 +95,24 @@ def main() -> None:
     with contextlib.suppress(OSError):  # said below
         memory.keep()
     try:
-        source = SOURCES[arguments.kind](arguments.path)
+        source = _source(arguments)
     except SourceError as error:
-        print(f"hsmvisord-keyprovider: {error}", file=sys.stderr, flush=True)
+        _tell(str(error))
         sys.exit(1)
     measures = sandbox.enter(arguments.uid, threads=0)
     KeyProvider(socket.socket(fileno=arguments.control_fd), arguments.kind, source, measures).run()
+
+
+def _source(arguments: argparse.Namespace) -> KeySource:
+    """Raises SourceError."""
+    if arguments.kind == "file":
+        return FileSource(arguments.path)
+    plain = arguments.plain or arguments.path.with_name("master.key")
+    return tpm.TpmSource(arguments.path, arguments.device, plain, _tell)
+
+
+def _tell(text: str) -> None:
+    print(f"hsmvisord-keyprovider: {text}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
