@@ -32,6 +32,13 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("part", nargs="?", choices=[*PARTS, FLEET], help="one part alone, as --only")
     parser.add_argument("--hosts", type=int, help="hosts of the large fleet (default 200; 10 with --quick)")
     parser.add_argument(
+        "--databases",
+        nargs="+",
+        choices=list(fleet.KINDS),
+        default=list(fleet.KINDS),
+        help="of the fleet's manager; of the others stays what the output directory has",
+    )
+    parser.add_argument(
         "--only",
         nargs="+",
         choices=[*PARTS, FLEET],
@@ -141,8 +148,8 @@ def main() -> int:
             results["tpm"] = tpm.measure(plan.rounds, plan.seconds)
         if FLEET in given.only:
             begins(results, FLEET)
-            hosts = given.hosts or (10 if given.quick else fleet.HOSTS)
-            results[FLEET] = fleet.measure(hosts, idle=fleet.IDLE / 3 if given.quick else fleet.IDLE)
+            hosts, idle = given.hosts or (10 if given.quick else fleet.HOSTS), fleet.IDLE / 3 if given.quick else fleet.IDLE
+            results[FLEET] = fleet.measure(results.get(FLEET, []), given.databases, hosts, idle=idle)
     text, met = written(results)
     print("\n".join(text))
     if given.output:

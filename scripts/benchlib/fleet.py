@@ -184,7 +184,7 @@ def _database(kind: str) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 def _one(kind: str, hosts: int, guests: int, idle: float) -> dict[str, Any]:
     """`ended`: why it came to no end, where it did not."""
-    row: dict[str, Any] = {"database": kind, "hosts": hosts, "modules": hosts * guests}
+    row: dict[str, Any] = {"database": kind, "hosts": hosts, "modules": hosts * guests, "begun": report.now()}
     with _database(kind) as (url, processes), Manager(url=url) as manager:
         assert manager.process is not None
         try:
@@ -196,20 +196,27 @@ def _one(kind: str, hosts: int, guests: int, idle: float) -> dict[str, Any]:
     return row
 
 
-def measure(hosts: int = HOSTS, guests: int = GUESTS, idle: float = IDLE) -> list[dict[str, Any]]:
-    """Both databases side by side: a manager uses one processor."""
-    rows: list[dict[str, Any]] = []
-    with ProcessPoolExecutor(len(KINDS), get_context("spawn")) as side_by_side:
+def measure(
+    before: list[dict[str, Any]], databases: Sequence[str], hosts: int = HOSTS, guests: int = GUESTS, idle: float = IDLE
+) -> list[dict[str, Any]]:
+    """One fleet after the other: manager and light hosts use a processor each.  `before`: rows of an earlier run, of which those of
+    other databases stay."""
+    rows = [row for row in before if row["database"] not in databases]
+    for kind in databases:
         for part in dict.fromkeys((min(FEW, hosts), hosts)):
-            rows += side_by_side.map(_one, KINDS, *([value] * len(KINDS) for value in (part, guests, idle)))
+            with ProcessPoolExecutor(1, get_context("spawn")) as apart:
+                rows.append(apart.submit(_one, kind, part, guests, idle).result())
     return rows
 
 
 def text(rows: list[dict[str, Any]]) -> list[str]:
     """One column for each fleet, and how many times the small one's the large one's figures are."""
-    head, columns = ["figure"], []
+    head, columns, begun = ["figure"], [], []
     for kind, title in KINDS.items():
         sizes = [row for row in rows if row["database"] == kind]
+        if not sizes:
+            continue
+        begun.append(f"{title} {sizes[0]['begun']}")
         head += [f"{title}, {row['hosts']} hosts, {row['modules']:,} modules" for row in sizes]
         columns += [[_shown(row, name) for name in FIGURES] for row in sizes]
         if len(sizes) > 1:
@@ -218,7 +225,7 @@ def text(rows: list[dict[str, Any]]) -> list[str]:
     body = [[title, *figures] for (title, _), *figures in zip(FIGURES.values(), *columns, strict=True)]
     said = [f"- {wrong}" for wrong in judge(rows)]
     goals = f"Goals: nothing fails, and a renewal of the large fleet costs at most {IN_LINE} times one of the small fleet: "
-    return [report.table(head, body), goals + ("MISSED:" if said else "met."), *said]
+    return [f"Begun: {'; '.join(begun)}.", report.table(head, body), goals + ("MISSED:" if said else "met."), *said]
 
 
 def _shown(row: dict[str, Any], name: str) -> str:
@@ -240,6 +247,8 @@ def judge(rows: list[dict[str, Any]]) -> list[str]:
         wrong += [f"{where}: {row[name]} {FIGURES[name][0]}" for name in ("failures", "refused") if row.get(name)]
     for kind, title in KINDS.items():
         sizes = [row for row in rows if row["database"] == kind]
+        if not sizes:
+            continue
         small, large = sizes[0], sizes[-1]
         for name in COSTS:
             if name not in small or name not in large:
