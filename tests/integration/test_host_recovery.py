@@ -258,7 +258,7 @@ def test_damaged_files_are_refused_and_nothing_is_written(host: HostProcess) -> 
     state.unlink()
     refuses_to_start(host, "state.db is missing", "restore")
     state.write_bytes(good)
-    for name, hint in (("host.key", "restore"), ("master.key", "put your copy of it there")):
+    for name, hint in (("host.key", "restore"), ("master.key", "put your copy of it to")):
         path = host.state / name
         path.rename(host.directory / name)
         refuses_to_start(host, name, "is missing", hint)
