@@ -15,6 +15,7 @@ from hsmvisor.host.qemu import Plug, Plugged
 from hsmvisor.host.qemu_arguments import arguments, check
 from hsmvisor.host.qmp import QemuGone, QemuSilent, Qmp
 from hsmvisor.serving.errors import Invalid, ServiceError, WrongState
+from support.host_process import wait_for
 from support.paused_qemu import NATIVE, PORT, SHARED, PausedQemu, paused_qemu
 from support.vhost_backend import GET_CONFIG, GET_FEATURES, GET_PROTOCOL_FEATURES, SET_OWNER, Backend
 
@@ -76,7 +77,7 @@ def test_plugged_and_unplugged_and_again(tmp_path: Path, backend: Backend, ours:
     with paused_qemu(tmp_path, *SHARED, *PORT, *NATIVE) as guest:
         for _ in range(2):
             assert plug(guest, ours) == Plugged("hsmvisor-web-1", "hsmvisor-web-1", "rp0")
-            assert backend.connected
+            wait_for(lambda: backend.connected, 10, "QEMU's connection")
             assert backend.seen[:2] == [GET_FEATURES, GET_PROTOCOL_FEATURES]
             assert SET_OWNER in backend.seen and backend.seen[-1] == GET_CONFIG
             assert ask(guest, lambda client: qemu.unplug(client, ours)) is True
@@ -100,7 +101,7 @@ def test_one_that_lost_its_module_is_plugged_anew(tmp_path: Path, backend: Backe
         assert ask(guest, lambda client: qemu.has(client, ours))
         assert not backend.connected
         plug(guest, ours)
-        assert backend.connected
+        wait_for(lambda: backend.connected, 10, "QEMU's connection")
 
 
 @pytest.mark.parametrize("machine", ["q35", "pc"])
@@ -109,7 +110,7 @@ def test_a_guest_that_is_started_with_it(tmp_path: Path, backend: Backend, ours:
     line = arguments(ours, "64M", machine)
     assert check(ours, " ".join(["-machine", machine, *line])) == []
     with paused_qemu(tmp_path, *line, machine=machine) as guest:
-        assert backend.connected
+        wait_for(lambda: backend.connected, 10, "QEMU's connection")
         assert plug(guest, ours).device == ours.id
 
 
@@ -154,7 +155,7 @@ def test_a_guest_that_does_not_run_keeps_it(tmp_path: Path, backend: Backend, ou
                 ask(guest, lambda client: qemu.unplug(client, ours, within=0.5))
             assert caught.value.reason == "GUEST"
             assert "(prelaunch)" in caught.value.hint
-        assert backend.connected
+        wait_for(lambda: backend.connected, 10, "QEMU's connection")
 
 
 def test_what_can_never_be_unplugged(tmp_path: Path, backend: Backend, ours: Plug) -> None:

@@ -57,6 +57,20 @@ class Stepping:
                 time.sleep(0.02)
         raise AssertionError("it stays unavailable")
 
+    def attempt(self, call: Callable[[], object], role: str) -> tuple[object, grpc.RpcError | None]:
+        """Until it is answered, or somebody has died; one that is told to try again while nobody has does so."""
+        for _ in range(100):
+            try:
+                answer = call()
+                time.sleep(0.02)  # a last step after the answer
+                return answer, None
+            except grpc.RpcError as error:
+                refused = error
+                if self.board.died(role) or error.code() != grpc.StatusCode.UNAVAILABLE:
+                    break
+                time.sleep(0.05)
+        return None, refused
+
     def workers(self, name: str) -> list[int]:
         return [pid for pid, title in descendants(1).items() if title == f"hsmvisord: {name}"]
 
@@ -296,16 +310,11 @@ def test_death_before_every_step(stepping: Stepping, role: str, action: str) -> 
         stepping.repeat(subject.prepare)
         stepping.board.arm(role, step)
         request_id = f"{action}-{role}-{step}"
-        first: object = None
-        try:
-            first = subject.act(request_id)
-            time.sleep(0.02)  # a last step after the answer
-        except grpc.RpcError:
-            pass
+        first, refused = stepping.attempt(lambda r=request_id: subject.act(r), role)  # type: ignore[misc]
         died = stepping.board.died(role)
         if not died:
             stepping.board.disarm()
-        assert died or first is not None, f"{action} failed without a death: see {stepping.host.log}"
+        assert died or first is not None, f"{action} failed without a death: {refused}; see {stepping.host.log}"
         if died and role == "supervisor":
             stepping.again()
         if died:
