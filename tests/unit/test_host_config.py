@@ -122,7 +122,7 @@ def test_what_libraries_of_hsms_change_is_open_to_their_helpers(tmp_path: Path) 
         ("[guests]\ndirectories = ['vm']", "guests.directories[0] is an absolute path"),
         ("[guests]\ndirectories = '/vm'", "guests.directories is a list"),
         ("[guests]\nvsock = 1", "guests.vsock is of type bool, not int"),
-        ("[provider]\nkind = 'tpm'", "provider.kind is file"),
+        ("[provider]\nkind = 'hsm'", "provider.kind is file"),
         ("[metrics]\naddress = '0.0.0.0:1'", "loopback"),
         ("[metrics]\naddress = '127.0.0.1:x'", "metrics.address is HOST:PORT"),
         ("[tls]\naddress = '8470'", "tls.address is HOST:PORT"),

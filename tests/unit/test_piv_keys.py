@@ -281,7 +281,7 @@ def test_a_material_that_refuses_after_its_certificates_expiry() -> None:
     rig.connect()
     rig.read(0x9A)
     rig.use(0x9A, P_256, DIGEST)
-    rig.bench.now += 3700
+    rig.bench.now = certificate.not_valid_after_utc.timestamp() + 100
     refused(0x6985, rig.use, 0x9A, P_256, DIGEST)
 
 
