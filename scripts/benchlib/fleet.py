@@ -216,7 +216,7 @@ def text(rows: list[dict[str, Any]]) -> list[str]:
         sizes = [row for row in rows if row["database"] == kind]
         if not sizes:
             continue
-        begun.append(f"{title} {sizes[0]['begun']}")
+        begun += [f"{title} {row['begun']}" for row in sizes[:1] if "begun" in row]
         head += [f"{title}, {row['hosts']} hosts, {row['modules']:,} modules" for row in sizes]
         columns += [[_shown(row, name) for name in FIGURES] for row in sizes]
         if len(sizes) > 1:
@@ -225,7 +225,8 @@ def text(rows: list[dict[str, Any]]) -> list[str]:
     body = [[title, *figures] for (title, _), *figures in zip(FIGURES.values(), *columns, strict=True)]
     said = [f"- {wrong}" for wrong in judge(rows)]
     goals = f"Goals: nothing fails, and a renewal of the large fleet costs at most {IN_LINE} times one of the small fleet: "
-    return [f"Begun: {'; '.join(begun)}.", report.table(head, body), goals + ("MISSED:" if said else "met."), *said]
+    when = [f"Begun: {'; '.join(begun)}."] if begun else []
+    return [*when, report.table(head, body), goals + ("MISSED:" if said else "met."), *said]
 
 
 def _shown(row: dict[str, Any], name: str) -> str:
