@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hsmvisord.wire import tpm2
-from hsmvisord.wire.tpm2 import EMPTY_PASSWORD, Code, sized
+from hsmvisord.wire.tpm2 import EMPTY_PASSWORD, Attributes, Code, sized
 from support.tpm_guest import ECDSA, OWNER, RSASSA, Guest
 from support.tpm_qemu import Qemu
 from support.tpm_rig import TpmProcess
@@ -25,6 +25,16 @@ GET_RANDOM, PCR_READ = 0x17B, 0x17E
 ECC_KEY, RSA_KEY = 0x81000001, 0x81000002
 DIGEST = bytes(range(32))
 NOISE = 1.05  #: times: what two runs of one program differ in
+
+_MADE_TO_SIGN = (
+    Attributes.FIXED_TPM | Attributes.FIXED_PARENT | Attributes.SENSITIVE_DATA_ORIGIN | Attributes.USER_WITH_AUTH | Attributes.SIGN
+)
+_NULL = tpm2.NULL_ALGORITHM
+#: Of the keys that are signed with, by handle.
+TEMPLATES = {
+    ECC_KEY: tpm2.template(tpm2.ECC, _MADE_TO_SIGN, struct.pack(">4H", _NULL, _NULL, tpm2.CURVES["secp256r1"], _NULL), bytes(4)),
+    RSA_KEY: tpm2.template(tpm2.RSA, _MADE_TO_SIGN, struct.pack(">3HI", _NULL, _NULL, 2048, 0), bytes(2)),
+}
 
 #: What is timed, by its title; each is one command.
 CALLS: dict[str, Callable[[Guest], object]] = {
@@ -48,7 +58,7 @@ def _guest(directory: Path, program: str) -> Iterator[Guest]:
         guest = qemu.connect()
         qemu.start()
         assert guest.startup() == 0
-        for handle, template in ((ECC_KEY, tpm2.ecc_signing_template()), (RSA_KEY, tpm2.rsa_signing_template())):
+        for handle, template in TEMPLATES.items():
             parameters = sized(sized(b"") + sized(b"")) + sized(template) + sized(b"") + bytes(4)
             loaded = int.from_bytes(guest.good(Code.CREATE_PRIMARY, (OWNER,), parameters, EMPTY_PASSWORD)[:4], "big")
             guest.good(Code.EVICT_CONTROL, (OWNER, loaded), struct.pack(">I", handle), EMPTY_PASSWORD)

@@ -7,9 +7,23 @@ import asyncio
 from hsmvisor.manager.store import lines
 from support.fleet import Fleet, told_by
 from support.host_process import wait_for
+from support.light_host import LightHost
 from support.scenarios import WEB, Play
 
 HOSTS, GUESTS = 4, 3
+
+
+async def _one_guest(fleet: Fleet) -> LightHost:
+    host = await fleet.host("h1")
+    host.add("web")
+    await fleet.settle()
+    return host
+
+
+async def _ask(fleet: Fleet) -> None:
+    """There is a command for the guest."""
+    await fleet.ask(**WEB, resources=("h1/web",))
+    await fleet.engine.turn()
 
 
 def test_what_is_due_at_one_moment_is_looked_at_host_by_host(play: Play) -> None:
@@ -38,9 +52,7 @@ def test_who_tells_leaves_commands_to_the_exchange_that_waits(play: Play) -> Non
     """It was let go whenever something was told: two exchanges more for each result."""
 
     async def scenario(fleet: Fleet) -> None:
-        host = await fleet.host("h1")
-        host.add("web")
-        await fleet.settle()
+        host = await _one_guest(fleet)
         waiting = asyncio.create_task(fleet.exchanges.exchange(await fleet.row_of(host), told_by(host, wait=20)))
         await asyncio.to_thread(wait_for, lambda: fleet.hub.is_waiting(host.id.hex(), ""), 10, "the exchange")
         await asyncio.sleep(0.3)  # it has looked
@@ -59,11 +71,8 @@ def test_who_tells_leaves_commands_to_the_exchange_that_waits(play: Play) -> Non
 
 def test_where_none_waits_who_tells_is_given_them(play: Play) -> None:
     async def scenario(fleet: Fleet) -> None:
-        host = await fleet.host("h1")
-        host.add("web")
-        await fleet.settle()
-        await fleet.ask(**WEB, resources=("h1/web",))
-        await fleet.engine.turn()
+        host = await _one_guest(fleet)
+        await _ask(fleet)
         telling = await fleet.exchanges.exchange(await fleet.row_of(host), told_by(host))
         assert [command.module for command in telling.commands] == ["web"]
 
@@ -72,11 +81,8 @@ def test_where_none_waits_who_tells_is_given_them(play: Play) -> None:
 
 def test_what_a_host_could_not_decide_is_given_again_to_the_exchange_that_waits(play: Play) -> None:
     async def scenario(fleet: Fleet) -> None:
-        host = await fleet.host("h1")
-        host.add("web")
-        await fleet.settle()
-        await fleet.ask(**WEB, resources=("h1/web",))
-        await fleet.engine.turn()
+        host = await _one_guest(fleet)
+        await _ask(fleet)
         (command,) = (await fleet.exchanges.exchange(await fleet.row_of(host), told_by(host, wait=5))).commands
         waiting = asyncio.create_task(fleet.exchanges.exchange(await fleet.row_of(host), told_by(host, wait=20)))
         await asyncio.sleep(0.3)
@@ -92,13 +98,10 @@ def test_a_host_that_comes_by_another_connection_is_given_what_the_first_one_los
     """The manager notices that a connection is gone later than the host."""
 
     async def scenario(fleet: Fleet) -> None:
-        host = await fleet.host("h1")
-        host.add("web")
-        await fleet.settle()
+        host = await _one_guest(fleet)
         lost = asyncio.create_task(fleet.exchanges.exchange(await fleet.row_of(host), told_by(host, wait=20, peer="lost")))
         await asyncio.to_thread(wait_for, lambda: fleet.hub.is_waiting(host.id.hex(), "lost"), 10, "the exchange")
-        await fleet.ask(**WEB, resources=("h1/web",))
-        await fleet.engine.turn()
+        await _ask(fleet)
         assert len((await lost).commands) == 1, "into a connection where nobody hears it"
         again = await fleet.exchanges.exchange(await fleet.row_of(host), told_by(host, peer="new"))
         assert len(again.commands) == 1

@@ -199,11 +199,22 @@ def test_a_state_that_cannot_be_kept(machine: Machine) -> None:
     machine.refuses = True
     with pytest.raises(OSError, match="no space"):
         deliver(machine)
-    machine.refuses = False
+    verify(before, DIGEST, machine.guest.sign(HANDLE, DIGEST)[1])
     machine.anew(kept)
     machine.managed._wanted = {HANDLE: Wanted(before)}
     assert machine.guest.startup() == 0
     verify(before, DIGEST, machine.guest.sign(HANDLE, DIGEST)[1])
+
+
+def test_a_guest_starts_although_its_keys_cannot_be_brought(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine.managed.switch_off()
+    machine.managed.switch_on()
+    with monkeypatch.context() as patched:
+        patched.setattr(machine.managed._platform, "_process", lambda command, locality: b"")
+        assert machine.guest.startup() == 0
+    assert "the keys of the TPM are not as they should be: TPM2_" in machine.said[-1]
+    machine.reset()
+    deliver(machine)
 
 
 # ---- the guest's own ------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import random
 import socket
 import struct
 import threading
@@ -316,8 +317,6 @@ def test_a_command_that_ends_early(stand: Stand) -> None:
 @pytest.mark.parametrize("seed", range(20))
 def test_random_commands(stand: Stand, seed: int) -> None:
     """Whatever comes gets a response, and the TPM goes on."""
-    import random
-
     rng = random.Random(seed)
     _, guest = stand.running()
     for _ in range(200):

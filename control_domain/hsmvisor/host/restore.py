@@ -119,7 +119,8 @@ def _unpack(config: Config, file: BinaryIO, manifest: Manifest, note: Note) -> N
         raise Broken(
             "MASTER_KEY_WRONG",
             f"the backup was made with the master key {manifest.provider!r}; this host has {provider!r}; nothing was changed",
-            f"put your copy of the right one to {config.plain_master_key}",
+            f"put your copy of the right one to {config.plain_master_key}"
+            + (f", and take {config.master_key} away" if config.provider.kind == "tpm" else ""),
         ) from None
     except BadBackup as error:
         raise Broken("BACKUP", f"{error}; nothing was changed", "take another backup") from None

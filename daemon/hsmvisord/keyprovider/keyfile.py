@@ -1,4 +1,4 @@
-"""Files of the master key: written whole or not at all, and readable by nobody else."""
+"""A master key in memory, and the files that it comes from: written whole or not at all, and readable by nobody else."""
 
 from __future__ import annotations
 
@@ -6,11 +6,27 @@ import os
 import stat
 from pathlib import Path
 
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
 KEY_SIZE = 32
 
 
 class SourceError(Exception):
     """There is no master key to be had; the message says why and what to do."""
+
+
+class HeldKey:
+    """HKDF-SHA256 (RFC 5869) derives; the key is never shown."""
+
+    def __init__(self, key: bytes) -> None:
+        self._key = key
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
+    def derive(self, info: bytes) -> bytes:
+        return HKDF(hashes.SHA256(), KEY_SIZE, salt=None, info=info).derive(self._key)
 
 
 def write(path: Path, data: bytes) -> None:

@@ -6,11 +6,8 @@ import os
 from pathlib import Path
 from typing import Protocol
 
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
-
 from hsmvisord.keyprovider import keyfile
-from hsmvisord.keyprovider.keyfile import KEY_SIZE, SourceError
+from hsmvisord.keyprovider.keyfile import KEY_SIZE, HeldKey, SourceError
 
 KINDS = ("file", "tpm")
 
@@ -24,19 +21,14 @@ class KeySource(Protocol):
         ...
 
 
-class FileSource:
-    """A file of KEY_SIZE random bytes that its owner alone may read; HKDF-SHA256 (RFC 5869) derives."""
+class FileSource(HeldKey):
+    """A file of KEY_SIZE random bytes that its owner alone may read; made where it is missing."""
 
     def __init__(self, path: Path) -> None:
+        """Raises SourceError."""
         try:
             if not path.exists():
                 keyfile.write(path, os.urandom(KEY_SIZE))
         except OSError as error:
             raise SourceError(f"the master key cannot be made in {path}: {error.strerror}") from None
-        self._key = keyfile.read(path)
-
-    def __repr__(self) -> str:
-        return "FileSource()"
-
-    def derive(self, info: bytes) -> bytes:
-        return HKDF(hashes.SHA256(), KEY_SIZE, salt=None, info=info).derive(self._key)
+        super().__init__(keyfile.read(path))

@@ -1,6 +1,6 @@
 """A master key that the host's TPM keeps: sealed to this machine, so that a stolen disk has it not (TPM Library, part 1, 29).
 
-It is sealed under the storage key that TCG's template makes of the TPM's owner seed (TCG TPM v2.0 Provisioning Guidance, 7.5.1).
+It is sealed under a storage key that the TPM makes of its owner seed and a fixed template, anew each time (part 1, 27.6.3).
 What stands on the disk is of no use to another TPM, nor to this one after TPM2_Clear.  On the wires between processor and TPM the
 key is in the clear when it is unsealed, once at each start: whoever can solder there can read it.
 """
@@ -14,11 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
-
 from hsmvisord.keyprovider import keyfile
-from hsmvisord.keyprovider.keyfile import KEY_SIZE, SourceError
+from hsmvisord.keyprovider.keyfile import KEY_SIZE, HeldKey, SourceError
 from hsmvisord.wire import tpm2
 from hsmvisord.wire.tpm2 import EMPTY_PASSWORD, OWNER, BadResponse, Code, Response, Tpm2Error, sized
 
@@ -78,7 +75,7 @@ def opened(device: str) -> Device:
     return _KernelDevice(Path(device))
 
 
-class TpmSource:
+class TpmSource(HeldKey):
     """`path` has what the TPM sealed.  Where it is missing, the key in the file beside it (`plain`) is sealed, or a new one."""
 
     def __init__(self, path: Path, device: str, plain: Path, told: Callable[[str], None]) -> None:
@@ -94,17 +91,11 @@ class TpmSource:
         try:
             if not path.exists():
                 self._seal(tpm, path, plain, told)
-            self._key = self._unsealed(tpm, path)
+            super().__init__(self._unsealed(tpm, path))
         except (OSError, BadResponse) as error:
             raise SourceError(f"the TPM {device} does not answer as one: {error}") from None
         finally:
             tpm.close()
-
-    def __repr__(self) -> str:
-        return "TpmSource()"
-
-    def derive(self, info: bytes) -> bytes:
-        return HKDF(hashes.SHA256(), KEY_SIZE, salt=None, info=info).derive(self._key)
 
     def _seal(self, tpm: Device, path: Path, plain: Path, told: Callable[[str], None]) -> None:
         key = keyfile.read(plain) if plain.exists() else os.urandom(KEY_SIZE)

@@ -6,7 +6,6 @@ each change, whole, before the command that changed it is answered.
 
 from __future__ import annotations
 
-import struct
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -14,10 +13,9 @@ from typing import Any
 from hsmvisord import limits
 from hsmvisord.tpm import library
 from hsmvisord.tpm.library import ffi
+from hsmvisord.wire.tpm2 import HEAD, NO_SESSIONS
 
-HEAD = struct.Struct(">HII")  #: tag, size of all, code of a command or result of a response (part 1, 18)
-NO_SESSIONS = 0x8001  #: TPM_ST_NO_SESSIONS
-RC_FAILURE, RC_COMMAND_SIZE, RC_LOCALITY = 0x101, 0x142, 0x907  #: part 2, 6.6.3
+RC_FAILURE, RC_COMMAND_SIZE = 0x101, 0x142  #: part 2, 6.6.3
 
 _PERMANENT = b"permall"  #: as libtpms names it (tpm_nvfilename.h)
 _created = False

@@ -28,7 +28,6 @@ ffi.cdef("""
         TPM_RESULT (*tpm_io_getlocality)(uint32_t *locality, uint32_t tpm_number);
         TPM_RESULT (*tpm_io_getphysicalpresence)(TPM_BOOL *present, uint32_t tpm_number);
     };
-    uint32_t TPMLIB_GetVersion(void);
     TPM_RESULT TPMLIB_ChooseTPMVersion(int version);
     TPM_RESULT TPMLIB_RegisterCallbacks(struct libtpms_callbacks *callbacks);
     TPM_RESULT TPMLIB_MainInit(void);

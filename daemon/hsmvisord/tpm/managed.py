@@ -16,7 +16,9 @@ from hsmvisord.tpm import library
 from hsmvisord.tpm.engine import Tpm, TpmFault
 from hsmvisord.tpm.platform import FIRST, LAST, Platform, PrivateKey
 from hsmvisord.wire import tpm2
-from hsmvisord.wire.tpm2 import EMPTY_PASSWORD, HEAD, PLATFORM, Code, Response, Tpm2Error, sized
+from hsmvisord.wire.tpm2 import EMPTY_PASSWORD, HEAD, PLATFORM, BadResponse, Code, Response, Tpm2Error, sized
+
+_FAULTS = (Tpm2Error, BadResponse, TpmFault, OSError)  #: of the TPM, of what keeps its state
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Asleep(Exception):
 
 
 class ManagedTpm:
-    """`commit` keeps the permanent state; `log` gets what an operator should know.
+    """`commit` keeps the permanent state, or raises OSError; `log` gets what an operator should know.
 
     `firmware`: the guest has one, which takes the platform hierarchy for itself at each start; without, its guest must not have it,
     so nobody has.
@@ -71,7 +73,7 @@ class ManagedTpm:
         with self._lock:
             response = self.tpm.process(command, locality)
             if len(command) == HEAD.size + 2 and HEAD.unpack_from(response)[2] == 0:
-                (code, kind) = HEAD.unpack_from(command)[2], int.from_bytes(command[HEAD.size :], "big")
+                code, kind = HEAD.unpack_from(command)[2], int.from_bytes(command[HEAD.size :], "big")
                 if code == Code.STARTUP:
                     self._started(kind)
                 elif code == Code.SHUTDOWN and kind == tpm2.STATE:
@@ -106,14 +108,14 @@ class ManagedTpm:
     def _claim(self) -> None:
         self._platform.claim()
         if not self._firmware:
-            change = command_of_new_auth(os.urandom(32))
-            Response(Code.HIERARCHY_CHANGE_AUTH, self.tpm.process(change, 0))
+            code = Code.HIERARCHY_CHANGE_AUTH
+            Response(code, self.tpm.process(tpm2.command(code, (PLATFORM,), sized(os.urandom(32)), EMPTY_PASSWORD)))
 
     def _told(self, act: Callable[[], None]) -> None:
         """What fails here is nobody's question: it is told, and tried again when somebody asks or the TPM starts."""
         try:
             act()
-        except (Tpm2Error, TpmFault) as error:
+        except _FAULTS as error:
             self._log(f"the keys of the TPM are not as they should be: {error}")
 
     # ---- the module -------------------------------------------------------------------------------------------------
@@ -122,7 +124,8 @@ class ManagedTpm:
         """Has these keys, and no others, at the platform's handles: now, or when the guest's TPM is started.
 
         Raises Asleep where that comes later; ValueError for a handle that is not the platform's, KeyError for a curve that TPMs do
-        not have, and then nothing has changed; Tpm2Error, TpmFault: the TPM has what it had, as far as it can.
+        not have, and then nothing has changed; Tpm2Error, BadResponse, TpmFault, and OSError of `commit`: the TPM has what it had,
+        as far as it can.
         """
         for handle, one in wanted.items():
             if not FIRST <= handle <= LAST:
@@ -134,9 +137,9 @@ class ManagedTpm:
                 raise Asleep
             try:
                 self._reconcile()
-            except (Tpm2Error, TpmFault):
+            except _FAULTS:
                 self._wanted = before
-                with contextlib.suppress(Tpm2Error, TpmFault):
+                with contextlib.suppress(*_FAULTS):
                     self._reconcile()
                 raise
 
@@ -176,11 +179,6 @@ class ManagedTpm:
             self._uncommitted = permanent
         else:
             self._commit(permanent)
-
-
-def command_of_new_auth(password: bytes) -> bytes:
-    """TPM2_HierarchyChangeAuth of the platform, whose authorization is empty."""
-    return tpm2.command(Code.HIERARCHY_CHANGE_AUTH, (PLATFORM,), sized(password), EMPTY_PASSWORD)
 
 
 def _name(one: Wanted) -> bytes:

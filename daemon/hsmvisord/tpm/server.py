@@ -17,12 +17,13 @@ from hsmvisor_rpc.internal.descriptors import receive
 from hsmvisord import limits, memory
 from hsmvisord.tpm import library
 from hsmvisord.tpm.blobs import BadBlob, Blobs
-from hsmvisord.tpm.engine import HEAD, TpmFault
+from hsmvisord.tpm.engine import TpmFault
 from hsmvisord.tpm.managed import ManagedTpm
 from hsmvisord.wire import tpm_control as wire
+from hsmvisord.wire.tpm2 import HEAD
 from hsmvisord.wire.tpm_control import Asked, Blob, BrokenControl, Capability, Command, Control
 
-#: Of swtpm's: all but HASHING's sisters that nobody asks for.  Without state blobs and STOP QEMU would refuse to migrate.
+#: What is answered.  Without state blobs and STOP QEMU would refuse to migrate.
 CAPABILITIES = (
     Capability.INIT
     | Capability.SHUTDOWN

@@ -19,7 +19,7 @@ PASSWORD = 0x40000009  #: TPM_RS_PW
 SHA1, SHA256, SHA384, SHA512 = 0x0004, 0x000B, 0x000C, 0x000D  #: TPM_ALG
 NULL_ALGORITHM, AES, CFB, RSA, ECC, KEYED_HASH = 0x0010, 0x0006, 0x0043, 0x0001, 0x0023, 0x0008
 CLEAR, STATE = 0, 1  #: TPM_SU
-TRANSIENT, LOADED_SESSION, PERSISTENT = 0x80000000, 0x02000000, 0x81000000  #: first handles of each kind
+TRANSIENT, LOADED_SESSION = 0x80000000, 0x02000000  #: first handles of each kind
 POLICY_SESSION = 1  #: TPM_SE
 HANDLES = 1  #: TPM_CAP
 CURVES: dict[str, int] = {"secp256r1": 3, "secp384r1": 4, "secp521r1": 5}  #: TPM_ECC_CURVE
@@ -61,11 +61,6 @@ class Attributes(IntFlag):
     RESTRICTED = 1 << 16
     DECRYPT = 1 << 17
     SIGN = 1 << 18
-
-
-_MADE_TO_SIGN = (
-    Attributes.FIXED_TPM | Attributes.FIXED_PARENT | Attributes.SENSITIVE_DATA_ORIGIN | Attributes.USER_WITH_AUTH | Attributes.SIGN
-)
 
 
 class Tpm2Error(Exception):
@@ -159,29 +154,24 @@ class Response:
 # ---- objects ------------------------------------------------------------------------------------------------------------
 
 
+def template(kind: int, attributes: Attributes, parameters: bytes, unique: bytes) -> bytes:
+    """TPMT_PUBLIC without a policy (part 2, 12.2.4)."""
+    return struct.pack(">HHI", kind, SHA256, attributes) + sized(b"") + parameters + unique
+
+
 def parent_template(unique: bytes) -> bytes:
     """TPMT_PUBLIC of a storage key (part 1, 27.6): whoever has `unique` and the seed can make it again, and nobody else."""
     attributes = Attributes.FIXED_TPM | Attributes.FIXED_PARENT | Attributes.SENSITIVE_DATA_ORIGIN
     attributes |= Attributes.USER_WITH_AUTH | Attributes.NO_DA | Attributes.RESTRICTED | Attributes.DECRYPT
     symmetric = struct.pack(">HHH", AES, 128, CFB)
     parameters = symmetric + struct.pack(">HHH", NULL_ALGORITHM, CURVES["secp256r1"], NULL_ALGORITHM)
-    return _public(ECC, attributes, parameters, sized(unique) + sized(b""))
+    return template(ECC, attributes, parameters, sized(unique) + sized(b""))
 
 
 def sealed_template() -> bytes:
     """TPMT_PUBLIC of data that a TPM is to seal (part 1, 29)."""
     attributes = Attributes.FIXED_TPM | Attributes.FIXED_PARENT | Attributes.USER_WITH_AUTH | Attributes.NO_DA
-    return _public(KEYED_HASH, attributes, struct.pack(">H", NULL_ALGORITHM), sized(b""))
-
-
-def ecc_signing_template() -> bytes:
-    """TPMT_PUBLIC of a P-256 key that a TPM is to make."""
-    parameters = struct.pack(">HHHH", NULL_ALGORITHM, NULL_ALGORITHM, CURVES["secp256r1"], NULL_ALGORITHM)
-    return _public(ECC, _MADE_TO_SIGN, parameters, sized(b"") + sized(b""))
-
-
-def rsa_signing_template(bits: int = 2048) -> bytes:
-    return _public(RSA, _MADE_TO_SIGN, struct.pack(">HHHI", NULL_ALGORITHM, NULL_ALGORITHM, bits, 0), sized(b""))
+    return template(KEYED_HASH, attributes, struct.pack(">H", NULL_ALGORITHM), sized(b""))
 
 
 def public_area(key: ec.EllipticCurvePublicKey | rsa.RSAPublicKey, attributes: Attributes) -> bytes:
@@ -190,10 +180,10 @@ def public_area(key: ec.EllipticCurvePublicKey | rsa.RSAPublicKey, attributes: A
     if isinstance(key, rsa.RSAPublicKey):
         numbers = key.public_numbers()
         parameters = struct.pack(">HHHI", NULL_ALGORITHM, NULL_ALGORITHM, key.key_size, 0 if numbers.e == 65537 else numbers.e)
-        return _public(RSA, attributes, parameters, sized(numbers.n.to_bytes(key.key_size // 8, "big")))
+        return template(RSA, attributes, parameters, sized(numbers.n.to_bytes(key.key_size // 8, "big")))
     point, size = key.public_numbers(), (key.curve.key_size + 7) // 8
     parameters = struct.pack(">HHHH", NULL_ALGORITHM, NULL_ALGORITHM, CURVES[key.curve.name], NULL_ALGORITHM)
-    return _public(ECC, attributes, parameters, sized(point.x.to_bytes(size, "big")) + sized(point.y.to_bytes(size, "big")))
+    return template(ECC, attributes, parameters, sized(point.x.to_bytes(size, "big")) + sized(point.y.to_bytes(size, "big")))
 
 
 def sensitive_area(key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey) -> bytes:
@@ -203,10 +193,6 @@ def sensitive_area(key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey) -> bytes
     else:
         kind, secret = ECC, key.private_numbers().private_value.to_bytes((key.curve.key_size + 7) // 8, "big")
     return sized(struct.pack(">H", kind) + sized(b"") + sized(b"") + sized(secret))
-
-
-def _public(kind: int, attributes: Attributes, parameters: bytes, unique: bytes) -> bytes:
-    return struct.pack(">HHI", kind, SHA256, attributes) + sized(b"") + parameters + unique
 
 
 def name_of(public: bytes) -> bytes:
