@@ -9,12 +9,16 @@ from pathlib import Path
 
 import pytest
 from hsmvisor_rpc.v1 import hsmvisor_pb2 as pb
+from hsmvisord.keyprovider.tpm import TpmSource
 from support.certificates import new_key
+from support.command import Command
 from support.guest import Guest, library
 from support.host import SETTINGS, Host
 from support.host_process import wait_for
 from support.shell import Shell
 from support.tpm_rig import TpmProcess
+
+REFUSED = 4
 
 
 @pytest.fixture
@@ -93,3 +97,39 @@ def test_without_either_nothing_is_begun_anew(tpm: TpmProcess) -> None:
         host.process.process = host.process.launch()
         says(host, "put your copy of it to")
         assert host.process.process.wait(20) != 0 and not (host.process.state / "master.tpm").exists()
+
+
+def test_a_backup_is_restored_on_a_machine_with_another_tpm(tpm: TpmProcess, tmp_path: Path) -> None:
+    """With a wrong copy, and where the TPM has sealed another one before: what to do is said, and works."""
+    file = tmp_path / "host.backup"
+    with Host(f"{SETTINGS}[workers]\nstop_with_host = true\n") as host:
+        process = host.process
+        hsmvisor = Command(f"unix:{process.socket}", process.directory / "authority")
+        key, module = new_key("p256"), host.create("web-1")
+        module.push("tls", key)
+        hsmvisor("backup", "--out", file)
+        plain = process.state / "master.key"
+        master_key = plain.read_bytes()
+        host.stop(signal.SIGTERM)
+        shutil.rmtree(process.state)
+        process.configure(settings(tpm))
+        process.state.mkdir(mode=0o700)
+        put(plain, bytes(32))
+        hsmvisor("restore", file, "--config", process.config, code=REFUSED)
+        sealed = process.state / "master.tpm"
+        assert f"put your copy of the right one to {plain}\n" in hsmvisor.errors and not sealed.exists()
+        put(sealed.with_name("other"), bytes(32))
+        TpmSource(sealed, f"tcp:127.0.0.1:{tpm.port}", sealed.with_name("other"), lambda text: None)
+        hsmvisor("restore", file, "--config", process.config, code=REFUSED)
+        assert f"put your copy of the right one to {plain}, and take {sealed} away" in hsmvisor.errors and sealed.exists()
+        put(plain, master_key)
+        sealed.unlink()
+        hsmvisor("restore", file, "--config", process.config)
+        plain.unlink()
+        host.start()
+        assert module.serving().state == "serving" and module.states("tls") == {1: "current"}
+
+
+def put(path: Path, key: bytes) -> None:
+    path.write_bytes(key)
+    path.chmod(0o600)

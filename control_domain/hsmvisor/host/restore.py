@@ -112,15 +112,18 @@ def _unpack(config: Config, file: BinaryIO, manifest: Manifest, note: Note) -> N
     new = config.state / NEW
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(mode=0o700)
+    was_sealed = config.provider.kind == "tpm" and config.master_key.exists()
     key, provider = asyncio.run(_provider_key(config))
     try:
         backup_file.unpack(file, manifest, key, new)
     except WrongKey:
+        if config.provider.kind == "tpm" and not was_sealed:
+            config.master_key.unlink(missing_ok=True)  # the TPM has just sealed what is not the right one
         raise Broken(
             "MASTER_KEY_WRONG",
             f"the backup was made with the master key {manifest.provider!r}; this host has {provider!r}; nothing was changed",
             f"put your copy of the right one to {config.plain_master_key}"
-            + (f", and take {config.master_key} away" if config.provider.kind == "tpm" else ""),
+            + (f", and take {config.master_key} away" if was_sealed else ""),
         ) from None
     except BadBackup as error:
         raise Broken("BACKUP", f"{error}; nothing was changed", "take another backup") from None
