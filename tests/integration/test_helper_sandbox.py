@@ -27,7 +27,7 @@ def host() -> Iterator[Host]:
 def inside(confinement: str, attempt: str) -> subprocess.CompletedProcess[str]:
     """Runs a program that confines itself, says so, and tries something."""
     program = (
-        "import ctypes, os, socket, subprocess\nfrom hsmvisord import memory\nfrom hsmvisord.worker import sandbox\n"
+        "import ctypes, os, socket, subprocess\nfrom hsmvisord import memory\nfrom hsmvisord.confined import sandbox\n"
         "libc = ctypes.CDLL(None, use_errno=True)\n"
         "def call(*arguments):\n    if libc.syscall(*arguments) < 0: raise OSError(ctypes.get_errno(), 'refused')\n"
         f"for m in {confinement}: assert m['applied'] or m['name'] in ('own-user', 'memory'), m\n"

@@ -124,7 +124,7 @@ print(json.dumps([said, int(locked), (memory._end() - memory._heap) >> 10]))
 
 def test_a_worker_has_bounded_memory() -> None:
     program = """
-from hsmvisord.worker import sandbox
+from hsmvisord.confined import sandbox
 sandbox.enter(460_993)
 try: bytearray(sandbox.MAX_DATA)
 except MemoryError: print("refused", flush=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from hsmvisord import limits
-from hsmvisord.worker import scheduling
+from hsmvisord.confined import scheduling
 from support.bare_worker import BareWorker, m
 from support.guest import REPOSITORY
 from support.processes import status

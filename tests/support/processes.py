@@ -44,7 +44,8 @@ def unreaped(pid: int) -> list[str]:
             except OSError:
                 continue
             if state == "Z" and int(parent) in parents:
-                found.append(f"zombie {entry.name}")
+                name = (entry / "stat").read_text().partition("(")[2].rpartition(")")[0]
+                found.append(f"zombie {entry.name} ({name}) of {descendants(1).get(int(parent), 'nobody')}")
     return found
 
 

@@ -13,6 +13,7 @@ from hsmvisor_rpc.internal.frames import FrameReader
 from hsmvisord import ck, limits
 from hsmvisord.budget import Budget
 from hsmvisord.ck import CkError
+from hsmvisord.confined.link import Link
 from hsmvisord.crypto import streams
 from hsmvisord.face.caller import Caller
 from hsmvisord.keystore.keystore import Cause
@@ -25,7 +26,6 @@ from hsmvisord.wire.calls import Attribute, BadMessage, Call, Mechanism, Request
 from hsmvisord.wire.frames import FrameBuffer, frame
 from hsmvisord.wire.native import NativeCodec
 from hsmvisord.wire.p11kit import P11KitCodec
-from hsmvisord.worker.link import Link
 from hsmvisord.worker.visits import PAUSE, Visits
 from support.keystores import Bench
 from support.native_client import NativeEncoding

@@ -16,7 +16,7 @@ from hsmvisor.host import limits
 from hsmvisor.host.config import Config
 from hsmvisor.host.device import Device
 from hsmvisor.host.places import Places
-from hsmvisor.host.worker import WorkerFault, WorkerProcess
+from hsmvisor.host.worker import ProcessFault, WorkerProcess
 from hsmvisor_rpc.internal import messages as m
 from hsmvisor_rpc.internal.phases import STREAM_KEYS_SIZE
 
@@ -110,7 +110,7 @@ class Host:
 def test_what_cannot_be_is_not_adopted(plug: int, size: int, count: int, make: Any, tmp_path: Path) -> None:
     async def run() -> None:
         host, before = Host(tmp_path), opened()
-        with pytest.raises(WorkerFault, match="not what it was given"):
+        with pytest.raises(ProcessFault, match="not what it was given"):
             await host.adopt(FakeWorker(m.DeviceState(plug, b"x" * size, count), make()))
         assert not host.device.plugged
         assert opened() <= before

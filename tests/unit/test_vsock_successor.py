@@ -13,11 +13,11 @@ from dataclasses import replace
 
 import pytest
 from hsmvisord import limits
+from hsmvisord.confined import sandbox, seccomp
 from hsmvisord.transport.vsock.device import Device
 from hsmvisord.transport.vsock.keys import SIZE, StreamKeys
 from hsmvisord.transport.vsock.saved import Saved
 from hsmvisord.wire.virtio_vsock import HOST_CID, Op, Packet
-from hsmvisord.worker import sandbox, seccomp
 from support.fake_frontend import CID, PORT, FakeFrontEnd, key_memory
 from support.fake_guest import Guest
 from support.vsock_rig import Rig, Service, echo

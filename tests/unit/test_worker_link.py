@@ -12,7 +12,7 @@ import pytest
 from hsmvisor_rpc.internal import messages as m
 from hsmvisor_rpc.internal.frames import Frame, Kind, encode_frame
 from hsmvisor_rpc.internal.phases import Phase
-from hsmvisord.worker.link import Link
+from hsmvisord.confined.link import Link
 from support.bare_worker import Peer
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from hsmvisor.host import places
 from hsmvisor.host.link import Link, LinkClosed, PeerError
 from hsmvisor.host.places import Places
-from hsmvisor.host.worker import WorkerFault, WorkerProcess
+from hsmvisor.host.worker import ProcessFault, WorkerProcess
 from hsmvisor.serving.errors import StorageUnavailable
 from hsmvisor_rpc.internal import messages as m
 
@@ -22,9 +22,9 @@ _log = logging.getLogger(__name__)
 
 
 def returned_listener(descriptors: list[int], path: str) -> socket.socket:
-    """Returns the guest listener that a worker gave back; raises WorkerFault when it is not the one that it was given."""
+    """Returns the guest listener that a worker gave back; raises ProcessFault when it is not the one that it was given."""
     if len(descriptors) != 1:
-        raise WorkerFault("it gave no guest listener back")
+        raise ProcessFault("it gave no guest listener back")
     sock = socket.socket(fileno=descriptors[0])
     try:
         sound = sock.family == socket.AF_UNIX and sock.getsockname() == path
@@ -33,7 +33,7 @@ def returned_listener(descriptors: list[int], path: str) -> socket.socket:
         sound = False
     if not sound:
         sock.close()
-        raise WorkerFault("what it gave back is not its guest listener")
+        raise ProcessFault("what it gave back is not its guest listener")
     return sock
 
 
@@ -78,8 +78,8 @@ async def _answering(path: os.PathLike[str]) -> WorkerProcess | None:
 
 async def end_all(where: Places, drain: float) -> int:
     """Drains and ends every worker that answers or is noted; returns how many there were."""
-    paths = sorted(where.workers.glob("*.sock"))
-    return sum(await asyncio.gather(*(_end_one(where, path, drain) for path in paths)))
+    found = [(view, path) for view in (where, where.of_tpms) for path in sorted(view.workers.glob("*.sock"))]
+    return sum(await asyncio.gather(*(_end_one(view, path, drain) for view, path in found)))
 
 
 async def _end_one(where: Places, path: Path, drain: float) -> int:

@@ -1,4 +1,4 @@
-"""The launcher, seen from the supervisor: it forks workers."""
+"""The launchers, seen from the supervisor: they fork workers, and TPMs."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hsmvisor.host import reports
@@ -15,20 +16,21 @@ from hsmvisor.host.measures import Measure
 from hsmvisor_rpc.internal import messages as m
 
 MODULE = "hsmvisord.launcher.main"
+OF_TPMS = "hsmvisord.tpm.launcher"
 _FOR_EVER = 3600.0
 
 
 @dataclass(frozen=True)
 class Worker:
-    """A forked worker: its pid and a pidfd (the owner's to close)."""
+    """A forked process: its pid and a pidfd (the owner's to close)."""
 
     pid: int
     pidfd: int
 
 
 class Launcher:
-    def __init__(self, module: str = MODULE) -> None:
-        self.child = Child("launcher", module, [])
+    def __init__(self, module: str = MODULE, name: str = "launcher") -> None:
+        self.child = Child(name, module, [])
 
     async def measures(self, within: float) -> tuple[Measure, ...]:
         """Returns those of its own sandbox; none when it cannot be asked."""
@@ -40,22 +42,22 @@ class Launcher:
             return ()
         return reports.measures(reports.parse(answer.report))
 
-    async def spawn(self, spawn: m.Spawn, control: int, guest: int, key_pipe: int, within: float) -> Worker:
-        """Raises HelperLost when there is no launcher, or it does not answer."""
+    async def spawn(self, spawn: m.Spawn, descriptors: Sequence[int], within: float) -> Worker:
+        """`descriptors`: as Spawn says.  Raises HelperLost when there is no launcher, or it does not answer."""
         link = await self.child.link()
-        asked = asyncio.ensure_future(link.ask(spawn, m.Spawned, [control, guest, key_pipe], within=_FOR_EVER, take=1))
+        asked = asyncio.ensure_future(link.ask(spawn, m.Spawned, descriptors, within=_FOR_EVER, take=1))
         try:
             async with asyncio.timeout(within):
-                spawned, descriptors = await asyncio.shield(asked)
+                spawned, given = await asyncio.shield(asked)
         except (LinkClosed, PeerError, TimeoutError) as error:
             asked.add_done_callback(_end_late)
-            raise HelperLost("LAUNCHER", f"the launcher did not start the worker: {str(error) or 'no answer'}") from None
+            raise HelperLost("LAUNCHER", f"the {self.child.name} did not start the process: {str(error) or 'no answer'}") from None
         except asyncio.CancelledError:
             asked.add_done_callback(_end_late)
             raise
-        if not descriptors:
+        if not given:
             raise HelperLost("LAUNCHER", "the launcher sent no pidfd")
-        return Worker(spawned.pid, descriptors[0])
+        return Worker(spawned.pid, given[0])
 
 
 def _end_late(asked: asyncio.Future[tuple[m.Spawned, list[int]]]) -> None:
@@ -66,3 +68,17 @@ def _end_late(asked: asyncio.Future[tuple[m.Spawned, list[int]]]) -> None:
         with contextlib.suppress(OSError):
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
         os.close(pidfd)
+
+
+class TpmLauncher(Launcher):
+    """Of TPMs; started when the first one is wanted."""
+
+    def __init__(self) -> None:
+        super().__init__(OF_TPMS, "launcher of TPMs")
+        self._started = False
+
+    async def spawn(self, spawn: m.Spawn, descriptors: Sequence[int], within: float) -> Worker:
+        if not self._started:
+            self._started = True
+            self.child.start()
+        return await super().spawn(spawn, descriptors, within)

@@ -24,9 +24,9 @@ from hsmvisor_rpc.internal.phases import HSM_MAY_BE_ASKED, MAX_DESCRIPTORS, by_t
 from hsmvisor_rpc.sealed.canonical import MalformedRecord, Record, record_type
 
 from hsmvisord.ck import CkError
+from hsmvisord.confined import process, sandbox
 from hsmvisord.hsm.hardware import Hardware, WrongPin
 from hsmvisord.hsm.service import Service
-from hsmvisord.worker import process, sandbox
 
 MAX_PIN = 256  #: bytes of the PIN's file
 

@@ -12,8 +12,8 @@ import threading
 from hsmvisor_rpc.internal import messages as m
 
 from hsmvisord import limits, memory
-from hsmvisord.worker import process, sandbox
-from hsmvisord.worker.link import Link
+from hsmvisord.confined import process, sandbox
+from hsmvisord.confined.link import Link
 from hsmvisord.worker.module import Module
 
 

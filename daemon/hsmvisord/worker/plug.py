@@ -11,13 +11,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from hsmvisor_rpc.internal import messages as m
+from hsmvisor_rpc.internal.descriptors import close_descriptors
 from hsmvisor_rpc.sealed.canonical import Record
 
 from hsmvisord import limits
 from hsmvisord.budget import Pace
 from hsmvisord.transport.vsock.device import Device
 from hsmvisord.transport.vsock.keys import StreamKeys
-from hsmvisord.transport.vsock.memory import close_descriptors
 from hsmvisord.transport.vsock.saved import Saved
 
 Announce = Callable[[Record, list[int]], None]

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import array
+import contextlib
+import os
 import socket
+from collections.abc import Sequence
 
 _READ = 1 << 16
 
@@ -20,3 +23,11 @@ def receive(sock: socket.socket, most: int) -> tuple[bytes, list[int]]:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
             descriptors.frombytes(content[: len(content) - len(content) % descriptors.itemsize])
     return data, list(descriptors)
+
+
+def close_descriptors(descriptors: Sequence[int]) -> None:
+    """Closes those that are there; a negative one is none."""
+    for descriptor in descriptors:
+        if descriptor >= 0:
+            with contextlib.suppress(OSError):
+                os.close(descriptor)

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from hsmvisord.worker import sandbox
+from hsmvisord.confined import sandbox
 
 UID = 460_999
 libc = ctypes.CDLL(None, use_errno=True)

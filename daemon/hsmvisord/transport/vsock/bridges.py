@@ -14,10 +14,11 @@ from dataclasses import replace
 from functools import partial
 from time import monotonic
 
+from hsmvisor_rpc.internal.descriptors import close_descriptors
+
 from hsmvisord import limits
 from hsmvisord.transport.vsock.front_end import Ended
 from hsmvisord.transport.vsock.keys import StreamKeys
-from hsmvisord.transport.vsock.memory import close_descriptors
 from hsmvisord.transport.vsock.saved import Saved, SavedReset, SavedStream
 from hsmvisord.wire.virtio_vsock import LAST, MASK, SENDS, Event, Owed, Packet, Reset, State, Stream, Streams
 

@@ -19,11 +19,13 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 
+from hsmvisor_rpc.internal.descriptors import close_descriptors
+
 from hsmvisord import limits, memory
 from hsmvisord.transport.vsock.bridges import Bridges
 from hsmvisord.transport.vsock.front_end import Change, Ended, FrontEnd, change
 from hsmvisord.transport.vsock.keys import StreamKeys
-from hsmvisord.transport.vsock.memory import BadMemory, GuestMemory, SharedRing, close_descriptors
+from hsmvisord.transport.vsock.memory import BadMemory, GuestMemory, SharedRing
 from hsmvisord.transport.vsock.saved import Saved
 from hsmvisord.wire import vhost_user
 from hsmvisord.wire.vhost_user import BrokenMessage, Message

@@ -15,8 +15,9 @@ from dataclasses import dataclass, replace
 from time import monotonic
 from typing import Any
 
+from hsmvisor_rpc.internal.descriptors import close_descriptors
+
 from hsmvisord import limits
-from hsmvisord.transport.vsock.memory import close_descriptors
 from hsmvisord.transport.vsock.saved import Saved, SavedRegion
 from hsmvisord.wire import vhost_user
 from hsmvisord.wire.vhost_user import (

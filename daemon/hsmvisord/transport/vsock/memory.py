@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import mmap
-import os
 from collections.abc import Callable, Sequence
 
 from hsmvisord import limits
@@ -161,10 +160,3 @@ class SharedRing:
         self._table.release()
         self._avail.release()
         self._used.release()
-
-
-def close_descriptors(descriptors: Sequence[int]) -> None:
-    for fd in descriptors:
-        if fd >= 0:
-            with contextlib.suppress(OSError):
-                os.close(fd)

@@ -1,4 +1,4 @@
-"""The system calls that a serving worker needs; any other one ends it (seccomp(2), by libseccomp through pyseccomp)."""
+"""The system calls that a worker and a TPM's process need; any other ends them (seccomp(2), by libseccomp through pyseccomp)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import errno
 import mmap
 import os
 import socket
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 try:  # before the fork: a confined worker opens no file
@@ -34,6 +35,20 @@ ALLOWED = {
     "itself": ("getuid", "geteuid", "getgid", "getegid", "uname", "sysinfo", "getrusage"),
 }  # fmt: skip
 
+#: What a TPM's process needs: libtpms parses a guest's bytes in C, and computes; connections come to it as descriptors.
+ALLOWED_TPM = {
+    "descriptors that it has": (
+        "read", "write", "recvfrom", "sendto", "recvmsg", "sendmsg", "close", "fstat", "newfstatat", "lseek", "fcntl", "dup",
+        "poll", "ppoll", "accept4", "shutdown", "getsockopt", "setsockopt", "getsockname", "eventfd2",
+    ),
+    "memory": ALLOWED["memory"],
+    "threads": (*ALLOWED["threads"], "getrusage"),
+    "time and signals": ALLOWED["time and signals"],
+    "randomness": ALLOWED["randomness"],
+    "itself": ("getuid", "geteuid", "getgid", "getegid"),
+}  # fmt: skip
+
+FIONBIO = 0x5421  #: ioctl(2): a socket that waits, or not (asm-generic/ioctls.h)
 CLONE_THREAD = 0x10000  #: clone(2): a thread of this process, never another process
 CLONE_NEW = 0x7E020080  #: any new namespace
 
@@ -51,7 +66,22 @@ REFUSED = ("openat", "open", "readlink", "readlinkat", "access", "faccessat", "f
 
 def load() -> str:
     """Loads the worker's filter for this process and all its threads; raises OSError."""
-    rules, count = _allowing(_library().KILL_PROCESS)
+    rules, count = _allowing(_library().KILL_PROCESS, ALLOWED)
+    _allow_streams(rules)
+    _confine(rules)
+    return f"{count} system calls allowed"
+
+
+def load_for_tpm() -> str:
+    """The filter of a TPM's process; raises OSError."""
+    rules, count = _allowing(_library().KILL_PROCESS, ALLOWED_TPM)
+    rules.add_rule(pyseccomp.ALLOW, "ioctl", pyseccomp.Arg(1, pyseccomp.EQ, FIONBIO))
+    _confine(rules)
+    return f"{count} system calls allowed"
+
+
+def _confine(rules: Any) -> None:
+    """Threads and memory without code; what libraries try and can do without is refused."""
     of, masked, equal = pyseccomp.Arg, pyseccomp.MASKED_EQ, pyseccomp.EQ
     rules.add_rule(pyseccomp.ALLOW, "clone", of(0, masked, CLONE_THREAD, CLONE_THREAD))
     for name in ("mmap", "mprotect"):  # all code is there: nothing becomes code
@@ -61,32 +91,34 @@ def load() -> str:
     for name in REFUSED:
         rules.add_rule(pyseccomp.ERRNO(errno.EPERM), name)
     rules.load()
-    return f"{count} system calls allowed"
 
 
 def load_for_launcher() -> str:
     """What is not allowed is refused: its children's own filters are stricter.  Raises OSError."""
-    rules, count = _allowing(_library().ERRNO(errno.EPERM))
+    rules, count = _allowing(_library().ERRNO(errno.EPERM), ALLOWED)
     for name in LAUNCHING:
         rules.add_rule(pyseccomp.ALLOW, name)
+    _allow_streams(rules)
     rules.add_rule(pyseccomp.ALLOW, "clone", pyseccomp.Arg(0, pyseccomp.MASKED_EQ, CLONE_NEW, 0))
     rules.load()
     return f"{count + len(LAUNCHING)} system calls allowed"
 
 
-def _allowing(otherwise: Any) -> tuple[Any, int]:
+def _allowing(otherwise: Any, allowed: Mapping[str, Sequence[str]]) -> tuple[Any, int]:
     rules = pyseccomp.SyscallFilter(otherwise)
-    names = [name for group in ALLOWED.values() for name in group]
+    names = [name for group in allowed.values() for name in group]
     for name in names:
         rules.add_rule(pyseccomp.ALLOW, name)
-    # A stream of a device: both ends are the worker's, and unlike a datagram socket it sends to nobody else (sendto).
-    stream = socket.SOCK_STREAM | socket.SOCK_CLOEXEC
-    rules.add_rule(
-        pyseccomp.ALLOW, "socketpair", pyseccomp.Arg(0, pyseccomp.EQ, socket.AF_UNIX), pyseccomp.Arg(1, pyseccomp.EQ, stream)
-    )
     # clone3 keeps its flags in memory, where a filter cannot look; libc then takes clone.
     rules.add_rule(pyseccomp.ERRNO(errno.ENOSYS), "clone3")
     return rules, len(names)
+
+
+def _allow_streams(rules: Any) -> None:
+    """A stream of a device: both ends are the worker's, and unlike a datagram socket it sends to nobody else (sendto)."""
+    stream = socket.SOCK_STREAM | socket.SOCK_CLOEXEC
+    of = pyseccomp.Arg
+    rules.add_rule(pyseccomp.ALLOW, "socketpair", of(0, pyseccomp.EQ, socket.AF_UNIX), of(1, pyseccomp.EQ, stream))
 
 
 def _library() -> Any:

@@ -1,4 +1,4 @@
-"""The worker's end of the internal protocol: one control connection at a time, from the supervisor alone.
+"""A worker's or a TPM's end of the internal protocol: one control connection at a time, from the supervisor alone.
 
 The main thread accepts and reads; requests go to the module's command thread; `ask` waits for the supervisor's reply, over a
 reconnect if need be: a new supervisor attaches to the same listening socket.
@@ -14,19 +14,28 @@ import queue
 import socket
 import struct
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 from hsmvisor_rpc.internal import messages as m
-from hsmvisor_rpc.internal.descriptors import receive
+from hsmvisor_rpc.internal.descriptors import close_descriptors, receive
 from hsmvisor_rpc.internal.frames import Frame, FrameReader, Kind, encode_frame
 from hsmvisor_rpc.internal.phases import MAX_DESCRIPTORS, SUPERVISOR_MAY, Phase, by_type, descriptors_of
 from hsmvisor_rpc.sealed.canonical import MalformedRecord, Record, record_type
 
 from hsmvisord import limits
-from hsmvisord.transport.vsock.memory import close_descriptors
 
-_REQUESTS = by_type(frozenset().union(*SUPERVISOR_MAY.values()))  #: of all phases
+Rows = Mapping[Phase, frozenset[type[Record]]]
+
+
+class Versioned(Protocol):
+    """A change that the supervisor stores."""
+
+    @property
+    def version(self) -> int: ...
+
+    def encode(self) -> bytes: ...
 
 
 @dataclass(frozen=True)
@@ -47,8 +56,10 @@ class Refused(Exception):
 
 
 class Link:
-    def __init__(self, listener: socket.socket, supervisor_uid: int) -> None:
-        self._listener, self._supervisor_uid = listener, supervisor_uid
+    def __init__(self, listener: socket.socket, supervisor_uid: int, may: Rows = SUPERVISOR_MAY) -> None:
+        """`may`: what the supervisor may ask in which phase."""
+        self._listener, self._supervisor_uid, self._may = listener, supervisor_uid, may
+        self._known = by_type(frozenset().union(*may.values()))  #: of all phases
         self.phase = Phase.EMPTY
         self.requests: queue.SimpleQueue[Incoming] = queue.SimpleQueue()
         #: Takes UseHsm of a module that serves: not in the row of requests, where one may wait for what it brings.
@@ -103,7 +114,7 @@ class Link:
             self._changed.notify_all()
 
     def _request(self, sock: socket.socket, frame: Frame) -> None:
-        kind = by_type(SUPERVISOR_MAY[self.phase]).get(record_type(frame.payload))
+        kind = by_type(self._may[self.phase]).get(record_type(frame.payload))
 
         def reply(record: Record, descriptors: list[int]) -> None:
             form = Kind.ERROR if isinstance(record, m.Error) else Kind.REPLY
@@ -132,7 +143,7 @@ class Link:
 
     def _refuse_descriptors(self, payload: bytes) -> None:
         """Closes those of a request that is not carried out, so that the next one does not take them for its own."""
-        kind = _REQUESTS.get(record_type(payload))
+        kind = self._known.get(record_type(payload))
         if kind is not None:
             close_descriptors(self._claim(descriptors_of(kind.decode(payload))))
 
@@ -147,7 +158,7 @@ class Link:
                 data = data[sent:]
             sock.sendall(data)
 
-    def store(self, request: m.StoreState) -> None:
+    def store(self, request: Versioned) -> None:
         """Returns once the supervisor has stored it; raises Refused.  Outlives the supervisor: the next one says whether
         it is stored."""
         while True:

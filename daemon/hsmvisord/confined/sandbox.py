@@ -14,7 +14,7 @@ from typing import Any
 from hsmvisor_rpc.confine import capabilities, landlock
 
 from hsmvisord import limits, memory
-from hsmvisord.worker import scheduling, seccomp
+from hsmvisord.confined import scheduling, seccomp
 
 MAX_DATA = memory.MOST  #: bytes of heap, stacks and other memory of its own; what is mapped shared does not count
 THREADS = 9 + limits.LANE_THREADS  #: reactor.py, module.py, express.py and vsock/device.py start at most
@@ -24,9 +24,12 @@ class Missing(Exception):
     """The kernel or the installation lacks what a measure needs."""
 
 
-def enter(uid: int, threads: int = THREADS) -> list[dict[str, Any]]:
-    """Applies every measure to a process that will start so many threads; returns [{"name", "applied", "detail"}]."""
-    return [_apply(name, measure) for name, measure in _measures(uid, threads)]
+def enter(uid: int, threads: int = THREADS, calls: Callable[[], str] = seccomp.load) -> list[dict[str, Any]]:
+    """Applies every measure to a process that will start so many threads; returns [{"name", "applied", "detail"}].
+
+    `calls`: loads the filter of system calls.
+    """
+    return [_apply(name, measure) for name, measure in _measures(uid, threads, calls)]
 
 
 def _apply(name: str, measure: Callable[[], str]) -> dict[str, Any]:
@@ -36,7 +39,7 @@ def _apply(name: str, measure: Callable[[], str]) -> dict[str, Any]:
         return {"name": name, "applied": False, "detail": str(error)}
 
 
-def _measures(uid: int, threads: int) -> Iterator[tuple[str, Callable[[], str]]]:
+def _measures(uid: int, threads: int, calls: Callable[[], str]) -> Iterator[tuple[str, Callable[[], str]]]:
     yield "core-dumps", _no_core
     yield "limits", _limits
     yield "short-turns", _short_turns
@@ -47,7 +50,7 @@ def _measures(uid: int, threads: int) -> Iterator[tuple[str, Callable[[], str]]]
     yield "not-dumpable", _not_dumpable
     yield "no-new-privileges", _no_new_privileges
     yield "landlock", lambda: landlock.said(landlock.restrict(), "files")
-    yield "seccomp", seccomp.load
+    yield "seccomp", calls
 
 
 def withdraw(measures: list[dict[str, Any]], name: str, why: str) -> None:
