@@ -36,14 +36,19 @@ REASON_UNSEALED = "UNSEALED"  #: the sealed state does not open, or is not what 
 REASON_DEVICE = "DEVICE"  #: it cannot be the device; the front-end's connection is of no use
 REASON_SUCCESSION = "SUCCESSION"  #: the connections could not be handed over
 REASON_HSM = "HSM"  #: the hardware does not answer, or is not the one that the module's keys live in
+REASON_TPM = "TPM"  #: the TPM cannot do it, or not now; the detail says why
+
+STORAGE, TPM = "storage", "tpm"
+KEY_PURPOSES = (STORAGE, TPM)  #: what a key of the key provider is for
 
 
-# ---- supervisor -> launcher -------------------------------------------------------------------------------------
+# ---- supervisor -> launcher, of workers or of TPMs ----------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Spawn(Record):
-    """Fork a worker.  Descriptors: control listener, guest listener, read end of the key pipe.  -> Spawned"""
+    """Fork a process for the module.  Descriptors for a worker: control listener, guest listener, read end of the key pipe; for a
+    TPM: control listener, read end of the key pipe.  -> Spawned"""
 
     TYPE: ClassVar[str] = "spawn"
     module_id: bytes
@@ -73,10 +78,11 @@ class LauncherStatus(Record):
 
 @dataclass(frozen=True)
 class DeriveKey(Record):
-    """Write the module's 32-byte storage key into the pipe.  Descriptor: write end of the pipe.  -> Done"""
+    """Write a 32-byte key of the module into the pipe.  Descriptor: write end of the pipe.  -> Done"""
 
     TYPE: ClassVar[str] = "derive-key"
     module_id: bytes
+    purpose: str = STORAGE  #: of KEY_PURPOSES: another key for each
 
 
 @dataclass(frozen=True)
@@ -344,12 +350,158 @@ class DropConnections(Record):
 
 
 @dataclass(frozen=True)
+class ServeTpm(Record):
+    """The module's TPM runs: tell it which keys are wanted there, now and whenever that changes.  Descriptor: a stream socket that
+    ends in the TPM's process (tpm.py).  -> Done"""
+
+    TYPE: ClassVar[str] = "serve-tpm"
+
+
+@dataclass(frozen=True)
 class Shutdown(Record):
     """Drain operations for at most `drain_ms` and end.  -> Done"""
 
     TYPE: ClassVar[str] = "shutdown"
     drain_ms: int
 
+
+# ---- supervisor -> TPM process of a module (hsmvisord/tpm) ---------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class BootTpm(Record):
+    """Open what is stored (version > 0), or manufacture a TPM (version 0).  -> TpmBooted"""
+
+    TYPE: ClassVar[str] = "boot-tpm"
+    version: int
+    sealed: bytes = field(repr=False)
+    firmware: bool  #: the guest has one, which takes the platform hierarchy for itself
+
+
+@dataclass(frozen=True)
+class TpmBooted(Record):
+    TYPE: ClassVar[str] = "tpm-booted"
+    endorsement_keys: tuple[bytes, ...]  #: SubjectPublicKeyInfo: RSA 2048, P-256
+    attestation_key: bytes  #: SubjectPublicKeyInfo
+    certificates: tuple[bytes, ...]  #: DER, of these keys and of the platform, as CertifyTpm brought them; empty: none yet
+    report: str  #: measures of the sandbox
+
+
+@dataclass(frozen=True)
+class IdentifyTpm(Record):
+    """Say again who it is: a state that came from elsewhere has other keys.  -> TpmBooted"""
+
+    TYPE: ClassVar[str] = "identify-tpm"
+
+
+@dataclass(frozen=True)
+class CertifyTpm(Record):
+    """Keep the certificates (DER) of the endorsement keys in it.  -> Done"""
+
+    TYPE: ClassVar[str] = "certify-tpm"
+    rsa: bytes
+    p256: bytes
+    platform: bytes
+
+
+@dataclass(frozen=True)
+class TakeKeys(Record):
+    """The module's worker says which keys are wanted.  Descriptor: a stream socket that ends in it.  -> Done"""
+
+    TYPE: ClassVar[str] = "take-keys"
+
+
+@dataclass(frozen=True)
+class PlugTpm(Record):
+    """Somebody of the guest's side is connected.  Descriptors: the connection; of QEMU also memory of TPM_BUSY_SIZE bytes, where
+    the process notes that it has taken a command and not answered it.  -> Done"""
+
+    TYPE: ClassVar[str] = "plug-tpm"
+    plug: int  #: tells this connection from earlier and later ones
+    kind: str  #: of TPM_CONNECTIONS
+    descriptors: int
+
+
+@dataclass(frozen=True)
+class QuoteTpm(Record):
+    """Sign what the guest's boot was measured as (TPM2_Quote).  -> TpmQuoted"""
+
+    TYPE: ClassVar[str] = "quote-tpm"
+    nonce: bytes
+    pcrs: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class TpmQuoted(Record):
+    TYPE: ClassVar[str] = "tpm-quoted"
+    attest: bytes  #: TPMS_ATTEST
+    signature: bytes  #: ECDSA-Sig-Value, by the attestation key
+    values: tuple[bytes, ...]  #: of the PCRs
+
+
+@dataclass(frozen=True)
+class HandOverTpm(Record):
+    """Give all that a successor needs, answer nobody any more, and end.  -> TpmHandedOver, with the guest's connections"""
+
+    TYPE: ClassVar[str] = "hand-over-tpm"
+
+
+@dataclass(frozen=True)
+class TpmHandedOver(Record):
+    """Descriptors: QEMU's control connection, and the one for commands."""
+
+    TYPE: ClassVar[str] = "tpm-handed-over"
+    state: bytes = field(repr=False)  #: sealed; understood by a successor alone
+    plug: int
+    descriptors: int
+
+
+@dataclass(frozen=True)
+class SucceedTpm(Record):
+    """Be what the TPM's earlier process was, instead of BootTpm.  Descriptors: the memory of PlugTpm, and what was handed over.
+    -> TpmBooted"""
+
+    TYPE: ClassVar[str] = "succeed-tpm"
+    version: int
+    sealed: bytes = field(repr=False)
+    firmware: bool
+    state: bytes = field(repr=False)  #: as handed over; empty: it ended without a word, and the TPM is off until the guest resets
+    plug: int
+    descriptors: int
+
+
+# ---- TPM process -> supervisor ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class StoreTpm(Record):
+    """Store the TPM's state and sync it; then -> Done.  `version` is the stored one plus 1 (or equal: then it was stored)."""
+
+    TYPE: ClassVar[str] = "store-tpm"
+    version: int
+    sealed: bytes = field(repr=False)
+
+
+@dataclass(frozen=True)
+class TpmPlugged(Record):
+    """Notification: what a successor needs of QEMU, should this process die.  Descriptors: both connections, as handed over."""
+
+    TYPE: ClassVar[str] = "tpm-plugged"
+    plug: int
+    descriptors: int
+
+
+@dataclass(frozen=True)
+class TpmGone(Record):
+    """Notification: who was connected is gone, or what it said ended the connection."""
+
+    TYPE: ClassVar[str] = "tpm-gone"
+    plug: int
+    why: str
+
+
+QEMU, TSS_COMMANDS, TSS_CONTROL = "qemu", "tss-commands", "tss-control"
+TPM_CONNECTIONS = (QEMU, TSS_COMMANDS, TSS_CONTROL)
 
 # ---- worker -> supervisor ---------------------------------------------------------------------------------------
 
@@ -449,6 +601,9 @@ EVENT_KINDS = frozenset(
         "pin-wrong",
         "pin-locked",
         "signature",  # only where the module logs each one
+        "tpm-keys",  # alert: its keys are not as wanted, and why; or they are again
+        "tpm-said",  # what an operator should know of a TPM
         "measures",  # what the sandbox lacks
     }
 )
+TPM_EVENT_KINDS = frozenset({"tpm-keys", "tpm-said", "events-suppressed"})  #: what a TPM's process tells of these

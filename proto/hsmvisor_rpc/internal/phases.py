@@ -33,7 +33,8 @@ SUPERVISOR_MAY: dict[Phase, frozenset[type[Record]]] = {
     | {m.UseHsm}
     | {m.PlugDevice, m.QueryDevice}
     | {m.PlugUsb, m.UnplugUsb, m.QueryUsb}
-    | {m.TakeConnection, m.DropConnections},
+    | {m.TakeConnection, m.DropConnections}
+    | {m.ServeTpm},
     Phase.LEAVING: _ALWAYS,
     Phase.CLOSING: _ALWAYS,
 }
@@ -48,17 +49,37 @@ WORKER_MAY: dict[Phase, frozenset[type[Record]]] = {
     Phase.CLOSING: frozenset({m.StoreState, m.Event, m.DeviceState, m.DeviceGone, m.UsbCame, m.UsbGone, m.UsbShown}),
 }
 
+#: What the supervisor may ask a TPM's process, and what that may ask or tell.
+TPM_MAY_BE_ASKED: dict[Phase, frozenset[type[Record]]] = {
+    Phase.EMPTY: _ALWAYS | {m.BootTpm, m.SucceedTpm},
+    Phase.BOOTING: _ALWAYS,
+    Phase.SERVING: _ALWAYS | {m.IdentifyTpm, m.CertifyTpm, m.TakeKeys, m.PlugTpm} | {m.QuoteTpm, m.HandOverTpm},
+    Phase.LEAVING: _ALWAYS,
+    Phase.CLOSING: _ALWAYS,
+}
+TPM_MAY: dict[Phase, frozenset[type[Record]]] = {
+    Phase.EMPTY: frozenset(),
+    Phase.BOOTING: frozenset({m.StoreTpm, m.Event, m.TpmPlugged, m.TpmGone}),
+    Phase.SERVING: frozenset({m.StoreTpm, m.Event, m.TpmPlugged, m.TpmGone}),
+    Phase.LEAVING: frozenset({m.Event, m.TpmPlugged, m.TpmGone}),
+    Phase.CLOSING: frozenset({m.StoreTpm, m.Event, m.TpmPlugged, m.TpmGone}),
+}
+
 #: Descriptors that one message may carry: those of a device with eight regions and two rings, its connection and its keys.
 MAX_DESCRIPTORS = 16
 
 #: Bytes of the memory where a worker notes the keys of live streams: 1,024 of them (hsmvisord/limits.py, MAX_STREAMS).
 STREAM_KEYS_SIZE = 1024 * 8
 
+#: Bytes of the memory where a TPM's process notes that it has taken a command.
+TPM_BUSY_SIZE = 4096
+
 #: What importers of the USB device speak.
 USB_PROTOCOLS = ("usbredir", "usbip")
 
-_WITH_ONE = (m.Succeed, m.HandOver, m.TakeConnection, m.UseHsm, m.ServeWorker, m.PlugUsb, m.UsbCame)
-_WITH_SOME = (m.PlugDevice, m.DeviceState)
+_WITH_ONE = (m.Succeed, m.HandOver, m.TakeConnection, m.UseHsm, m.ServeWorker, m.PlugUsb, m.UsbCame, m.ServeTpm)
+_WITH_ONE_OF_A_TPM = (m.TakeKeys,)
+_WITH_SOME = (m.PlugDevice, m.DeviceState, m.TpmHandedOver, m.SucceedTpm, m.TpmPlugged, m.PlugTpm)
 
 
 def descriptors_of(record: Record) -> int:
@@ -67,7 +88,7 @@ def descriptors_of(record: Record) -> int:
         if not 0 <= record.descriptors <= MAX_DESCRIPTORS:
             raise MalformedRecord(f"a {record.TYPE} with {record.descriptors} descriptors")
         return record.descriptors
-    return int(isinstance(record, _WITH_ONE))
+    return int(isinstance(record, _WITH_ONE + _WITH_ONE_OF_A_TPM))
 
 
 LAUNCHER_MAY_BE_ASKED: frozenset[type[Record]] = frozenset({m.Spawn, m.LauncherStatus})

@@ -29,6 +29,7 @@ class Action(enum.StrEnum):
     ROLL_BACK = "roll-back"  #: a retiring generation becomes current again
     RETIRE = "retire"  #: the current generation leaves service, or a drain is set anew; body: Retire
     DESTROY = "destroy"  #: a staged or retiring generation is destroyed at once
+    MOVE_TPM = "move-tpm"  #: the guest's machine goes to another host, or comes from one; body: MoveTpm
     CHANGE_ROOT = "change-root"  #: the module obeys another root; body: ChangeRoot, signed by the old root
 
 
@@ -43,8 +44,8 @@ class Command(Record):
     sequence: int  #: greater than that of every command before
     issued_at: int
     expires_at: int
-    material: str  #: empty for change-root
-    generation: int  #: 0 for change-root
+    material: str  #: empty for move-tpm and change-root
+    generation: int  #: 0 for these
     body: bytes  #: encoding of the action's own record, or empty
 
 
@@ -110,6 +111,19 @@ class Destroy(Record):
 
     TYPE: ClassVar[str] = "destroy"
     compromised: bool  #: the host also replaces the process that held the key
+
+
+MOVE_IDENT, MOVE_KEY = 16, 32  #: bytes
+
+
+@dataclass(frozen=True)
+class MoveTpm(Record):
+    """Body of `move-tpm`: state of the module's TPM goes to, or comes from, the module that was told the same at its other end."""
+
+    TYPE: ClassVar[str] = "move-tpm"
+    leaves: bool  #: or it comes
+    ident: bytes  #: MOVE_IDENT random bytes, the same at both ends
+    envelope: bytes  #: HPKE envelope of a key of MOVE_KEY bytes, the same at both ends; empty: what was to move stays
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,5 @@
-"""A fleet's own records: a host's first contact with its manager, and keys on their way to the manager's issuer.
+"""A fleet's own records: a host's first contact with its manager, keys on their way to the manager's issuer, and what a manager
+asks of a guest's boot.
 
 A host joins with a token, a text that an operator carries: where the manager is, whom to believe as manager, and a one-time
 secret.  Both ends prove that they know the secret (HMAC-SHA256), and the host that it has the key that the manager pins.
@@ -11,12 +12,14 @@ import binascii
 import hashlib
 import hmac
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from hsmvisor_rpc.sealed.canonical import MalformedRecord, Record
 
 PREFIX = "hsmvisor-join:"
 MAX_TOKEN = 16 * 1024  #: characters
+NONCE_SIZE = 32  #: bytes
+PCRS = range(24)  #: of a TPM's bank (PC Client Platform TPM Profile, 4.6.2)
 HOST_URI = "hsmvisor://host/"  #: a host's certificate is for this and the host's id in hexadecimal
 
 
@@ -86,3 +89,22 @@ class ImportContext(Record):
     request: str  #: id of the request
     public_key: bytes  #: SubjectPublicKeyInfo, DER
     recipient: bytes  #: SHA-256 of the issuer's public key
+
+
+@dataclass(frozen=True)
+class AttestationAsked(Record):
+    """A manager asks a host what PCRs a module's TPM has.  Nobody signs it: it changes nothing, and tells whoever may ask."""
+
+    TYPE: ClassVar[str] = "attestation-asked"
+    nonce: bytes  #: random; stands in what the TPM signs
+    pcrs: tuple[int, ...]  #: ascending, of the SHA-256 bank
+
+    @classmethod
+    def parse(cls, data: bytes) -> Self:
+        """Raises MalformedRecord."""
+        asked = cls.decode(data)
+        if len(asked.nonce) != NONCE_SIZE:
+            raise MalformedRecord(f"{cls.TYPE}: a nonce has {NONCE_SIZE} bytes")
+        if not asked.pcrs or asked.pcrs != tuple(sorted(set(asked.pcrs) & set(PCRS))):
+            raise MalformedRecord(f"{cls.TYPE}: PCRs are {PCRS.start} to {PCRS.stop - 1}, each once, ascending")
+        return asked

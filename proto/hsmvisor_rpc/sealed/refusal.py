@@ -13,7 +13,7 @@ class Reason(enum.StrEnum):
     UNKNOWN_MANAGER = "UNKNOWN_MANAGER"  # the signer is not certified by this module's root
     EXPIRED = "EXPIRED"
     NOT_YET_VALID = "NOT_YET_VALID"
-    REPLAY = "REPLAY"  # this very sequence number was used
+    REPLAY = "REPLAY"  # this very sequence number was used, or a quote answers another nonce
     STALE_SEQUENCE = "STALE_SEQUENCE"  # a lower sequence number than the last one
     STALE_GENERATION = "STALE_GENERATION"  # not newer than every generation of this material
     ALTERED = "ALTERED"  # a signature or a seal does not fit its bytes

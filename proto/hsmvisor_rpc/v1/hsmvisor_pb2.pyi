@@ -38,6 +38,8 @@ class _FaceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Face.ValueType],
     """a virtio-vsock device"""
     USB: _Face.ValueType  # 1
     """a USB device"""
+    TPM: _Face.ValueType  # 2
+    """a TPM 2.0; a machine has it from its start: DescribeDevice alone"""
 
 class Face(_Face, metaclass=_FaceEnumTypeWrapper):
     """As what a module is in a guest; it may be both."""
@@ -46,6 +48,8 @@ VSOCK: Face.ValueType  # 0
 """a virtio-vsock device"""
 USB: Face.ValueType  # 1
 """a USB device"""
+TPM: Face.ValueType  # 2
+"""a TPM 2.0; a machine has it from its start: DescribeDevice alone"""
 Global___Face: _TypeAlias = Face  # noqa: Y015
 
 @_typing.final
@@ -59,6 +63,7 @@ class ModuleSettings(_message.Message):
     GUEST_TOKEN_FIELD_NUMBER: _builtins.int
     CRYPTOPROCESSOR_FIELD_NUMBER: _builtins.int
     CARD_FIELD_NUMBER: _builtins.int
+    TPM_FIELD_NUMBER: _builtins.int
     log_signatures: _builtins.bool
     """an audit line for each signature"""
     max_sessions: _builtins.int
@@ -75,6 +80,8 @@ class ModuleSettings(_message.Message):
     def card(self) -> Global___Card:
         """For good: in UpdateModule empty, or the same"""
 
+    @_builtins.property
+    def tpm(self) -> Global___Tpm: ...
     def __init__(
         self,
         *,
@@ -85,14 +92,67 @@ class ModuleSettings(_message.Message):
         guest_token: _builtins.bool = ...,
         cryptoprocessor: _builtins.str = ...,
         card: Global___Card | None = ...,
+        tpm: Global___Tpm | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["card", b"card", "policy", b"policy"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["card", b"card", "policy", b"policy", "tpm", b"tpm"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["card", b"card", "cryptoprocessor", b"cryptoprocessor", "guest_token", b"guest_token", "log_signatures", b"log_signatures", "max_connections", b"max_connections", "max_sessions", b"max_sessions", "policy", b"policy"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["card", b"card", "cryptoprocessor", b"cryptoprocessor", "guest_token", b"guest_token", "log_signatures", b"log_signatures", "max_connections", b"max_connections", "max_sessions", b"max_sessions", "policy", b"policy", "tpm", b"tpm"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ModuleSettings: _TypeAlias = ModuleSettings  # noqa: Y015
+
+@_typing.final
+class Tpm(_message.Message):
+    """The module as a TPM 2.0."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class KeysEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    ENABLED_FIELD_NUMBER: _builtins.int
+    KEYS_FIELD_NUMBER: _builtins.int
+    NO_FIRMWARE_FIELD_NUMBER: _builtins.int
+    enabled: _builtins.bool
+    """it has one: at the sockets of TpmState"""
+    no_firmware: _builtins.bool
+    """the guest's kernel is started without one: nobody gets the platform hierarchy's password"""
+    @_builtins.property
+    def keys(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """material at each persistent handle: 0x81800000 to 0x8180ffff, or of the owner 0x81000000 to 0x8100ffff"""
+
+    def __init__(
+        self,
+        *,
+        enabled: _builtins.bool = ...,
+        keys: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        no_firmware: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["enabled", b"enabled", "keys", b"keys", "no_firmware", b"no_firmware"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Tpm: _TypeAlias = Tpm  # noqa: Y015
 
 @_typing.final
 class Card(_message.Message):
@@ -226,6 +286,7 @@ class Module(_message.Message):
     FAILURE_FIELD_NUMBER: _builtins.int
     DEVICE_FIELD_NUMBER: _builtins.int
     HSM_HELPER_FIELD_NUMBER: _builtins.int
+    TPM_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """1-64 of a-z 0-9 . _ -, begins with a letter or digit"""
     module_id: _builtins.bytes
@@ -261,6 +322,10 @@ class Module(_message.Message):
     def hsm_helper(self) -> Global___HsmHelper:
         """none: its keys live in software"""
 
+    @_builtins.property
+    def tpm(self) -> Global___TpmState:
+        """none: it is no TPM"""
+
     def __init__(
         self,
         *,
@@ -282,14 +347,65 @@ class Module(_message.Message):
         failure: _builtins.str = ...,
         device: Global___Device | None = ...,
         hsm_helper: Global___HsmHelper | None = ...,
+        tpm: Global___TpmState | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "device", b"device", "hsm_helper", b"hsm_helper", "settings", b"settings"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "device", b"device", "hsm_helper", b"hsm_helper", "settings", b"settings", "tpm", b"tpm"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "connections", b"connections", "created_at", b"created_at", "device", b"device", "failure", b"failure", "hsm_helper", b"hsm_helper", "materials", b"materials", "measures", b"measures", "module_id", b"module_id", "name", b"name", "pid", b"pid", "pin_set", b"pin_set", "restarts", b"restarts", "root", b"root", "sessions", b"sessions", "settings", b"settings", "state", b"state", "token_present", b"token_present"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "connections", b"connections", "created_at", b"created_at", "device", b"device", "failure", b"failure", "hsm_helper", b"hsm_helper", "materials", b"materials", "measures", b"measures", "module_id", b"module_id", "name", b"name", "pid", b"pid", "pin_set", b"pin_set", "restarts", b"restarts", "root", b"root", "sessions", b"sessions", "settings", b"settings", "state", b"state", "token_present", b"token_present", "tpm", b"tpm"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Module: _TypeAlias = Module  # noqa: Y015
+
+@_typing.final
+class TpmState(_message.Message):
+    """The process that is a module's TPM."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SOCKET_FIELD_NUMBER: _builtins.int
+    TSS_PATH_FIELD_NUMBER: _builtins.int
+    PID_FIELD_NUMBER: _builtins.int
+    RESTARTS_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    FAILURE_FIELD_NUMBER: _builtins.int
+    PEER_FIELD_NUMBER: _builtins.int
+    KEYS_FAILURE_FIELD_NUMBER: _builtins.int
+    socket: _builtins.str
+    """at which the guest's QEMU has it (-tpmdev emulator)"""
+    tss_path: _builtins.str
+    """at which the TSS has it while no QEMU does: its TCTI is swtpm:path=..."""
+    pid: _builtins.int
+    """0 = none now"""
+    restarts: _builtins.int
+    """since the host service began"""
+    state: _builtins.str
+    """off, starting, serving, failed"""
+    failure: _builtins.str
+    """why it failed, and what to do"""
+    peer: _builtins.str
+    """the QEMU that is connected; empty = none"""
+    keys_failure: _builtins.str
+    """why keys are not there as they should be"""
+    def __init__(
+        self,
+        *,
+        socket: _builtins.str = ...,
+        tss_path: _builtins.str = ...,
+        pid: _builtins.int = ...,
+        restarts: _builtins.int = ...,
+        state: _builtins.str = ...,
+        failure: _builtins.str = ...,
+        peer: _builtins.str = ...,
+        keys_failure: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "keys_failure", b"keys_failure", "peer", b"peer", "pid", b"pid", "restarts", b"restarts", "socket", b"socket", "state", b"state", "tss_path", b"tss_path"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TpmState: _TypeAlias = TpmState  # noqa: Y015
 
 @_typing.final
 class HsmHelper(_message.Message):
@@ -929,6 +1045,7 @@ class DescribeDeviceRequest(_message.Message):
     MACHINE_FIELD_NUMBER: _builtins.int
     COMMAND_LINE_FIELD_NUMBER: _builtins.int
     FACE_FIELD_NUMBER: _builtins.int
+    TPM_DRIVER_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     memory: _builtins.str
     """of the guest, as 512M or 4G; empty = 2G"""
@@ -938,6 +1055,8 @@ class DescribeDeviceRequest(_message.Message):
     """a guest's own QEMU command line to check, as the shell would have it; at most 65536 characters"""
     face: Global___Face.ValueType
     """USB needs neither memory nor a port of its own; command_line is not checked for it"""
+    tpm_driver: _builtins.str
+    """face TPM: tpm-crb (empty = tpm-crb) or tpm-tis"""
     def __init__(
         self,
         *,
@@ -946,14 +1065,117 @@ class DescribeDeviceRequest(_message.Message):
         machine: _builtins.str = ...,
         command_line: _builtins.str = ...,
         face: Global___Face.ValueType = ...,
+        tpm_driver: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["command_line", b"command_line", "face", b"face", "machine", b"machine", "memory", b"memory", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["command_line", b"command_line", "face", b"face", "machine", b"machine", "memory", b"memory", "name", b"name", "tpm_driver", b"tpm_driver"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DescribeDeviceRequest: _TypeAlias = DescribeDeviceRequest  # noqa: Y015
+
+@_typing.final
+class AttestTpmRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    NONCE_FIELD_NUMBER: _builtins.int
+    PCRS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    nonce: _builtins.bytes
+    """8 to 64 random bytes"""
+    @_builtins.property
+    def pcrs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """of the SHA-256 bank, 0 to 23; none = 0 to 9 and 14"""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        nonce: _builtins.bytes = ...,
+        pcrs: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "nonce", b"nonce", "pcrs", b"pcrs"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AttestTpmRequest: _TypeAlias = AttestTpmRequest  # noqa: Y015
+
+@_typing.final
+class AttestTpmResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ATTESTATION_FIELD_NUMBER: _builtins.int
+    attestation: _builtins.bytes
+    """a canonical TpmAttestation (sealed/attestation.py)"""
+    def __init__(
+        self,
+        *,
+        attestation: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attestation", b"attestation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AttestTpmResponse: _TypeAlias = AttestTpmResponse  # noqa: Y015
+
+@_typing.final
+class GetTpmIdentityRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetTpmIdentityRequest: _TypeAlias = GetTpmIdentityRequest  # noqa: Y015
+
+@_typing.final
+class TpmIdentity(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SIGNED_IDENTITY_FIELD_NUMBER: _builtins.int
+    ENDORSEMENT_CERTIFICATES_FIELD_NUMBER: _builtins.int
+    PLATFORM_CERTIFICATE_FIELD_NUMBER: _builtins.int
+    CA_CERTIFICATE_FIELD_NUMBER: _builtins.int
+    signed_identity: _builtins.bytes
+    """canonical Signed TpmIdentity (sealed/attestation.py), signed with the host's identity key"""
+    platform_certificate: _builtins.bytes
+    """DER"""
+    ca_certificate: _builtins.bytes
+    """DER, of the host's CA that issued them"""
+    @_builtins.property
+    def endorsement_certificates(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """DER, as the TPM has them: RSA 2048, P-256"""
+
+    def __init__(
+        self,
+        *,
+        signed_identity: _builtins.bytes = ...,
+        endorsement_certificates: _abc.Iterable[_builtins.bytes] | None = ...,
+        platform_certificate: _builtins.bytes = ...,
+        ca_certificate: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ca_certificate", b"ca_certificate", "endorsement_certificates", b"endorsement_certificates", "platform_certificate", b"platform_certificate", "signed_identity", b"signed_identity"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TpmIdentity: _TypeAlias = TpmIdentity  # noqa: Y015
 
 @_typing.final
 class DeviceDescription(_message.Message):

@@ -106,6 +106,16 @@ class ModuleServiceStub:
                 request_serializer=hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.DescribeDeviceRequest.SerializeToString,
                 response_deserializer=hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.DeviceDescription.FromString,
                 _registered_method=True)
+        self.AttestTpm = channel.unary_unary(
+                '/hsmvisor.v1.ModuleService/AttestTpm',
+                request_serializer=hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.AttestTpmRequest.SerializeToString,
+                response_deserializer=hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.AttestTpmResponse.FromString,
+                _registered_method=True)
+        self.GetTpmIdentity = channel.unary_unary(
+                '/hsmvisor.v1.ModuleService/GetTpmIdentity',
+                request_serializer=hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.GetTpmIdentityRequest.SerializeToString,
+                response_deserializer=hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.TpmIdentity.FromString,
+                _registered_method=True)
         self.BreakGlass = channel.unary_unary(
                 '/hsmvisor.v1.ModuleService/BreakGlass',
                 request_serializer=hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.BreakGlassRequest.SerializeToString,
@@ -216,6 +226,21 @@ class ModuleServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def AttestTpm(self, request, context):
+        """What a guest's boot was measured as, signed by its module's TPM with a nonce; changes nothing.  FAILED_PRECONDITION TPM: it is no
+        TPM, or its guest has not started it, or sleeps.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetTpmIdentity(self, request, context):
+        """Which keys the module's TPM has, and their certificates.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def BreakGlass(self, request, context):
         """For a root that is lost: forgets every key of the module and has it obey a new root. It keeps name, address and settings; its
         id and recipient key are new, so nothing that was signed or sealed before fits it. On the host's own control socket alone;
@@ -297,6 +322,16 @@ def add_ModuleServiceServicer_to_server(servicer, server):
                     servicer.DescribeDevice,
                     request_deserializer=hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.DescribeDeviceRequest.FromString,
                     response_serializer=hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.DeviceDescription.SerializeToString,
+            ),
+            'AttestTpm': grpc.unary_unary_rpc_method_handler(
+                    servicer.AttestTpm,
+                    request_deserializer=hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.AttestTpmRequest.FromString,
+                    response_serializer=hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.AttestTpmResponse.SerializeToString,
+            ),
+            'GetTpmIdentity': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetTpmIdentity,
+                    request_deserializer=hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.GetTpmIdentityRequest.FromString,
+                    response_serializer=hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.TpmIdentity.SerializeToString,
             ),
             'BreakGlass': grpc.unary_unary_rpc_method_handler(
                     servicer.BreakGlass,
@@ -695,6 +730,60 @@ class ModuleService:
             _registered_method=True)
 
     @staticmethod
+    def AttestTpm(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hsmvisor.v1.ModuleService/AttestTpm',
+            hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.AttestTpmRequest.SerializeToString,
+            hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.AttestTpmResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetTpmIdentity(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hsmvisor.v1.ModuleService/GetTpmIdentity',
+            hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.GetTpmIdentityRequest.SerializeToString,
+            hsmvisor__rpc_dot_v1_dot_hsmvisor__pb2.TpmIdentity.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def BreakGlass(request,
             target,
             options=(),
@@ -756,7 +845,7 @@ class MaterialServiceServicer:
     """
 
     def Execute(self, request, context):
-        """Hands a signed command to its module: stage, generate, certify, activate, roll-back, retire, destroy, change-root.
+        """Hands a signed command to its module: stage, generate, certify, activate, roll-back, retire, destroy, move-tpm, change-root.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -70,6 +70,12 @@ class ModuleServiceStub:
     """Take the module out of its guest.  One that is in none is left as it is; of a guest that has ended only the note is forgotten."""
     DescribeDevice: _grpc.UnaryUnaryMultiCallable[_hsmvisor_pb2.DescribeDeviceRequest, _hsmvisor_pb2.DeviceDescription]
     """What a guest needs that has the module from its start; changes nothing."""
+    AttestTpm: _grpc.UnaryUnaryMultiCallable[_hsmvisor_pb2.AttestTpmRequest, _hsmvisor_pb2.AttestTpmResponse]
+    """What a guest's boot was measured as, signed by its module's TPM with a nonce; changes nothing.  FAILED_PRECONDITION TPM: it is no
+    TPM, or its guest has not started it, or sleeps.
+    """
+    GetTpmIdentity: _grpc.UnaryUnaryMultiCallable[_hsmvisor_pb2.GetTpmIdentityRequest, _hsmvisor_pb2.TpmIdentity]
+    """Which keys the module's TPM has, and their certificates."""
     BreakGlass: _grpc.UnaryUnaryMultiCallable[_hsmvisor_pb2.BreakGlassRequest, _hsmvisor_pb2.Module]
     """For a root that is lost: forgets every key of the module and has it obey a new root. It keeps name, address and settings; its
     id and recipient key are new, so nothing that was signed or sealed before fits it. On the host's own control socket alone;
@@ -110,6 +116,12 @@ class ModuleServiceAsyncStub(ModuleServiceStub):
     """Take the module out of its guest.  One that is in none is left as it is; of a guest that has ended only the note is forgotten."""
     DescribeDevice: _aio.UnaryUnaryMultiCallable[_hsmvisor_pb2.DescribeDeviceRequest, _hsmvisor_pb2.DeviceDescription]  # type: ignore[assignment]
     """What a guest needs that has the module from its start; changes nothing."""
+    AttestTpm: _aio.UnaryUnaryMultiCallable[_hsmvisor_pb2.AttestTpmRequest, _hsmvisor_pb2.AttestTpmResponse]  # type: ignore[assignment]
+    """What a guest's boot was measured as, signed by its module's TPM with a nonce; changes nothing.  FAILED_PRECONDITION TPM: it is no
+    TPM, or its guest has not started it, or sleeps.
+    """
+    GetTpmIdentity: _aio.UnaryUnaryMultiCallable[_hsmvisor_pb2.GetTpmIdentityRequest, _hsmvisor_pb2.TpmIdentity]  # type: ignore[assignment]
+    """Which keys the module's TPM has, and their certificates."""
     BreakGlass: _aio.UnaryUnaryMultiCallable[_hsmvisor_pb2.BreakGlassRequest, _hsmvisor_pb2.Module]  # type: ignore[assignment]
     """For a root that is lost: forgets every key of the module and has it obey a new root. It keeps name, address and settings; its
     id and recipient key are new, so nothing that was signed or sealed before fits it. On the host's own control socket alone;
@@ -233,6 +245,24 @@ class ModuleServiceServicer(metaclass=_abc_1.ABCMeta):
         """What a guest needs that has the module from its start; changes nothing."""
 
     @_abc_1.abstractmethod
+    def AttestTpm(
+        self,
+        request: _hsmvisor_pb2.AttestTpmRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_hsmvisor_pb2.AttestTpmResponse, _abc.Awaitable[_hsmvisor_pb2.AttestTpmResponse]]:
+        """What a guest's boot was measured as, signed by its module's TPM with a nonce; changes nothing.  FAILED_PRECONDITION TPM: it is no
+        TPM, or its guest has not started it, or sleeps.
+        """
+
+    @_abc_1.abstractmethod
+    def GetTpmIdentity(
+        self,
+        request: _hsmvisor_pb2.GetTpmIdentityRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_hsmvisor_pb2.TpmIdentity, _abc.Awaitable[_hsmvisor_pb2.TpmIdentity]]:
+        """Which keys the module's TPM has, and their certificates."""
+
+    @_abc_1.abstractmethod
     def BreakGlass(
         self,
         request: _hsmvisor_pb2.BreakGlassRequest,
@@ -253,7 +283,7 @@ class MaterialServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> MaterialServiceAsyncStub: ...
     Execute: _grpc.UnaryUnaryMultiCallable[_hsmvisor_pb2.ExecuteRequest, _hsmvisor_pb2.ExecuteResponse]
-    """Hands a signed command to its module: stage, generate, certify, activate, roll-back, retire, destroy, change-root."""
+    """Hands a signed command to its module: stage, generate, certify, activate, roll-back, retire, destroy, move-tpm, change-root."""
     GetMaterial: _grpc.UnaryUnaryMultiCallable[_hsmvisor_pb2.GetMaterialRequest, _hsmvisor_pb2.Material]
     ListMaterials: _grpc.UnaryUnaryMultiCallable[_hsmvisor_pb2.ListMaterialsRequest, _hsmvisor_pb2.ListMaterialsResponse]
 
@@ -263,7 +293,7 @@ class MaterialServiceAsyncStub(MaterialServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Execute: _aio.UnaryUnaryMultiCallable[_hsmvisor_pb2.ExecuteRequest, _hsmvisor_pb2.ExecuteResponse]  # type: ignore[assignment]
-    """Hands a signed command to its module: stage, generate, certify, activate, roll-back, retire, destroy, change-root."""
+    """Hands a signed command to its module: stage, generate, certify, activate, roll-back, retire, destroy, move-tpm, change-root."""
     GetMaterial: _aio.UnaryUnaryMultiCallable[_hsmvisor_pb2.GetMaterialRequest, _hsmvisor_pb2.Material]  # type: ignore[assignment]
     ListMaterials: _aio.UnaryUnaryMultiCallable[_hsmvisor_pb2.ListMaterialsRequest, _hsmvisor_pb2.ListMaterialsResponse]  # type: ignore[assignment]
 
@@ -276,7 +306,7 @@ class MaterialServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _hsmvisor_pb2.ExecuteRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_hsmvisor_pb2.ExecuteResponse, _abc.Awaitable[_hsmvisor_pb2.ExecuteResponse]]:
-        """Hands a signed command to its module: stage, generate, certify, activate, roll-back, retire, destroy, change-root."""
+        """Hands a signed command to its module: stage, generate, certify, activate, roll-back, retire, destroy, move-tpm, change-root."""
 
     @_abc_1.abstractmethod
     def GetMaterial(

@@ -403,20 +403,24 @@ class HostCommand(_message.Message):
     ID_FIELD_NUMBER: _builtins.int
     MODULE_FIELD_NUMBER: _builtins.int
     SIGNED_COMMAND_FIELD_NUMBER: _builtins.int
+    ATTEST_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """the request id with which the host carries it out: once"""
     module: _builtins.str
     signed_command: _builtins.bytes
+    attest: _builtins.bytes
+    """in its place: AttestationAsked (hsmvisor_rpc.sealed.fleet); changes nothing, may be answered twice"""
     def __init__(
         self,
         *,
         id: _builtins.str = ...,
         module: _builtins.str = ...,
         signed_command: _builtins.bytes = ...,
+        attest: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "module", b"module", "signed_command", b"signed_command"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attest", b"attest", "id", b"id", "module", b"module", "signed_command", b"signed_command"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -435,6 +439,8 @@ class CommandResult(_message.Message):
     SEQUENCE_FIELD_NUMBER: _builtins.int
     MATERIAL_FIELD_NUMBER: _builtins.int
     AGAIN_FIELD_NUMBER: _builtins.int
+    ATTESTATION_FIELD_NUMBER: _builtins.int
+    TPM_CERTIFICATES_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     done: _builtins.bool
     reason: _builtins.str
@@ -446,6 +452,10 @@ class CommandResult(_message.Message):
     sequence: _builtins.int
     again: _builtins.bool
     """it was not decided: the manager gives it again"""
+    attestation: _builtins.bytes
+    """where one was asked for: Attestation (hsmvisor_rpc.sealed.attestation)"""
+    tpm_certificates: _builtins.bytes
+    """beside it: TpmCertificates (hsmvisor_rpc.sealed.endorsement)"""
     @_builtins.property
     def material(self) -> Global___MaterialReport:
         """as it is now"""
@@ -462,10 +472,12 @@ class CommandResult(_message.Message):
         sequence: _builtins.int = ...,
         material: Global___MaterialReport | None = ...,
         again: _builtins.bool = ...,
+        attestation: _builtins.bytes = ...,
+        tpm_certificates: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["material", b"material"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["again", b"again", "csr", b"csr", "detail", b"detail", "done", b"done", "id", b"id", "material", b"material", "public_key", b"public_key", "reason", b"reason", "sequence", b"sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["again", b"again", "attestation", b"attestation", "csr", b"csr", "detail", b"detail", "done", b"done", "id", b"id", "material", b"material", "public_key", b"public_key", "reason", b"reason", "sequence", b"sequence", "tpm_certificates", b"tpm_certificates"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1134,6 +1146,112 @@ class RekeyResourceRequest(_message.Message):
 Global___RekeyResourceRequest: _TypeAlias = RekeyResourceRequest  # noqa: Y015
 
 @_typing.final
+class MeasureResourceRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    PCRS_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """as of GetResource"""
+    @_builtins.property
+    def pcrs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """of the SHA-256 bank, 0 to 23; none = 0 to 7"""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        pcrs: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "pcrs", b"pcrs"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MeasureResourceRequest: _TypeAlias = MeasureResourceRequest  # noqa: Y015
+
+@_typing.final
+class Measurement(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESOURCE_FIELD_NUMBER: _builtins.int
+    PCRS_FIELD_NUMBER: _builtins.int
+    FITS_FIELD_NUMBER: _builtins.int
+    ASKED_AT_FIELD_NUMBER: _builtins.int
+    NONCE_FIELD_NUMBER: _builtins.int
+    ATTESTATION_FIELD_NUMBER: _builtins.int
+    ENDORSEMENT_CERTIFICATES_FIELD_NUMBER: _builtins.int
+    PLATFORM_CERTIFICATE_FIELD_NUMBER: _builtins.int
+    CA_CERTIFICATE_FIELD_NUMBER: _builtins.int
+    resource: _builtins.str
+    nonce: _builtins.bytes
+    attestation: _builtins.bytes
+    """verified already: Attestation (hsmvisor_rpc.sealed.attestation)"""
+    platform_certificate: _builtins.bytes
+    """DER"""
+    ca_certificate: _builtins.bytes
+    """DER, of the host's CA that issued them"""
+    @_builtins.property
+    def pcrs(self) -> _containers.RepeatedCompositeFieldContainer[Global___Pcr]:
+        """ascending"""
+
+    @_builtins.property
+    def fits(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """[measured.NAME] of the manager's configuration, as far as their PCRs were asked for"""
+
+    @_builtins.property
+    def asked_at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def endorsement_certificates(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Of the TPM that attested, verified with it.
+        DER: RSA 2048, P-256
+        """
+
+    def __init__(
+        self,
+        *,
+        resource: _builtins.str = ...,
+        pcrs: _abc.Iterable[Global___Pcr] | None = ...,
+        fits: _abc.Iterable[_builtins.str] | None = ...,
+        asked_at: _timestamp_pb2.Timestamp | None = ...,
+        nonce: _builtins.bytes = ...,
+        attestation: _builtins.bytes = ...,
+        endorsement_certificates: _abc.Iterable[_builtins.bytes] | None = ...,
+        platform_certificate: _builtins.bytes = ...,
+        ca_certificate: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["asked_at", b"asked_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["asked_at", b"asked_at", "attestation", b"attestation", "ca_certificate", b"ca_certificate", "endorsement_certificates", b"endorsement_certificates", "fits", b"fits", "nonce", b"nonce", "pcrs", b"pcrs", "platform_certificate", b"platform_certificate", "resource", b"resource"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Measurement: _TypeAlias = Measurement  # noqa: Y015
+
+@_typing.final
+class Pcr(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    value: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        value: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["number", b"number", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Pcr: _TypeAlias = Pcr  # noqa: Y015
+
+@_typing.final
 class CreateTokenRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1405,6 +1523,7 @@ class RequestSpec(_message.Message):
     AFTER_DRAIN_FIELD_NUMBER: _builtins.int
     ON_EXPIRY_FIELD_NUMBER: _builtins.int
     BARE_FIELD_NUMBER: _builtins.int
+    MEASURED_FIELD_NUMBER: _builtins.int
     material: _builtins.str
     """its name in modules (CKA_LABEL), 1-64 characters"""
     source: _builtins.str
@@ -1448,6 +1567,10 @@ class RequestSpec(_message.Message):
 
     @_builtins.property
     def renewal(self) -> Global___Rule: ...
+    @_builtins.property
+    def measured(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """only to guests whose boot is measured as one of these ([measured.NAME]); policy may demand it too"""
+
     def __init__(
         self,
         *,
@@ -1470,10 +1593,11 @@ class RequestSpec(_message.Message):
         after_drain: _builtins.str = ...,
         on_expiry: _builtins.str = ...,
         bare: _builtins.bool = ...,
+        measured: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["renewal", b"renewal"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_drain", b"after_drain", "authority", b"authority", "bare", b"bare", "drain_seconds", b"drain_seconds", "escrow", b"escrow", "health", b"health", "key_type", b"key_type", "lifetime_seconds", b"lifetime_seconds", "material", b"material", "mode", b"mode", "names", b"names", "on_expiry", b"on_expiry", "profile", b"profile", "renewal", b"renewal", "resources", b"resources", "selector", b"selector", "source", b"source", "two_step", b"two_step", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_drain", b"after_drain", "authority", b"authority", "bare", b"bare", "drain_seconds", b"drain_seconds", "escrow", b"escrow", "health", b"health", "key_type", b"key_type", "lifetime_seconds", b"lifetime_seconds", "material", b"material", "measured", b"measured", "mode", b"mode", "names", b"names", "on_expiry", b"on_expiry", "profile", b"profile", "renewal", b"renewal", "resources", b"resources", "selector", b"selector", "source", b"source", "two_step", b"two_step", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1576,14 +1700,22 @@ class Expected(_message.Message):
     WHY_FIELD_NUMBER: _builtins.int
     NAMES_FIELD_NUMBER: _builtins.int
     OUTCOME_FIELD_NUMBER: _builtins.int
+    MEASURED_FIELD_NUMBER: _builtins.int
+    MEASURED_TOGETHER_FIELD_NUMBER: _builtins.int
     resource: _builtins.str
     allowed: _builtins.bool
     why: _builtins.str
     """the rules that decided"""
     outcome: _builtins.str
     """what would be done"""
+    measured_together: _builtins.bool
+    """as all of them, rather"""
     @_builtins.property
     def names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def measured(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """allowed where the guest's boot is measured as one of these, and else denied"""
+
     def __init__(
         self,
         *,
@@ -1592,10 +1724,12 @@ class Expected(_message.Message):
         why: _builtins.str = ...,
         names: _abc.Iterable[_builtins.str] | None = ...,
         outcome: _builtins.str = ...,
+        measured: _abc.Iterable[_builtins.str] | None = ...,
+        measured_together: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed", b"allowed", "names", b"names", "outcome", b"outcome", "resource", b"resource", "why", b"why"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed", b"allowed", "measured", b"measured", "measured_together", b"measured_together", "names", b"names", "outcome", b"outcome", "resource", b"resource", "why", b"why"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1683,7 +1817,7 @@ class Line(_message.Message):
     generation: _builtins.int
     """that serves; 0 = none yet"""
     stage: _builtins.str
-    """waiting, keying, ordering, delivering, serving, denied, leaving, gone"""
+    """waiting, keying, ordering, delivering, unmeasured, serving, denied, leaving, gone"""
     why: _builtins.str
     """what it waits for, or why it failed"""
     failures: _builtins.int
@@ -1791,7 +1925,7 @@ class Holding(_message.Message):
     active: _builtins.int
     wanted: _builtins.int
     state: _builtins.str
-    """pending, staged, active, denied, away, leaving"""
+    """pending, staged, active, unmeasured, denied, away, leaving"""
     why: _builtins.str
     @_builtins.property
     def changed_at(self) -> _timestamp_pb2.Timestamp: ...

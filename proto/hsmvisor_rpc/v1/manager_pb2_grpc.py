@@ -265,6 +265,11 @@ class FleetServiceStub:
                 request_serializer=hsmvisor__rpc_dot_v1_dot_manager__pb2.RekeyResourceRequest.SerializeToString,
                 response_deserializer=hsmvisor__rpc_dot_v1_dot_manager__pb2.Resource.FromString,
                 _registered_method=True)
+        self.MeasureResource = channel.unary_unary(
+                '/hsmvisor.manager.v1.FleetService/MeasureResource',
+                request_serializer=hsmvisor__rpc_dot_v1_dot_manager__pb2.MeasureResourceRequest.SerializeToString,
+                response_deserializer=hsmvisor__rpc_dot_v1_dot_manager__pb2.Measurement.FromString,
+                _registered_method=True)
         self.CreateToken = channel.unary_unary(
                 '/hsmvisor.manager.v1.FleetService/CreateToken',
                 request_serializer=hsmvisor__rpc_dot_v1_dot_manager__pb2.CreateTokenRequest.SerializeToString,
@@ -365,6 +370,13 @@ class FleetServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def MeasureResource(self, request, context):
+        """What a resource's boot is now, as the TPM of its module attests it; waits for its host.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CreateToken(self, request, context):
         """Access tokens for owners' programs and the console.
         """
@@ -446,6 +458,11 @@ def add_FleetServiceServicer_to_server(servicer, server):
                     servicer.RekeyResource,
                     request_deserializer=hsmvisor__rpc_dot_v1_dot_manager__pb2.RekeyResourceRequest.FromString,
                     response_serializer=hsmvisor__rpc_dot_v1_dot_manager__pb2.Resource.SerializeToString,
+            ),
+            'MeasureResource': grpc.unary_unary_rpc_method_handler(
+                    servicer.MeasureResource,
+                    request_deserializer=hsmvisor__rpc_dot_v1_dot_manager__pb2.MeasureResourceRequest.FromString,
+                    response_serializer=hsmvisor__rpc_dot_v1_dot_manager__pb2.Measurement.SerializeToString,
             ),
             'CreateToken': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateToken,
@@ -789,6 +806,33 @@ class FleetService:
             '/hsmvisor.manager.v1.FleetService/RekeyResource',
             hsmvisor__rpc_dot_v1_dot_manager__pb2.RekeyResourceRequest.SerializeToString,
             hsmvisor__rpc_dot_v1_dot_manager__pb2.Resource.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def MeasureResource(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hsmvisor.manager.v1.FleetService/MeasureResource',
+            hsmvisor__rpc_dot_v1_dot_manager__pb2.MeasureResourceRequest.SerializeToString,
+            hsmvisor__rpc_dot_v1_dot_manager__pb2.Measurement.FromString,
             options,
             channel_credentials,
             insecure,

@@ -123,6 +123,8 @@ class FleetServiceStub:
     GetResource: _grpc.UnaryUnaryMultiCallable[_manager_pb2.GetResourceRequest, _manager_pb2.Resource]
     RekeyResource: _grpc.UnaryUnaryMultiCallable[_manager_pb2.RekeyResourceRequest, _manager_pb2.Resource]
     """Every key of a resource anew; compromised: old certificates are revoked and old keys end at once."""
+    MeasureResource: _grpc.UnaryUnaryMultiCallable[_manager_pb2.MeasureResourceRequest, _manager_pb2.Measurement]
+    """What a resource's boot is now, as the TPM of its module attests it; waits for its host."""
     CreateToken: _grpc.UnaryUnaryMultiCallable[_manager_pb2.CreateTokenRequest, _manager_pb2.CreateTokenResponse]
     """Access tokens for owners' programs and the console."""
     ListTokens: _grpc.UnaryUnaryMultiCallable[_manager_pb2.ListTokensRequest, _manager_pb2.ListTokensResponse]
@@ -151,6 +153,8 @@ class FleetServiceAsyncStub(FleetServiceStub):
     GetResource: _aio.UnaryUnaryMultiCallable[_manager_pb2.GetResourceRequest, _manager_pb2.Resource]  # type: ignore[assignment]
     RekeyResource: _aio.UnaryUnaryMultiCallable[_manager_pb2.RekeyResourceRequest, _manager_pb2.Resource]  # type: ignore[assignment]
     """Every key of a resource anew; compromised: old certificates are revoked and old keys end at once."""
+    MeasureResource: _aio.UnaryUnaryMultiCallable[_manager_pb2.MeasureResourceRequest, _manager_pb2.Measurement]  # type: ignore[assignment]
+    """What a resource's boot is now, as the TPM of its module attests it; waits for its host."""
     CreateToken: _aio.UnaryUnaryMultiCallable[_manager_pb2.CreateTokenRequest, _manager_pb2.CreateTokenResponse]  # type: ignore[assignment]
     """Access tokens for owners' programs and the console."""
     ListTokens: _aio.UnaryUnaryMultiCallable[_manager_pb2.ListTokensRequest, _manager_pb2.ListTokensResponse]  # type: ignore[assignment]
@@ -248,6 +252,14 @@ class FleetServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_manager_pb2.Resource, _abc.Awaitable[_manager_pb2.Resource]]:
         """Every key of a resource anew; compromised: old certificates are revoked and old keys end at once."""
+
+    @_abc_1.abstractmethod
+    def MeasureResource(
+        self,
+        request: _manager_pb2.MeasureResourceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_manager_pb2.Measurement, _abc.Awaitable[_manager_pb2.Measurement]]:
+        """What a resource's boot is now, as the TPM of its module attests it; waits for its host."""
 
     @_abc_1.abstractmethod
     def CreateToken(
