@@ -87,6 +87,17 @@ MAX_TPM_BLOB = 512 * 1024  #: bytes of a state blob that QEMU brings, as swtpm h
 MAX_TPM_HASH = 64 * 1024  #: bytes of one HASH_DATA
 MAX_TPM_HASHED = 1 << 20  #: and of all between HASH_START and HASH_END
 MAX_TPM_LOCALITY = 4  #: that a guest has; higher ones are the module's own
+MAX_TPM_CERTIFICATE = 2048  #: bytes, DER (libtpms' MAX_NV_INDEX_SIZE)
+MIN_TPM_NONCE, MAX_TPM_NONCE = 8, 64  #: bytes of a quote's nonce
+MAX_TSS_CONNECTIONS = 8  #: of the TSS to one TPM; one too many is closed
+TPM_LINGER_SECONDS = 0.1  #: that QEMU's next command is waited for in one system call; then in two
+TPM_QUESTION_SECONDS = 20.0  #: that the rest of a question may take once it has begun
+TPM_MOVE_SECONDS = 900.0  #: from the permission for a machine to go to another host until its state has left, or has come
+#: Wrong passwords that a TPM takes before it locks its guest out, seconds until it forgets one, and until that hierarchy does.
+#: A power cut counts as one: with libtpms' three a guest that crashes thrice waits a quarter of an hour for its disk's key.
+TPM_LOCKOUT = (32, 600, 1000)
+TPM_STORE_BURST = 200  #: changes of a TPM's state that are stored at once
+TPM_STORE_RATE = 20.0  #: and a second after that; beyond, the guest's commands wait
 
 # ---- a smart card -------------------------------------------------------------------------------------------------------
 

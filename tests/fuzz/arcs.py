@@ -10,7 +10,7 @@ from typing import Any
 
 _SOURCES = tuple(
     str(Path(__file__).resolve().parents[2] / name)
-    for name in ("daemon", "control_domain/hsmvisor/host", "control_domain/hsmvisor/serving", "proto")
+    for name in ("daemon", *(f"control_domain/hsmvisor/{part}" for part in ("host", "serving", "attestation")), "proto")
 )
 
 Arc = tuple[str, int, int]

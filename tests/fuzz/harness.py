@@ -17,7 +17,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Protocol, cast
 
-TARGETS = ("wire", "dispatcher", "commands", "state", "database", "internal", "handover", "reports", "vsock", "usb", "card", "tpm")
+TARGETS = (
+    "wire", "dispatcher", "commands", "state", "database", "internal", "handover", "reports", "vsock", "usb", "card", "tpm",
+    "tpm_server", "event_log",
+)  # fmt: skip
 CORPUS = Path(__file__).parent / "corpus"
 
 

@@ -6,7 +6,7 @@ import dataclasses
 import typing
 from typing import Any
 
-from fuzz.targets import commands, internal
+from fuzz.targets import commands, event_log, internal
 from hsmvisor_rpc.internal.frames import Frame, Kind, encode_frame
 from hsmvisor_rpc.sealed.canonical import MalformedRecord, Record
 from hsmvisord.keystore import records
@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 RECORDS: list[type[Record]] = [
     *commands.RECORDS,
     *internal.RECORDS.values(),
+    *event_log.RECORDS,
     records.MetaRecord,
     records.KeyRecord,
     records.RequestRecord,

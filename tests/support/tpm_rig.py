@@ -18,6 +18,7 @@ from typing import NoReturn
 from cryptography.hazmat.primitives.serialization import load_der_private_key
 from hsmvisord.tpm.blobs import Blobs
 from hsmvisord.tpm.managed import ManagedTpm, Wanted
+from hsmvisord.tpm.seals import Seals
 from hsmvisord.tpm.server import Server
 from support.cryptoki import REPOSITORY
 from support.host_process import wait_for
@@ -105,7 +106,7 @@ def main(directory: Path, port: int) -> None:
     tpm = ManagedTpm(path.read_bytes() if path.exists() else b"", store, log, firmware=bool(port))
     if not path.exists():
         tpm.manufacture()
-    server = Server(tpm, Blobs(KEY, MODULE), log)
+    server = Server(tpm, Seals(Blobs(KEY, MODULE)), log)
     if not port:
         manage = socket.create_server(str(directory / "manage.sock"), family=socket.AF_UNIX)
         threading.Thread(target=listen, args=(manage, partial(managed_by, tpm)), daemon=True).start()
@@ -129,7 +130,7 @@ def managed_by(tpm: ManagedTpm, sock: socket.socket) -> None:
         lines.write("done\n")
 
 
-def listen(listener: socket.socket, serve: Callable[[socket.socket], None]) -> NoReturn:
+def listen(listener: socket.socket, serve: Callable[[socket.socket], object]) -> NoReturn:
     with listener:
         while True:
             sock, _ = listener.accept()

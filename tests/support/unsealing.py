@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cryptography.hazmat.primitives import serialization
+from hsmvisor_rpc.internal.messages import STORAGE
 from hsmvisord.crypto.software import SoftwareProvider
 from hsmvisord.keyprovider.main import _INFO
 from hsmvisord.keyprovider.sources import FileSource
@@ -21,7 +22,7 @@ def private_keys(state_directory: Path, module_id: bytes) -> list[PrivateKey]:
     with contextlib.closing(sqlite3.connect(state_directory / "state.db")) as database:
         rows = dict(database.execute("SELECT name, blob FROM sealed WHERE module_id = ?", (module_id,)))
         (version,) = database.execute("SELECT version FROM modules WHERE module_id = ?", (module_id,)).fetchone()
-    storage_key = FileSource(state_directory / "master.key").derive(_INFO + module_id)
+    storage_key = FileSource(state_directory / "master.key").derive(_INFO[STORAGE] + module_id)
     state, _, _ = persistence.load(rows, Vault(module_id, storage_key), SoftwareProvider(), version)
     found: list[Any] = [serialization.load_der_private_key(key.private.pkcs8(), None) for key in state.keys.values()]
     return found

@@ -132,7 +132,8 @@ def test_each_ciphertext_decrypts(provider: CryptoProvider) -> None:
         wrong = number.to_bytes(256, "big")
         answers.append(decrypter.run(wrong))
         assert decrypter.run(wrong) == answers[-1] and len(answers[-1]) <= 245
-    assert len(set(answers)) == 40 and len(set(map(len, answers))) > 10
+    long = [answer for answer in answers if len(answer) >= 8]  # lengths are random too: two that are empty are not a repetition
+    assert len(set(long)) == len(long) > 20 and len(set(map(len, answers))) > 10
     again = provider.open_private(key.stored()).decrypter(Mechanism(ck.CKM_RSA_PKCS))
     assert [again.run(number.to_bytes(256, "big")) for number in range(40)] == answers, "after a restart too"
 

@@ -14,10 +14,13 @@ from collections.abc import Iterator
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
+from hsmvisor_rpc.internal.phases import TPM_BUSY_SIZE
 from hsmvisord import limits
-from hsmvisord.tpm.blobs import OVERHEAD, BadBlob, Blobs
+from hsmvisord.tpm.blobs import CAPTURE, OVERHEAD, BadBlob, Blobs
 from hsmvisord.tpm.managed import Wanted
+from hsmvisord.tpm.seals import Seals
 from hsmvisord.tpm.server import CAPABILITIES, Server
+from hsmvisord.tpm.stream import Busy
 from hsmvisord.wire import tpm2
 from hsmvisord.wire import tpm_control as t
 from hsmvisord.wire.tpm_control import Blob, Command
@@ -38,7 +41,8 @@ class Stand:
         self.machine.anew()
         self.machine.managed.switch_off()
         self.said: list[str] = []
-        self.server = Server(self.machine.managed, Blobs(KEY, MODULE), self.said.append)
+        self.seals = Seals(Blobs(KEY, MODULE))
+        self.server = Server(self.machine.managed, self.seals, self.said.append)
         self.before = descriptors()
         self._qemus: list[Qemu] = []
         self._threads: list[threading.Thread] = []
@@ -234,13 +238,15 @@ def test_no_state_in_the_clear_is_taken(stand: Stand) -> None:
     assert qemu.set_blob(Blob.PERMANENT, 0, plain) == refused
     assert qemu.set_blob(Blob.PERMANENT, t.ENCRYPTED, plain) == refused
     assert qemu.set_blob(Blob.VOLATILE, t.ENCRYPTED, sealed) == refused, "of another kind"
-    assert qemu.set_blob(Blob.PERMANENT, t.ENCRYPTED, Blobs(KEY, b"n" * 16).seal(1, plain)) == refused, "another module's"
-    for at in (0, 25, len(sealed) - 1):
+    assert qemu.set_blob(Blob.PERMANENT, t.ENCRYPTED, Blobs(KEY, b"n" * 16).seal(1, bytes(CAPTURE), plain)) == refused, (
+        "another module's"
+    )
+    for at in (0, 25, 40, len(sealed) - 1):
         broken = bytearray(sealed)
         broken[at] ^= 1
         assert qemu.set_blob(Blob.PERMANENT, t.ENCRYPTED, bytes(broken)) == refused
     assert qemu.set_blob(Blob.PERMANENT, t.ENCRYPTED, sealed) == 0
-    assert len(stand.said) == 7 and "in the clear" in stand.said[0]
+    assert len(stand.said) == 8 and "in the clear" in stand.said[0]
 
 
 @pytest.mark.parametrize("kind", [0, 4, 0xFFFFFFFF])
@@ -248,6 +254,28 @@ def test_kinds_of_state_that_there_are_not(stand: Stand, kind: int) -> None:
     qemu = stand.qemu()
     assert qemu.ask(Command.GET_STATE_BLOB, struct.pack(">III", 1, kind, 0))[:4] == struct.pack(">I", t.BAD_PARAMETER)
     assert qemu.set_blob(kind, t.ENCRYPTED, b"x") == t.BAD_PARAMETER
+
+
+@pytest.mark.parametrize("word", [False, True])
+@pytest.mark.parametrize("kinds", [(Blob.PERMANENT,), (Blob.PERMANENT, Blob.VOLATILE)])
+def test_state_that_was_brought_is_that_machines(stand: Stand, word: bool, kinds: tuple[Blob, ...]) -> None:
+    """It ends before it has started: the next one begins with what the TPM has here."""
+    source, guest = stand.running()
+    key = stand.machine.deliver()
+    blobs = {kind: source.blob(kind) for kind in kinds}
+    assert guest.nv_define(0x01500000, 8) == 0
+    source.good(Command.STOP)
+    for kind, (flags, data) in blobs.items():
+        assert source.set_blob(kind, flags, data) == 0
+    if word:
+        source.good(Command.SHUTDOWN)
+    else:
+        stand.server.machine_gone()
+    kept = list(stand.machine.kept)
+    _, again = stand.running()
+    assert again.nv_attributes(0x01500000)
+    verify(key, DIGEST, again.sign(HANDLE, DIGEST)[1])
+    assert stand.machine.kept[: len(kept)] == kept
 
 
 def test_a_running_tpm_takes_no_state(stand: Stand) -> None:
@@ -268,11 +296,124 @@ def test_offsets_of_a_blob(stand: Stand) -> None:
 
 def test_blobs() -> None:
     blobs = Blobs(KEY, MODULE)
-    sealed = blobs.seal(1, b"state")
-    assert blobs.open(1, sealed) == b"state" and len(sealed) == 5 + OVERHEAD and blobs.seal(1, b"state") != sealed
+    capture = os.urandom(CAPTURE)
+    sealed = blobs.seal(1, capture, b"state")
+    assert blobs.open(1, sealed) == (capture, b"state") and len(sealed) == 5 + OVERHEAD
+    assert blobs.seal(1, capture, b"state") != sealed
     for data in (b"", sealed[:-1], sealed[: OVERHEAD - 1], sealed + b"x"):
         with pytest.raises(BadBlob):
             blobs.open(1, data)
+
+
+class Ends:
+    """Both ends of a move, by their seals alone."""
+
+    def __init__(self) -> None:
+        self.now, self.said = 0.0, list[str]()
+        self.here, self.there = (Seals(Blobs(key, MODULE), self.said.append, lambda: self.now) for key in (KEY, bytes(32)))
+        self.move()
+
+    def move(self) -> None:
+        ident, key = os.urandom(16), os.urandom(32)
+        self.here.move(True, ident, key)
+        self.there.move(False, ident, key)
+
+    def capture(self) -> tuple[bytes, bytes]:
+        return self.here.seal(Blob.PERMANENT, True, b"permanent"), self.here.seal(Blob.VOLATILE, False, b"volatile")
+
+
+def test_one_capture_leaves_in_a_move() -> None:
+    """What came before the guest went on is an older state: the same permission seals no second one."""
+    ends = Ends()
+    permanent, volatile = ends.capture()
+    later = ends.capture()
+    assert "another attempt needs another hsmvisor module move-tpm" in ends.said[0]
+    for kind, sealed in zip((Blob.PERMANENT, Blob.VOLATILE), later, strict=True):
+        with pytest.raises(BadBlob):
+            ends.there.open(kind, sealed)
+    ends.move()
+    with pytest.raises(BadBlob):
+        ends.there.open(Blob.PERMANENT, permanent)
+    again = ends.capture()
+    assert ends.there.open(Blob.PERMANENT, again[0]) == b"permanent"
+    with pytest.raises(BadBlob):
+        ends.there.open(Blob.VOLATILE, volatile)
+    assert ends.there.open(Blob.VOLATILE, again[1]) == b"volatile" and len(ends.said) == 1
+    ends.there.arrived()
+    with pytest.raises(BadBlob):
+        ends.there.open(Blob.PERMANENT, again[0])
+
+
+def test_a_part_that_is_asked_for_again_is_another_moments(stand: Stand) -> None:
+    qemu, guest = stand.running()
+    ident, key, there = os.urandom(16), os.urandom(32), Seals(Blobs(bytes(32), MODULE))
+    stand.seals.move(True, ident, key)
+    there.move(False, ident, key)
+    permanent, volatile = qemu.blob(Blob.PERMANENT)[1], qemu.blob(Blob.VOLATILE)[1]
+    guest.extend(7, bytes(32))
+    later = qemu.blob(Blob.VOLATILE)[1]
+    there.open(Blob.PERMANENT, permanent)
+    with pytest.raises(BadBlob):
+        there.open(Blob.VOLATILE, later)
+    there.open(Blob.VOLATILE, volatile)
+    for after in (lambda: qemu.good(Command.STOP), lambda: qemu.start()):
+        first = qemu.blob(Blob.PERMANENT)[1]
+        after()
+        stand.seals.open(Blob.PERMANENT, first)
+        with pytest.raises(BadBlob):
+            stand.seals.open(Blob.VOLATILE, qemu.blob(Blob.SAVED)[1] or volatile)
+
+
+def test_parts_of_two_snapshots_are_none() -> None:
+    ends = Ends()
+    ends.here.move(True, b"", b"")
+    older, newer = ends.capture(), ends.capture()
+    with pytest.raises(BadBlob, match="another moment"):
+        ends.here.open(Blob.VOLATILE, older[1])
+    for permanent, volatile in (older, newer):
+        assert ends.here.open(Blob.PERMANENT, permanent) == b"permanent"
+        assert ends.here.open(Blob.VOLATILE, volatile) == b"volatile"
+        with pytest.raises(BadBlob, match="another moment"):
+            ends.here.open(Blob.VOLATILE, (older if volatile == newer[1] else newer)[1])
+    assert not ends.said
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_move_has_its_time(late: bool) -> None:
+    ends = Ends()
+    ends.now += limits.TPM_MOVE_SECONDS + late
+    permanent, _ = ends.capture()
+    if late:
+        with pytest.raises(BadBlob):
+            ends.there.open(Blob.PERMANENT, permanent)
+    else:
+        assert ends.there.open(Blob.PERMANENT, permanent) == b"permanent"
+
+
+def test_what_a_successor_sees_of_a_command_that_was_taken() -> None:
+    """That it was taken, from the moment on in which it was, until it is answered; and not what it is."""
+    memory = os.memfd_create("busy")
+    os.ftruncate(memory, TPM_BUSY_SIZE)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+        busy, successors = Busy(memory), Busy(memory)
+        with pytest.raises(BlockingIOError):
+            busy.take(ours)
+        for command in (b"\x80\1" + os.urandom(30), b"\0 no command", b"\x80" + os.urandom(limits.MAX_TPM_COMMAND - 1)):
+            assert not busy.is_so and not successors.is_so
+            theirs.sendall(command)
+            assert busy.take(ours) == command
+            assert successors.is_so and os.pread(memory, TPM_BUSY_SIZE, 0) == b"\1" + bytes(TPM_BUSY_SIZE - 1)
+            busy.answer(ours, b"a part", True)
+            assert successors.is_so and theirs.recv(100) == b"a part"
+            busy.answer(ours, b"answer", False)
+            assert theirs.recv(100) == b"answer"
+        theirs.close()
+        assert busy.take(ours) == b"" and not successors.is_so
+        with pytest.raises(BrokenPipeError):
+            busy.answer(ours, b"answer", False)
+    os.close(memory)
 
 
 # ---- peers that say what cannot be ------------------------------------------------------------------------------------------
@@ -287,6 +428,30 @@ def test_what_no_peer_says_ends_its_connection(stand: Stand, data: bytes) -> Non
         exactly(hostile.control, 1)
     assert guest.startup() == 0x100 and qemu.good(Command.GET_ESTABLISHED) == bytes(4), "and nobody else's"
     assert stand.said[-1].startswith("control: ")
+
+
+def test_descriptors_that_nobody_asked_for(stand: Stand) -> None:
+    """None is kept, whatever it is, and there is one connection for commands."""
+    socket_of, no_socket = socket.socketpair(), os.open("/dev/null", os.O_RDONLY)
+    for command, given in (
+        (Command.GET_CONFIG, [socket_of[0].fileno()]),
+        (Command.SET_DATA_FD, [no_socket]),
+        (Command.SET_DATA_FD, [no_socket, no_socket]),
+    ):
+        hostile = stand.qemu()
+        socket.send_fds(hostile.control, [struct.pack(">I", command)], given)
+        with pytest.raises(EOFError):
+            exactly(hostile.control, 1)
+    qemu, _ = stand.running()
+    before, threads = qemu.commands, threading.active_count()
+    for _ in range(20):
+        assert qemu.connect().startup() == 0x100
+        assert before is not None and before.recv(1) == b""
+        before = qemu.commands
+    assert threading.active_count() <= threads + 1
+    os.close(no_socket)
+    for sock in socket_of:
+        sock.close()
 
 
 @pytest.mark.parametrize("length", [0, 9, limits.MAX_TPM_COMMAND + 1, 0xFFFFFFFF])
@@ -323,5 +488,5 @@ def test_random_commands(stand: Stand, seed: int) -> None:
         code = rng.choice([rng.randrange(0x11F, 0x1A0), rng.randrange(1 << 32)])
         body = rng.randbytes(rng.choice([0, 2, 4, 12, 60, 500]))
         data = struct.pack(">HII", rng.choice([0x8001, 0x8002, rng.randrange(1 << 16)]), 10 + len(body), code) + body
-        assert guest._process(data)[:2] in (b"\x80\x01", b"\x80\x02", b"\x00\xc4")
+        assert guest.process(data)[:2] in (b"\x80\x01", b"\x80\x02", b"\x00\xc4")
     stand.machine.reset()

@@ -25,12 +25,12 @@ from hsmvisor_rpc.internal.phases import MAX_DESCRIPTORS, PROVIDER_MAY_BE_ASKED,
 from hsmvisor_rpc.sealed.canonical import MalformedRecord, Record, record_type
 
 from hsmvisord import memory
+from hsmvisord.confined import process, sandbox
 from hsmvisord.keyprovider import tpm
 from hsmvisord.keyprovider.keyfile import SourceError
 from hsmvisord.keyprovider.sources import KINDS, FileSource, KeySource
-from hsmvisord.worker import process, sandbox
 
-_INFO = b"hsmvisor storage key\0"
+_INFO = {m.STORAGE: b"hsmvisor storage key\0", m.TPM: b"hsmvisor TPM state\0"}
 
 
 class KeyProvider:
@@ -66,7 +66,10 @@ class KeyProvider:
             raise MalformedRecord("DeriveKey comes with the write end of a pipe")
         pipe = self._descriptors.pop(0)
         try:
-            os.write(pipe, self._source.derive(_INFO + message.module_id))  # 32 bytes: fewer than PIPE_BUF, so one write
+            if message.purpose not in m.KEY_PURPOSES:
+                raise MalformedRecord(f"a key for {message.purpose[:20]!r}")
+            key = self._source.derive(_INFO[message.purpose] + message.module_id)
+            os.write(pipe, key)  # 32 bytes: fewer than PIPE_BUF, so one write
         except (OSError, SourceError) as error:
             return m.Error(m.REASON_INTERNAL, f"no storage key: {error}")
         finally:

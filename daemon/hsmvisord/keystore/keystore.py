@@ -14,7 +14,7 @@ from typing import Any
 from hsmvisor_rpc.sealed import commands, envelope, limits
 from hsmvisor_rpc.sealed.canonical import MalformedRecord
 from hsmvisor_rpc.sealed.commands import Action, Command, Generate
-from hsmvisor_rpc.sealed.envelope import EnvelopeContext, RecipientKey
+from hsmvisor_rpc.sealed.envelope import EnvelopeContext, KeyMaterial, RecipientKey
 from hsmvisor_rpc.sealed.refusal import Reason, Refusal
 
 from hsmvisord import ck
@@ -69,6 +69,10 @@ def is_compromised(command: Command) -> bool:
     return command.action == Action.DESTROY and bool(command.body) and commands.Destroy.decode(command.body).compromised
 
 
+def _no_tpm(leaves: bool, ident: bytes, key: bytes) -> None:
+    raise ValueError("the module is no TPM")
+
+
 class Keystore:
     """One module's state with everything that changes it."""
 
@@ -98,6 +102,7 @@ class Keystore:
         self._alerted: dict[tuple[str, int], int] = {}
         self.changed: Callable[[State], None] = lambda state: None  #: called after each change, with the lock held
         self.happened: Callable[[Happening], None] = lambda happening: None
+        self.move_tpm: Callable[[bool, bytes, bytes], None] = _no_tpm  #: leaves, which move, its key; raises ValueError
 
     @classmethod
     def create(
@@ -195,6 +200,9 @@ class Keystore:
             case Action.DESTROY:
                 is_compromised(command)
                 return changes.destroy(self.state, name, number, Step.DESTROY)
+            case Action.MOVE_TPM:
+                self._move_tpm(command, commands.MoveTpm.decode(command.body))
+                return self.state
             case Action.CHANGE_ROOT:
                 root = commands.ChangeRoot.decode(command.body).new_root
                 if len(root) != 32:
@@ -210,7 +218,18 @@ class Keystore:
             private = self._open(command, body)
         return changes.stage(self.state, command.material, command.generation, body, private, chain, now)
 
-    def _open(self, command: Command, body: commands.Stage) -> PrivateKey:
+    def _move_tpm(self, command: Command, body: commands.MoveTpm) -> None:
+        if len(body.ident) != commands.MOVE_IDENT or command.material or command.generation:
+            raise Refusal(Reason.MALFORMED, f"a move has {commands.MOVE_IDENT} bytes that name it, no material and no generation")
+        key = self._unsealed(command, body.envelope).pkcs8 if body.envelope else b""
+        if len(key) not in (0, commands.MOVE_KEY):
+            raise Refusal(Reason.MALFORMED, f"a move has a key of {commands.MOVE_KEY} bytes")
+        try:
+            self.move_tpm(body.leaves, body.ident, key)
+        except ValueError as error:
+            raise Refusal(Reason.WRONG_STATE, str(error)) from None
+
+    def _unsealed(self, command: Command, sealed: bytes) -> KeyMaterial:
         context = EnvelopeContext(
             host_id=self.state.host_id,
             module_id=self.state.module_id,
@@ -219,7 +238,10 @@ class Keystore:
             generation=command.generation,
             expires_at=command.expires_at,
         )
-        material = self._recipient.open(body.envelope, context)
+        return self._recipient.open(sealed, context)
+
+    def _open(self, command: Command, body: commands.Stage) -> PrivateKey:
+        material = self._unsealed(command, body.envelope)
         if len(material.pkcs8) > limits.MAX_PKCS8:
             raise Refusal(Reason.TOO_LARGE, f"a private key has at most {limits.MAX_PKCS8} bytes")
         try:

@@ -8,9 +8,11 @@ import os
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-_MAGIC = b"hsmvisor TPM blob 1\0"
+_MAGIC = b"hsmvisor TPM blob 2\0"
 _NONCE, _TAG = 12, 16
-OVERHEAD = len(_MAGIC) + _NONCE + _TAG  #: bytes that a sealed blob has more
+CAPTURE = 16  #: bytes that name a capture: blobs of several kinds, of one moment
+_SEALED = len(_MAGIC) + CAPTURE + _NONCE  #: where what is sealed begins
+OVERHEAD = _SEALED + _TAG  #: bytes that a sealed blob has more
 
 
 class BadBlob(Exception):
@@ -22,19 +24,19 @@ class Blobs:
         """`key`: 32 bytes, of this module's TPM alone, the same on whichever host the module is."""
         self._key, self._module_id = AESGCM(key), module_id
 
-    def seal(self, kind: int, data: bytes) -> bytes:
+    def seal(self, kind: int, capture: bytes, data: bytes) -> bytes:
         nonce = os.urandom(_NONCE)
-        return _MAGIC + nonce + self._key.encrypt(nonce, data, self._bound(kind))
+        return _MAGIC + capture + nonce + self._key.encrypt(nonce, data, self._bound(kind, capture))
 
-    def open(self, kind: int, sealed: bytes) -> bytes:
-        """Raises BadBlob."""
+    def open(self, kind: int, sealed: bytes) -> tuple[bytes, bytes]:
+        """Returns the capture and what it has.  Raises BadBlob."""
         if len(sealed) < OVERHEAD or not sealed.startswith(_MAGIC):
             raise BadBlob("it is not sealed")
-        nonce, rest = sealed[len(_MAGIC) : len(_MAGIC) + _NONCE], sealed[len(_MAGIC) + _NONCE :]
+        capture, nonce = sealed[len(_MAGIC) : _SEALED - _NONCE], sealed[_SEALED - _NONCE : _SEALED]
         try:
-            return self._key.decrypt(nonce, rest, self._bound(kind))
+            return capture, self._key.decrypt(nonce, sealed[_SEALED:], self._bound(kind, capture))
         except InvalidTag:
             raise BadBlob("it is another module's, of another kind, or it was changed") from None
 
-    def _bound(self, kind: int) -> bytes:
-        return _MAGIC + bytes([kind]) + self._module_id
+    def _bound(self, kind: int, capture: bytes) -> bytes:
+        return _MAGIC + bytes([kind]) + capture + self._module_id

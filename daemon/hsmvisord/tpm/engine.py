@@ -6,14 +6,20 @@ each change, whole, before the command that changed it is answered.
 
 from __future__ import annotations
 
+import mmap
+import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from typing import Any
 
 from hsmvisord import limits
 from hsmvisord.tpm import library
-from hsmvisord.tpm.library import ffi
+from hsmvisord.tpm.library import TpmFault, ffi
+from hsmvisord.tpm.plain import Left, Plain
 from hsmvisord.wire.tpm2 import HEAD, NO_SESSIONS
+
+__all__ = ["Tpm", "TpmFault"]
 
 RC_FAILURE, RC_COMMAND_SIZE = 0x101, 0x142  #: part 2, 6.6.3
 
@@ -21,29 +27,26 @@ _PERMANENT = b"permall"  #: as libtpms names it (tpm_nvfilename.h)
 _created = False
 
 
-class TpmFault(Exception):
-    """What libtpms refused; the text has its result."""
-
-
 class Tpm:
     """The one of this process.
 
     `store`: keeps the permanent state; where it raises, the command fails, and the TPM is out of order until it is switched on
-    again.
+    again.  `followed`: codes of commands that are not plain.
     """
 
-    def __init__(self, permanent: bytes, store: Callable[[bytes], None]) -> None:
+    def __init__(self, permanent: bytes, store: Callable[[bytes], None], followed: Iterable[int] = ()) -> None:
         """`permanent`: as `store` was given it; empty: it is manufactured when it is switched on.  Raises NoLibrary, TpmFault."""
         global _created
         if _created:
             raise TpmFault("libtpms has one TPM in a process")
-        self._lib, self._libc = library.load()
+        libraries = library.load()
+        self._lib, self._libc = libraries.tpms, libraries.c
+        self._plain = Plain(libraries.plain, ffi.addressof(libraries.tpms, "TPMLIB_Process"), followed)
         self._lock = threading.Lock()
-        self._store, self.permanent, self._locality = store, permanent, 0
+        self._store, self.permanent = store, permanent
         self.on = False
-        self._response = ffi.new("unsigned char **")
-        self._size, self._room = ffi.new("uint32_t *"), ffi.new("uint32_t *")
-        self._callbacks = self._made_callbacks()
+        self._callbacks = library.callbacks()
+        library.owner = self
         self._do("ChooseTPMVersion", self._lib.TPMLIB_ChooseTPMVersion(library.TPM_2))
         self._do("RegisterCallbacks", self._lib.TPMLIB_RegisterCallbacks(self._callbacks))
         _created = True
@@ -65,6 +68,12 @@ class Tpm:
                 self._lib.TPMLIB_Terminate()
             self.on = False
 
+    def close(self) -> None:
+        """It is off, and this process may have another one."""
+        global _created
+        self.switch_off()
+        library.owner, _created = None, False
+
     # ---- commands ---------------------------------------------------------------------------------------------------
 
     def process(self, command: bytes, locality: int = 0) -> bytes:
@@ -74,9 +83,20 @@ class Tpm:
         with self._lock:
             if not self.on:
                 return failure(RC_FAILURE)
-            self._locality = locality
-            self._do("Process", self._lib.TPMLIB_Process(self._response, self._size, self._room, command, len(command)))
-            return bytes(ffi.buffer(self._response[0], self._size[0]))
+            self._plain.at_locality(locality)
+            return self._plain.answer(command)
+
+    def process_plain(self, sock: socket.socket, page: mmap.mmap, locality: int) -> Left:
+        """As Plain.serve; Left() where it is off.  Raises TpmFault."""
+        with self._lock:
+            if not self.on:
+                return Left()
+            self._plain.at_locality(locality)
+            return self._plain.serve(sock, page)
+
+    def held_off(self) -> AbstractContextManager[None]:
+        """As Plain.held_off, by any thread."""
+        return self._plain.held_off()
 
     def cancel(self) -> None:
         """The command that runs, if there is one, ends soon with TPM_RC_CANCELED, or as if nobody had asked.  By any thread."""
@@ -104,7 +124,7 @@ class Tpm:
         """Raises TpmFault: only localities 3 and 4 may."""
         with self._lock:
             self._demand_on()
-            self._locality = locality
+            self._plain.at_locality(locality)
             self._do("TpmEstablished_Reset", self._lib.TPM_IO_TpmEstablished_Reset())
 
     def hash(self, parts: list[bytes]) -> None:
@@ -138,32 +158,9 @@ class Tpm:
                 raise TpmFault("a TPM that is on has its state")
             self._do("SetState", self._lib.TPMLIB_SetState(kind, data, len(data)))
 
-    # ---- callbacks; all but `cancel` hold the lock ----------------------------------------------------------------------
+    # ---- callbacks; whoever caused them holds the lock ----------------------------------------------------------------------
 
-    def _made_callbacks(self) -> Any:
-        made: Any = ffi.new("struct libtpms_callbacks *")
-        made.sizeOfStruct = ffi.sizeof("struct libtpms_callbacks")
-        self._kept = [  # libtpms has their addresses, and nothing that keeps them alive
-            ffi.callback("TPM_RESULT(void)", lambda: 0),
-            ffi.callback("TPM_RESULT(unsigned char **, uint32_t *, uint32_t, const char *)", self._load, error=library.FAIL),
-            ffi.callback("TPM_RESULT(const unsigned char *, uint32_t, uint32_t, const char *)", self._save, error=library.FAIL),
-            ffi.callback("TPM_RESULT(uint32_t, const char *, TPM_BOOL)", lambda number, name, must_exist: 0),
-            ffi.callback("TPM_RESULT(void)", lambda: 0),
-            ffi.callback("TPM_RESULT(uint32_t *, uint32_t)", self._tell_locality),
-            ffi.callback("TPM_RESULT(TPM_BOOL *, uint32_t)", _tell_presence),
-        ]
-        (
-            made.tpm_nvram_init,
-            made.tpm_nvram_loaddata,
-            made.tpm_nvram_storedata,
-            made.tpm_nvram_deletename,
-            made.tpm_io_init,
-            made.tpm_io_getlocality,
-            made.tpm_io_getphysicalpresence,
-        ) = self._kept
-        return made
-
-    def _load(self, data: Any, length: Any, number: int, name: Any) -> int:
+    def load(self, data: Any, length: Any, number: int, name: Any) -> int:
         if ffi.string(name) != _PERMANENT or not self.permanent:
             return library.RETRY
         room = self._libc.malloc(len(self.permanent))
@@ -173,7 +170,7 @@ class Tpm:
         data[0], length[0] = ffi.cast("unsigned char *", room), len(self.permanent)
         return 0
 
-    def _save(self, data: Any, length: int, number: int, name: Any) -> int:
+    def save(self, data: Any, length: int, number: int, name: Any) -> int:
         if ffi.string(name) != _PERMANENT:
             return 0  # the volatile state is asked for, not kept
         changed = bytes(ffi.buffer(data, length))
@@ -184,10 +181,6 @@ class Tpm:
         self.permanent = changed
         return 0
 
-    def _tell_locality(self, locality: Any, number: int) -> int:
-        locality[0] = self._locality
-        return 0
-
     def _demand_on(self) -> None:
         if not self.on:
             raise TpmFault("the TPM is off")
@@ -195,11 +188,6 @@ class Tpm:
     def _do(self, what: str, result: int) -> None:
         if result:
             raise TpmFault(f"{what}: {result:#x}")
-
-
-def _tell_presence(present: Any, number: int) -> int:
-    present[0] = 0
-    return 0
 
 
 def failure(result: int) -> bytes:

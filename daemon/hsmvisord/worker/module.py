@@ -19,6 +19,7 @@ from functools import partial
 from typing import Any, NoReturn
 
 from hsmvisor_rpc.internal import messages as m
+from hsmvisor_rpc.internal.descriptors import close_descriptors
 from hsmvisor_rpc.internal.phases import Phase
 from hsmvisor_rpc.sealed.canonical import MalformedRecord, Record
 from hsmvisor_rpc.sealed.commands import Command
@@ -26,6 +27,8 @@ from hsmvisor_rpc.sealed.refusal import Refusal
 
 from hsmvisord import ck, memory
 from hsmvisord.ck import CkError
+from hsmvisord.confined import sandbox
+from hsmvisord.confined.link import Incoming, Link, Refused
 from hsmvisord.crypto.hardware.channel import Away
 from hsmvisord.keystore import persistence
 from hsmvisord.keystore.keystore import Cause, Happening, Keystore, StorageError, is_compromised
@@ -37,13 +40,12 @@ from hsmvisord.token.token import Settings, Token
 from hsmvisord.transport.connection import Connection
 from hsmvisord.transport.listener import Listener
 from hsmvisord.transport.parking import Parking
-from hsmvisord.transport.vsock.memory import close_descriptors
-from hsmvisord.worker import reports, sandbox
+from hsmvisord.worker import reports
 from hsmvisord.worker.cryptoprocessor import Cryptoprocessor
-from hsmvisord.worker.link import Incoming, Link, Refused
 from hsmvisord.worker.plug import NoDevice, Plug
-from hsmvisord.worker.settings import parse_card, parse_settings
+from hsmvisord.worker.settings import parse_card, parse_settings, parse_tpm
 from hsmvisord.worker.succession import Arrival, Departure, Stream, SuccessionFailed, looks
+from hsmvisord.worker.tpm_keys import TpmKeys
 from hsmvisord.worker.usb_plug import UsbPlug
 from hsmvisord.worker.violations import Violations
 from hsmvisord.worker.visits import Visits
@@ -69,6 +71,7 @@ class Module:
         self._departure: Departure | None = None
         self._plug = Plug(self._take_connection, link.announce)
         self._usb = UsbPlug(self._take_connection, lambda record: link.announce(record, []))
+        self._tpm = TpmKeys(lambda failure: self._tell("tpm-keys", failure=failure))
         self._came: tuple[socket.socket, str] | None = None  #: a connection that is taken once that is answered
 
     def start(self) -> None:
@@ -174,6 +177,10 @@ class Module:
                 return m.Done()
             case m.QueryUsb():
                 return self._usb.query()
+            case m.ServeTpm():
+                assert self._token is not None, "the phase table lets no TPM in before"
+                self._tpm.serve(_connected(incoming.descriptors), self._token)
+                return m.Done()
             case m.TakeConnection():
                 self._came = _connected(incoming.descriptors), message.peer
                 return m.Done()
@@ -203,9 +210,11 @@ class Module:
                 return m.Report(self._statistics(token))
             case m.Configure():
                 settings, card = parse_settings(message.settings), parse_card(message.settings)
+                by_tpm = parse_tpm(message.settings)
                 self._crypto.check(settings.cryptoprocessor)
                 token.settings = settings
                 self._usb.configure(card)
+                self._tpm.configure(by_tpm)
                 self._log_signatures(token)
                 return m.Done()
             case m.SetPin():
@@ -285,6 +294,7 @@ class Module:
         self._link.phase = Phase.BOOTING
         settings = parse_settings(boot.settings)
         self._usb.configure(parse_card(boot.settings))
+        self._tpm.configure(parse_tpm(boot.settings))
         self._crypto.check(settings.cryptoprocessor)
         vault = Vault(self._spawn.module_id, self._storage_key())
         keystore = self._load(boot.host_id, boot.version, vault) if boot.version else self._create(boot, vault)
@@ -304,6 +314,7 @@ class Module:
         token.on_change = self._token_changed
         token.on_fault = self._fault
         keystore.happened = self._happened
+        keystore.move_tpm = self._tpm.move
         keystore.usage = token.usage
         keystore.watch_clock(time.monotonic)
         self._token = token
@@ -315,6 +326,7 @@ class Module:
     def _token_changed(self) -> None:
         self._wake.set()
         self._usb.look()
+        self._tpm.look()
 
     def _storage_key(self) -> bytes:
         with open(self._key_pipe, "rb", buffering=0) as pipe:
@@ -364,6 +376,7 @@ class Module:
         self._link.phase = Phase.BOOTING
         settings = parse_settings(message.settings)
         self._usb.configure(parse_card(message.settings))
+        self._tpm.configure(parse_tpm(message.settings))
         self._crypto.check(settings.cryptoprocessor)
         keystore = self._load(message.host_id, message.version, Vault(self._spawn.module_id, self._storage_key()))
         token, listener = self._make_token(keystore, settings)

@@ -15,6 +15,7 @@ from hsmvisord.face.card.slots import CardSettings, card_settings
 from hsmvisord.keystore import pin
 from hsmvisord.token.policy import EVERYTHING, Policy
 from hsmvisord.token.token import Settings
+from hsmvisord.worker.tpm_keys import TpmSettings, tpm_settings
 
 
 def parse_settings(text: str) -> Settings:
@@ -22,7 +23,7 @@ def parse_settings(text: str) -> Settings:
     values = json.loads(text or "{}")
     if not isinstance(values, dict):
         raise ValueError("settings are a JSON object")
-    known = {f.name for f in dataclasses.fields(Settings)} | {"card"}
+    known = {f.name for f in dataclasses.fields(Settings)} | {"card", "tpm"}
     if unknown := set(values) - known:
         raise ValueError(f"unknown setting {min(unknown)!r}")
     settings = Settings(
@@ -44,6 +45,12 @@ def parse_card(text: str) -> CardSettings:
     """Returns what the settings say of the card.  Raises ValueError that names the setting."""
     values = json.loads(text or "{}")
     return card_settings(values.get("card") or {})
+
+
+def parse_tpm(text: str) -> TpmSettings:
+    """As parse_card, of the TPM."""
+    values = json.loads(text or "{}")
+    return tpm_settings(values.get("tpm") or {})
 
 
 def _policy(values: Any) -> Policy:
