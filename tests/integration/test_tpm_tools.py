@@ -1,14 +1,28 @@
-"""tpm2-tools say the same of our TPM as of swtpm: command after command, the same results."""
+"""tpm2-tools say the same of a module's TPM as of swtpm: command after command, the same results.
+
+But for the platform hierarchy, which is the module's (test_tpm_host).
+"""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
+import signal
+import socket
+import subprocess
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import pytest
+from hsmvisor.cli.tpm_tcp import MAX_CONNECTIONS
 from support.certificates import new_key, private_pem
-from support.tpm_rig import TpmProcess
+from support.command import Command
+from support.host import Host
+from support.tpm_host import create, machine, tool
+from support.tpm_rig import TpmProcess, two_ports
 
 pytestmark = pytest.mark.real
 
@@ -40,7 +54,7 @@ rsadecrypt -c rsa.ctx -o rsa.back rsa.out
 evictcontrol -C o -c key.ctx 0x81000001
 readpublic -c 0x81000001
 sign -c 0x81000001 -g sha256 -o persistent.sig random
-!evictcontrol -C p -c key.ctx 0x81000002
+!evictcontrol -C o -c key.ctx 0x81800002
 evictcontrol -C o -c 0x81000001
 createpolicy --policy-pcr -l sha256:16 -L pcr.policy
 create -C primary.ctx -i random -u seal.pub -r seal.priv -L pcr.policy
@@ -106,41 +120,46 @@ _VERSIONS = re.compile(r"TPM2_PT_(FIRMWARE_VERSION|VENDOR|MANUFACTURER)\w*:.*?(?
 OUTSIDE = private_pem(new_key("p256"))  #: a key that comes from elsewhere
 
 
-@pytest.fixture
-def ours(tmp_path: Path) -> Iterator[TpmProcess]:
-    tpm = TpmProcess(tmp_path / "ours")
-    yield tpm
-    tpm.close()
+class Run(Protocol):
+    """One of tpm2-tools' commands."""
+
+    def __call__(self, *words: str | Path, check: bool = True, cwd: Path | None = None) -> subprocess.CompletedProcess[bytes]: ...
 
 
 @pytest.fixture
-def theirs(tmp_path: Path) -> Iterator[TpmProcess]:
+def ours() -> Iterator[Run]:
+    with Host() as host:
+        yield partial(tool, create(host, "tools"))
+
+
+@pytest.fixture
+def theirs(tmp_path: Path) -> Iterator[Run]:
     tpm = TpmProcess(tmp_path / "theirs", "swtpm")
-    yield tpm
+    yield tpm.run
     tpm.close()
 
 
-def told(tpm: TpmProcess, line: str, place: Path) -> tuple[bool, str]:
+def told(run: Run, line: str, place: Path) -> tuple[bool, str]:
     """Whether it succeeded, and what it said, without what is each TPM's own."""
     name, *words = line.removeprefix("!").split()
-    done = tpm.run(f"tpm2_{name}", *words, check=False, cwd=place)
+    done = run(f"tpm2_{name}", *words, check=False, cwd=place)
     for what in ("--transient-object", "--loaded-session"):  # a TPM has room for three, and here is no resource manager
-        tpm.run("tpm2_flushcontext", what)
+        run("tpm2_flushcontext", what)
     said = done.stdout.decode(errors="replace") + done.stderr.decode()
     return done.returncode == 0, _OWN.sub("*", _VERSIONS.sub("", said))
 
 
-def test_a_story(ours: TpmProcess, theirs: TpmProcess, tmp_path: Path) -> None:
+def test_a_story(ours: Run, theirs: Run, tmp_path: Path) -> None:
     assert len({line.removeprefix("!").split()[0] for line in LINES}) >= 40
     places = [tmp_path / "at-ours", tmp_path / "at-theirs"]
     for place in places:
         place.mkdir()
         (place / "outside.pem").write_bytes(OUTSIDE)
     for line in LINES:
-        (fine, said), (expected, wanted) = (told(tpm, line, place) for tpm, place in zip((ours, theirs), places, strict=True))
+        (fine, said), (expected, wanted) = (told(run, line, place) for run, place in zip((ours, theirs), places, strict=True))
         assert (fine, said) == (expected, wanted), line
         assert fine == (not line.startswith("!")), f"{line}: {said}"
-    pcrs = ours.run("tpm2_getcap", "pcrs").stdout.decode()
+    pcrs = ours("tpm2_getcap", "pcrs").stdout.decode()
     assert re.findall(r"(sha\d+): \[ (0, 1, .*23)? ?\]", pcrs) == [
         ("sha1", ""),
         ("sha256", ", ".join(map(str, range(24)))),
@@ -150,3 +169,33 @@ def test_a_story(ours: TpmProcess, theirs: TpmProcess, tmp_path: Path) -> None:
     for place in places:
         random = (place / "random").read_bytes()
         assert [(place / name).read_bytes() for name in ("rsa.back", "unsealed", "nv.out", "aes.back")] == [random] * 4
+
+
+def test_by_tcp(tmp_path: Path) -> None:
+    """As swtpm's socket mode; it ends by Ctrl-C, and a machine's TPM is the machine's alone."""
+    with Host() as host:
+        module, port = create(host, "tools"), two_ports()
+        command = Command(f"unix:{host.process.socket}", tmp_path)
+        with command.start("module", "tpm-tcp", module.name, "--port", str(port)) as carrying:
+            assert carrying.stdout is not None
+            tcti = carrying.stdout.readline().decode().strip().removeprefix("TPM2TOOLS_TCTI=")
+            assert tcti == f"swtpm:host=127.0.0.1,port={port}"
+            environment = os.environ | {"TPM2TOOLS_TCTI": tcti}
+            for words in (("tpm2_getrandom", "8"), ("tpm2_pcrread", "sha256:0"), ("tpm2_createprimary", "-c", "primary.ctx")):
+                subprocess.run(words, env=environment, cwd=tmp_path, check=True, timeout=60, capture_output=True)
+            with contextlib.ExitStack() as stack:
+                for _ in range(MAX_CONNECTIONS + 1):
+                    last = stack.enter_context(socket.create_connection(("127.0.0.1", port), 10))
+                assert last.recv(1) == b"", "one too many"
+            assert "Address already in use" in failed(command, "module", "tpm-tcp", module.name, "--port", str(port))
+            carrying.send_signal(signal.SIGINT)
+            assert carrying.wait(10) == 0 and carrying.stdout.read() == b""
+        with machine(module):
+            assert "is its machine's" in failed(command, "module", "tpm-tcp", module.name)
+        host.create("bare")
+        assert "--tpm" in failed(command, "module", "tpm-tcp", "bare")
+
+
+def failed(command: Command, *words: str) -> str:
+    command(*words, code=1)
+    return command.errors

@@ -29,6 +29,7 @@ from support.qmp import Event, Monitor
 
 PORTS = ("rp0", "rp1", "rp2")  #: PCI Express root ports, empty but for the device from the start, which sits in rp0
 MEMORY = 256  #: MiB
+COMMAND_LINE = "console=ttyS0 quiet panic=-1 mitigations=off no_timer_check"  #: of the guest's kernel
 GRACE = 15  #: seconds that the guest has for an answer beyond the time that a command was given
 PIECE = 1 << 18  #: bytes of a file that are copied in one request
 
@@ -52,6 +53,9 @@ class GuestMachine:
     """One machine.  `device_socket` is where a vhost-user-vsock device of the start listens already; `share=False` gives it memory
     that no device can map; `arguments` are more of QEMU's.  With `network`, the host's loopback is 10.0.2.2 in the guest.
 
+    `firmware` (a file, as QEMU's -bios takes it) starts the kernel, or what is on `boot_disk`.  `root` is written to, not
+    the image.  With `incoming` (as QEMU's option) the guest comes from another machine, and `boot` does not wait for it.
+
     `qmp_socket` is a second monitor, for whoever else has to talk to QEMU.
     """
 
@@ -63,9 +67,14 @@ class GuestMachine:
         cpus: int = 1,
         network: bool = True,
         share: bool = True,
+        firmware: str = "qboot.rom",
+        boot_disk: Path | None = None,
+        root: Path | None = None,
+        incoming: str = "",
         arguments: Sequence[str] = (),
     ) -> None:
         self.device_socket, self.memory, self.cpus, self.network, self.share = device_socket, memory, cpus, network, share
+        self.firmware, self.boot_disk, self.root, self.incoming = firmware, boot_disk, root, incoming
         self.more = tuple(arguments)
         self.directory = Path(tempfile.mkdtemp(prefix="hsmg."))  # short: names of sockets are
         self.qmp_socket = self.directory / "qmp.sock"
@@ -85,10 +94,16 @@ class GuestMachine:
         share = "on" if self.share else "off"
         result = ["-accel", accelerator(files), "-machine", "q35,memory-backend=ram", "-cpu", "max", "-smp", str(self.cpus)]
         result += ["-m", str(self.memory), "-object", f"memory-backend-memfd,id=ram,size={self.memory}M,share={share}"]
-        result += ["-nodefaults", "-no-user-config", "-display", "none", "-bios", "qboot.rom", "-serial", f"file:{self.console}"]
-        result += ["-kernel", str(files / "vmlinux"), "-initrd", str(files / "initramfs")]
-        result += ["-append", "console=ttyS0 quiet panic=-1 mitigations=off no_timer_check"]
-        result += ["-drive", f"file={files / 'root.ext4'},format=raw,if=virtio,snapshot=on,cache=unsafe"]
+        result += ["-nodefaults", "-no-user-config", "-display", "none", "-bios", self.firmware, "-serial", f"file:{self.console}"]
+        if self.boot_disk is None:
+            result += ["-kernel", str(files / "vmlinux"), "-initrd", str(files / "initramfs"), "-append", COMMAND_LINE]
+        else:
+            result += ["-drive", f"file={self.boot_disk},format=raw,if=none,id=boot,snapshot=on"]
+            result += ["-device", "ide-hd,drive=boot,bootindex=0"]
+        kept = f"{files / 'root.ext4'},snapshot=on" if self.root is None else self.root
+        result += ["-drive", f"file={kept},format=raw,if=virtio,cache=unsafe"]
+        if self.incoming:
+            result += ["-incoming", self.incoming]
         for name, path in (("qmp", self.qmp_socket), ("own", self.directory / "own.sock")):
             result += ["-chardev", f"socket,id={name},path={path},server=on,wait=off", "-mon", f"chardev={name},mode=control"]
         result += ["-chardev", f"socket,id=agent,path={self.directory / 'agent.sock'},server=on,wait=off"]
@@ -113,7 +128,7 @@ class GuestMachine:
             )
 
     def boot(self, within: float = 120) -> Self:
-        """Returns when the guest carries out commands."""
+        """Returns when the guest carries out commands, or can come."""
         begin = time.monotonic()
         try:
             command = ["qemu-system-x86_64", *self._qemu()]
@@ -123,7 +138,8 @@ class GuestMachine:
             self._process = self._parent.submit(self._launch, command).result()
             self._monitor = self._connected(within)
             self._channel = Channel(self.directory / "agent.sock")
-            self.wait_ready(within)
+            if not self.incoming:
+                self.wait_ready(within)
         except BaseException:
             self.close()
             raise
@@ -270,13 +286,18 @@ class GuestMachine:
                     self._channel.close("the machine was reset")
                     self._channel = Channel(self.directory / "agent.sock")
 
-    def reset(self, within: float = 120) -> float:
+    def reset(self, within: float = 240) -> float:
         """As by the button; returns when the guest carries out commands again, after how many seconds."""
         begin, mark = time.monotonic(), self.monitor.mark()
         self.qmp("system_reset")
         self.monitor.wait("RESET", mark)
-        self.wait_ready(within)
-        return time.monotonic() - begin
+        while True:
+            mark = self.monitor.mark()
+            try:
+                self.wait_ready(within)
+                return time.monotonic() - begin
+            except ConnectionError:  # SeaBIOS resets the machine once more
+                self.monitor.wait("RESET", mark, 1)
 
     def stop(self) -> None:
         self.qmp("stop")

@@ -29,7 +29,7 @@ class Host:
 
     def meet(self) -> Host:
         """Learns the started host's key, for deliveries; returns when its helpers are there as well, or after 2 s."""
-        self.key = self.process.host.GetHost(pb.GetHostRequest(), timeout=10).host_key
+        self.key = self.process.host.GetHost(pb.GetHostRequest(), timeout=10 * self.process.patience).host_key
         self.pusher = Pusher(self.process.connect(), self.authority, self.key)
         return self
 

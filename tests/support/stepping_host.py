@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from hsmvisor import environment
-from hsmvisor.host import database, link, module
+from hsmvisor.host import database, link, module, pauses
 from hsmvisor.host.main import main
 from hsmvisor.serving import events
 from hsmvisor.serving.audit import Audit
@@ -16,6 +16,7 @@ HELPERS = {
     "hsmvisord.launcher.main": "support.stepping_launcher",
     "hsmvisord.keyprovider.main": "support.stepping_key_provider",
     "hsmvisord.hsm.main": "support.stepping_hsm",
+    "hsmvisord.tpm.launcher": "support.stepping_tpm_launcher",
 }
 
 
@@ -31,6 +32,7 @@ def instrument() -> None:
 if __name__ == "__main__":
     events._STORE_EVERY = 3600.0  # each transaction belongs to an action
     module._DEATHS = 10_000  # many deaths are the purpose
+    pauses.QUICK = pauses.QUICK[:1] * module._DEATHS  # and each is as the first one
     environment._INHERITED = (*environment._INHERITED, VARIABLE)
     spawn = Spawned.__init__
 

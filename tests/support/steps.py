@@ -13,11 +13,12 @@ import os
 import struct
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-ROLES = ("supervisor", "launcher", "key provider", "worker", "hsm helper")
+ROLES = ("supervisor", "launcher", "key provider", "worker", "hsm helper", "tpm")
 VARIABLE = "HSMVISOR_STEPS"  #: names the file behind the shared memory
 
 _COUNTS = struct.Struct(f"<{len(ROLES)}q")  #: steps that each role may still take; 0: it is dead; below 0: nobody counts
@@ -55,6 +56,13 @@ class Board:
         at = _COUNTS.size + ROLES.index(role) * _NAME
         return self._memory[at : at + _NAME].rstrip(b"\0").decode()
 
+    def rests(self, role: str, seconds: float) -> None:
+        """Returns when the process of that role has taken no step for so long, or is dead."""
+        while (before := self._left(role)) > 0:
+            time.sleep(seconds)
+            if self._left(role) == before:
+                return
+
     def _left(self, role: str) -> int:
         left: int = _COUNTS.unpack_from(self._memory)[ROLES.index(role)]
         return left
@@ -90,8 +98,8 @@ class Stepper:
             with self._lock:
                 self._board.step(self.role, what)
 
-    def become_worker(self) -> None:
-        self.role, self._lock = "worker", threading.Lock()
+    def become(self, role: str) -> None:
+        self.role, self._lock = role, threading.Lock()
 
     def before(self, owner: Any, name: str, title: Callable[..., str], role: str = "") -> None:
         """Makes each call of a function a step (in one role alone, if it says so); `title` names it by its arguments."""

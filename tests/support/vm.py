@@ -128,7 +128,7 @@ class VirtualMachine:
         text = self._output.read_text()
         return text[: text.rfind("\n") + 1].splitlines()
 
-    def wait_for(self, prefix: str, count: int = 1, within: float = 240) -> list[str]:
+    def wait_for(self, prefix: str, count: int = 1, within: float = 400) -> list[str]:
         """Returns the lines that begin with `prefix` once there are `count` of them."""
         assert self._process is not None
         end = time.monotonic() + within

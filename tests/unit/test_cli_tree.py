@@ -49,10 +49,10 @@ def test_it_offers_what_the_api_offers() -> None:
     import inspect
 
     from hsmvisor.authority import pusher
-    from hsmvisor.cli import backups, devices, guests, hosts, materials, modules
+    from hsmvisor.cli import backups, devices, guests, hosts, materials, modules, tpms
     from hsmvisor.client import enrol
 
-    where = (context, backups, devices, guests, hosts, materials, modules, pusher, enrol)
+    where = (context, backups, devices, guests, hosts, materials, modules, tpms, pusher, enrol)
     text = "".join(inspect.getsource(module) for module in where)
     missing = [
         method.name

@@ -23,6 +23,7 @@ from hsmvisor_rpc.sealed.commands import (
     Command,
     Destroy,
     Generate,
+    MoveTpm,
     Retire,
     Signer,
     Stage,
@@ -172,18 +173,7 @@ class Pusher:
         """
 
         def body(target: Target, expires_at: int) -> Stage:
-            sealed = b""
-            if bundle.pkcs8 is not None:
-                recipient = target.identity.recipient
-                context = envelope.EnvelopeContext(
-                    target.identity.host_id,
-                    target.identity.module_id,
-                    envelope.recipient_fingerprint(recipient),
-                    material,
-                    generation,
-                    expires_at,
-                )
-                sealed = envelope.seal(envelope.KeyMaterial(bundle.pkcs8), recipient, context)
+            sealed = b"" if bundle.pkcs8 is None else _sealed(target, material, generation, expires_at, bundle.pkcs8)
             return Stage(
                 public_key=bundle.public_key,
                 certificates=bundle.certificates,
@@ -294,6 +284,17 @@ class Pusher:
             done=lambda record, _: record.destroyed(material, generation),
         )
 
+    def move_tpm(self, module: str, leaves: bool, ident: bytes, key: bytes) -> pb.ExecuteResponse:
+        """Permits that the state of the module's TPM goes to another host, or comes from one.
+
+        `ident` (16 random bytes) and `key` (32) are the same at both ends; an empty key: it does not, after all.
+        """
+
+        def body(target: Target, expires_at: int) -> MoveTpm:
+            return MoveTpm(leaves, ident, _sealed(target, "", 0, expires_at, key) if key else b"")
+
+        return self._send(module, Action.MOVE_TPM, "", 0, body)
+
     def change_root(self, module: str, new_root: bytes) -> pb.ExecuteResponse:
         """Signed by the root itself."""
         return self._send(module, Action.CHANGE_ROOT, "", 0, lambda *_: ChangeRoot(new_root), self._authority.root())
@@ -370,3 +371,11 @@ def _is_just(known: pb.Generation, bundle: Bundle, staging: Staging) -> bool:
 
 def _public_key(answer: pb.ExecuteResponse, generation: int) -> bytes:
     return next((g.public_key for g in answer.status.generations if g.number == generation), b"")
+
+
+def _sealed(target: Target, material: str, generation: int, expires_at: int, secret: bytes) -> bytes:
+    """Returns an envelope for the module alone."""
+    identity = target.identity
+    fingerprinted = envelope.recipient_fingerprint(identity.recipient)
+    context = envelope.EnvelopeContext(identity.host_id, identity.module_id, fingerprinted, material, generation, expires_at)
+    return envelope.seal(envelope.KeyMaterial(secret), identity.recipient, context)

@@ -11,16 +11,26 @@ from hsmvisor.cli.context import REFUSED, Command, Context, pass_context, table
 from hsmvisor.cli.modules import request_id
 from hsmvisor_rpc.v1 import hsmvisor_pb2 as pb
 
+FACES = {"vsock": pb.VSOCK, "usb": pb.USB, "tpm": pb.TPM}
 _MACHINE = click.option(
     "--machine", type=click.Choice(["q35", "pc"]), default="q35", show_default=True, help="The guest's machine type."
 )
 _FACE = click.option(
     "--as",
     "face",
-    type=click.Choice(["vsock", "usb"]),
+    type=click.Choice(list(FACES)),
     default="vsock",
     show_default=True,
-    help="As what: a virtio-vsock device, or a USB device (smart card reader, and channels for the library). It may be both.",
+    help="As what: a virtio-vsock device, a USB device (smart card reader, and channels for the library), or a TPM 2.0 "
+    "(qemu-args and libvirt-xml alone: QEMU cannot plug one in). It may be all of them.",
+)
+_DRIVER = click.option(
+    "--tpm-driver",
+    "driver",
+    type=click.Choice(["tpm-crb", "tpm-tis"]),
+    default="tpm-crb",
+    show_default=True,
+    help="With --as tpm: the device that the guest's kernel drives.",
 )
 _IDENT = click.option("--request-id", "ident", help="Makes a repeated call the same call.")
 
@@ -64,6 +74,8 @@ def attach(
       hsmvisor module attach web-1 --as usb --qmp /run/vm/web-1.qmp
       hsmvisor module attach web-1 --as usb --usbip 192.0.2.1:3240 --peer 192.0.2.17
     """
+    if face == "tpm":
+        raise click.UsageError(f"QEMU cannot plug a TPM in: start the guest with it (hsmvisor module qemu-args {name} --as tpm)")
     if face == "usb":
         _attach_usb(ctx, name, path, usbip, peers, bool(hybrid or bus), ident)
         return
@@ -127,8 +139,10 @@ def detach(ctx: Context, name: str, path: str | None, face: str, ident: str | No
     Its connections from that guest end; its keys stay. The guest's kernel must run to let go of the device. Of a guest that has
     ended only the note is forgotten.
     """
+    if face == "tpm":
+        raise click.UsageError("QEMU cannot take a TPM out: stop the guest, and start it without")
     qmp = str(Path(path).absolute()) if path else ""
-    what = pb.USB if face == "usb" else pb.VSOCK
+    what = FACES[face]
     asked = pb.DetachModuleRequest(request_id=ident or request_id(), name=name, qmp_path=qmp, face=what)
     with ctx.patience(f"waiting for the guest to let go of {name}"):
         found = ctx.modules.DetachModule(asked, timeout=ctx.timeout)
@@ -140,26 +154,30 @@ def detach(ctx: Context, name: str, path: str | None, face: str, ident: str | No
 @click.option("--memory", default="2G", show_default=True, help="Of the guest, as 512M or 4G.")
 @_MACHINE
 @_FACE
+@_DRIVER
 @click.option(
     "--check",
     "line",
     help="A QEMU command line of your own, quoted as one word: says what is wrong with it. Exit code 4: something is.",
 )
 @pass_context
-def qemu_args(ctx: Context, name: str, memory: str, machine: str, face: str, line: str | None) -> None:
+def qemu_args(ctx: Context, name: str, memory: str, machine: str, face: str, driver: str, line: str | None) -> None:
     """Print the arguments of a QEMU guest that has module NAME from its start; they go beside the guest's own.
 
-    Shared memory of its size, the connection to the module, and a root port so that it can be unplugged.
+    Shared memory of its size, the connection to the module, and a root port so that it can be unplugged. As a TPM: QEMU's emulator
+    backend at the module's socket, and the device.
 
     \b
     Examples:
       qemu-system-x86_64 -machine q35 $(hsmvisor module qemu-args web-1 --memory 4G) ...
+      qemu-system-x86_64 -machine q35 $(hsmvisor module qemu-args web-1 --as tpm) ...
       hsmvisor module qemu-args web-1 --check "$(cat start-web-1)"
     """
-    if face == "usb" and line:
-        raise click.UsageError("--check is for --as vsock: a USB device needs nothing but a controller")
-    what = pb.USB if face == "usb" else pb.VSOCK
-    asked = pb.DescribeDeviceRequest(name=name, memory=memory, machine=machine, command_line=line or "", face=what)
+    if face != "vsock" and line:
+        raise click.UsageError("--check is for --as vsock: the others need nothing of the guest")
+    asked = pb.DescribeDeviceRequest(
+        name=name, memory=memory, machine=machine, command_line=line or "", face=FACES[face], tpm_driver=driver
+    )
     found = ctx.modules.DescribeDevice(asked, timeout=ctx.timeout)
     rows = [(f.problem, f.change) for f in found.findings]
 
@@ -181,15 +199,16 @@ def qemu_args(ctx: Context, name: str, memory: str, machine: str, face: str, lin
 @click.argument("name")
 @_MACHINE
 @_FACE
+@_DRIVER
 @pass_context
-def libvirt_xml(ctx: Context, name: str, machine: str, face: str) -> None:
+def libvirt_xml(ctx: Context, name: str, machine: str, face: str, driver: str) -> None:
     """Print the parts of a libvirt domain that has module NAME from its start: put them into it by virsh edit.
 
     libvirt has no element for a vhost-user-vsock device, so QEMU's arguments stand in its qemu:commandline; the xmlns:qemu of the
     first line is needed. See control_domain/docs/qemu.md for AppArmor.
     """
-    what = pb.USB if face == "usb" else pb.VSOCK
-    found = ctx.modules.DescribeDevice(pb.DescribeDeviceRequest(name=name, machine=machine, face=what), timeout=ctx.timeout)
+    asked = pb.DescribeDeviceRequest(name=name, machine=machine, face=FACES[face], tpm_driver=driver)
+    found = ctx.modules.DescribeDevice(asked, timeout=ctx.timeout)
     ctx.result(found, lambda: click.echo(found.libvirt_xml, nl=False))
 
 

@@ -65,6 +65,14 @@ def _libcrypto() -> Finding:
     return Finding("libcrypto", OK, "libcrypto.so.3")
 
 
+def _libtpms() -> Finding:
+    try:
+        ctypes.CDLL("libtpms.so.0")
+    except OSError:
+        return Finding("libtpms", WARN, "libtpms.so.0 is missing", "apt install libtpms0, if modules are to be TPMs")
+    return Finding("libtpms", OK, "libtpms.so.0")
+
+
 def _clock() -> Finding:
     if time.time() < BUILT:
         return Finding("clock", FAIL, time.strftime("%Y-%m-%d %H:%M"), "set the clock: certificates and commands have times")
@@ -215,7 +223,7 @@ def _service(address: str) -> Finding:
 
 
 def _checks(address: str, config: Config) -> Iterator[Callable[[], Finding]]:
-    yield from (_python, _packages, _seccomp, _landlock, _libcrypto, _privilege, _clock, _files)
+    yield from (_python, _packages, _seccomp, _landlock, _libcrypto, _libtpms, _privilege, _clock, _files)
     yield from (_locked_memory, _swap, _swap_control, _core_dumps)
     yield lambda: _vsock(config)
     yield lambda: _directory(config.state, "state")

@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 import click
 from click.shell_completion import get_completion_class
-from hsmvisor.cli import context, devices, requests
+from hsmvisor.cli import context, devices, requests, tpm_tcp, tpms
 from hsmvisor.cli.backups import backup, restore
 from hsmvisor.cli.context import USAGE, CommandError, Context, Group
 from hsmvisor.cli.doctor import doctor
@@ -127,7 +127,7 @@ for of_material in requests.COMMANDS:
     material.add_command(of_material)
 for of_policy in fleet_policies.COMMANDS:
     policy.add_command(of_policy)
-for of_module in devices.COMMANDS:
+for of_module in (*devices.COMMANDS, *tpms.COMMANDS, *tpm_tcp.COMMANDS):
     module.add_command(of_module)
 for command in (module, guest, material, fleet, request, host, authority, events, audit, backup, restore, policy, usb, doctor):
     cli.add_command(command)

@@ -33,6 +33,20 @@ class SlotMaterial(click.ParamType[tuple[str, str]]):
         return slot.lower(), material
 
 
+class HandleMaterial(click.ParamType[tuple[str, str]]):
+    """HANDLE=MATERIAL of a TPM."""
+
+    name = "HANDLE=MATERIAL"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
+        if isinstance(value, tuple):
+            return value
+        handle, equals, material = str(value).partition("=")
+        if not (handle and equals and material):
+            self.fail(f"{value!r} is not HANDLE=MATERIAL, as 0x81800001=web", param, ctx)
+        return handle.lower(), material
+
+
 def request_id() -> str:
     return str(uuid.uuid4())
 
@@ -48,12 +62,20 @@ def _settings(
     yubikey: bool,
     usb_id: str,
     card_replug: bool,
+    tpm: bool,
+    tpm_keys: tuple[tuple[str, str], ...],
+    tpm_no_firmware: bool,
     cryptoprocessor: str = SOFTWARE,
     **policy: Any,
 ) -> pb.ModuleSettings:
     if len(dict(card_slots)) != len(card_slots):
         raise click.UsageError("--card-slot names each slot once")
     card = pb.Card(slots=dict(card_slots), yubikey=yubikey, usb_id=usb_id, replug=card_replug)
+    if len(dict(tpm_keys)) != len(tpm_keys):
+        raise click.UsageError("--tpm-key names each handle once")
+    if (tpm_keys or tpm_no_firmware) and not tpm:
+        raise click.UsageError("--tpm-key and --tpm-no-firmware go with --tpm")
+    by_tpm = pb.Tpm(enabled=tpm, keys=dict(tpm_keys), no_firmware=tpm_no_firmware)
     allowed = pb.Policy(mechanisms=sorted(set(mechanisms)), forbidden=sorted(set(forbidden)), **policy)
     return pb.ModuleSettings(
         log_signatures=log_signatures,
@@ -63,6 +85,7 @@ def _settings(
         guest_token=guest_token,
         cryptoprocessor="" if cryptoprocessor == SOFTWARE else cryptoprocessor,
         card=card if card.ByteSize() else None,
+        tpm=by_tpm if by_tpm.ByteSize() else None,
     )
 
 
@@ -115,6 +138,20 @@ def _settings_options(command: Callable[..., None]) -> Callable[..., None]:
             help="What the smart card has in a PIV slot (9a, 9c, 9d, 9e, 82 to 95); may be repeated. "
             "None = materials fill 9a, then 82 to 95, as they come.",
         ),
+        click.option(
+            "--tpm-no-firmware",
+            is_flag=True,
+            help="The guest's kernel is started without firmware: nobody gets the password of the TPM's platform hierarchy.",
+        ),
+        click.option(
+            "--tpm-key",
+            "tpm_keys",
+            multiple=True,
+            type=HandleMaterial(),
+            help="What the TPM has at a persistent handle (0x81800000 to 0x8180ffff; or of its owner, who may take it away, "
+            "0x81000000 to 0x8100ffff); may be repeated.",
+        ),
+        click.option("--tpm", is_flag=True, help="The module is a TPM 2.0 too; the guest is started with it (qemu-args --as tpm)."),
         click.option("--guest-token", is_flag=True, help="Slot 1: a token where the guest makes and keeps keys of its own."),
         click.option("--log-signatures", is_flag=True, help="An audit line for each signature."),
     ):
@@ -141,6 +178,7 @@ def show_module(m: pb.Module) -> None:
     rows.append(("guest", _guest(m.device)))
     rows.append(("USB", _usb(m.device.usb)))
     rows.append(("smart card", _card(m.settings.card)))
+    rows.append(("TPM", _tpm(m)))
     if m.failure:
         rows.append(("failure", m.failure))
     table(("", ""), rows)
@@ -187,6 +225,17 @@ def _card(card: pb.Card) -> str:
     told += [f"ids {card.usb_id}"] if card.usb_id else []
     told += ["replugged for another key"] if card.replug else []
     return ", ".join(told) or "-"
+
+
+def _tpm(m: pb.Module) -> str:
+    if not m.HasField("tpm"):
+        return "-"
+    told = [f"{m.tpm.state}, pid {m.tpm.pid}, {m.tpm.restarts} restarts" if m.tpm.pid else m.tpm.state]
+    told += [m.tpm.failure] if m.tpm.failure else []
+    told += [f"QEMU {m.tpm.peer}" if m.tpm.peer else "in no machine now"]
+    told += [f"{handle} {material}" for handle, material in sorted(m.settings.tpm.keys.items())]
+    told += [f"NOT AS IT SHOULD BE: {m.tpm.keys_failure}"] if m.tpm.keys_failure else []
+    return "; ".join(told)
 
 
 def _guest(device: pb.Device) -> str:

@@ -17,6 +17,7 @@ __all__ = ["Allow", "Audit", "BadConfig", "Config", "Hsm", "Log", "RequestKey", 
 DEFAULT_PATH = Path("/etc/hsmvisor/host.toml")
 SOFTWARE = "software"  #: the cryptoprocessor of a module that has no HSM
 UNIX = "unix:"  #: begins a signed.address that is a socket's path
+MODULES_APART = 10_000  #: users between those of workers and those of TPMs
 _TOKEN_LABEL = 32  #: bytes of a token's label (PKCS#11 3.1, CK_TOKEN_INFO)
 
 
@@ -98,6 +99,7 @@ class Workers:
     """How workers are run."""
 
     uid_base: int = 460_000  #: as root: module number n runs as uid_base + n, the key provider as the one below
+    tpm_uid_base: int = 560_000  #: as root: the TPM of module number n runs as tpm_uid_base + n
     stop_with_host: bool = False  #: otherwise they go on serving, and the next host service adopts them
     start_timeout_seconds: float = 10.0
     command_timeout_seconds: float = 30.0
@@ -230,6 +232,9 @@ def _check(config: Config, origin: str) -> None:
         demand(key.name.isascii() and key.name.isprintable() and key.name != "", f"signed.keys[{i}].name is printable ASCII")
     reading.once([key.name for key in config.signed.keys], "signed.keys", demand)
     demand(config.workers.uid_base >= 1000, "workers.uid_base is at least 1000")
+    apart = abs(config.workers.tpm_uid_base - config.workers.uid_base)
+    demand(config.workers.tpm_uid_base >= 1000, "workers.tpm_uid_base is at least 1000")
+    demand(apart >= MODULES_APART, f"workers.tpm_uid_base and uid_base are {MODULES_APART} apart, so that no two share a user")
     for name in ("start_timeout_seconds", "command_timeout_seconds"):
         demand(getattr(config.workers, name) > 0, f"workers.{name} is greater than 0")
     demand(config.workers.drain_seconds >= 0, "workers.drain_seconds is not negative")

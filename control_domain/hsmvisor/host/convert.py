@@ -12,7 +12,7 @@ from hsmvisor.host.measures import Measure
 from hsmvisor.host.module import Module, Upgraded
 from hsmvisor.host.modules import Change
 from hsmvisor.host.qemu_survey import Finding
-from hsmvisor.host.settings import EVERYTHING, Card, Policy, Settings
+from hsmvisor.host.settings import EVERYTHING, Card, Policy, Settings, Tpm
 from hsmvisor.host.uplink.uplink import LinkState
 from hsmvisor.serving.events import EventRow
 from hsmvisor.serving.text import clean
@@ -35,6 +35,7 @@ def settings(message: pb.ModuleSettings) -> Settings:
         message.guest_token,
         message.cryptoprocessor,
         Card(tuple(sorted(message.card.slots.items())), message.card.yubikey, message.card.usb_id, message.card.replug),
+        Tpm(message.tpm.enabled, tuple(sorted(message.tpm.keys.items())), message.tpm.no_firmware),
     ).check()
 
 
@@ -48,6 +49,7 @@ def settings_message(settings: Settings) -> pb.ModuleSettings:
         guest_token=settings.guest_token,
         cryptoprocessor=settings.cryptoprocessor,
         card=_card(settings.card),
+        tpm=_tpm(settings.tpm),
     )
 
 
@@ -55,6 +57,10 @@ def _card(card: Card) -> pb.Card | None:
     if card == Card():
         return None
     return pb.Card(slots=dict(card.slots), yubikey=card.yubikey, usb_id=card.usb_id, replug=card.replug)
+
+
+def _tpm(tpm: Tpm) -> pb.Tpm | None:
+    return None if tpm == Tpm() else pb.Tpm(enabled=tpm.enabled, keys=dict(tpm.keys), no_firmware=tpm.no_firmware)
 
 
 def measure(row: Measure) -> pb.Measure:
@@ -79,10 +85,28 @@ def module(module: Module, status: reports.Status | None) -> pb.Module:
         materials=len(told.materials),
         connections=min(told.connections, 2**32 - 1),
         sessions=min(told.sessions, 2**32 - 1),
-        measures=map(measure, (*(told.measures or module.measures), *module.cryptoprocessor.measures)),
+        measures=map(measure, (*(told.measures or module.measures), *module.cryptoprocessor.measures, *module.faces.tpm.measures)),
         failure=module.failure,
         device=_device(module),
         hsm_helper=_hsm_helper(module.cryptoprocessor),
+        tpm=_tpm_state(module),
+    )
+
+
+def _tpm_state(module: Module) -> pb.TpmState | None:
+    if not module.settings.tpm.enabled:
+        return None
+    tpm = module.faces.tpm
+    process = tpm.life.process
+    return pb.TpmState(
+        socket=str(tpm.path),
+        tss_path=str(tpm.tss),
+        pid=process.pid if process else 0,
+        restarts=tpm.life.restarts,
+        state=tpm.life.state,
+        failure=tpm.life.failure,
+        peer=tpm.peer,
+        keys_failure=tpm.keys_failure,
     )
 
 

@@ -26,6 +26,11 @@ T = TypeVar("T")
 COMMITS = ".commits"  #: suffix of the file with the number of the newest commit
 _SMALLEST = 512  #: bytes of the smallest database
 _FORMATS, _NEWEST_FORMAT = slice(18, 20), 2  #: of the header: who may write and read it (SQLite's file format, 1.3.4)
+#: What SQLite puts aside for a large change stays in memory: in a directory for temporary files the supervisor may make none.
+_PRAGMAS = (
+    *("journal_mode=WAL", "synchronous=FULL", "temp_store=MEMORY"),
+    *("secure_delete=ON", "foreign_keys=ON", "trusted_schema=OFF"),
+)
 _RESTORE = "restore a backup (hsmvisor restore), or move the file away to begin with no modules"
 
 
@@ -110,7 +115,7 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
 
 def _connect(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5)
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "secure_delete=ON", "foreign_keys=ON", "trusted_schema=OFF"):
+    for pragma in _PRAGMAS:
         connection.execute(f"PRAGMA {pragma}")
     return connection
 

@@ -21,7 +21,7 @@ from hsmvisor.host.intake import Intake
 from hsmvisor.host.link import LinkClosed, PeerError
 from hsmvisor.host.places import Places
 from hsmvisor.host.pluggable import Pluggable, unix_peer
-from hsmvisor.host.worker import WorkerFault, WorkerProcess
+from hsmvisor.host.worker import ProcessFault, WorkerProcess
 from hsmvisor.serving import errors
 from hsmvisor_rpc.internal import messages as m
 from hsmvisor_rpc.internal.phases import STREAM_KEYS_SIZE
@@ -92,7 +92,7 @@ class Device(Pluggable):
             self._give()
 
     async def adopt(self, worker: WorkerProcess, within: float) -> None:
-        """Learns what device an earlier supervisor's worker is.  Raises LinkClosed, TimeoutError, WorkerFault."""
+        """Learns what device an earlier supervisor's worker is.  Raises LinkClosed, TimeoutError, ProcessFault."""
         self._worker, self._within = worker, within
         self._early = []
         try:
@@ -179,7 +179,7 @@ def _new_keys() -> int:
 
 def _returned(state: m.DeviceState, descriptors: list[int]) -> tuple[socket.socket, int]:
     """Returns connection and keys that a worker gave back, if they can be what it was given; else closes all descriptors and raises
-    WorkerFault."""
+    ProcessFault."""
     sound = len(descriptors) == state.descriptors >= 2 and 0 < state.plug <= _MAX_PLUG
     connection = None
     try:
@@ -195,7 +195,7 @@ def _returned(state: m.DeviceState, descriptors: list[int]) -> tuple[socket.sock
     if connection is not None:
         connection.detach()
     _close(descriptors)
-    raise WorkerFault("what it gave back of its device is not what it was given")
+    raise ProcessFault("what it gave back of its device is not what it was given")
 
 
 def _close(descriptors: list[int]) -> None:

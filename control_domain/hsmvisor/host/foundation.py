@@ -17,7 +17,7 @@ from hsmvisor.host.backup import remove_leftovers
 from hsmvisor.host.config import Config
 from hsmvisor.host.database import Database
 from hsmvisor.host.identity import HostIdentity
-from hsmvisor.host.launcher import Launcher
+from hsmvisor.host.launcher import Launcher, TpmLauncher
 from hsmvisor.host.measures import Measure
 from hsmvisor.host.places import Places
 from hsmvisor.host.provider import Provider
@@ -36,6 +36,7 @@ class Foundation:
     identity: HostIdentity
     database: Database
     launcher: Launcher
+    tpm_launcher: TpmLauncher
     provider: Provider
     adopting: bool  #: workers of an earlier service serve, so the helpers can wait until the control API answers
     restored: Note | None = None  #: what was restored and is not audited yet
@@ -71,7 +72,7 @@ def lay(config: Config) -> Foundation:
     if not adopting:
         launcher.child.spawn()
         provider.child.spawn()
-    return Foundation(config, places, lock, host, database, launcher, provider, adopting, note)
+    return Foundation(config, places, lock, host, database, launcher, TpmLauncher(), provider, adopting, note)
 
 
 def lock_state(directory: Path) -> int:

@@ -38,6 +38,7 @@ HELPER_LINES = 20  #: of them that are logged at once; one a second after that
 VSOCK_PORT = 9111  #: at which a guest reaches its module, CID 2; as in hsmvisord/limits.py
 FIRST_CID = 1024  #: module number n is plugged into a guest of CID FIRST_CID + n
 MAX_DEVICE_STATE = 64 * 1024  #: bytes that a worker may have kept of its device
+MAX_TPM_STATE = 1024 * 1024  #: bytes of a TPM's sealed state
 MAX_USB_SHOWN = 4096  #: bytes that a worker may have kept of what its card has shown
 MAX_CARD_SLOTS = 24  #: of a card: 9a, 9c, 9d, 9e, 82-95
 USB_TURN_SECONDS = 0.5  #: that an importer waits for the one before it to be gone; only one waits
@@ -67,6 +68,21 @@ MAX_COMMANDS = 1000  #: of a manager that wait or run; what is beyond is given a
 MAX_RESULTS = 200  #: of commands in one exchange
 MAX_REPORTED = 500  #: guests in one exchange that does not tell all
 MAX_REPORTED_MATERIALS, MAX_REPORTED_GENERATIONS = 256, 64  #: of one module, of one material
+
+
+_PCRS = range(24)
+DEFAULT_PCRS = (*range(10), 14)  #: firmware, boot loader, kernel and Secure Boot's own; shim's (UAPI Linux TPM PCR registry)
+QUOTE_NONCE = range(8, 65)  #: bytes
+
+
+def quote(untrusted_nonce: bytes, untrusted_pcrs: tuple[int, ...]) -> tuple[bytes, tuple[int, ...]]:
+    """Returns a nonce and PCRs that may be quoted, ascending; raises Invalid."""
+    if len(untrusted_nonce) not in QUOTE_NONCE:
+        raise Invalid("NONCE", f"a nonce has {QUOTE_NONCE.start} to {QUOTE_NONCE.stop - 1} bytes, not {len(untrusted_nonce)}")
+    pcrs = tuple(sorted(set(untrusted_pcrs))) or DEFAULT_PCRS
+    if len(untrusted_pcrs) > len(_PCRS) or any(pcr not in _PCRS for pcr in pcrs):
+        raise Invalid("PCRS", f"PCRs are 0 to {_PCRS.stop - 1}, each once")
+    return untrusted_nonce, pcrs
 
 
 def module_name(untrusted_name: str) -> str:

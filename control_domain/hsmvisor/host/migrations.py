@@ -103,6 +103,13 @@ STEPS: tuple[tuple[str, ...], ...] = (
             at INTEGER NOT NULL                 -- seconds
         ) STRICT""",
     ),
+    (
+        """CREATE TABLE tpms (
+            module_id BLOB PRIMARY KEY REFERENCES modules (module_id) ON DELETE CASCADE,
+            version INTEGER NOT NULL,
+            sealed BLOB NOT NULL                -- the whole state of the module's TPM
+        ) STRICT""",
+    ),
 )
 
 

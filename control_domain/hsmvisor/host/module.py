@@ -27,7 +27,7 @@ from hsmvisor.host.measures import Measure
 from hsmvisor.host.settings import Settings
 from hsmvisor.host.state import ModuleRow
 from hsmvisor.host.surroundings import Surroundings
-from hsmvisor.host.worker import WorkerFault, WorkerProcess
+from hsmvisor.host.worker import ProcessFault, WorkerProcess
 from hsmvisor.serving import errors
 from hsmvisor.serving.requests import Request
 from hsmvisor.serving.sockets import listen
@@ -84,9 +84,8 @@ class Module:
         self.ending = asyncio.Lock()  #: held by who destroys it
         self._keeper: asyncio.Task[None] | None = None
         self.passing = Passing(row.name, self._give)
-        self.faces = Faces(
-            surroundings, row.name, row.number, self.passing, lambda: self.settings.card.usb_ids(), self._happened_to_device
-        )
+        self._happenings = Happenings(row.name, surroundings.audit, surroundings.events)
+        self.faces = Faces(surroundings, row, self.passing, lambda: self.settings, self._happened_to_device, self._happenings.told)
         self.cryptoprocessor = Cryptoprocessor(
             surroundings.hsms,
             self.settings.cryptoprocessor,
@@ -96,7 +95,6 @@ class Module:
             lambda: self._worker if self._is_serving.is_set() else None,
             self._told_of_hsm,
         )
-        self._happenings = Happenings(row.name, surroundings.audit, surroundings.events)
         self._device_happenings = DeviceHappenings(row.name, surroundings.audit, surroundings.events)
 
     @property
@@ -113,9 +111,9 @@ class Module:
 
     @property
     def pids(self) -> set[int]:
-        """Its worker, with a successor and predecessors while they are there."""
+        """Its worker, with a successor and predecessors while they are there; and those of its TPM."""
         workers = [self._worker, self._successor, *self._leaving.values()]
-        return {worker.pid for worker in workers if worker is not None}
+        return {worker.pid for worker in workers if worker is not None} | self.faces.tpm.life.pids
 
     @property
     def address(self) -> str:
@@ -129,7 +127,7 @@ class Module:
             try:
                 await self._start_worker()
                 break
-            except (WorkerFault, OSError) as error:
+            except (ProcessFault, OSError) as error:
                 await self._end_worker(0)
                 raise errors.Unavailable("WORKER", f"the module's worker does not start: {error}", "see the host's log") from None
             except HelperLost:  # it is started again at once; nothing of the module was there yet
@@ -200,7 +198,7 @@ class Module:
     async def _try_start(self) -> None:
         try:
             await self._start_worker()
-        except (WorkerFault, errors.ServiceError, OSError) as error:
+        except (ProcessFault, errors.ServiceError, OSError) as error:
             await self._end_worker(0)
             detail = error.detail if isinstance(error, errors.ServiceError) else str(error)
             if isinstance(error, HsmFault) and error.hint:
@@ -251,13 +249,16 @@ class Module:
             del records
             booted = await worker.boot(self._boot(version), within)
         except PeerError as error:
-            raise WorkerFault(f"it refused: {error}") from None
+            raise ProcessFault(f"it refused: {error}") from None
         except LinkClosed:
-            raise WorkerFault("it ended while it started") from None
+            raise ProcessFault("it ended while it started") from None
         except TimeoutError:
-            raise WorkerFault(f"it did not answer within {within:.0f} s") from None
+            raise ProcessFault(f"it did not answer within {within:.0f} s") from None
         self._serves(booted.recipient, booted.root, booted.report)
         self.faces.serve(worker, within)
+
+    def _told_by_worker(self, event: m.Event) -> None:
+        self.faces.tpm.heard("worker", event)
 
     def _happened_to_device(self, kind: str, detail: dict[str, object]) -> None:
         self._device_happenings.told(kind, detail)
@@ -274,14 +275,14 @@ class Module:
             with listen(control_path, 0o600, "", 4) as control:
                 derived = asyncio.ensure_future(self._s.provider.derive(self.module_id, write_end, within))
                 try:
-                    forked = await self._s.launcher.spawn(spawn, control.fileno(), self._guest.fileno(), read_end, within)
+                    forked = await self._s.launcher.spawn(spawn, [control.fileno(), self._guest.fileno(), read_end], within)
                     worker = WorkerProcess(self.name, forked.pid, forked.pidfd, Phase.EMPTY)
                     if successor:
                         self._successor = worker
                     else:
                         self._worker = worker
                     places.write_note(self._s.places.note(self.module_id, successor), forked.pid)
-                    worker.connect(control_path, self._store, self._happenings.told, self.faces.device.told, self.faces.usb.told)
+                    worker.connect(control_path, self._store, self._told_by_worker, self.faces.device.told, self.faces.usb.told)
                 except BaseException:  # what becomes of the key is not the reason, and must not take the place of a cancellation
                     derived.cancel()
                     await asyncio.wait([derived])
@@ -317,13 +318,13 @@ class Module:
         within = self._s.config.workers.start_timeout_seconds
         try:
             where = self._s.places.control(self.module_id)
-            worker.connect(where, self._store, self._happenings.told, self.faces.device.told, self.faces.usb.told)
+            worker.connect(where, self._store, self._told_by_worker, self.faces.device.told, self.faces.usb.told)
             attached, descriptors = await worker.attach(self._version, within)
             self._guest = returned_listener(descriptors, str(self._s.places.guest(self.name)))
             if attached.module_id != self.module_id or attached.phase != Phase.SERVING:
-                raise WorkerFault(f"it is in phase {attached.phase}")
+                raise ProcessFault(f"it is in phase {attached.phase}")
             await self.faces.adopt(worker, within)
-        except (WorkerFault, LinkClosed, PeerError, TimeoutError, OSError) as error:
+        except (ProcessFault, LinkClosed, PeerError, TimeoutError, OSError) as error:
             _log.warning("module %s: worker %d is not adopted but replaced: %s", self.name, worker.pid, str(error) or "no answer")
             await self._end_worker(0)
             return False
@@ -360,7 +361,7 @@ class Module:
                 _, records = await self._s.state.sealed(self.module_id)
                 await new.load(records, within)
                 booted, handed = await self._succession(old, new, version, linger, within)
-            except (WorkerFault, LinkClosed, PeerError, TimeoutError, OSError, errors.ServiceError) as error:
+            except (ProcessFault, LinkClosed, PeerError, TimeoutError, OSError, errors.ServiceError) as error:
                 await self._without_successor(old, within)
                 if helper is not None:
                     await helper.end()
@@ -373,6 +374,10 @@ class Module:
             self._serves(booted.recipient, booted.root, booted.report)
             self.faces.succeeded(new, within)
             self._see_out(old, linger)
+            try:
+                await self.faces.tpm.life.upgrade()
+            except errors.ServiceError as error:
+                _log.warning("module %s: %s; its worker is", self.name, error.detail)
             now = time.monotonic()
             return Upgraded(old.pid, new.pid, handed.applications, handed.connections, handed.lingering, now - began, now - frozen)
 
@@ -495,6 +500,7 @@ class Module:
         other_ids = settings.card.usb_ids() != self.settings.card.usb_ids()
         self.settings = settings
         self._changed(self)
+        await self.faces.tpm.configure()
         if other_ids:
             with contextlib.suppress(errors.ServiceError):  # a worker that has ended is no device
                 await self.faces.usb.unplug()  # its importer comes again, and sees the new ones
@@ -504,7 +510,7 @@ class Module:
         worker = await self._serving_worker()
         try:
             attached, descriptors = await worker.attach(self._version, self._s.config.workers.command_timeout_seconds)
-        except (WorkerFault, LinkClosed, PeerError, TimeoutError):
+        except (ProcessFault, LinkClosed, PeerError, TimeoutError):
             return  # it is on its way out; the next one says it when it boots
         for descriptor in descriptors:
             os.close(descriptor)
@@ -521,6 +527,7 @@ class Module:
     async def stop(self, *, leave: bool) -> None:
         """Ends the watch; the worker is left serving, or drained and ended."""
         await self._halt()
+        await self.faces.end_tpm(leave=leave)
         async with self._replacing:
             if leave and self._worker is not None:
                 self._worker.leave()
@@ -541,6 +548,7 @@ class Module:
     async def give_way(self) -> socket.socket | None:
         """Ends the worker at once; returns the listening socket, at which guests wait for the one that takes its place."""
         await self._halt()
+        await self.faces.end_tpm(leave=False)
         async with self._replacing:
             await self._end_worker(0)
             await self.cryptoprocessor.end()

@@ -45,7 +45,7 @@ class Modules:
 
     async def start(self) -> None:
         """Settles what was half-done; workers are adopted and started in the background."""
-        self._s.launcher.child.on_death = self._end_orphans
+        self._s.launcher.child.on_death = self._s.tpm_launcher.child.on_death = self._end_orphans
         gate = asyncio.Semaphore(_STARTS_AT_ONCE)
         rows = await self._s.state.modules()
         for row in rows:
@@ -68,6 +68,8 @@ class Modules:
     async def _settle(self, row: ModuleRow) -> None:
         """A creation that was never acknowledged is undone, a destruction that had begun is finished."""
         await end_stranger(self._s.places, row.module_id)
+        await end_stranger(self._s.places.of_tpms, row.module_id)
+        places.forget(self._s.places.of_tpms, row.module_id)
         places.remove(self._s.places, row.module_id, row.name)
         await self._s.state.remove(row.module_id, None, purge=_purge_of(row))
         kind = {CREATING: "module.create.undone", DESTROYING: "module.destroy.finished"}[row.intent]
@@ -75,17 +77,19 @@ class Modules:
         await self._s.audit.record(kind, who="host", module=row.name, module_id=row.module_id.hex(), result="ok")
 
     async def _end_strangers(self, known: set[bytes]) -> None:
-        for path in sorted(self._s.places.workers.glob("*.sock")):
-            try:
-                module_id = bytes.fromhex(path.stem)
-            except ValueError:
-                continue
-            if module_id not in known:
-                await end_stranger(self._s.places, module_id)
-                places.forget(self._s.places, module_id)
+        for where in (self._s.places, self._s.places.of_tpms):
+            for path in sorted(where.workers.glob("*.sock")):
+                try:
+                    module_id = bytes.fromhex(path.stem)
+                except ValueError:
+                    continue
+                if module_id not in known:
+                    await end_stranger(where, module_id)
+                    places.forget(where, module_id)
 
     def _end_orphans(self) -> None:
-        helpers = {self._s.launcher.child.pid, self._s.provider.child.pid, *self._s.hsms.pids}
+        launchers = {self._s.launcher.child.pid, self._s.tpm_launcher.child.pid}
+        helpers = {*launchers, self._s.provider.child.pid, *self._s.hsms.pids}
         end_orphans(helpers.union(*(m.pids for m in (*self._making, *self._modules.values()))))
 
     def end_watching(self) -> None:

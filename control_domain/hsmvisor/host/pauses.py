@@ -4,6 +4,7 @@ from __future__ import annotations
 
 QUICK = (0.05, 0.2, 0.5)  #: seconds after the first failures
 _FAILED, _LONGEST = 10.0, 300.0
+STEADY = 5.0  #: seconds of life after which a death counts as the first one again
 
 
 def quick(failures: int) -> bool:

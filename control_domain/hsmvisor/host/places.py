@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hsmvisor.host.config import Config
@@ -19,6 +19,12 @@ _SUCCESSOR = ".next"
 @dataclass(frozen=True)
 class Places:
     runtime: Path
+    of: str = "workers"  #: whose control sockets and notes
+
+    @property
+    def of_tpms(self) -> Places:
+        """The same, with those of TPMs' processes."""
+        return replace(self, of="tpms")
 
     @property
     def private(self) -> Path:
@@ -26,7 +32,7 @@ class Places:
 
     @property
     def workers(self) -> Path:
-        return self.runtime / "workers"
+        return self.runtime / self.of
 
     @property
     def modules(self) -> Path:
@@ -49,6 +55,14 @@ class Places:
         """Where the guest's QEMU has the module as a USB device (usbredir)."""
         return self.modules / name / "usb.sock"
 
+    def tpm(self, name: str) -> Path:
+        """Where the guest's QEMU has the module as a TPM."""
+        return self.modules / name / "tpm.sock"
+
+    def tss(self, name: str) -> tuple[Path, Path]:
+        """Where the TSS has it, without a machine: commands, and control at that path with .ctrl (tcti-swtpm)."""
+        return self.modules / name / "tss.sock", self.modules / name / "tss.sock.ctrl"
+
     def some_worker_serves(self) -> bool:
         """Says whether an earlier service has left one that lives."""
         for path in self.workers.glob("*.json"):
@@ -59,9 +73,11 @@ class Places:
 
     def make(self) -> None:
         """Makes the directories; raises Broken."""
-        # guests' programs walk through runtime and modules; nobody but us into workers and private
-        for path, mode in ((self.runtime, 0o755), (self.modules, 0o755), (self.workers, 0o700), (self.private, 0o700)):
-            directories.make(path, mode)
+        # guests' programs walk through runtime and modules; nobody but us into the others
+        for path in (self.runtime, self.modules):
+            directories.make(path, 0o755)
+        for path in (self.workers, self.of_tpms.workers, self.private):
+            directories.make(path, 0o700)
 
 
 def listen_for_guests(places: Places, name: str, config: Config) -> socket.socket:
@@ -76,6 +92,20 @@ def listen_for_usb(places: Places, name: str, config: Config) -> socket.socket:
     return _listen_for(places.usb(name), config)
 
 
+def listen_for_tpm(places: Places, name: str, config: Config) -> tuple[socket.socket, socket.socket, socket.socket]:
+    """For QEMU; for the TSS' commands and control."""
+    paths = (places.tpm(name), *places.tss(name))
+    made: list[socket.socket] = []
+    try:
+        for path in paths:
+            made.append(_listen_for(path, config))
+    except BaseException:
+        for sock in made:
+            sock.close()
+        raise
+    return made[0], made[1], made[2]
+
+
 def _listen_for(path: Path, config: Config) -> socket.socket:
     path.parent.mkdir(mode=0o755, exist_ok=True)
     path.parent.chmod(0o755)
@@ -88,12 +118,19 @@ def remove(places: Places, module_id: bytes, name: str) -> None:
     places.guest(name).unlink(missing_ok=True)
     places.device(name).unlink(missing_ok=True)
     places.usb(name).unlink(missing_ok=True)
+    forget_tpm(places, name)
     with contextlib.suppress(OSError):
         places.guest(name).parent.rmdir()
 
 
+def forget_tpm(places: Places, name: str) -> None:
+    """Removes where a guest's side finds a TPM."""
+    for path in (places.tpm(name), *places.tss(name)):
+        path.unlink(missing_ok=True)
+
+
 def forget(places: Places, module_id: bytes, successor: bool = False) -> None:
-    """Removes what stands there for a module's worker."""
+    """Removes what stands there for a module's worker, or its TPM's process."""
     places.control(module_id, successor).unlink(missing_ok=True)
     places.note(module_id, successor).unlink(missing_ok=True)
 

@@ -30,11 +30,11 @@ class Provider:
             words += ["--device", config.provider.device, "--plain", str(config.plain_master_key)]
         self.child = Child("key provider", module, words)
 
-    async def derive(self, module_id: bytes, pipe: int, within: float) -> None:
-        """Has the module's storage key written into `pipe`; raises HelperLost."""
+    async def derive(self, module_id: bytes, pipe: int, within: float, purpose: str = m.STORAGE) -> None:
+        """Has a key of the module written into `pipe`; raises HelperLost."""
         link = await self.child.link()
         try:
-            await link.ask(m.DeriveKey(module_id), m.Done, [pipe], within=within)
+            await link.ask(m.DeriveKey(module_id, purpose), m.Done, [pipe], within=within)
         except (LinkClosed, PeerError, TimeoutError) as error:
             raise HelperLost(
                 "KEY_PROVIDER", f"no storage key: {str(error) or 'no answer'}", "see the host's log for what it says"

@@ -33,6 +33,7 @@ _REFUSALS: dict[str, grpc.StatusCode] = {
     m.REASON_INTERNAL: grpc.StatusCode.INTERNAL,
     m.REASON_UNSEALED: grpc.StatusCode.INTERNAL,
     m.REASON_HSM: grpc.StatusCode.UNAVAILABLE,
+    m.REASON_TPM: grpc.StatusCode.FAILED_PRECONDITION,
 }
 
 _HINTS: dict[str, str] = {
@@ -43,6 +44,7 @@ _HINTS: dict[str, str] = {
     Reason.UNKNOWN_MANAGER: "the module obeys the root it was created with: sign with that root or a signer it certified",
     Reason.WRONG_HOST: "fetch the module's identity from this host and check it against the pinned host key",
     m.REASON_HSM: "see hsmvisor module show; hsmvisor doctor looks at library and token",
+    m.REASON_TPM: "see hsmvisor module show; a TPM answers while its guest runs",
     m.REASON_STORAGE: "nothing was changed; look at the host's log and disk, then try again",
 }
 

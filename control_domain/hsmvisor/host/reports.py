@@ -153,6 +153,12 @@ def csr(material: Material, generation: int) -> bytes:
     return next((g.csr for g in material.generations if g.number == generation), b"")
 
 
+def keys(value: Json, name: str) -> tuple[bytes, ...]:
+    """Returns public keys, of which a list of texts in Base64 says."""
+    found = value.get(name)
+    return tuple(map(_base64, found[:4])) if isinstance(found, list) else ()
+
+
 def statistics(untrusted_text: str) -> Statistics:
     value = parse(untrusted_text)
     return Statistics(

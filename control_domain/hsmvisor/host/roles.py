@@ -34,6 +34,8 @@ METHODS: dict[str, frozenset[Role] | Access] = {
     "/hsmvisor.v1.ModuleService/AttachModule": _OPERATOR,
     "/hsmvisor.v1.ModuleService/DetachModule": _OPERATOR,
     "/hsmvisor.v1.ModuleService/DescribeDevice": _ALL,
+    "/hsmvisor.v1.ModuleService/AttestTpm": _ALL,
+    "/hsmvisor.v1.ModuleService/GetTpmIdentity": _ALL,
     "/hsmvisor.v1.ModuleService/BreakGlass": _OPERATOR,  # and on the host itself: services/modules.py
     "/hsmvisor.v1.MaterialService/Execute": _MANAGER,
     "/hsmvisor.v1.MaterialService/GetMaterial": _ALL,

@@ -10,7 +10,7 @@ from hsmvisor.host import limits
 from hsmvisor.host.config import SOFTWARE
 from hsmvisor.host.usb_ids import UsbId, chosen
 from hsmvisor.serving.errors import Invalid
-from hsmvisor_rpc.internal import mechanisms
+from hsmvisor_rpc.internal import mechanisms, tpm
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,37 @@ class Card:
 
 
 @dataclass(frozen=True)
+class Tpm:
+    """The module as a TPM 2.0."""
+
+    enabled: bool = False
+    keys: tuple[tuple[str, str], ...] = ()  #: persistent handle (0x81800001) and material
+    no_firmware: bool = False  #: the guest's kernel is booted without one: nobody gets the platform hierarchy
+
+    def check(self) -> Tpm:
+        """Returns it with its handles as they are written, sorted.  Raises Invalid."""
+        if (self.keys or self.no_firmware) and not self.enabled:
+            raise Invalid("TPM", "keys of a TPM need a TPM", "enable it (--tpm), or leave its keys out")
+        if len(self.keys) > tpm.MAX_KEYS:
+            raise Invalid("TPM_KEY", f"a TPM has at most {tpm.MAX_KEYS} keys of its module")
+        keys = [(_tpm_handle(handle), limits.material_name(material)) for handle, material in self.keys]
+        if len(dict(keys)) != len(keys):
+            raise Invalid("TPM_KEY", "a handle of the TPM has one material", "name each handle once")
+        return dataclasses.replace(self, keys=tuple(sorted(keys)))
+
+
+def _tpm_handle(text: str) -> str:
+    try:
+        handle = int(text, 16)
+    except ValueError:
+        handle = 0
+    if handle not in tpm.OWNER_HANDLES and handle not in tpm.PLATFORM_HANDLES:
+        hint = "handles are 0x81800000 to 0x8180ffff; or the owner's, who may take the key away, 0x81000000 to 0x8100ffff"
+        raise Invalid("TPM_KEY", f"{text!r:.20} is no persistent handle for a key", hint)
+    return f"0x{handle:08x}"
+
+
+@dataclass(frozen=True)
 class Settings:
     log_signatures: bool = False  #: an audit line for each signature
     max_sessions: int = 0  #: 0 = the worker's default
@@ -90,6 +121,7 @@ class Settings:
     guest_token: bool = False  #: slot 1
     cryptoprocessor: str = ""  #: the HSM where its keys live, "" = software; the same for good
     card: Card = Card()
+    tpm: Tpm = Tpm()
 
     def encode(self) -> str:
         return json.dumps(dataclasses.asdict(self))
@@ -98,6 +130,7 @@ class Settings:
         """Returns what a worker is told: the USB ids come with each importer."""
         values = dataclasses.asdict(self)
         values["card"] = {"slots": dict(self.card.slots), "yubikey": self.card.yubikey, "replug": self.card.replug}
+        values["tpm"] = {"keys": dict(self.tpm.keys)}
         return json.dumps(values)
 
     @classmethod
@@ -106,8 +139,10 @@ class Settings:
         policy = values.pop("policy", {})
         card = values.pop("card", {})
         card = Card(**card | {"slots": tuple((slot, material) for slot, material in card.get("slots", ()))})
+        by_tpm = values.pop("tpm", {})
+        by_tpm = Tpm(**by_tpm | {"keys": tuple((handle, material) for handle, material in by_tpm.get("keys", ()))})
         lists = {name: tuple(policy.get(name, ())) for name in ("mechanisms", "forbidden")}
-        return cls(**values, policy=Policy(**policy | lists), card=card)
+        return cls(**values, policy=Policy(**policy | lists), card=card, tpm=by_tpm)
 
     def beginning(self) -> Settings:
         """Returns those of a new module, which may name its cryptoprocessor as people do."""
@@ -131,4 +166,4 @@ class Settings:
         for name, most in (("max_sessions", limits.MAX_SESSIONS), ("max_connections", limits.MAX_CONNECTIONS)):
             if not 0 <= getattr(self, name) <= most:
                 raise Invalid("SETTINGS", f"{name} is at most {most}; 0 is the default")
-        return dataclasses.replace(self, policy=self.policy.check(), card=self.card.check())
+        return dataclasses.replace(self, policy=self.policy.check(), card=self.card.check(), tpm=self.tpm.check())

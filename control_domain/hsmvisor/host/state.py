@@ -19,7 +19,7 @@ from hsmvisor.serving import limits as serving_limits
 from hsmvisor.serving.errors import Exhausted, WrongState
 from hsmvisor.serving.events import EventRow
 from hsmvisor.serving.requests import Request, reused
-from hsmvisor_rpc.internal.messages import StoreState
+from hsmvisor_rpc.internal.messages import StoreState, StoreTpm
 
 _NOBODY = ""  #: a key's name that there is not
 CREATING, PRESENT, DESTROYING = "creating", "present", "destroying"
@@ -233,6 +233,37 @@ class State:
         The next version is stored; the stored one, with the same content, was stored before; anything else is refused.
         """
         await self._database.run(_store, module_id, change, request, self._sizes)
+
+    # ---- TPMs -----------------------------------------------------------------------------------------------------
+
+    async def tpm(self, module_id: bytes) -> tuple[int, bytes]:
+        """Returns version and sealed state of a module's TPM; 0 and nothing where there is none yet."""
+
+        def work(connection: sqlite3.Connection) -> tuple[int, bytes]:
+            row = connection.execute("SELECT version, sealed FROM tpms WHERE module_id = ?", (module_id,)).fetchone()
+            return (row[0], row[1]) if row else (0, b"")
+
+        return await self._database.run(work)
+
+    async def store_tpm(self, module_id: bytes, change: StoreTpm) -> None:
+        """Carries out a StoreTpm; raises WrongState, Exhausted: then nothing has changed.  The stored version with the same content
+        was stored before."""
+        if len(change.sealed) > limits.MAX_TPM_STATE:
+            raise Exhausted("TPM_STATE", f"a TPM's sealed state has at most {limits.MAX_TPM_STATE} bytes")
+
+        def work(connection: sqlite3.Connection) -> None:
+            row = connection.execute("SELECT version, sealed FROM tpms WHERE module_id = ?", (module_id,)).fetchone()
+            version, sealed = row or (0, b"")
+            if (change.version, change.sealed) == (version, sealed):
+                return
+            if change.version != version + 1:
+                raise WrongState("VERSION", f"version {version} of the TPM is stored; {change.version} does not follow it")
+            intent = connection.execute("SELECT intent FROM modules WHERE module_id = ?", (module_id,)).fetchone()
+            if intent is None or intent[0] == DESTROYING:
+                raise WrongState("MODULE", "the module is not there any more")
+            connection.execute("INSERT OR REPLACE INTO tpms VALUES (?, ?, ?)", (module_id, change.version, change.sealed))
+
+        await self._database.run(work)
 
     # ---- requests -----------------------------------------------------------------------------------------------
 

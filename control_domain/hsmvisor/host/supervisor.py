@@ -35,6 +35,7 @@ from hsmvisor.host.services.modules import ModuleService
 from hsmvisor.host.services.records import AuditService, EventService
 from hsmvisor.host.state import State
 from hsmvisor.host.surroundings import Surroundings
+from hsmvisor.host.tpm_ca import TpmCa
 from hsmvisor.host.uplink.joining import Joining
 from hsmvisor.host.uplink.membership import Memory
 from hsmvisor.host.uplink.uplink import Uplink
@@ -81,6 +82,8 @@ class Supervisor:
             foundation.places,
             self.state,
             foundation.launcher,
+            foundation.tpm_launcher,
+            TpmCa(foundation.identity),
             foundation.provider,
             foundation.identity,
             self.audit,
@@ -218,7 +221,8 @@ class Supervisor:
         with contextlib.suppress(ServiceError):
             await self.audit.record("host.stop", who="host", workers="left" if leave_workers else "stopped", result="ok")
         await self.audit.close()
-        await asyncio.gather(self._f.launcher.child.stop(), self._f.provider.child.stop())
+        children = (self._f.launcher.child, self._f.tpm_launcher.child, self._f.provider.child)
+        await asyncio.gather(*(child.stop() for child in children))
         self._f.database.close()
         os.close(self._f.lock)
 

@@ -81,7 +81,7 @@ class Relay:
             self._open[uid] += 1
             upstream_reader, upstream_writer = await self._connect(caller)
             try:
-                await asyncio.gather(_pump(reader, upstream_writer), _pump(upstream_reader, writer))
+                await asyncio.gather(pump(reader, upstream_writer), pump(upstream_reader, writer))
             finally:
                 upstream_writer.close()
         except OSError:
@@ -103,7 +103,7 @@ class Relay:
             raise
 
 
-async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """Copies until the end, then passes the end on."""
     while data := await reader.read(_CHUNK):
         writer.write(data)

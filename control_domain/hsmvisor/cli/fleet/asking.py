@@ -26,7 +26,8 @@ FILE = """
       select = { env = "prod", role = "web" }     # and / or: resources = ["rack1-host7/web-1"]
       lifetime = "30d"
       renewal = { lead = "10d" }                  # off, same_key, lead, cron, period, days, signatures
-      # source, key_type, authority, profile, usage, two_step, health, escrow, bare, mode, drain, after_drain, on_expiry, owner
+      # source, key_type, authority, profile, usage, two_step, health, escrow, bare, mode, drain, after_drain, on_expiry,
+      # measured, owner
 """
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -12,10 +13,13 @@ from click.shell_completion import CompletionItem
 from hsmvisor.cli.context import CommandError, Context
 from hsmvisor.cli.fleet.reach import Manager, ManagerOptions
 from hsmvisor.cli.modules import request_id
+from hsmvisor_rpc.sealed.fleet import PCRS
 from hsmvisor_rpc.v1 import manager_pb2 as pb
 
 _COMPLETE_WITHIN = 2.0  #: seconds
 _COMPLETED = 1000  #: names at most
+
+_PCRS = re.compile(r"([0-9]{1,2})(?:-([0-9]{1,2}))?")
 
 REASONS = ("unspecified", "key_compromise", "affiliation_changed", "superseded", "cessation_of_operation")
 
@@ -60,6 +64,24 @@ def _authorities(manager: Manager) -> Iterable[tuple[str, str]]:
 def _tokens(manager: Manager) -> Iterable[tuple[str, str]]:
     found = manager.pages(manager.fleet.ListTokens, pb.ListTokensRequest(), "tokens", _COMPLETED)
     return ((token.id, f"of {token.owner}") for token in found if not token.revoked)
+
+
+class Pcrs(click.ParamType[tuple[int, ...]]):
+    """Numbers of PCRs: 4, 0-7, or several of these with commas between them."""
+
+    name = "pcrs"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        found: set[int] = set()
+        for part in str(value).split(","):
+            match = _PCRS.fullmatch(part)
+            first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+            if first > last or last not in PCRS:
+                self.fail(f"{value!r}: PCRs are {PCRS.start} to {PCRS.stop - 1}, as 4, 0-7 or 0,4,7", param, ctx)
+            found.update(range(first, last + 1))
+        return tuple(sorted(found))
 
 
 HOST_NAME = _Named("host", _hosts)

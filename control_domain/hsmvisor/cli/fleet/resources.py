@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import click
 from hsmvisor.cli.context import Context, pass_context, plain, table, when
-from hsmvisor.cli.fleet.parameters import HOST_NAME, RESOURCE_NAME, because_of, ident_option, why_option, yes_option
+from hsmvisor.cli.fleet.parameters import HOST_NAME, RESOURCE_NAME, Pcrs, because_of, ident_option, why_option, yes_option
 from hsmvisor.cli.fleet.reach import ManagerCommand, ManagerGroup, manager_of, words
 from hsmvisor.cli.guests import Attribute
+from hsmvisor.cli.tpms import save_certificates, save_option
 from hsmvisor_rpc.v1 import manager_pb2 as pb
+
+_MEASURED_WITHIN = 40.0  #: seconds: a host has 30
+_TABLE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 HOLDINGS = ("material", "resource", "state", "active", "staged", "wanted", "since", "why")
 
@@ -112,6 +118,42 @@ def rekey(ctx: Context, name: str, compromised: bool, because: str, yes: bool, i
         found,
         lambda: click.echo(f"{count} materials of {found.id} get new keys; hsmvisor fleet resource show {found.id} tells how far"),
     )
+
+
+@resource.command()
+@click.argument("name", type=RESOURCE_NAME)
+@click.option("--pcr", "pcrs", multiple=True, type=Pcrs(), help="PCRs, as 4, 0-7 or 0,4,7; may be repeated. Default: 0-7.")
+@click.option("--as", "called", default="", help="The table's name; default: the guest's.")
+@save_option
+@pass_context
+def measure(ctx: Context, name: str, pcrs: tuple[tuple[int, ...], ...], called: str, save: Path | None) -> None:
+    """What a guest's boot is now, attested by the TPM of its module: as a table for the manager's configuration.
+
+    Whoever puts the table there says that this boot is right; policies and requests may then demand it by its name. PCRs that grow
+    while the guest runs (10, in which Linux measures files) are never the same again: leave them out.
+
+    The certificates of --save are verified: they are of the keys that the host has signed as this TPM's, and name host and module.
+
+    Example: hsmvisor fleet resource measure rack1-host7/web-1 --pcr 0,4,7 --as golden >> /etc/hsmvisor/manager.toml
+    """
+    if called and not _TABLE_NAME.fullmatch(called):
+        raise click.UsageError(f"--as {called!r}: a name is 1-64 of A-Z a-z 0-9 . _ - and begins with a letter or digit")
+    manager = manager_of(ctx)
+    request = pb.MeasureResourceRequest(id=name, pcrs=sorted({pcr for some in pcrs for pcr in some}))
+    with ctx.patience(f"measuring {name}"):
+        found = manager.fleet.MeasureResource(request, timeout=max(manager.timeout, _MEASURED_WITHIN))
+    if save is not None:
+        save_certificates(save, found)
+    ctx.result(found, lambda: click.echo(_block(found, called or found.resource.rpartition("/")[2])))
+
+
+def _block(found: pb.Measurement, name: str) -> str:
+    """A table of TOML; a name with a dot in it is quoted, or it would be two."""
+    key = name if "." not in name else f'"{name}"'
+    lines = [f"[measured.{key}]    # {found.resource}, {when(found.asked_at)}"]
+    if found.fits:
+        lines.append(f"# it fits {', '.join(found.fits)}, which is configured already")
+    return "\n".join([*lines, *(f'pcrs.{pcr.number} = "{pcr.value.hex()}"' for pcr in found.pcrs)])
 
 
 COMMANDS = (resources, resource)  #: of the group `fleet`

@@ -31,6 +31,7 @@ def show_request(found: pb.MaterialRequest) -> None:
         ("certificate", _certificate(spec)),
         ("names", "\n".join(spec.names) or "-"),
         ("use", _use(spec)),
+        *([("boot", f"measured as {' or '.join(spec.measured)}")] if spec.measured else []),
         ("renewal", _renewed(spec)),
         ("asked", f"{when(found.created_at)}, changed {when(found.changed_at)}"),
     ]

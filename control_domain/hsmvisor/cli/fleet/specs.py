@@ -77,6 +77,8 @@ _SPEC_OPTIONS = (
     click.option("--health", default="", help="A check that the manager knows: where it fails, the one before serves again."),
     click.option("--escrow", is_flag=True, help="An issuer's or imported key is kept, wrapped, for modules that come later."),
     click.option("--bare", is_flag=True, help="A key without a certificate."),
+    click.option("--measured", multiple=True, metavar="NAME",
+                 help="Only to guests whose boot is measured as NAME ([measured.NAME] of the manager); given twice: as either."),
     click.option("--mode", type=click.Choice(["pin", "follow"]), default="pin", show_default=True,
                  help="follow: a bare key whose handle signs with the newest generation."),
     click.option("--drain", "drain_seconds", type=Duration(), default=0,
@@ -172,6 +174,7 @@ _FIELDS: dict[str, tuple[str, str]] = {
     "after_drain": ("after_drain", _TEXT),
     "on_expiry": ("on_expiry", _TEXT),
     "bare": ("bare", _FLAG),
+    "measured": ("measured", _TEXTS),
 }
 _RULE_FIELDS: dict[str, tuple[str, str]] = {
     "off": ("off", _FLAG),

@@ -43,11 +43,16 @@ def look_at(found: pb.MaterialRequest, above: Mapping[str, int] | None, failed: 
     undone = [line for line in lines if line.stage != "serving" or line.id in old]
     counted = Counter("working" if line.stage == "serving" and line.id in old else line.stage for line in lines)
     told = ", ".join(f"{count} {stage}" for stage, count in sorted(counted.items())) or "no key yet"
-    if failing := [line for line in lines if line.failures > failed.get(line.id, 0)]:
+    if failing := [line for line in lines if line.failures > failed.get(line.id, 0) or _is_unmeasured(line, failed)]:
         return Look(FAILING, told, tuple(map(_why, failing)))
     if undone:
         return Look(WORKING, told, tuple(map(_why, undone)))
     return Look(DONE if lines or found.denials else WAITING, told)
+
+
+def _is_unmeasured(line: pb.Line, failed: Mapping[str, int]) -> bool:
+    """Its guest's boot is not what it has to be: as good as a failure, unless it may be over with what was asked now."""
+    return line.stage == "unmeasured" and line.id not in failed
 
 
 def _why(line: pb.Line) -> str:

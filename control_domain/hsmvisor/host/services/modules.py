@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import AsyncIterator
 from typing import Any
 
-from hsmvisor.host import convert, limits, qemu_arguments, qemu_usb, reports
+from hsmvisor.host import convert, limits, qemu_arguments, qemu_tpm, qemu_usb, reports
 from hsmvisor.host.attachments import Attachments, plug_of
 from hsmvisor.host.config import SOFTWARE
 from hsmvisor.host.identity import HostIdentity
@@ -46,8 +46,27 @@ async def _shown(module: Module) -> pb.Module:
 def _by_usb(untrusted_face: int) -> bool:
     """Says whether a face is USB; raises Invalid."""
     if untrusted_face not in pb.Face.values():
-        raise Invalid("FACE", f"a module is a guest's vsock or USB device, not {untrusted_face}", "leave face out for vsock")
+        raise Invalid(
+            "FACE", f"a module is a guest's vsock or USB device, or TPM, not {untrusted_face}", "leave face out for vsock"
+        )
     return untrusted_face == pb.USB
+
+
+def _demand_pluggable(untrusted_face: int, name: str) -> None:
+    """Raises Invalid."""
+    if untrusted_face == pb.TPM:
+        hint = f"start the guest with it: hsmvisor module qemu-args {name} --as tpm; hsmvisor module settings says that it has one"
+        raise Invalid("FACE", "a TPM is in its guest from the machine's start to its end: QEMU cannot plug one in or out", hint)
+
+
+def _described_tpm(module: Module, driver: str) -> pb.DeviceDescription:
+    """Raises ServiceError."""
+    tpm = module.faces.tpm
+    tpm.demand_enabled()
+    if driver not in qemu_tpm.DRIVERS:
+        raise Invalid("TPM_DRIVER", f"{driver!r:.20} is no driver of a TPM", f"QEMU has {' and '.join(qemu_tpm.DRIVERS)}")
+    plug = qemu_tpm.TpmPlug(module.name, str(tpm.path))
+    return pb.DeviceDescription(qemu_arguments=qemu_tpm.arguments(plug, driver), libvirt_xml=qemu_tpm.libvirt_xml(plug, driver))
 
 
 class ModuleService(rpc.ModuleServiceServicer):
@@ -188,6 +207,7 @@ class ModuleService(rpc.ModuleServiceServicer):
         return await _shown(self._modules.get(name))
 
     async def AttachModule(self, untrusted: pb.AttachModuleRequest, context: Any) -> pb.Module:
+        _demand_pluggable(untrusted.face, untrusted.name)
         if _by_usb(untrusted.face):
             return await self._attach_usb(untrusted)
         if untrusted.hybrid_path:
@@ -259,6 +279,7 @@ class ModuleService(rpc.ModuleServiceServicer):
     async def DetachModule(self, untrusted: pb.DetachModuleRequest, context: Any) -> pb.Module:
         name = limits.module_name(untrusted.name)
         path = limits.qmp_path(untrusted.qmp_path) if untrusted.qmp_path else ""
+        _demand_pluggable(untrusted.face, name)
         if _by_usb(untrusted.face):
             return await self._detach_usb(name, path, untrusted)
         asked = request(untrusted.request_id, "DetachModule", name.encode(), path.encode())
@@ -277,6 +298,8 @@ class ModuleService(rpc.ModuleServiceServicer):
 
     async def DescribeDevice(self, untrusted: pb.DescribeDeviceRequest, context: Any) -> pb.DeviceDescription:
         module = self._modules.get(limits.module_name(untrusted.name))
+        if untrusted.face == pb.TPM:
+            return _described_tpm(module, untrusted.tpm_driver or qemu_tpm.DRIVERS[0])
         if _by_usb(untrusted.face):
             usb = usb_plug_of(module)
             return pb.DeviceDescription(qemu_arguments=qemu_usb.arguments(usb), libvirt_xml=qemu_usb.libvirt_xml(usb))
@@ -287,6 +310,22 @@ class ModuleService(rpc.ModuleServiceServicer):
             qemu_arguments=qemu_arguments.arguments(plug, memory, machine),
             libvirt_xml=qemu_arguments.libvirt_xml(plug, machine),
             findings=map(convert.finding, qemu_arguments.check(plug, line) if line else ()),
+        )
+
+    async def AttestTpm(self, untrusted: pb.AttestTpmRequest, context: Any) -> pb.AttestTpmResponse:
+        tpm = self._modules.get(limits.module_name(untrusted.name)).faces.tpm
+        nonce, pcrs = limits.quote(untrusted.nonce, tuple(untrusted.pcrs))
+        return pb.AttestTpmResponse(attestation=await tpm.attest(nonce, pcrs))
+
+    async def GetTpmIdentity(self, untrusted: pb.GetTpmIdentityRequest, context: Any) -> pb.TpmIdentity:
+        tpm = self._modules.get(limits.module_name(untrusted.name)).faces.tpm
+        identity = await tpm.identity()
+        rsa, p256, platform = tpm.life.certificates
+        return pb.TpmIdentity(
+            signed_identity=identity,
+            endorsement_certificates=[rsa, p256],
+            platform_certificate=platform,
+            ca_certificate=tpm.ca_certificate,
         )
 
     async def GetStatistics(self, untrusted: pb.GetStatisticsRequest, context: Any) -> pb.Statistics:

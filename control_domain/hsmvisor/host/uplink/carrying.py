@@ -3,6 +3,8 @@
 A command is carried out under its own id as request id, so one that is given twice, also after a restart, is carried out once.
 Its result is kept until an exchange that carried it was answered.  What is not decided (the storage is away, a worker is being
 started) is told so, and tried again here for a while, with what is behind it waiting; then the manager has to give it again.
+
+What is asked of a guest's boot is answered beside them, a few at a time: no command waits for a TPM, nor a TPM for a command.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import grpc
 from hsmvisor.host import limits, reports
 from hsmvisor.host.commands import Commands
 from hsmvisor.host.modules import Modules
+from hsmvisor.host.uplink.attesting import attest
 from hsmvisor.host.uplink.told import Given, Result
 from hsmvisor.serving import errors
 from hsmvisor.serving.errors import ServiceError
@@ -29,7 +32,8 @@ from hsmvisor_rpc.sealed.commands import Action, Command, SignedCommand
 
 _log = logging.getLogger(__name__)
 
-_AT_ONCE = 8  #: modules
+_AT_ONCE = 8  #: modules,
+_ATTESTED_AT_ONCE = 4  #: and TPMs
 _STATUS_WITHIN = 2.0  #: seconds
 _ATTEMPTS = 10  #: of what is not decided, after the first one: for about 20 s
 _REST, _LONGEST_REST = 0.1, 5.0  #: seconds between them
@@ -37,7 +41,7 @@ _REST, _LONGEST_REST = 0.1, 5.0  #: seconds between them
 
 @dataclass
 class _Lane:
-    """One module's."""
+    """One module's, or its TPM's."""
 
     waiting: deque[Given] = field(default_factory=deque)
     task: asyncio.Task[None] | None = None
@@ -47,10 +51,10 @@ class Carrying:
     def __init__(self, commands: Commands, modules: Modules, origin: Callable[[], Origin], news: asyncio.Event) -> None:
         """`news` is set whenever there is a result."""
         self._commands, self._modules, self._origin, self._news = commands, modules, origin, news
-        self._lanes: dict[str, _Lane] = {}
+        self._lanes: dict[tuple[str, bool], _Lane] = {}  #: by module, and whether it is its TPM's
         self._known: set[str] = set()  #: ids of what waits or runs
         self._results: dict[str, Result] = {}
-        self._gate = asyncio.Semaphore(_AT_ONCE)
+        self._gates = {False: asyncio.Semaphore(_AT_ONCE), True: asyncio.Semaphore(_ATTESTED_AT_ONCE)}
 
     @property
     def count(self) -> int:
@@ -65,18 +69,19 @@ class Carrying:
                 continue
             if not 1 <= len(command.id) <= MAX_REQUEST_ID or len(self._known) >= limits.MAX_COMMANDS:
                 continue
-            lane = self._lanes.setdefault(command.module, _Lane())
+            whose = (command.module, bool(command.attest))
+            lane = self._lanes.setdefault(whose, _Lane())
             lane.waiting.append(command)
             self._known.add(command.id)
             fresh += 1
             if lane.task is None:
-                lane.task = asyncio.get_running_loop().create_task(self._carry_out_all(command.module, lane))
+                lane.task = asyncio.get_running_loop().create_task(self._carry_out_all(whose, lane))
         return fresh
 
-    async def _carry_out_all(self, module: str, lane: _Lane) -> None:
+    async def _carry_out_all(self, whose: tuple[str, bool], lane: _Lane) -> None:
         undecided = 0
         while lane.waiting:
-            async with self._gate:
+            async with self._gates[whose[1]]:
                 result = await self._carry_out(lane.waiting[0])
             self._results[result.id] = result
             self._news.set()
@@ -90,9 +95,11 @@ class Carrying:
             for command in done:
                 lane.waiting.popleft()
                 self._known.discard(command.id)
-        del self._lanes[module]
+        del self._lanes[whose]
 
     async def _carry_out(self, command: Given) -> Result:
+        if command.attest:
+            return await attest(self._modules, command)
         try:
             name = limits.module_name(command.module)
             done = await self._commands.execute(self._origin(), command.id, name, command.command)

@@ -41,11 +41,12 @@ def _unused(material: Material) -> Material:
 
 @dataclass(frozen=True)
 class Given:
-    """A command that the manager has signed."""
+    """A command that the manager has signed; or, where `attest` is not empty, what it asks of a guest's boot (AttestationAsked)."""
 
     id: str
     module: str
     command: bytes
+    attest: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,8 @@ class Result:
     sequence: int = 0
     material: Material | None = None
     again: bool = False
+    attestation: bytes = b""
+    tpm_certificates: bytes = b""
 
 
 @dataclass(frozen=True)

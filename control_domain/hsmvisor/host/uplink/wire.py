@@ -96,7 +96,7 @@ class ManagerChannel:
         answer: pb.ExchangeResponse = await self._call(self._stub.Exchange, request, _CALL_WITHIN + wait)
         return Heard(
             answer.tell_all,
-            tuple(Given(row.id, row.module, row.signed_command) for row in answer.commands[: limits.MAX_COMMANDS]),
+            tuple(Given(row.id, row.module, row.signed_command, row.attest) for row in answer.commands[: limits.MAX_COMMANDS]),
             answer.heartbeat_seconds,
             {row.name: clean(f"{row.reason}: {row.detail}") for row in answer.refused[: limits.MAX_GUESTS]},
         )
@@ -153,4 +153,6 @@ def _result(row: Result) -> pb.CommandResult:
         sequence=row.sequence,
         material=_material(row.material) if row.material else None,
         again=row.again,
+        attestation=row.attestation,
+        tpm_certificates=row.tpm_certificates,
     )
