@@ -14,6 +14,7 @@ from hsmvisor.manager.ca.interface import Ca
 from hsmvisor.manager.engine.engine import Engine
 from hsmvisor.manager.engine.health import HealthCheck
 from hsmvisor.manager.engine.hub import Hub
+from hsmvisor.manager.engine.measuring import ATTEST
 from hsmvisor.manager.engine.parts import Parts
 from hsmvisor.manager.engine.results import Results
 from hsmvisor.manager.engine.signing import Commands
@@ -24,6 +25,7 @@ from hsmvisor.manager.issuer.client import Issuer
 from hsmvisor.manager.issuer.settings import FileEscrow, Settings
 from hsmvisor.manager.link.exchange import Exchange, Exchanges
 from hsmvisor.manager.policy.engine import Policies
+from hsmvisor.manager.policy.measured import Measured
 from hsmvisor.manager.policy.questions import Owner, Source
 from hsmvisor.manager.store import inventory, lines, wanted
 from hsmvisor.manager.store.database import Database
@@ -79,6 +81,7 @@ class Fleet:
         self.root_public = raw_public(self.root.public_key())
         self.pins = Pins(bytes(32), self.root_public)
         self.policies = Policies(policy, 1)
+        self.measured: dict[str, Measured] = {}  #: what guests' boots may have to be
         self.given, self.health = authorities, dict(health or {})
         self.issuer = issuer or Issuer(Settings(directory / "issuer.key", FileEscrow(directory / "escrow.key")))
         self.draw = random.Random(1).random
@@ -98,8 +101,9 @@ class Fleet:
         else:
             self.authorities = dict(self.given)
         self.hub = Hub()
-        self.judge = Judge(lambda: self.policies, self.history, self.clock)
-        self.asking = Asking(self.history, self.judge, self.authorities, next(iter(self.authorities)), self.health, self.clock)
+        self.judge = Judge(lambda: self.policies, self.history, self.clock, lambda: self.measured)
+        usual, measured = next(iter(self.authorities)), lambda: self.measured
+        self.asking = Asking(self.history, self.judge, self.authorities, usual, self.health, self.clock, measured)
         self.parts = Parts(
             database=self.database,
             history=self.history,
@@ -112,6 +116,7 @@ class Fleet:
             hub=self.hub,
             clock=self.clock,
             draw=self.draw,
+            measurements=measured,
         )
         self.engine = Engine(self.parts)
         reports = Reports(self.history, self.root_public, self.clock)
@@ -181,7 +186,8 @@ class Fleet:
         host.told = now
         if carry_out:
             for command in answer.commands:
-                host.results.append(host.carry_out(command.id, command.module, command.signed))
+                answer_to = host.attest if command.action == ATTEST else host.carry_out
+                host.results.append(answer_to(command.id, command.module, command.signed))
         return len(answer.commands) + len(results) + len(changed) + len(gone)
 
     async def settle(self, away: tuple[str, ...] = (), turns: int = 200) -> None:

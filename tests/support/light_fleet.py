@@ -124,7 +124,10 @@ class Linked:
     async def _carry_out(self) -> None:
         while True:
             command = await self._given.get()
-            result = self.host.carry_out(command.id, command.module, command.signed_command)
+            if command.attest:
+                result = self.host.attest(command.id, command.module, command.attest)
+            else:
+                result = self.host.carry_out(command.id, command.module, command.signed_command)
             self.refused += not result.done
             self.host.results.append(result)
             self._untold.update({command.module} & set(self.host.guests))  # a light guest and its module have one name
@@ -201,6 +204,8 @@ def _result(result: Result) -> pb.CommandResult:
         csr=result.csr,
         sequence=result.sequence,
         material=None if result.states is None else _material("", result.states),
+        attestation=result.attestation,
+        tpm_certificates=result.tpm_certificates,
     )
 
 

@@ -21,9 +21,12 @@ from hsmvisor.manager.engine.results import Result
 from hsmvisor.manager.inventory.reports import Report, Told
 from hsmvisor_rpc.sealed import commands, envelope
 from hsmvisor_rpc.sealed.commands import Action, Certify, Command, Generate, Stage, fingerprint, raw_public
+from hsmvisor_rpc.sealed.endorsement import TpmCertificates
 from hsmvisor_rpc.sealed.envelope import EnvelopeContext, RecipientKey
+from hsmvisor_rpc.sealed.fleet import AttestationAsked
 from hsmvisor_rpc.sealed.identity import ModuleIdentity
 from hsmvisor_rpc.sealed.refusal import Reason, Refusal
+from support.soft_tpm import SoftTpm
 
 _SPKI = (Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
 
@@ -177,6 +180,11 @@ class LightHost:
         self.forged: dict[str, bytes] = {}  #: identities that are not true
         self.refused: dict[str, Any] = {}  #: guests that the manager did not take
         self.refuse: Callable[[str, Command], Refusal | None] = lambda module, command: None  #: a test's own
+        self.tpms: dict[str, SoftTpm] = {}  #: of modules that are one
+        self.asked: list[AttestationAsked] = []  #: of guests' boots
+        self.old = False  #: of the release that could not attest
+        self.lie: Callable[[bytes, AttestationAsked], bytes] = lambda attestation, asked: attestation  #: a test's own
+        self.certify: Callable[[TpmCertificates], bytes] = TpmCertificates.encode  #: the same, of its TPMs' certificates
 
     def add(self, name: str, owner: str = "alice", root: bytes = b"", kind: str = "VM", **attributes: str) -> LightGuest:
         module = LightModule(name, self.id, root or self.root, self.clock, self.new_recipient)
@@ -210,6 +218,24 @@ class LightHost:
         if id not in self.done:
             self.done[id] = self._carry_out(id, module, signed)
         return self.done[id]
+
+    def attest(self, id: str, module: str, untrusted_asked: bytes) -> Result:
+        """Each time anew."""
+        if self.old:  # as hsmvisor.host.commands says of a command of no bytes, which is all that it sees
+            return Result(id, False, "MALFORMED", "signed_command has 1-1048576 bytes")
+        asked = AttestationAsked.parse(untrusted_asked)
+        self.asked.append(asked)
+        guest = next((g for g in self.guests.values() if g.module.name == module), None)
+        if guest is None:
+            return Result(id, False, "MODULE", f"there is no module {module}")
+        if module not in self.tpms:
+            return Result(id, False, "TPM", f"module {module} is no TPM")
+        tpm = self.tpms[module]
+        if tpm.off:
+            return Result(id, False, "TPM", "the guest is off: its TPM was not started")
+        attestation = tpm.attestation(self.key, guest.module.module_id, module, asked.nonce, asked.pcrs)
+        certificates = tpm.certificates(self.key, guest.module.module_id, module)
+        return Result(id, True, attestation=self.lie(attestation, asked), tpm_certificates=self.certify(certificates))
 
     def _carry_out(self, id: str, name: str, signed: bytes) -> Result:
         guest = next((g for g in self.guests.values() if g.module.name == name), None)

@@ -35,6 +35,7 @@ escrow = true
 drain = "2h"
 after_drain = "refuse"
 on_expiry = "refuse"
+measured = ["golden", "silver"]
 renewal = { same_key = true, lead = 864000, cron = "0 3 * * 1", period = "7d", days = 3.5, signatures = 1000 }
 [[request]]
 material = "sign"
@@ -46,7 +47,8 @@ OPTIONS = [
     "web", "--owner", "ann", "--name", "dns:{name}.example.net", "--name", "ip:192.0.2.1", "--resource", "rack/web-1",
     "--select", "env=prod", "--source", "issuer", "--key-type", "P-384", "--authority", "acme", "--profile", "peer",
     "--usage", "any", "--lifetime", "30d", "--two-step", "--health", "http", "--escrow", "--drain", "2h", "--after-drain", "refuse",
-    "--on-expiry", "refuse", "--same-key", "--renew-lead", "10d", "--cron", "0 3 * * 1", "--period", "7d", "--days", "3.5",
+    "--on-expiry", "refuse", "--measured", "golden", "--measured", "silver", "--same-key", "--renew-lead", "10d",
+    "--cron", "0 3 * * 1", "--period", "7d", "--days", "3.5",
     "--signatures", "1000",
 ]  # fmt: skip
 
@@ -161,6 +163,8 @@ def line(stage: str, id: str = "l", **more: Any) -> pb.Line:
         ([line("ordering", failures=1)], None, {}, waiting.FAILING),
         ([line("ordering", failures=1)], None, {"l": 1}, waiting.WORKING),
         ([line("ordering", failures=2)], None, {"l": 1}, waiting.FAILING),
+        ([line("unmeasured")], None, {}, waiting.FAILING),
+        ([line("unmeasured")], None, {"l": 0}, waiting.WORKING),  # it was so before, and may be over
         # rotated: what serves has to be another one than before, and only chosen lines count
         ([line("serving", generation=1)], {"l": 1}, {}, waiting.WORKING),
         ([line("serving", generation=2)], {"l": 1}, {}, waiting.DONE),
@@ -194,7 +198,7 @@ def test_a_request_is_shown_with_all_that_it_says(capsys: pytest.CaptureFixture[
     told = " ".join(capsys.readouterr().out.split())
     for word in (
         "all with env=prod", "one key for all, made by the issuer, kept (escrow)", "acme, profile peer, 30d", "in two steps",
-        "health check http", "drain 2h",
+        "health check http", "drain 2h", "boot measured as golden or silver",
         "the same key, 10d before the end", "by the schedule 0 3 * * 1 (UTC), each 7d, after 3.5 days",
         "after 1000 signatures", "ordering (2 times failed): the authority is away", "in 1 h 1 min", "no-bank: not here",
     ):  # fmt: skip

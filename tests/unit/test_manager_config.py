@@ -40,6 +40,7 @@ def test_the_commented_tables_of_the_example_are_good_too() -> None:
     assert config.clients and config.join_certificates and config.health and config.webhooks and config.mails
     assert [channel.name for channel in config.channels] == ["chat", "operators"]
     assert len(config.control.allow) == 2
+    assert config.measurements["golden"].pcrs.keys() == {4, 7} and len(config.measurements["golden"].pcrs[7]) == 2
 
 
 def test_the_example_shows_every_key_of_its_tables() -> None:
@@ -109,6 +110,18 @@ TLS = '[tls]\naddress = "0.0.0.0:1"\nclient_ca = "/ca.pem"\n'
         ('[pki]\naddress = "x"', "pki.address is HOST:PORT"),
         (f'{ACME}http = "0.0.0.0:80"\n[pki]\naddress = "0.0.0.0:80"', r"pki.address and authorities\[0\].http are different ones"),
         ('[tls]\ncertificate = "/x"', "stand together"),
+        ("measured = 1", "measured is of type dict, not int"),
+        ("[measured]\ngolden = 1", "measured.golden is a table with pcrs alone"),
+        ("[measured.golden]\npcr = 1", "measured.golden is a table with pcrs alone"),
+        ('[measured."a b"]\npcrs.7 = "x"', "measured.a b: a name is 1-64 of"),
+        ("[measured.golden.pcrs]", "measured.golden.pcrs: no PCR stands there, so every boot would do"),
+        ('[measured.golden]\npcrs.24 = "x"', "measured.golden.pcrs.24: a PCR is 0 to 23"),
+        ('[measured.golden]\npcrs.07 = "x"', "measured.golden.pcrs.07: a PCR is 0 to 23"),
+        ('[measured.golden]\npcrs.7 = "ab"', "measured.golden.pcrs.7 is a SHA-256 value, 64 hexadecimal digits"),
+        (f'[measured.golden]\npcrs.7 = "{"0" * 64}"', "measured.golden.pcrs.7: zeros are what a guest has that measured nothing"),
+        ("[measured.golden]\npcrs.7 = []", "or a list of 1 to 64 of them"),
+        ("[measured.golden]\npcrs.7 = 7", "measured.golden.pcrs.7 is a SHA-256 value"),
+        ("\n".join(f"[measured.m{n}.pcrs]" for n in range(65)), "measured: 65 tables, at most 64"),
         ('[tls]\ncertificate = "/x"\nkey = "/y"', "tls.authorities goes with"),
         ('[tls]\nnames = ["under_score"]', r"tls.names\[0\]"),
         ('[tls]\nnames = ["uri:x:y"]', "is a host name or an address"),

@@ -17,6 +17,8 @@ from hsmvisor.manager.authority_rows import Acme, Authority, Builtin, Command, c
 from hsmvisor.manager.ca import names
 from hsmvisor.manager.ca.names import BadName
 from hsmvisor.manager.notify.channels import Channel, Mail, Webhook, check_channels
+from hsmvisor.manager.policy import measured
+from hsmvisor.manager.policy.measured import BadMeasured, Measured
 from hsmvisor.manager.roles import GIVEN, Role
 from hsmvisor.serving import config as reading
 from hsmvisor.serving.config import Audit, Demand, Log
@@ -165,6 +167,7 @@ class Config:
     pki: Pki = field(default_factory=Pki)
     issuer: Issuer = field(default_factory=Issuer)
     health: tuple[Health, ...] = ()
+    measured: dict = field(default_factory=dict)  # type: ignore[type-arg]  #: tables by their names: policy/measured.py reads them
     renewal: Renewal = field(default_factory=Renewal)
     webhooks: tuple[Webhook, ...] = ()
     mails: tuple[Mail, ...] = ()
@@ -226,7 +229,12 @@ class Config:
 
     def without_callers(self) -> Config:
         """What a running manager does not take over when it reads its configuration again."""
-        return replace(self, control=replace(self.control, allow=()), clients=(), join_certificates=())
+        return replace(self, control=replace(self.control, allow=()), clients=(), join_certificates=(), measured={})
+
+    @property
+    def measurements(self) -> dict[str, Measured]:
+        """What a guest's boot may have to be, by name."""
+        return measured.parse(self.measured)
 
     # ---- where the manager is reached ----------------------------------------------------------------------------
 
@@ -314,6 +322,10 @@ def _check(config: Config, demand: Demand) -> None:
         )
         demand(check.seconds > 0, f"health[{i}].seconds is greater than 0")
     reading.once([check.name for check in config.health], "health", demand)
+    try:
+        measured.parse(config.measured)
+    except BadMeasured as error:
+        demand(False, str(error))
     check_channels(config.webhooks, config.mails, demand)
     demand(1 <= config.renewal.workers <= 256, "renewal.workers is 1 to 256")
     reading.check_records(config.audit, config.log, demand)

@@ -29,7 +29,7 @@ def main(path: Path | None, check: bool, log_level: str | None) -> None:
     """Says who may have which key and certificate, has them made, delivered and renewed, on all hosts of a fleet.
 
     A first start begins a fleet.  A further manager of the same fleet has the same PostgreSQL database, and a copy of the first
-    one's STATE/fleet.  SIGHUP reads again who may call; SIGTERM ends the service.
+    one's STATE/fleet.  SIGHUP reads again who may call, and what guests' boots have to be; SIGTERM ends the service.
 
     Exit codes: 0 ended as it was told to, 1 it cannot run (the message says why and what to do), 2 wrong usage, 78 wrong
     configuration.

@@ -7,13 +7,13 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
-from hsmvisor.manager import authorities, fleet_keys, limits
+from hsmvisor.manager import authorities, fleet_keys, limits, policies
 from hsmvisor.manager.access.tokens import Tokens
 from hsmvisor.manager.answers import Answers, Changes
 from hsmvisor.manager.auth import Authenticator
@@ -27,6 +27,7 @@ from hsmvisor.manager.desk import Desk
 from hsmvisor.manager.engine.engine import Engine
 from hsmvisor.manager.engine.health import HealthCheck
 from hsmvisor.manager.engine.hub import Hub
+from hsmvisor.manager.engine.measure_now import MeasureNow
 from hsmvisor.manager.engine.parts import Parts
 from hsmvisor.manager.engine.results import Results
 from hsmvisor.manager.engine.signing import Commands
@@ -47,6 +48,7 @@ from hsmvisor.manager.metrics import Metrics
 from hsmvisor.manager.notify.notifier import Notifier
 from hsmvisor.manager.pki import Pki
 from hsmvisor.manager.policies import PolicyStore
+from hsmvisor.manager.policy.measured import Measured
 from hsmvisor.manager.roles import TABLE
 from hsmvisor.manager.services.fleet import FleetParts, FleetService
 from hsmvisor.manager.services.link import HostLink
@@ -81,6 +83,7 @@ class Plane:
 
     def __init__(self, laid: Foundation, measures: tuple[Measure, ...], clock: Callable[[], float] = time.time) -> None:
         self._laid, self.config, self._measures, self.clock = laid, laid.config, measures, clock
+        self.measurements: Mapping[str, Measured] = laid.config.measurements
         self._started = AsyncExitStack()
         self._started.callback(laid.close)
         self._tasks: list[asyncio.Task[None]] = []
@@ -127,10 +130,17 @@ class Plane:
         await self._started.aclose()
 
     async def reload(self, config: Config) -> None:
-        """Takes over who may call; certificates are read again at each handshake; the rest waits for a restart."""
-        known = self._authenticator(config)
+        """Takes over who may call, and what guests' boots have to be; certificates are read again at each handshake; the rest waits
+        for a restart."""
+        known, measurements = self._authenticator(config), config.measurements
         await self.audit.record("manager.reload", who=TABLE.service, result="ok")
         self._gate.authenticator = self._known = known
+        if measurements != self.measurements:
+            self.measurements = measurements
+            with contextlib.suppress(DatabaseError):  # it is looked at by and by
+                async with self.database.transaction() as connection:
+                    await policies.look_again(connection, self.clock())
+            self.hub.lines()
         if changed := differing(self.config.without_callers(), config.without_callers()):
             _log.warning("configuration: changes in %s take effect when the service is started again", ", ".join(changed))
 
@@ -167,7 +177,7 @@ class Plane:
         self.tokens = Tokens(self.database, self.history, self.keys.token_key, clock)
         self.pins = Pins(self.keys.token_key, self.keys.root)
         self.issuer = Issuer(_issuer_settings(config))
-        self.judge = Judge(self.policies.current, self.history, clock)
+        self.judge = Judge(self.policies.current, self.history, clock, lambda: self.measurements)
         self.health = {row.name: HealthCheck(row.name, row.command, row.seconds) for row in config.health}
         self.joining = Joining(
             self.database,
@@ -215,12 +225,14 @@ class Plane:
         self._server = Server(self._gate, SERVICES, self.config.runtime / "private", limits.MAX_REPORT)
         registry, database, clock = self._server.registry, self.database, self.clock
         known, usual = tuple(self.authorities), self.authorities.default
-        self.asking = Asking(self.history, self.judge, known, usual, tuple(self.health), clock)
+        self.asking = Asking(self.history, self.judge, known, usual, tuple(self.health), clock, lambda: self.measurements)
         fleet_parts = FleetParts(
             database=database,
             joining=self.joining,
             leaving=Leaving(database, self.history, self.authorities, clock),
             asking=self.asking,
+            measure_now=MeasureNow(database, self.hub, self.pins, clock),
+            measurements=lambda: self.measurements,
             tokens=self.tokens,
             authorities=self.authorities,
             policies=self.policies,
@@ -309,6 +321,7 @@ class Plane:
             hub=self.hub,
             clock=self.clock,
             draw=random.random,
+            measurements=lambda: self.measurements,
         )
 
     async def _keep_certificate(self) -> None:

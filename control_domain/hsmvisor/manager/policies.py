@@ -11,7 +11,7 @@ from importlib import resources
 from hsmvisor.manager import limits
 from hsmvisor.manager.history.events import Happened, History, Kind
 from hsmvisor.manager.policy.engine import BadPolicies, Policies
-from hsmvisor.manager.store import lines, locks, policies
+from hsmvisor.manager.store import lines, locks, measurements, policies
 from hsmvisor.manager.store.database import Database, DatabaseError, IntegrityError
 from hsmvisor.manager.store.rows import PolicyRow
 from hsmvisor.serving.errors import Broken, Conflict, Invalid, WrongState
@@ -78,8 +78,7 @@ class PolicyStore:
             _log.error("the policies of version %d cannot be used, those of version %d stay: %s", self._unusable, before, error)
         if self.current().version != before:  # what was decided here in between went by the old ones
             async with self._database.transaction() as connection:
-                await locks.members(connection)
-                await lines.wake_all(connection, self._clock())
+                await look_again(connection, self._clock())
             self._woken()
 
     async def _read(self) -> None:
@@ -122,7 +121,14 @@ class PolicyStore:
             await policies.add(connection, row)
         except IntegrityError:
             raise Conflict("POLICY_VERSION", "somebody else uploaded policies at the same time", "look at those first") from None
-        await lines.wake_all(connection, self._clock())
+        await look_again(connection, self._clock())
         detail = {"version": row.version, "by": by, "comment": comment}
         await self._history.add(connection, Happened(Kind.POLICY_UPLOADED, detail=detail))
         return row
+
+
+async def look_again(connection: AsyncConnection, now: float) -> None:
+    """What is allowed, or what a guest's boot has to be, may be another thing now."""
+    await locks.members(connection)
+    await lines.wake_all(connection, now)
+    await measurements.try_again(connection)

@@ -41,6 +41,7 @@ METHODS: dict[str, frozenset[Role] | Access] = {
     f"{_FLEET}/ListResources": _PEOPLE,
     f"{_FLEET}/GetResource": _PEOPLE,
     f"{_FLEET}/RekeyResource": _ASKING,
+    f"{_FLEET}/MeasureResource": _ASKING,
     f"{_FLEET}/CreateToken": _ASKING,
     f"{_FLEET}/ListTokens": _PEOPLE,
     f"{_FLEET}/RevokeToken": _ASKING,

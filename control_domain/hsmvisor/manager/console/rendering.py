@@ -139,6 +139,7 @@ def _plain(value: Any) -> str:
 _TONES = {
     "failed": "bad",
     "health_failed": "bad",
+    "not_measured": "bad",
     "expired": "bad",
     "denied": "bad",
     "straggler": "warn",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from hsmvisor.manager import limits
+from hsmvisor.manager.engine import measuring
+from hsmvisor.manager.engine.measuring import Standing
 from hsmvisor.manager.engine.obtaining import envelope_rows, seal_to, why_not_reachable
 from hsmvisor.manager.engine.outcome import Again
 from hsmvisor.manager.engine.parts import Parts
@@ -16,7 +18,7 @@ from hsmvisor.manager.engine.signing import Said
 from hsmvisor.manager.issuer.client import BadKey, EscrowAs, IssuerAway
 from hsmvisor.manager.store import lines
 from hsmvisor.manager.store.lines import FAR
-from hsmvisor.manager.store.rows import DeliveryRow, GenerationRow, ResourceRow
+from hsmvisor.manager.store.rows import UNMEASURED, DeliveryRow, GenerationRow, ResourceRow
 from hsmvisor_rpc.sealed.commands import Action, Certify, Destroy, Stage
 
 
@@ -31,6 +33,7 @@ class Delivered:
     held_back: tuple[str, ...] = ()  #: staged, until all have staged it
     refusing: tuple[str, ...] = ()  #: asked again later,
     again_at: float = FAR  #: and the first of them then
+    unmeasured: Mapping[str, str] = field(default_factory=dict)  #: whose boot is not what it has to be: why
 
 
 #: By resource: the commands by which its module comes to have a generation staged; None: its key is nowhere to be had.
@@ -47,27 +50,34 @@ class _Next:
     why: str = ""
     lost: bool = False
     again_at: float = 0.0
+    asked: bool = False  #: its host is at measuring its boot
 
 
 async def deliver(parts: Parts, seen: Seen, generation: GenerationRow, allowed: Sequence[ResourceRow], now: float) -> Delivered:
     """Queues what each module needs to come to `generation`, and stores where each is."""
-    keys = await _keys(parts, seen, generation, allowed, now)
     undone = [r for r in allowed if seen.delivery(r.id).active != generation.number]
     all_staged = all(_is_staged(seen, r, generation) for r in undone)
     release = not seen.spec.two_step or bool(generation.released) or all_staged or generation.state == "serving"
-    steps = [_step(seen, generation, resource, keys, release, now) for resource in undone]
+    told_now = [r for r in undone if measuring.can_be_told(seen, r, now) and (release or not _is_staged(seen, r, generation))]
+    renews = seen.serving is not None and seen.serving.number != generation.number
+    standings = await measuring.gate(parts, seen, told_now, now, renews) if told_now else {}
+    barred = {id: standing for id, standing in standings.items() if not standing.until}
+    keys = await _keys(parts, seen, generation, [r for r in allowed if r.id not in barred], now)
+    steps = [_barred(seen, r, barred[r.id]) if r.id in barred else _step(seen, generation, r, keys, release, now) for r in undone]
     told = {step.resource.host_id for step in steps if step.said}
     changed = [row for step in steps if (row := _row(seen, step)) is not None]
     if told or changed:
         async with parts.database.transaction() as connection:
             for step in steps:
                 if step.said:
-                    await parts.commands.queue(connection, step.resource, seen.line, step.said)
+                    standing = standings.get(step.resource.id)
+                    until = standing.until if standing is not None else 0.0
+                    await parts.commands.queue(connection, step.resource, seen.line, step.said, until)
             await lines.mark(connection, changed, seen.deliveries, now)
         parts.hub.commands(told)
     return Delivered(
         done=len(allowed) - len(undone),
-        waiting=_ids(s for s in steps if s.said or seen.queued.get(s.resource.id)),
+        waiting=_ids(s for s in steps if s.said or s.asked or seen.queued.get(s.resource.id)),
         stragglers=_ids(
             s
             for s in steps
@@ -75,7 +85,8 @@ async def deliver(parts: Parts, seen: Seen, generation: GenerationRow, allowed: 
         ),
         lost=_ids(s for s in steps if s.lost),
         held_back=_ids(s for s in steps if s.state == "staged" and not s.again_at),
-        refusing=_ids(s for s in steps if s.again_at),
+        refusing=_ids(s for s in steps if s.again_at and s.resource.id not in barred),
+        unmeasured={s.resource.id: s.why for s in steps if s.state == UNMEASURED},
         again_at=min((s.again_at for s in steps if s.again_at), default=FAR),
     )
 
@@ -95,6 +106,12 @@ def _is_staged(seen: Seen, resource: ResourceRow, generation: GenerationRow) -> 
     return delivery.staged == generation.number and generation.number in delivery.generations
 
 
+def _barred(seen: Seen, resource: ResourceRow, standing: Standing) -> _Next:
+    """Its boot is not what it has to be, or not known yet."""
+    state = UNMEASURED if seen.delivery(resource.id).state == UNMEASURED else "pending"
+    return _Next(resource, state=state, why=standing.why, again_at=standing.again_at, asked=standing.asked)
+
+
 def _step(
     seen: Seen,
     generation: GenerationRow,
@@ -106,10 +123,11 @@ def _step(
     delivery, number = seen.delivery(resource.id), generation.number
     if seen.queued.get(resource.id):
         return _Next(resource, state=delivery.state if delivery.state in ("pending", "staged") else "pending")
+    waits = UNMEASURED if delivery.state == UNMEASURED else "pending"
     if not resource.reachable:
-        return _Next(resource, why=why_not_reachable(resource))
+        return _Next(resource, state=waits, why=why_not_reachable(resource))
     if seen.is_away(resource, now):
-        return _Next(resource, why="its host is away")
+        return _Next(resource, state=waits, why="its host is away")
     if (again_at := seen.rests_until(resource.id)) > now:
         return _Next(resource, state=delivery.state, why=delivery.why, again_at=again_at)
     if delivery.generations.get(number) == "retiring":

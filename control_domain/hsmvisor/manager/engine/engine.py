@@ -22,7 +22,7 @@ from hsmvisor.manager.engine.parts import Parts
 from hsmvisor.manager.engine.seen import gather
 from hsmvisor.manager.history.events import Happened, Kind
 from hsmvisor.manager.renewal import timing
-from hsmvisor.manager.store import commands, inventory, lines, wanted
+from hsmvisor.manager.store import commands, inventory, lines, measurements, wanted
 from hsmvisor.manager.store.database import Conflict, DatabaseError
 from hsmvisor.manager.store.lines import FAR
 from hsmvisor.manager.store.rows import LineRow
@@ -129,6 +129,7 @@ class Engine:
             await lines.rescue(connection, now)
             await lines.prune_envelopes(connection, now)
             await commands.prune(connection, now)
+            await measurements.prune(connection, now - limits.MEASUREMENTS_KEPT)
             await wanted.prune(connection, now - limits.CANCELLED_KEPT)
             await self._tell_silent_hosts(connection, now)
 

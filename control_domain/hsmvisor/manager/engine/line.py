@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from hsmvisor.manager.ca.interface import CaError
-from hsmvisor.manager.engine import beginning, delivering, leaving, obtaining
+from hsmvisor.manager.engine import beginning, delivering, leaving, measuring, obtaining
 from hsmvisor.manager.engine.beginning import life_of
 from hsmvisor.manager.engine.delivering import Delivered
 from hsmvisor.manager.engine.obtaining import NO_WORD, happened, leaf_der
@@ -24,7 +24,7 @@ from hsmvisor.manager.renewal.decisions import LOOK, Decision
 from hsmvisor.manager.renewal.decisions import Act as Renewal
 from hsmvisor.manager.store import lines, locks, wanted
 from hsmvisor.manager.store.lines import FAR
-from hsmvisor.manager.store.rows import DeliveryRow, GenerationRow, LineRow, ResourceRow
+from hsmvisor.manager.store.rows import UNMEASURED, DeliveryRow, GenerationRow, LineRow, ResourceRow
 
 TAKEN = "another request has a material of this name there"
 FORGED = "its module's identity is not what its host has signed"
@@ -145,8 +145,11 @@ class _Look:
             raise
 
     async def _take(self, working: GenerationRow, allowed: Sequence[ResourceRow]) -> Outcome:
+        until = 0.0
+        if not self._seen.spec.shared and working.state in ("keying", "ordered") and not working.kept:
+            until = await measuring.demand(self._parts, self._seen, allowed[0], self._now)
         if working.state == "keying":
-            await obtaining.make_key(self._parts, self._seen, working, allowed, self._now)
+            await obtaining.make_key(self._parts, self._seen, working, allowed, self._now, until)
             return Outcome(0, "keying")
         if working.state == "ordered":
             issued = await obtaining.order(self._parts, self._seen, working)
@@ -185,7 +188,8 @@ class _Look:
         life = life_of(working)
         overtaken = timing.due(life, working.drawn, self._seen.spec.renewal.lead) if life else FAR
         look_at = self._now + NO_WORD if done.waiting else FAR
-        return Outcome(min(look_at, overtaken, done.again_at), "delivering", _why(done))
+        stage = UNMEASURED if done.unmeasured else "delivering"
+        return Outcome(min(look_at, overtaken, done.again_at), stage, _why(done))
 
     # ---- the generation that serves --------------------------------------------------------------------------------
 
@@ -215,6 +219,8 @@ class _Look:
             look_at = min(look_at, self._now + NO_WORD)
         if done.waiting or done.stragglers or done.lost or done.refusing or waits:
             stage = "delivering"
+        if done.unmeasured:
+            stage = UNMEASURED
         return Outcome(look_at, stage, _why(done) or decision.why)
 
     async def _begin_the_first(self, allowed: Sequence[ResourceRow]) -> Outcome:
@@ -363,7 +369,12 @@ def _why(done: Delivered) -> str:
         (done.refusing, "refuse, and are asked again"),
         (done.lost, "need a key that is not at hand"),
     ]
-    return "; ".join(f"{len(ids)} {what}" for ids, what in parts if ids)
+    told = [f"{len(ids)} {what}" for ids, what in parts if ids]
+    if done.unmeasured:
+        resource, why = min(done.unmeasured.items())
+        count = len(done.unmeasured)
+        told.insert(0, why if count == 1 else f"{count} boots are not what they have to be, {resource}: {why}")
+    return "; ".join(told)
 
 
 def _window_text(start: float, end: float, why: str) -> str:

@@ -25,8 +25,10 @@ from hsmvisor_rpc.sealed.commands import Action, Generate
 NO_WORD = 60.0  #: seconds after which one looks at a command that nobody has answered
 
 
-async def make_key(parts: Parts, seen: Seen, working: GenerationRow, allowed: Sequence[ResourceRow], now: float) -> None:
-    """The module, or the issuer, makes it.  Raises Failed, Again."""
+async def make_key(
+    parts: Parts, seen: Seen, working: GenerationRow, allowed: Sequence[ResourceRow], now: float, until: float = 0.0
+) -> None:
+    """The module, or the issuer, makes it.  `until`: a host may be told until then; 0: whenever it comes.  Raises Failed, Again."""
     if seen.spec.shared:
         await _by_issuer(parts, seen, working, allowed, now)
         raise Again("", 0)
@@ -54,7 +56,7 @@ async def make_key(parts: Parts, seen: Seen, working: GenerationRow, allowed: Se
     async with parts.database.transaction() as connection:
         if target.id not in seen.deliveries:
             await lines.mark(connection, [seen.delivery(target.id)], seen.deliveries, now)
-        await parts.commands.queue(connection, target, seen.line, [Said(Action.GENERATE, working.number, body)])
+        await parts.commands.queue(connection, target, seen.line, [Said(Action.GENERATE, working.number, body)], until)
     parts.hub.commands([target.host_id])
     raise Again("the module makes its key", NO_WORD)
 

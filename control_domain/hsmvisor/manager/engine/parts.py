@@ -13,7 +13,7 @@ from hsmvisor.manager.history.events import History
 from hsmvisor.manager.inventory.pins import Pins
 from hsmvisor.manager.issuer.client import Issuer
 from hsmvisor.manager.store.database import Database
-from hsmvisor.manager.wanted.judging import Judge
+from hsmvisor.manager.wanted.judging import Judge, Measurements
 
 
 @dataclass(frozen=True)
@@ -29,3 +29,4 @@ class Parts:
     hub: Hub
     clock: Callable[[], float]  #: seconds since 1970
     draw: Callable[[], float]  #: 0 to 1
+    measurements: Measurements = dict

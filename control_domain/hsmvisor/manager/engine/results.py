@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from hsmvisor.manager import limits
-from hsmvisor.manager.engine import made
+from hsmvisor.manager.engine import attested, made
+from hsmvisor.manager.engine.measuring import ATTEST
 from hsmvisor.manager.history.events import Happened, History, Kind
 from hsmvisor.manager.inventory import modules
 from hsmvisor.manager.renewal.trigger import Trigger
@@ -48,6 +49,8 @@ class Result:
     csr: bytes = b""
     sequence: int = 0
     states: Mapping[int, str] | None = None
+    attestation: bytes = b""
+    tpm_certificates: bytes = b""
 
 
 class Results:
@@ -59,7 +62,9 @@ class Results:
         if not results:
             return False
         known = await commands.by_ids(connection, host.id, [result.id for result in results])
-        await lines.lock_by_id(connection, (command.line_id for command in known.values()))
+        measured = sorted({command.resource_id for command in known.values() if command.action == ATTEST})
+        on_them = [line.id for id in measured for line in await lines.lines_on(connection, id)]
+        await lines.lock_by_id(connection, [*on_them, *(command.line_id for command in known.values())])
         woken: dict[str, float] = {}
         done: list[str] = []
         failed: set[tuple[str, str]] = set()  # what is refused behind that is refused because of it
@@ -68,6 +73,10 @@ class Results:
             if command is None:
                 continue
             done.append(command.id)
+            if command.action == ATTEST:
+                told = (result.done, result.reason, result.detail, result.attestation, result.tpm_certificates)
+                await attested.take(connection, host, command.id, *told, self._clock())
+                continue
             line = await lines.line(connection, command.line_id)
             if line is None:
                 continue
@@ -87,7 +96,9 @@ class Results:
         for id, pause in woken.items():
             if pause:
                 await lines.change_line(connection, id, look_at=self._clock() + pause)
-        return bool(woken)
+        if measured:
+            await lines.wake_pending(connection, measured, self._clock())
+        return bool(woken or measured)
 
     async def _checked(self, connection: AsyncConnection, line: LineRow, command: CommandRow, result: Result) -> Result:
         """What cannot be, or is not what was asked for, is a failure."""

@@ -18,6 +18,11 @@ REST, LONGEST_REST = 5.0, 900.0  #: seconds after a module refused, doubling
 WORKING = ("keying", "ordered", "issued")
 
 
+def pause(failures: int) -> float:
+    """Seconds before a module is asked again that refused so often in a row, or whose guest's boot was so often another one."""
+    return min(REST * 2.0 ** min(failures - 1, 20), LONGEST_REST)
+
+
 @dataclass
 class Seen:
     line: LineRow
@@ -33,6 +38,7 @@ class Seen:
     taken: frozenset[str] = frozenset()  #: members where another line has a material of this name
     permits: dict[str, Decision] = field(default_factory=dict)  #: by resource: what policy says at this look
     forged: frozenset[str] = frozenset()  #: members whose identity is not what their host has signed
+    measured: dict[str, tuple[str, ...]] = field(default_factory=dict)  #: by resource: as what its boot was, if that matters
 
     def now_has(self, generation: GenerationRow) -> None:
         """What was just stored, so that it need not be gathered again."""
@@ -56,14 +62,17 @@ class Seen:
     def permitted(self, resource_id: str) -> str:
         """What is kept with a delivery of what policy says."""
         found = self.permits.get(resource_id)
-        return json.dumps(permits([found])) if found is not None else self.delivery(resource_id).permitted
+        if found is None:
+            return self.delivery(resource_id).permitted
+        measured = self.measured.get(resource_id)
+        return json.dumps(permits([found]) | ({"measured": ", ".join(measured)} if measured else {}))
 
     def rests_until(self, resource_id: str) -> float:
         """A module that refuses is asked less and less often, for itself: others that share the key do not wait for it."""
         found, line = self.delivery(resource_id), self.line
         if not found.failures or max(line.changed_at, line.triggered_at) > found.failed_at:
             return 0.0
-        return found.failed_at + min(REST * 2.0 ** min(found.failures - 1, 20), LONGEST_REST)
+        return found.failed_at + pause(found.failures)
 
     def is_away(self, resource: ResourceRow, now: float) -> bool:
         host = self.hosts.get(resource.host_id)

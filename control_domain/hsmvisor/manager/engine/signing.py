@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from hsmvisor.manager import limits
 from hsmvisor.manager.store import commands, inventory
+from hsmvisor.manager.store.lines import FAR
 from hsmvisor.manager.store.rows import CommandRow, LineRow, ResourceRow
 from hsmvisor_rpc.sealed.canonical import Record
 from hsmvisor_rpc.sealed.commands import Action, Command, Signer
@@ -32,13 +33,19 @@ class Commands:
         self._kept: Signer | None = None
         self._kept_until = 0.0
 
-    async def queue(self, connection: AsyncConnection, resource: ResourceRow, line: LineRow, said: Sequence[Said]) -> None:
-        """They are carried out in this order.  Raises AuthorityError."""
+    async def queue(
+        self, connection: AsyncConnection, resource: ResourceRow, line: LineRow, said: Sequence[Said], until: float = 0.0
+    ) -> None:
+        """They are carried out in this order.  `until`: the host is given them until then, or not at all; 0: whenever it comes.
+
+        Raises AuthorityError.
+        """
         now, signer = self._clock(), self._signer_now()
         first = await inventory.take_sequences(connection, resource.id, len(said))
+        latest = until + limits.CARRIED_OUT_WITHIN if until else FAR
         rows = []
         for sequence, one in enumerate(said, first):
-            expires = one.expires_at or int(now) + limits.COMMAND_LIFETIME
+            expires = one.expires_at or int(min(now + limits.COMMAND_LIFETIME, latest))  # an envelope is bound to one of its own
             command = Command(
                 action=one.action,
                 host_id=bytes.fromhex(resource.host_id),
@@ -62,7 +69,8 @@ class Commands:
                     sequence=sequence,
                     signed=signer.sign(command),
                     created_at=now,
-                    expires_at=expires,
+                    expires_at=int(min(expires, latest)),
+                    give_until=until,
                 )
             )
         await commands.add(connection, rows)

@@ -25,6 +25,7 @@ class Kind(enum.StrEnum):
     REVOKED = "revoked"
     TAKEN_AWAY = "taken_away"
     FAILED = "failed"
+    NOT_MEASURED = "not_measured"
     HEALTH_FAILED = "health_failed"
     RECOVERED = "recovered"
     EXPIRING = "expiring"

@@ -123,6 +123,7 @@ class Exchanges:
         await self._results.take(connection, host, told.results)
         taken = await self._reports.take(connection, host, told.reports, told.gone, told.all)
         if back:
+            await commands.forget_late(connection, host.id, now)
             if host.away:
                 detail = {"name": host.name, "away_seconds": now - host.seen_at}
                 await self._history.add(connection, Happened(Kind.HOST_BACK, host_id=host.id, detail=detail))
@@ -150,7 +151,8 @@ class Exchanges:
         if len(session.given) >= MOST_GIVEN:
             return []
         async with self._database.reading() as connection:  # those that one module does not answer keep no other's back
-            found = await commands.queued(connection, host.id, limits.MAX_COMMANDS, now + TO_SPARE, list(session.given))
+            given = list(session.given)
+            found = await commands.queued(connection, host.id, limits.MAX_COMMANDS, now, now + TO_SPARE, given)
         for row in found:
             session.given[row.id] = now
         return found

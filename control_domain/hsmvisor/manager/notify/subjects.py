@@ -17,6 +17,7 @@ SUBJECTS: dict[str, str] = {
     Kind.REVOKED: "a certificate was revoked",
     Kind.TAKEN_AWAY: "taken away",
     Kind.FAILED: "failed, and is tried again",
+    Kind.NOT_MEASURED: "a guest's boot is not what it has to be",
     Kind.HEALTH_FAILED: "a health check failed",
     Kind.RECOVERED: "works again",
     Kind.EXPIRING: "a certificate expires soon",

@@ -5,7 +5,7 @@ name = "the web team has its names"
 act = "request"
 owner = { name = "ann", groups = ["web"] }
 resource = { name = "web-1", kind = "VM", attributes = { env = "prod" } }
-material = { name = "web", names = ["web.example.net"] }
+material = { name = "web", names = ["web.example.net"] }    # measured = ["golden"]: as what the guest's boot was measured
 expect = "allow"                # or "deny"
 rule = "web-team"               # which rule decides; may be left out
 """
@@ -114,7 +114,7 @@ def _resource(row: dict[str, Any]) -> Resource:
 
 
 def _asked(row: dict[str, Any]) -> Asked:
-    _known(row, "name", "source", "key_type", "authority", "profile", "usage", "names", "lifetime", "automatic")
+    _known(row, "name", "source", "key_type", "authority", "profile", "usage", "names", "lifetime", "automatic", "measured")
     told = row.get("names", [])
     return Asked(
         material=str(row["name"]),
@@ -126,4 +126,12 @@ def _asked(row: dict[str, Any]) -> Asked:
         names=names.parse_all(told) if told else (),
         lifetime=int(row.get("lifetime", 0)),
         automatic=bool(row.get("automatic", False)),
+        measured=frozenset(_texts(row, "measured")),
     )
+
+
+def _texts(row: dict[str, Any], key: str) -> list[str]:
+    told = row.get(key, [])
+    if not isinstance(told, list) or not all(isinstance(one, str) for one in told):
+        raise ValueError(f"{key} is a list of texts, not {told!r}")
+    return told

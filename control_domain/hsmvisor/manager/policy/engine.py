@@ -86,6 +86,7 @@ def _context(question: Question) -> dict[str, Any]:
         "wildcards": sorted(wildcards(asked.names)),
         "lifetime": asked.lifetime,
         "automatic": asked.automatic,
+        "measured": sorted(asked.measured),
     }
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from hsmvisor.manager.ca.names import Name
+from hsmvisor.manager.policy.measured import either
 
 
 class Act(enum.StrEnum):
@@ -66,6 +67,7 @@ class Asked:
     names: tuple[Name, ...] = ()
     lifetime: int = 0
     automatic: bool = False
+    measured: frozenset[str] = frozenset()  #: as what the resource's boot was measured just now
 
 
 @dataclass(frozen=True)
@@ -92,13 +94,21 @@ class Decision:
     allowed: bool
     rules: tuple[Rule, ...]  #: those that decided; none: no rule permits it
     version: int  #: of the policies
+    measured: tuple[str, ...] = ()  #: it is allowed where the resource's boot is measured as one of these, and else denied;
+    together: bool = False  #: as all of them, rather
 
     @property
     def why(self) -> str:
         """One line for people."""
         if not self.rules:
             return "no rule permits it"
-        return ("permitted by " if self.allowed else "forbidden by ") + "; ".join(map(str, self.rules))
+        why = ("permitted by " if self.allowed else "forbidden by ") + "; ".join(map(str, self.rules))
+        return f"{why}, {self.condition}" if self.measured else why
+
+    @property
+    def condition(self) -> str:
+        """What it depends on, empty: on nothing."""
+        return f"where the guest's boot is measured as {either(self.measured, self.together)}" if self.measured else ""
 
 
 def permits(decisions: Iterable[Decision]) -> dict[str, object]:

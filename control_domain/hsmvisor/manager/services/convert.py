@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from hsmvisor.manager.history.events import Event
 from hsmvisor.manager.inventory.listing import HostShown, ResourceShown
 from hsmvisor.manager.services.convert_wanted import timestamp
-from hsmvisor.manager.store.rows import DeliveryRow, LineRow, PolicyRow, TokenRow, lines_of
+from hsmvisor.manager.store.rows import DeliveryRow, LineRow, MeasurementRow, PolicyRow, TokenRow, lines_of
+from hsmvisor_rpc.sealed.endorsement import TpmCertificates
 from hsmvisor_rpc.v1 import manager_pb2 as pb
 
 
@@ -60,6 +63,22 @@ def holding(row: DeliveryRow, line: LineRow, away: bool) -> pb.Holding:
         why=row.why,
         changed_at=timestamp(row.changed_at),
     )
+
+
+def measurement(row: MeasurementRow, fits: Sequence[str]) -> pb.Measurement:
+    found = pb.Measurement(
+        resource=row.resource_id,
+        pcrs=[pb.Pcr(number=number, value=value) for number, value in sorted(row.values.items())],
+        fits=fits,
+        asked_at=timestamp(row.asked_at),
+        nonce=row.nonce,
+        attestation=row.attestation,
+    )
+    if row.certificates:
+        certificates = TpmCertificates.decode(row.certificates)
+        found.endorsement_certificates.extend((certificates.rsa, certificates.p256))
+        found.platform_certificate, found.ca_certificate = certificates.platform, certificates.ca
+    return found
 
 
 def token(row: TokenRow) -> pb.AccessToken:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from hsmvisor.manager import limits
+from hsmvisor.manager.engine.measuring import ATTEST
 from hsmvisor.manager.engine.results import Result
 from hsmvisor.manager.inventory.reports import Report, Told
 from hsmvisor.manager.link.exchange import Answer, Exchange
+from hsmvisor.manager.store.rows import CommandRow
 from hsmvisor_rpc.v1 import manager_pb2 as pb
 
 
@@ -49,13 +51,20 @@ def _result(result: pb.CommandResult) -> Result:
         csr=result.csr,
         sequence=result.sequence,
         states={g.number: g.state for g in result.material.generations} if known else None,
+        attestation=result.attestation,
+        tpm_certificates=result.tpm_certificates,
     )
+
+
+def _command(row: CommandRow) -> pb.HostCommand:
+    told = {"attest" if row.action == ATTEST else "signed_command": row.signed}
+    return pb.HostCommand(id=row.id, module=row.module, **told)
 
 
 def answer(given: Answer) -> pb.ExchangeResponse:
     return pb.ExchangeResponse(
         tell_all=given.tell_all,
-        commands=[pb.HostCommand(id=c.id, module=c.module, signed_command=c.signed) for c in given.commands],
+        commands=map(_command, given.commands),
         heartbeat_seconds=limits.HEARTBEAT,
         refused=[pb.RefusedGuest(name=one.name, reason=one.reason, detail=one.detail) for one in given.refused],
     )

@@ -76,6 +76,7 @@ def spec(untrusted: pb.RequestSpec) -> Spec:
         after_drain=untrusted.after_drain or "extend",
         on_expiry=untrusted.on_expiry or "keep",
         bare=untrusted.bare,
+        measured=tuple(untrusted.measured),
     )
 
 
@@ -100,12 +101,21 @@ def spec_told(known: Spec) -> pb.RequestSpec:
         after_drain=known.after_drain,
         on_expiry=known.on_expiry,
         bare=known.bare,
+        measured=known.measured,
     )
 
 
 def explanation(known: Explanation) -> pb.Explanation:
     expected = [
-        pb.Expected(resource=e.resource, allowed=e.decision.allowed, why=e.decision.why, names=e.names, outcome=e.outcome)
+        pb.Expected(
+            resource=e.resource,
+            allowed=e.decision.allowed,
+            why=e.decision.why,
+            names=e.names,
+            outcome=e.outcome,
+            measured=e.decision.measured,
+            measured_together=e.decision.together,
+        )
         for e in known.expected
     ]
     return pb.Explanation(resources=expected, remarks=known.remarks, change=known.change)

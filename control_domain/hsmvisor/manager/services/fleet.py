@@ -13,6 +13,7 @@ from hsmvisor.manager.access.tokens import Tokens, not_found
 from hsmvisor.manager.answers import Answers, Changes, asked
 from hsmvisor.manager.authorities import Authorities
 from hsmvisor.manager.engine.hub import Hub
+from hsmvisor.manager.engine.measure_now import MeasureNow
 from hsmvisor.manager.inventory import listing
 from hsmvisor.manager.inventory.joining import Joining, check_owners, host_name
 from hsmvisor.manager.inventory.leaving import Leaving
@@ -24,6 +25,7 @@ from hsmvisor.manager.store import fleet, inventory, tokens
 from hsmvisor.manager.store.database import Database
 from hsmvisor.manager.store.rows import HostRow, ResourceRow
 from hsmvisor.manager.wanted.asking import Asking
+from hsmvisor.manager.wanted.judging import Measurements
 from hsmvisor.serving.errors import Invalid, NotFound
 from hsmvisor.serving.gate import origin
 from hsmvisor.serving.pages import asked as page_asked
@@ -42,6 +44,8 @@ class FleetParts:
     joining: Joining
     leaving: Leaving
     asking: Asking
+    measure_now: MeasureNow
+    measurements: Measurements
     tokens: Tokens
     authorities: Authorities
     policies: PolicyStore
@@ -226,6 +230,14 @@ class FleetService(rpc.FleetServiceServicer):
         self._p.hub.lines()
         async with self._p.database.reading() as connection:
             return await self._shown(connection, await self._resource(connection, id))
+
+    async def MeasureResource(self, untrusted: pb.MeasureResourceRequest, context: Any) -> pb.Measurement:
+        async with self._p.database.reading() as connection:
+            row = await self._resource(connection, untrusted.id)
+        demand_owner(caller(), row.owner)
+        found = await self._p.measure_now.measure(row, untrusted.pcrs)
+        known = [one for one in self._p.measurements().values() if one.pcrs.keys() <= found.asked]
+        return convert.measurement(found, sorted(one.name for one in known if one.fits(found.values)))
 
     # ---- access tokens -----------------------------------------------------------------------------------------------
 

@@ -1,13 +1,14 @@
-"""Signed commands on their way to hosts."""
+"""Commands on their way to hosts: signed ones, and what hosts are asked of their guests' boots."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from hsmvisor.manager.store.inventory import parts
 from hsmvisor.manager.store.rows import CommandRow
 from hsmvisor.manager.store.tables import commands, hosts
-from sqlalchemy import delete, exists, func, insert, select
+from sqlalchemy import delete, exists, func, insert, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 
@@ -17,15 +18,24 @@ async def add(connection: AsyncConnection, rows: Sequence[CommandRow]) -> None:
 
 
 async def queued(
-    connection: AsyncConnection, host_id: str, count: int, expires_after: float, but: Sequence[str] = ()
+    connection: AsyncConnection, host_id: str, count: int, now: float, expires_after: float, but: Sequence[str] = ()
 ) -> list[CommandRow]:
     """In the order in which each module has to have them.  A host that was revoked, also while it waits, gets none."""
     joined = exists().where(hosts.c.id == host_id, hosts.c.state == "joined")
-    where = (commands.c.host_id == host_id, commands.c.expires_at > expires_after, joined)
+    where = (commands.c.host_id == host_id, commands.c.expires_at > expires_after, joined, _still_given(now))
     query = (
         select(commands).where(*where, commands.c.id.not_in(but)).order_by(commands.c.created_at, commands.c.sequence).limit(count)
     )
     return CommandRow.all((await connection.execute(query)).all())
+
+
+def _still_given(now: float) -> Any:
+    return or_(commands.c.give_until == 0, commands.c.give_until > now)
+
+
+async def forget_late(connection: AsyncConnection, host_id: str, now: float) -> None:
+    """A host that begins anew is not given any more what was to be given for a while only, and has not carried it out."""
+    await connection.execute(delete(commands).where(commands.c.host_id == host_id, ~_still_given(now)))
 
 
 async def waiting_hosts(connection: AsyncConnection, host_ids: Sequence[str], after: float) -> set[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from hsmvisor.manager.store.rows import UNMEASURED
 from hsmvisor.manager.store.tables import (
     certificates,
     deliveries,
@@ -15,7 +16,7 @@ from hsmvisor.manager.store.tables import (
     managers,
     requests,
 )
-from sqlalchemy import Table, delete, func, insert, select, update
+from sqlalchemy import Table, delete, func, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 
@@ -52,14 +53,15 @@ async def counts(connection: AsyncConnection, now: float, owner: str = "") -> di
     of_request, of_line = _of_owner(owner)
     serves = (generations.c.state == "serving", generations.c.not_after > 0, *of_line(generations))
     left, life = generations.c.not_after - int(now), generations.c.not_after - generations.c.not_before
-    pending = deliveries.c.state.in_(("pending", "staged", "leaving"))
+    pending = deliveries.c.state.in_(("pending", "staged", UNMEASURED, "leaving"))
+    fails = or_(lines.c.failures > 0, lines.c.stage == UNMEASURED)
     active = (requests.c.state == "active", *([requests.c.owner == owner] if owner else []))
     one: dict[str, Any] = {
         "requests": select(func.count()).select_from(requests).where(*active),
         "certificates": select(func.count()).select_from(generations).where(*serves),
         "expiring": select(func.count()).select_from(generations).where(*serves, left > 0, left * 3 < life),
         "expired": select(func.count()).select_from(generations).where(*serves, left <= 0),
-        "failing": select(func.count()).select_from(lines).where(lines.c.failures > 0, *of_request(lines)),
+        "failing": select(func.count()).select_from(lines).where(fails, *of_request(lines)),
         "pending": select(func.count()).select_from(deliveries).where(pending, *of_line(deliveries)),
         "denied": select(func.count()).select_from(denials).where(*of_request(denials)),
     }

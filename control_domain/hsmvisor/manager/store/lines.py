@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hsmvisor.manager.store.inventory import parts
-from hsmvisor.manager.store.rows import DeliveryRow, GenerationRow, LineRow
+from hsmvisor.manager.store.rows import UNMEASURED, DeliveryRow, GenerationRow, LineRow
 from hsmvisor.manager.store.tables import commands, deliveries, envelopes, escrows, generations, lines, resources
 from sqlalchemy import bindparam, case, delete, func, insert, literal, or_, select, union, update
 from sqlalchemy.dialects import postgresql, sqlite
@@ -75,7 +75,7 @@ class Sums:
 async def sums_of_requests(connection: AsyncConnection, request_ids: Sequence[str]) -> dict[str, Sums]:
     """However many lines there are, few rows come."""
     found: dict[str, Sums] = {}
-    fails = func.sum(case((lines.c.failures > 0, 1), else_=0))
+    fails = func.sum(case((or_(lines.c.failures > 0, lines.c.stage == UNMEASURED), 1), else_=0))
     for some in parts(request_ids):
         query = select(lines.c.request_id, lines.c.stage, func.count(), fails).where(lines.c.request_id.in_(some))
         for id, stage, count, failing in (await connection.execute(query.group_by(lines.c.request_id, lines.c.stage))).all():

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from hsmvisor.manager.store.inventory import parts
-from hsmvisor.manager.store.rows import DeliveryRow, GenerationRow, LineRow, RequestRow
+from hsmvisor.manager.store.rows import UNMEASURED, DeliveryRow, GenerationRow, LineRow, RequestRow
 from hsmvisor.manager.store.tables import deliveries, denials, generations, lines, requests
-from sqlalchemy import Select, select
+from sqlalchemy import Select, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 
@@ -21,8 +21,8 @@ async def serving(connection: AsyncConnection, owner: str, count: int) -> list[G
 
 
 async def failing(connection: AsyncConnection, owner: str, count: int) -> list[LineRow]:
-    """Returns lines whose last attempts failed, the newest failure first."""
-    query = select(lines).where(lines.c.failures > 0)
+    """Returns lines whose last attempts failed, the newest failure first; then those that wait for a guest to boot otherwise."""
+    query = select(lines).where(or_(lines.c.failures > 0, lines.c.stage == UNMEASURED))
     if owner:
         query = query.where(lines.c.request_id.in_(_requests_of(owner)))
     return LineRow.all((await connection.execute(query.order_by(lines.c.failed_at.desc()).limit(count))).all())
@@ -30,7 +30,7 @@ async def failing(connection: AsyncConnection, owner: str, count: int) -> list[L
 
 async def pending(connection: AsyncConnection, owner: str, count: int) -> list[DeliveryRow]:
     """Returns deliveries that are not done, those first that wait longest."""
-    query = select(deliveries).where(deliveries.c.state.in_(("pending", "staged", "leaving")))
+    query = select(deliveries).where(deliveries.c.state.in_(("pending", "staged", UNMEASURED, "leaving")))
     if owner:
         query = query.where(deliveries.c.line_id.in_(_lines_of(owner)))
     return DeliveryRow.all((await connection.execute(query.order_by(deliveries.c.changed_at).limit(count))).all())

@@ -199,6 +199,31 @@ class CommandRow(_Row):
     signed: bytes = field(repr=False)
     created_at: float
     expires_at: int
+    give_until: float = 0.0
+
+
+@dataclass(frozen=True)
+class MeasurementRow(_Row):
+    id: str
+    resource_id: str
+    module_id: str
+    nonce: bytes
+    pcrs: str
+    asked_at: float
+    told_at: float = 0.0
+    found: str = ""
+    why: str = ""
+    attestation: bytes = field(default=b"", repr=False)
+    certificates: bytes = field(default=b"", repr=False)
+
+    @property
+    def asked(self) -> frozenset[int]:
+        return frozenset(map(int, self.pcrs.split()))
+
+    @property
+    def values(self) -> Mapping[int, bytes]:
+        told: dict[str, str] = json.loads(self.found) if self.found else {}
+        return {int(number): bytes.fromhex(value) for number, value in told.items()}
 
 
 @dataclass(frozen=True)
@@ -221,6 +246,9 @@ class PolicyRow(_Row):
     uploaded_at: int
     uploaded_by: str
     comment: str
+
+
+UNMEASURED = "unmeasured"  #: the state of a delivery, and the stage of a line, that waits for a guest's boot to be another one
 
 
 def held_of(text: str) -> dict[int, str]:

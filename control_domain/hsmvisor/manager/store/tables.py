@@ -237,10 +237,10 @@ deliveries = Table(
     Column("staged", Integer, nullable=False),  # the newest generation that the module acknowledged
     Column("active", Integer, nullable=False),  # the one that serves there
     Column("held", Text, nullable=False),  # generations that are there: "3:current 2:retiring"
-    Column("state", String(16), nullable=False),  # pending, staged, active, denied, leaving, gone
+    Column("state", String(16), nullable=False),  # pending, staged, active, unmeasured, denied, leaving, gone
     Column("why", Text, nullable=False),
     Column("changed_at", BigInteger, nullable=False),
-    Column("failures", Integer, nullable=False),  # that the module, or its host, refused in a row
+    Column("failures", Integer, nullable=False),  # in a row: the module, or its host, refused; its guest's boot was wrong
     Column("failed_at", Float(53), nullable=False),
     Column("permitted", Text, nullable=False),  # JSON: what policy said when the module was told to take it
     Index("ix_deliveries_resource_id", "resource_id"),
@@ -269,7 +269,7 @@ escrows = Table(
     Column("at", BigInteger, nullable=False),
 )
 
-#: Signed commands for hosts to carry out.
+#: Signed commands for hosts to carry out; and what they are asked of a guest's boot (action attest; then `signed` is the question).
 commands = Table(
     "commands",
     metadata,
@@ -284,10 +284,30 @@ commands = Table(
     Column("signed", LargeBinary, nullable=False),
     Column("created_at", Float(53), nullable=False),
     Column("expires_at", BigInteger, nullable=False),
+    Column("give_until", Float(53), nullable=False),  # it is given to its host until then, 0: as long as it is valid
     Index("ix_commands_host_id", "host_id", "created_at", "sequence"),
     Index("ix_commands_line_id", "line_id"),
     Index("ix_commands_resource_id", "resource_id"),
     Index("ix_commands_expires_at", "expires_at"),
+)
+
+#: What a guest's boot was, as the TPM of its module attested it.  `id`: of the command by which its host was asked.
+measurements = Table(
+    "measurements",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("resource_id", String(130), nullable=False),
+    Column("module_id", String(32), nullable=False),
+    Column("nonce", LargeBinary, nullable=False),
+    Column("pcrs", String(80), nullable=False),  # that were asked for: "0 4 7"
+    Column("asked_at", Float(53), nullable=False),
+    Column("told_at", Float(53), nullable=False),
+    Column("found", Text, nullable=False),  # JSON: their values, hexadecimal; empty: none were attested
+    Column("why", Text, nullable=False),  # why not
+    Column("attestation", LargeBinary, nullable=False),
+    Column("certificates", LargeBinary, nullable=False),  # of the TPM: TpmCertificates; empty: its host told none
+    Index("ix_measurements_resource_id", "resource_id", "asked_at"),
+    Index("ix_measurements_asked_at", "asked_at"),
 )
 
 # ---- what happened, and who may do what --------------------------------------------------------------------------------------

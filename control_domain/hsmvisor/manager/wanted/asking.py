@@ -23,7 +23,9 @@ from hsmvisor.serving.errors import Exhausted, Forbidden, Invalid, NotFound, Wro
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 #: What does not say anything about key or certificate: a change of it makes no new generation.
-_ASIDE = ("resources", "selector", "renewal", "two_step", "health", "escrow", "drain_seconds", "after_drain", "on_expiry")
+_ASIDE = (
+    "resources", "selector", "renewal", "two_step", "health", "escrow", "drain_seconds", "after_drain", "on_expiry", "measured",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -52,9 +54,11 @@ class Asking:
         default_authority: str,
         health: Collection[str],
         clock: Callable[[], float],
+        measured: Callable[[], Collection[str]] = tuple,
     ) -> None:
+        """`measured`: returns the names of what a guest's boot may have to be."""
         self._history, self._judge, self._authorities, self._default = history, judge, authorities, default_authority
-        self._health, self._clock = health, clock
+        self._health, self._clock, self._measured = health, clock, measured
 
     # ---- asking ------------------------------------------------------------------------------------------------------
 
@@ -108,6 +112,9 @@ class Asking:
         if spec.health and spec.health not in self._health:
             known = ", ".join(sorted(self._health)) or "none is configured"
             raise Invalid("HEALTH", f"there is no health check {spec.health!r}: {known}")
+        if unknown := sorted(set(spec.measured) - set(self._measured())):
+            known = ", ".join(sorted(self._measured())) or "none is configured"
+            raise Invalid("MEASURED", f"there is no [measured.{unknown[0]}] in the manager's configuration: {known}")
         found = []
         for name in spec.resources:
             found.append(await self._resolved(connection, name, seen_by, remarks))
@@ -201,6 +208,8 @@ class Asking:
             outcome = f"it has generation {line.serving}"
         else:
             outcome = _OUTCOMES[spec.source]
+        if decision.allowed and decision.measured:
+            outcome = f"{outcome}; each delivery {decision.condition}"
         return Expected(resource.id, decision, names, outcome)
 
     # ---- what there is -----------------------------------------------------------------------------------------------

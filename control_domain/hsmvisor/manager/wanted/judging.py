@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from hsmvisor.manager.ca.names import BadName, Name
 from hsmvisor.manager.history.events import Happened, History, Kind
 from hsmvisor.manager.policy.engine import Policies
+from hsmvisor.manager.policy.measured import Measured, either
 from hsmvisor.manager.policy.questions import Act, Asked, Decision, Owner, Question, Resource, Rule
 from hsmvisor.manager.policy.questions import Kind as ResourceKind
 from hsmvisor.manager.store import wanted
@@ -17,11 +19,16 @@ from hsmvisor.manager.store.rows import HostRow, RequestRow, ResourceRow, lines_
 from hsmvisor.manager.wanted.spec import NotFilled, Spec
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-NAMES = "names"  #: stands in a rule's place where a name cannot be made
+NAMES = "names"  #: stands in a rule's place where a name cannot be made,
+MEASURED = "measured"  #: and where the request itself demands that the guest's boot is measured as something
 REMEMBERED = 50_000  #: decisions
+
+_DELIVERS = frozenset({Act.REQUEST, Act.DISTRIBUTE, Act.RENEW, Act.IMPORT})
 
 #: Returns the policies that count now.
 Current = Callable[[], Policies]
+#: Returns what a guest's boot may have to be, by name.
+Measurements = Callable[[], Mapping[str, Measured]]
 
 
 def question(
@@ -53,19 +60,31 @@ def question(
 class Judge:
     """Remembers what was decided about the same question under the same policies."""
 
-    def __init__(self, policies: Current, history: History, clock: Callable[[], float]) -> None:
-        self._policies, self._history, self._clock = policies, history, clock
+    def __init__(self, policies: Current, history: History, clock: Callable[[], float], measurements: Measurements = dict) -> None:
+        self._policies, self._history, self._clock, self._measurements = policies, history, clock, measurements
         self._known: OrderedDict[Any, Decision] = OrderedDict()
 
     def decide(
-        self, act: Act, request: RequestRow, spec: Spec, resource: ResourceRow, host: HostRow | None, automatic: bool
+        self,
+        act: Act,
+        request: RequestRow,
+        spec: Spec,
+        resource: ResourceRow,
+        host: HostRow | None,
+        automatic: bool,
+        measured: frozenset[str] | None = None,
     ) -> Decision:
-        """A name that cannot be made for the resource is as good as a denial."""
+        """A name that cannot be made for the resource is as good as a denial.
+
+        `measured`: as what the guest's boot was measured just now; None: it was not, and where that makes the difference it is
+        allowed and the decision says so (`Decision.measured`).
+        """
         trusted = bool(host and host.trusted)
         policies = self._policies()
+        known = frozenset(self._measurements()) if measured is None else None
         # all that is asked, and nothing that stands for it: within one second a resource may be two owners'
         told = (request.owner, request.groups, request.spec, resource.id, resource.owner, resource.kind, resource.attributes)
-        key = (policies.version, act, hashlib.sha256(repr(told).encode()).digest(), trusted, automatic)
+        key = (policies.version, act, hashlib.sha256(repr(told).encode()).digest(), trusted, automatic, measured, known)
         if (found := self._known.get(key)) is not None:
             self._known.move_to_end(key)
             return found
@@ -74,7 +93,15 @@ class Judge:
         except (NotFilled, BadName) as error:
             return Decision(False, (Rule(NAMES, str(error)),), policies.version)
         owner = Owner(request.owner, frozenset(lines_of(request.groups)))
-        decision = policies.decide(question(act, owner, spec, resource, trusted, names, automatic))
+        asked = question(act, owner, spec, resource, trusted, names, automatic)
+
+        def decided(measured: frozenset[str]) -> Decision:
+            if act in _DELIVERS and spec.measured and measured.isdisjoint(spec.measured):
+                why = f"its request is for guests whose boot is measured as {either(spec.measured)}"
+                return Decision(False, (Rule(MEASURED, why),), policies.version)
+            return policies.decide(replace(asked, asked=replace(asked.asked, measured=measured)))
+
+        decision = decided(measured) if measured is not None else _depending(decided, known or frozenset())
         self._known[key] = decision
         if len(self._known) > REMEMBERED:
             self._known.popitem(last=False)
@@ -111,3 +138,15 @@ class Judge:
                 await self._history.add(connection, happened)
         if permitted:
             await wanted.permit(connection, request.id, permitted, str(act))
+
+
+def _depending(decided: Callable[[frozenset[str]], Decision], known: frozenset[str]) -> Decision:
+    """Of a guest whose boot was not measured: what is denied and would be allowed to another boot depends on it."""
+    bare = decided(frozenset())
+    if bare.allowed or not known:
+        return bare
+    best = decided(known)
+    if not best.allowed:
+        return best
+    alone = tuple(name for name in sorted(known) if decided(frozenset({name})).allowed)
+    return replace(best, measured=alone or tuple(sorted(known)), together=not alone)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import uuid
 
 from hsmvisor.manager.history.events import Happened, History, Kind
-from hsmvisor.manager.store import commands, inventory, lines, wanted
+from hsmvisor.manager.store import commands, inventory, lines, measurements, wanted
 from hsmvisor.manager.store.rows import HostRow, RequestRow, ResourceRow
 from hsmvisor.manager.wanted.spec import Spec, own_of
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -77,6 +77,7 @@ async def resource_gone(connection: AsyncConnection, history: History, resource:
         )
         await history.add(connection, happened)
     await commands.remove_of_resource(connection, resource.id)
+    await measurements.remove_of_resource(connection, resource.id)
     await wanted.forget_denials_on(connection, [resource.id])
     await inventory.remove_resource(connection, resource.id)
     gone = Happened(Kind.RESOURCE_GONE, owner=resource.owner, resource_id=resource.id, host_id=resource.host_id)

@@ -11,6 +11,7 @@ from typing import Any
 from hsmvisor.manager import limits
 from hsmvisor.manager.ca import names
 from hsmvisor.manager.ca.names import BadName, Name
+from hsmvisor.manager.policy import measured
 from hsmvisor.manager.policy.questions import Source
 from hsmvisor.manager.renewal.decisions import BadRule, Rule
 from hsmvisor.manager.store.rows import ResourceRow
@@ -54,6 +55,7 @@ class Spec:
     after_drain: str = "extend"
     on_expiry: str = "keep"
     bare: bool = False
+    measured: tuple[str, ...] = ()  #: only where a guest's boot is measured as one of these
 
     @property
     def shared(self) -> bool:
@@ -76,6 +78,7 @@ class Spec:
         if not 0 <= self.drain_seconds <= limits.MAX_DRAIN:
             raise BadSpec(f"drain_seconds is 0 to {limits.MAX_DRAIN}")
         self._check_members()
+        self._check_measured()
         self._check_names()
         self._check_source()
         try:
@@ -99,6 +102,15 @@ class Spec:
                 raise BadSpec(f"{key!r}: an attribute's name has 1 to {limits.MAX_KEY} of A-Z a-z 0-9 . _ -")
             if len(value) > limits.MAX_VALUE or not value.isprintable():
                 raise BadSpec(f"{key}: a value has at most {limits.MAX_VALUE} printable characters")
+
+    def _check_measured(self) -> None:
+        if len(self.measured) > limits.MAX_MEASURED:
+            raise BadSpec(f"measured as one of {len(self.measured)}, at most {limits.MAX_MEASURED}")
+        for name in self.measured:
+            if not measured.NAME.fullmatch(name):
+                raise BadSpec(f"measured {name!r}: the NAME of a [measured.NAME] in the manager's configuration")
+        if len(set(self.measured)) != len(self.measured):
+            raise BadSpec("measured: each name stands once")
 
     def _check_names(self) -> None:
         if self.bare:
@@ -150,6 +162,8 @@ class Spec:
     def text(self) -> str:
         """Equal specifications have equal texts."""
         values = asdict(self) | {"selector": dict(self.selector)}
+        if not self.measured:  # as it was written before there was such a thing
+            del values["measured"]
         return json.dumps(values, sort_keys=True, separators=(",", ":"))
 
     @classmethod
@@ -157,8 +171,8 @@ class Spec:
         values: dict[str, Any] = json.loads(text)
         values["renewal"] = Rule(**values["renewal"])
         values["source"] = Source(values["source"])
-        for name in ("names", "resources"):
-            values[name] = tuple(values[name])
+        for name in ("names", "resources", "measured"):
+            values[name] = tuple(values.get(name, ()))
         return cls(**values)
 
 
