@@ -29,6 +29,14 @@ settings.register_profile("ours", deadline=None)  # how long an example takes sa
 settings.load_profile("ours")
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    from support import counts
+
+    items[:], left = counts.chosen(items)
+    if left:
+        config.hook.pytest_deselected(items=left)
+
+
 def _skipped(config: pytest.Config) -> int:
     """How many tests were skipped although nothing may be missing: root may do all, and scripts/setup --dev installs all."""
     reporter = config.pluginmanager.get_plugin("terminalreporter")

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from support import counts
 from support.certificates import PrivateKey, new_key
 from support.guest import Guest, library
 from support.guest_machine import GuestMachine
@@ -36,7 +37,7 @@ from support.vm import VirtualMachine
 from benchlib import report
 
 KEPT = 12
-PARTS = ["storm", "kills", "power", "leaks", "hostile", "guest", "fleet"]
+PARTS = ["storm", "kills", "power", "leaks", "hostile", "guest", "fleet", "hosts", "ways"]
 
 #: Workers of another host service on this machine would count against the same limits of a user (RLIMIT_NPROC).
 USERS = "[workers]\nuid_base = 480000\n"
@@ -58,6 +59,8 @@ def arguments() -> argparse.Namespace:
         help="rotations with client and server in a virtual machine (default 100; 0: none)",
     )
     parser.add_argument("--fleet", type=int, default=1, help="rounds in which managers die at every step (default 1; 0: none)")
+    parser.add_argument("--hosts", type=int, default=1, help="and processes of a host (default 1)")
+    parser.add_argument("--ways", type=int, default=1, help="rounds of tests in the ways that scripts/test leaves out (default 1)")
     parser.add_argument("--seed", type=int, default=int(time.time()), help="of the order of kills")
     parser.add_argument(
         "--only", nargs="+", choices=PARTS, default=PARTS, help="these parts; of the others stays what the output directory has"
@@ -93,26 +96,42 @@ def power(times: int, seed: int) -> dict[str, Any]:
         "losses": times,
         "acknowledged_and_lost": len(lost),
         "newest_key_did_not_sign": sum(1 for report in reports if not report["signs"]),
-        "audit_log_not_whole": sum(1 for report in reports if report["audit"]),
+        "audit_log_not_whole": sum(1 for report in reports if not report["audit"]),
         "generations_acknowledged": max(map(int, reports[-1]["states"])),
     }
 
 
 def fleet(rounds: int) -> dict[str, Any]:
-    """The walks of tests/integration/test_fleet_steps.py with every step, which the tests do for a part of them."""
-    walks, failed = 0, 0
-    for _ in range(rounds):
-        passed, wrong = _walked()
-        walks, failed = walks + passed, failed + wrong
-    return {"rounds": rounds, "walks": walks, "failed": failed}
+    """Managers die at every step of their walks, of which the tests do a part (tests/support/counts.py)."""
+    passed, failed = _rounds(rounds, {counts.ALL_STEPS: "1"}, "tests/integration/test_fleet_steps.py")
+    return {"rounds": rounds, "walks": passed, "failed": failed}
 
 
-def _walked() -> tuple[int, int]:
-    """Returns how many walks came to their end, and how many did not."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/integration/test_fleet_steps.py"]
-    done = subprocess.run(command, env=os.environ | {"HSMVISOR_ALL_STEPS": "1"}, capture_output=True, text=True)
-    counts = {word: int(number) for number, word in re.findall(r"(\d+) (passed|failed|error)", done.stdout)}
-    return counts.get("passed", 0), counts.get("failed", 0) + counts.get("error", 0) or int(done.returncode != 0)
+def hosts(rounds: int) -> dict[str, Any]:
+    """As `fleet`, of the processes of a host."""
+    passed, failed = _rounds(rounds, {counts.ALL_STEPS: "1"}, "tests/integration/test_steps.py")
+    return {"rounds": rounds, "walks": passed, "failed": failed}
+
+
+def ways(rounds: int) -> dict[str, Any]:
+    """Tests that know two databases or transports, in the one in which scripts/test does not run them."""
+    passed, failed = _rounds(rounds, {counts.WAYS: counts.OTHERS}, "tests")
+    return {"rounds": rounds, "tests": passed, "failed": failed}
+
+
+def _rounds(rounds: int, variables: dict[str, str], path: str) -> tuple[int, int]:
+    """Returns how many tests passed in all, and how many did not."""
+    found = [_tested(variables, path) for _ in range(rounds)]
+    return sum(passed for passed, _ in found), sum(failed for _, failed in found)
+
+
+def _tested(variables: dict[str, str], path: str) -> tuple[int, int]:
+    """Returns how many tests passed, and how many did not."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "auto", "--dist", "loadfile", path]
+    done = subprocess.run(command, env=os.environ | variables, stdout=subprocess.PIPE, text=True)
+    print(done.stdout[-6000:], file=sys.stderr)
+    found = {word: int(number) for number, word in re.findall(r"(\d+) (passed|failed|error)", done.stdout)}
+    return found.get("passed", 0), found.get("failed", 0) + found.get("error", 0) or int(done.returncode != 0)
 
 
 def guest(host: Host, rotations: int) -> dict[str, Any]:
@@ -200,8 +219,11 @@ def judge(results: dict[str, Any]) -> list[str]:
     for behaviour, cost in results.get("hostile", {}).items():
         if cost["neighbour_failures"] or not cost["same_worker"] or not cost["answers_after"]:
             wrong.append(f"hostile guest: {behaviour}")
-    if walked := results.get("fleet"):
-        wrong += ["fleet: a manager that died left something half done"] if walked["failed"] or not walked["walks"] else []
+    for name, who in (("fleet", "a manager"), ("hosts", "a host's process")):
+        if walked := results.get(name):
+            wrong += [f"{name}: {who} that died left something half done"] if walked["failed"] or not walked["walks"] else []
+    if tested := results.get("ways"):
+        wrong += ["ways: a test failed in its other way"] if tested["failed"] or not tested["tests"] else []
     return wrong
 
 
@@ -239,6 +261,8 @@ def main() -> int:
         "guest": (given.guest_rotations, lambda: on_a_host(lambda host: guest(host, given.guest_rotations))),
         "hostile": (given.hostile, lambda: on_a_host(lambda host: misbehave_all(host, list(BEHAVIOURS), given.hostile))),
         "fleet": (given.fleet, lambda: fleet(given.fleet)),
+        "hosts": (given.hosts, lambda: hosts(given.hosts)),
+        "ways": (given.ways, lambda: ways(given.ways)),
         "power": (given.power_losses, lambda: power(given.power_losses, given.seed)),
     }
     for name, (count, run) in parts.items():

@@ -12,6 +12,8 @@ from hsmvisor.serving.errors import Invalid
 from support.fleet import Fleet
 from support.scenarios import WEB, Play, held
 
+pytestmark = pytest.mark.every_way
+
 
 def test_an_engine_outlives_an_error_of_its_own(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
     claim, errors = lines.claim, [ZeroDivisionError("not foreseen")]

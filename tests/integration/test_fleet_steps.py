@@ -1,14 +1,13 @@
 """A manager that dies at any step of a delivery or a renewal: another one goes on, and there is exactly one outcome.
 
 The steps are found by counting: each transaction is one, before and after its commit, and so is each word to an authority and to
-the issuer.  The walk goes on until nobody dies any more, so a step that is added is walked as soon as it is there.
+the issuer.  The walk goes on until nobody dies any more (support/counts.py), so a step that is added is walked too.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -17,25 +16,26 @@ import pytest
 from cryptography import x509
 from hsmvisor.manager.ca.interface import Issued, Keep, Order, Reason, Window
 from hsmvisor.manager.engine.engine import LEASE
+from hsmvisor.manager.policy.measured import Measured
 from hsmvisor.manager.renewal.decisions import Rule
 from hsmvisor.manager.store import lines
 from hsmvisor.manager.store.rows import RequestRow
 from hsmvisor.manager.store.tables import certificates
 from sqlalchemy import select
+from support import counts
 from support.fleet import Fleet
 from support.light_host import LightGuest
 from support.postgres import Postgres
 from support.scenarios import SHARED, WEB
+from support.soft_tpm import SoftTpm
 
 KINDS: dict[str, dict[str, Any]] = {
     "own": WEB | {"resources": ("a",)},
+    "measured": WEB | {"resources": ("a",), "measured": ("golden",)},
     "same-key": WEB | {"resources": ("a",), "renewal": Rule(rekey=False)},
     "shared": SHARED | {"selector": {"env": "prod"}},
     "kept": SHARED | {"selector": {"env": "prod"}, "escrow": True, "two_step": True},
 }
-
-
-ALL = "HSMVISOR_ALL_STEPS" in os.environ  #: as scripts/soak does; else every fourth but for the simplest walks
 
 
 class Dies(BaseException):
@@ -153,6 +153,8 @@ async def _walk(directory: Path, url: str, kind: str, act: Act, at: int, before:
     try:
         host = await fleet.host("h1")
         guests = [host.add("a", env="prod"), host.add("b", env="prod")]
+        host.tpms["a"] = SoftTpm().boot(b"kernel")
+        fleet.measured = {"golden": Measured("golden", {4: (host.tpms["a"].pcrs[4],)})}
         await fleet.settle()
         request = await fleet.ask(**KINDS[kind])
         if before:
@@ -206,6 +208,8 @@ async def _is_one_outcome(fleet: Fleet, request: RequestRow, guests: list[LightG
         ("own", nothing, True),
         ("own", rotate, True),
         ("own", cancel, True),
+        ("measured", nothing, False),
+        ("measured", nothing, True),
         ("same-key", nothing, True),
         ("shared", nothing, False),
         ("shared", nothing, True),
@@ -216,12 +220,11 @@ async def _is_one_outcome(fleet: Fleet, request: RequestRow, guests: list[LightG
 @pytest.mark.parametrize("restarts", [True, False], ids=["hosts-restart", "hosts-go-on"])
 @pytest.mark.timeout(600)
 def test_a_manager_may_die_at_every_step(tmp_path: Path, kind: str, act: Act, before: bool, restarts: bool) -> None:
-    at, died, stride = 0, True, 1 if ALL or (kind, act) == ("own", nothing) else 4
-    while died:
-        at += stride
+    for at in counts.steps(8):
         directory = tmp_path / str(at)
         directory.mkdir()
-        died = asyncio.run(_walk(directory, "", kind, act, at, before, restarts))
+        if not asyncio.run(_walk(directory, "", kind, act, at, before, restarts)):
+            break
     assert at > 10, "so few steps are none"
 
 
@@ -229,10 +232,9 @@ def test_a_manager_may_die_at_every_step(tmp_path: Path, kind: str, act: Act, be
 @pytest.mark.timeout(600)
 def test_a_manager_may_die_at_every_step_with_postgresql(tmp_path: Path, postgres: Postgres) -> None:
     """The simplest walk alone: a step costs a database of its own, which is most of a second."""
-    at, died = 0, True
-    while died:
-        at += 1
+    for at in counts.steps(8):
         directory = tmp_path / str(at)
         directory.mkdir()
-        died = asyncio.run(_walk(directory, postgres.database(), "own", nothing, at, True, restarts=False))
+        if not asyncio.run(_walk(directory, postgres.database(), "own", nothing, at, True, restarts=False)):
+            break
     assert at > 10, "so few steps are none"

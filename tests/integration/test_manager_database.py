@@ -14,6 +14,8 @@ from sqlalchemy.exc import ProgrammingError
 from support.databases import opened
 from support.postgres import Postgres
 
+pytestmark = pytest.mark.every_way
+
 
 @pytest.fixture(scope="module")
 def postgres() -> Iterator[Postgres]:

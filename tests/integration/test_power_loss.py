@@ -9,7 +9,7 @@ import pytest
 from support.power import PROGRAM, found, lose_power, lost
 from support.vm import VirtualMachine, command
 
-pytestmark = [pytest.mark.slow, pytest.mark.real, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.real, pytest.mark.timeout(1200)]
 
 
 def test_what_was_acknowledged_survives_a_loss_of_power(tmp_path: Path) -> None:
@@ -19,7 +19,7 @@ def test_what_was_acknowledged_survives_a_loss_of_power(tmp_path: Path) -> None:
     finally:
         machine.cut_off()
     assert wrong == []
-    assert all(report["signs"] and report["audit"] == 0 for report in reports), reports
+    assert all(report["signs"] and report["audit"] for report in reports), reports
 
 
 def test_a_host_that_does_not_sync_is_found_out(tmp_path: Path) -> None:

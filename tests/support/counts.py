@@ -1,0 +1,59 @@
+"""How much of what can be counted is done: scripts/test does a part, scripts/soak all of it.
+
+Steps: a walk that dies at each of them dies at one in four, or eight, not always the same.  Ways: a test that is the same on two
+databases or by two USB transports is run in one of them, another test in the other.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import zlib
+from collections.abc import Iterator
+
+import pytest
+
+#: Set: walks die at every step.
+ALL_STEPS = "HSMVISOR_ALL_STEPS"
+
+#: What is run of tests that know several ways: one of them, the others, or (not set) each.
+WAYS, ONE, OTHERS = "HSMVISOR_WAYS", "one", "others"
+_SETS = (frozenset({"sqlite", "postgresql"}), frozenset({"usbip", "usbredir"}))
+
+
+def steps(stride: int) -> Iterator[int]:
+    """Numbers of steps to die at, without end: the first one, and of the others all, or one in `stride`."""
+    if ALL_STEPS in os.environ:
+        return itertools.count(1)
+    return itertools.chain([1], itertools.count(random.randint(2, stride + 1), stride))
+
+
+def chosen(items: list[pytest.Item]) -> tuple[list[pytest.Item], list[pytest.Item]]:
+    """Returns the tests to run, and those not to run, by the variable WAYS.  Of those with the mark `every_way` all are run."""
+    wanted = os.environ.get(WAYS, "")
+    if wanted not in ("", ONE, OTHERS):
+        raise pytest.UsageError(f"{WAYS} is {wanted!r}: it may be {ONE!r} or {OTHERS!r}")
+    run: list[pytest.Item] = []
+    left: list[pytest.Item] = []
+    names = {item.nodeid for item in items}
+    for item in items:
+        first = None if item.get_closest_marker("every_way") else _is_first(item.nodeid, names)
+        keep = not wanted or (first is False if wanted == OTHERS else first is not False)
+        (run if keep else left).append(item)
+    return run, left
+
+
+def _is_first(name: str, names: set[str]) -> bool | None:
+    """Whether this way of the test is the one to run; None: it knows one alone."""
+    test, _, parameters = name.partition("[")
+    words = parameters.removesuffix("]").split("-")
+    for ways in _SETS:
+        for at, word in enumerate(words):
+            if word not in ways:
+                continue
+            there = [way for way in sorted(ways) if f"{test}[{'-'.join([*words[:at], way, *words[at + 1 :]])}]" in names]
+            if len(there) > 1:
+                common = f"{test}[{'-'.join([*words[:at], *words[at + 1 :]])}]"
+                return word == there[zlib.crc32(common.encode()) % len(there)]
+    return None
