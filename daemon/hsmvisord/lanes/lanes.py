@@ -11,10 +11,11 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import cffi
+
+from hsmvisord import native
 
 MAX_DATA = 1024  #: bytes to sign; these four are those of lanes.h
 MAX_HEAD, MAX_TAIL, MAX_REPLY_HEAD = 64, 8, 32
@@ -51,12 +52,9 @@ const uint8_t *lane_unsent(const struct lane *lane, size_t *length);
 
 @functools.cache
 def _library() -> tuple[Any, Any]:
-    built = sorted(Path(__file__).parent.glob("_lanes*.so"))
-    if not built:
-        raise ImportError("hsmvisord.lanes is not built: run scripts/setup, or pip install (it needs gcc and libssl-dev)")
     ffi = cffi.FFI()
     ffi.cdef(_DECLARATIONS)
-    return ffi, ffi.dlopen(str(built[0]))
+    return ffi, ffi.dlopen(str(native.library(__file__, "_lanes")))
 
 
 def preload() -> None:

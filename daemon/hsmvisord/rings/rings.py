@@ -6,10 +6,11 @@ Never struct.pack_into on such words: CPython zeroes the place before it writes,
 from __future__ import annotations
 
 import functools
-from pathlib import Path
 from typing import Any
 
 import cffi
+
+from hsmvisord import native
 
 _DECLARATIONS = """
 uint16_t rings_load(const uint16_t *word);
@@ -21,12 +22,9 @@ void rings_fence(void);
 
 @functools.cache
 def _library() -> tuple[Any, Any]:
-    built = sorted(Path(__file__).parent.glob("_rings*.so"))
-    if not built:
-        raise ImportError("hsmvisord.rings is not built: run scripts/setup, or pip install (it needs gcc)")
     ffi = cffi.FFI()
     ffi.cdef(_DECLARATIONS)
-    return ffi, ffi.dlopen(str(built[0]))
+    return ffi, ffi.dlopen(str(native.library(__file__, "_rings")))
 
 
 def preload() -> None:

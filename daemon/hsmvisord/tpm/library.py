@@ -8,11 +8,11 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
-import sysconfig
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from cffi import FFI
+
+from hsmvisord import native
 
 NAME = "libtpms.so.0"
 RETRY, FAIL = 0x800, 9  #: results of a callback: there is no such state; it cannot be kept
@@ -97,10 +97,7 @@ class TpmFault(Exception):
 def load() -> Libraries:
     """Returns them as they were found the first time: a confined process opens no file.  Raises NoLibrary."""
     if not _loaded:
-        built = Path(__file__).with_name("_plain" + sysconfig.get_config_var("EXT_SUFFIX"))
-        if not built.exists():
-            raise ImportError("hsmvisord.tpm is not built: run scripts/setup, or pip install (it needs gcc)")
-        plain = ffi.dlopen(str(built))
+        plain = ffi.dlopen(str(native.library(__file__, "_plain")))
         try:
             _loaded.append(Libraries(ffi.dlopen(NAME), ffi.dlopen(None), plain))
         except OSError as error:
