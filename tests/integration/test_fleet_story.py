@@ -43,7 +43,7 @@ class Web:
         wait_for(self.certificate.exists, f"the first certificate of {name}", 60)
         uri = f"pkcs11:token={name};object=tls;type=private"
         self.nginx = Nginx(self.guest, [(self.certificate, uri)], workers=2)
-        self.load = TlsLoad(self.nginx.port, client_context(root_pem), threads=1, name=f"{name}.example.net")
+        self.load = TlsLoad(self.nginx.port, client_context(root_pem), threads=1, name=f"{name}.example.net", pause=0.2)
 
     def serials(self) -> list[int]:
         """Those that clients have met, in that order."""

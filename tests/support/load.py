@@ -25,12 +25,13 @@ PROGRAM = REPOSITORY / "tests/integration/programs/sign_on.py"
 
 @dataclass
 class TlsLoad:
-    """Handshakes without pause; the handshake itself proves that key and certificate fit, the context that the chain does."""
+    """Handshakes on and on; the handshake itself proves that key and certificate fit, the context that the chain does."""
 
     port: int
     context: ssl.SSLContext
     threads: int = 4
     name: str = "localhost"  #: that the certificate has to be for
+    pause: float = 0.005  #: seconds after each handshake
     done: list[tuple[float, bytes]] = field(default_factory=list)  #: when it ended, leaf certificate (DER)
     failures: list[str] = field(default_factory=list)
 
@@ -47,7 +48,7 @@ class TlsLoad:
                 self.done.append((time.monotonic(), leaf))
             except (OSError, ValueError) as error:
                 self.failures.append(f"{time.monotonic():.3f} {type(error).__name__} {error}")
-            time.sleep(0.005)
+            self._ended.wait(self.pause)
 
     def stop(self) -> None:
         self._ended.set()

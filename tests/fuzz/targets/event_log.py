@@ -1,37 +1,65 @@
-"""What a guest says of its boot: the log of what was measured, and an attestation of the PCRs.
+"""What a guest says of its boot: the log of what was measured, and an attestation of the PCRs, with the TPM's certificates.
 
-An input is a log, unless it begins as an encoded record does (an attestation, as it came) or as a TPMS_ATTEST does (which a TPM's
-key has then signed, and a host has certified that key: whoever has taken over a TPM's process can have that).
+An input is a log, unless it begins as an encoded record does (certificates or an attestation, as they came) or as a TPMS_ATTEST
+does (which a TPM's key has then signed, and a host has certified that key: whoever has taken over a TPM's process can have that).
 """
 
 from __future__ import annotations
 
 import hashlib
+from dataclasses import astuple, replace
 
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hsmvisor.attestation.event_log import MAX_EVENTS, BadLog, Log, compare, compared, parse, replay
+from hsmvisor.host.identity import HostIdentity
+from hsmvisor.host.tpm_ca import TpmCa
 from hsmvisor_rpc.sealed.attestation import Attestation, TpmIdentity
-from hsmvisor_rpc.sealed.canonical import MAGIC
+from hsmvisor_rpc.sealed.canonical import MAGIC, MalformedRecord, record_type
+from hsmvisor_rpc.sealed.endorsement import TpmCertificates, verify_certificates
 from hsmvisor_rpc.sealed.refusal import Refusal
 from support import attesting as a
 from support import event_logs as e
+from support.certificates import spki
 
 INVARIANT = (
     "a log is events or BadLog, and what is told of an event is printable and short; it leads to what hashing its digests in order "
     "gives, the same with room behind it, and differs from no PCR that it leads to; only an attestation as host and TPM signed it "
-    "is verified, with the nonce and the PCRs that were asked for; nothing else than BadLog and Refusal is raised"
+    "is verified, with the nonce and the PCRs that were asked for; only certificates that say what the host's authority signed are "
+    "verified; nothing else than BadLog and Refusal is raised"
 )
 MAX_LENGTH = 4000
-RECORDS = (TpmIdentity, Attestation)
+RECORDS = (TpmIdentity, Attestation, TpmCertificates)
 QUOTE = b"\xffTCG"
 
 
 def run(data: bytes) -> None:
-    if data.startswith(MAGIC):
+    if data.startswith(MAGIC) and _type(data) == TpmCertificates.TYPE:
+        certificates(data)
+    elif data.startswith(MAGIC):
         as_it_came(data)
     elif data.startswith(QUOTE):
         well_signed(data)
     else:
         a_log(data)
+
+
+def _type(data: bytes) -> str:
+    try:
+        return record_type(data)
+    except MalformedRecord:
+        return ""
+
+
+def certificates(data: bytes) -> None:
+    try:
+        found = verify_certificates(data, CERTIFIED)
+    except Refusal:
+        return
+    for der, issued in zip(astuple(found), astuple(CERTIFICATES), strict=True):
+        said, signed = (x509.load_der_x509_certificate(one).tbs_certificate_bytes for one in (der, issued))
+        assert said == signed, "another one than was signed"
 
 
 def as_it_came(data: bytes) -> None:
@@ -87,6 +115,13 @@ def folded(log: Log) -> dict[int, bytes]:
 
 
 ATTESTATION = a.attestation()
+_CA = TpmCa(HostIdentity(b"h" * 32))  #: of attesting's host
+#: Endorsement keys that can be had again, unlike a new RSA key; nobody has their private parts.
+_MODULUS = int.from_bytes(b"".join(hashlib.sha512(bytes([part])).digest() for part in range(4))) | 1 << 2047 | 1
+_RSA = rsa.RSAPublicNumbers(65537, _MODULUS).public_key()
+_KEYS = (_RSA.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo), spki(a.KEY))
+CERTIFIED = replace(a.IDENTITY, endorsement_keys=_KEYS, authority_key=_CA.public)
+CERTIFICATES = TpmCertificates(*astuple(_CA.issue(CERTIFIED.name, CERTIFIED.module_id, *_KEYS)), _CA.certificate)
 
 
 def seeds() -> dict[str, bytes]:
@@ -107,6 +142,7 @@ def seeds() -> dict[str, bytes]:
         "vendor": e.first(e.spec_id(vendor=b"who")) + bytes(3),
         "TPM 1.2": e.first(b"MBR", e.IPL),
         "attestation": ATTESTATION,
+        "certificates": CERTIFICATES.encode(),
         "quote": a.Quote().encode(),
         "quote of nothing": a.Quote(selections=()).encode(),
     }
