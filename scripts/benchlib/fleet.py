@@ -178,7 +178,7 @@ def _database(kind: str) -> Iterator[tuple[str, tuple[int, ...]]]:
     if kind == "sqlite":
         yield "", ()
         return
-    with contextlib.closing(Postgres()) as server:
+    with contextlib.closing(Postgres(syncs=True)) as server:
         yield server.database(), (server.pid,)
 
 

@@ -21,7 +21,8 @@ def _program(name: str) -> str:
 class Postgres:
     """Runs as Debian's user of that name where the tests are root: it does not run as root."""
 
-    def __init__(self) -> None:
+    def __init__(self, syncs: bool = False) -> None:
+        """`syncs`: as one that may lose its power, which tests kill and never do."""
         self._directory = Path(tempfile.mkdtemp(prefix="hsmp."))
         self._user = {"user": _USER, "group": _USER, "extra_groups": ()} if os.geteuid() == 0 else {}
         if self._user:
@@ -29,8 +30,10 @@ class Postgres:
             os.chown(self._directory, entry.pw_uid, entry.pw_gid)
         data = self._directory / "data"
         self._run(_program("initdb"), "-D", str(data), "-U", "postgres", "--auth=trust", "-E", "UTF8", "--no-sync")
-        options = f"-c listen_addresses='' -c unix_socket_directories={self._directory}"
-        self._run(_program("pg_ctl"), "-D", str(data), "-w", "-l", str(self._directory / "log"), "-o", options, "start")
+        self._options = f"-c listen_addresses='' -c unix_socket_directories={self._directory}"
+        if not syncs:
+            self._options += " -c fsync=off -c full_page_writes=off"
+        self.start()
         self._databases = 0
 
     def _run(self, *command: str) -> None:
@@ -58,9 +61,8 @@ class Postgres:
         self._run(_program("pg_ctl"), "-D", str(self._directory / "data"), "-m", "fast", "-w", "stop")
 
     def start(self) -> None:
-        options = f"-c listen_addresses='' -c unix_socket_directories={self._directory}"
-        data = str(self._directory / "data")
-        self._run(_program("pg_ctl"), "-D", data, "-w", "-l", str(self._directory / "log"), "-o", options, "start")
+        data, log = str(self._directory / "data"), str(self._directory / "log")
+        self._run(_program("pg_ctl"), "-D", data, "-w", "-l", log, "-o", self._options, "start")
 
     def close(self) -> None:
         self._run(_program("pg_ctl"), "-D", str(self._directory / "data"), "-m", "immediate", "-w", "stop")
