@@ -242,7 +242,7 @@ class Machine:
         """Another machine, or the same one with an older state; `told`: which keys are wanted is known, `keys`."""
         managed = self.managed
         managed._frozen, managed._identity, managed._late, managed._barred = False, None, False, ()
-        managed._wanted = dict(keys or {}) if told else None
+        managed._wanted, managed._impossible = dict(keys or {}) if told else None, {}
         managed._brought.clear()
         managed.switch_off()
         self.refuses = False

@@ -7,7 +7,7 @@ import struct
 
 import pytest
 from hsmvisord import limits
-from hsmvisord.tpm.managed import Wanted
+from hsmvisord.tpm.managed import NotPlaced, Wanted
 from hsmvisord.wire import tpm2
 from hsmvisord.wire.tpm2 import EMPTY_PASSWORD, PLATFORM, Authorization, Code, sized
 from support import tpm_guest as g
@@ -47,14 +47,15 @@ def test_the_owner_reads_it_too(machine: Machine, guest: Guest) -> None:
     assert answer[6:12] == b"beside"
 
 
-def test_one_that_is_too_long_changes_nothing(machine: Machine) -> None:
-    """The limit is that of libtpms."""
+def test_one_that_is_too_long_does_not_come(machine: Machine) -> None:
+    """Its key does, and none beside it that is of another.  The limit is that of libtpms."""
     assert machine.guest.nv_define(0x01800000, MOST) == 0 and machine.guest.nv_define(0x01800001, MOST + 1) == 0x2D5
-    before, kept = machine.deliver(certificate=b"before"), len(machine.kept)
-    with pytest.raises(ValueError, match=f"the certificate for 0x81800001 has {MOST + 1} bytes, a TPM's at most {MOST}"):
-        machine.deliver(certificate=bytes(MOST + 1))
-    assert machine.guest.nv(INDEX) == b"before" and len(machine.kept) == kept
-    verify(before, DIGEST, machine.guest.sign(HANDLE, DIGEST)[1])
+    machine.deliver(certificate=b"before")
+    newer = new_p256()
+    with pytest.raises(NotPlaced, match=f"0x81800001: its certificate has {MOST + 1} bytes, a TPM's at most {MOST}"):
+        machine.deliver(newer, certificate=bytes(MOST + 1))
+    assert machine.guest.nv(INDEX) is None
+    verify(newer, DIGEST, machine.guest.sign(HANDLE, DIGEST)[1])
 
 
 def test_it_changes_with_its_key_in_one_commit(machine: Machine) -> None:

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from functools import partial
 
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import load_der_private_key, load_der_public_key
 from hsmvisor_rpc.internal import hsm, tpm
@@ -41,61 +42,79 @@ class Keys:
         memory.start_thread("keys", partial(self._serve, sock))
 
     def _serve(self, sock: socket.socket) -> None:
-        with sock, contextlib.suppress(OSError, MalformedRecord):
+        with sock, contextlib.suppress(OSError, MalformedRecord, _Superseded):
             while (question := hsm.receive(sock, tpm.QUESTIONS)) is not None:
-                with self._lock:
-                    if self._sock is not sock:
-                        return  # what an earlier worker wants counts no more
-                hsm.send(sock, self._answer(question))
+                hsm.send(sock, self._move(sock, question) if isinstance(question, tpm.Move) else self._want(sock, question))
 
-    def _answer(self, question: Record) -> tpm.KeysWanted:
-        if isinstance(question, tpm.Move):
-            return self._move(question)
+    def _counts(self, sock: socket.socket) -> None:
+        """Raises _Superseded: what an earlier worker wants counts no more."""
+        with self._lock:
+            if self._sock is not sock:
+                raise _Superseded
+
+    def _want(self, sock: socket.socket, question: Record) -> tpm.KeysWanted:
         assert isinstance(question, tpm.WantKeys)
-        result, failure = tpm.DONE, ""
+        result, failures = tpm.DONE, list[str]()
         try:
-            self._managed.want(_wanted(question))
+            wanted, impossible = _wanted(question)
+            failures += [f"{handle:#x}: {why}" for handle, why in impossible.items()]
+            with self._managed.turn():
+                self._counts(sock)  # another one may have come while the keys were read, and have its turn after this
+                self._managed.want(wanted)
         except Asleep:
             result = tpm.LATER
-        except KeyError:
-            failure = "a curve that TPMs do not have"
         except (ValueError, Tpm2Error, BadResponse, TpmFault, OSError) as error:
-            failure = str(error)
+            failures.append(str(error))
+        failure = "; ".join(failures)
         self._told(failure)
         return tpm.KeysWanted(tpm.FAILED if failure else result, failure)
 
-    def _move(self, asked: tpm.Move) -> tpm.KeysWanted:
+    def _move(self, sock: socket.socket, asked: tpm.Move) -> tpm.KeysWanted:
+        self._counts(sock)
         if len(asked.ident) != MOVE_IDENT or len(asked.key) not in (0, MOVE_KEY):
             return tpm.KeysWanted(tpm.FAILED, f"a move has {MOVE_IDENT} bytes that name it, and a key of {MOVE_KEY}")
         self._seals.move(asked.leaves, asked.ident, asked.key)
         return tpm.KeysWanted(tpm.DONE, "")
 
 
-def _wanted(asked: tpm.WantKeys) -> dict[int, Wanted]:
-    """Raises ValueError; KeyError for a curve that TPMs do not have."""
+class _Superseded(Exception):
+    """Another worker has come."""
+
+
+def _wanted(asked: tpm.WantKeys) -> tuple[dict[int, Wanted], dict[int, str]]:
+    """Returns what of it can be read, and why the rest, by handle, is not wanted.  Raises ValueError for no question at all."""
     count = len(asked.handles)
     if count > tpm.MAX_KEYS or {len(asked.keys), len(asked.decrypt), len(asked.certificates)} != {count}:
         raise ValueError(f"at most {tpm.MAX_KEYS} keys, each with a handle")
-    earlier = _earlier(asked)
-    found = {}
-    for handle, der, decrypt, certificate in zip(asked.handles, asked.keys, asked.decrypt, asked.certificates, strict=True):
-        key = load_der_private_key(der, None)
-        if not isinstance(key, rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey):
-            raise ValueError("a TPM has RSA keys, and keys on curves of NIST")
-        names = frozenset(public_name(handle, public, decrypt) for public in earlier.get(handle, ()))
-        found[handle] = Wanted(key, decrypt, certificate, names)
-    if len(found) != count:
+    if len(set(asked.handles)) != count:
         raise ValueError("a handle has one key")
-    return found
+    earlier = _earlier(asked)
+    found, failures = dict[int, Wanted](), dict[int, str]()
+    for handle, der, decrypt, certificate in zip(asked.handles, asked.keys, asked.decrypt, asked.certificates, strict=True):
+        try:
+            key = load_der_private_key(der, None)
+        except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+            failures[handle] = f"its key cannot be read: {error}"
+            continue
+        if not isinstance(key, rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey):
+            failures[handle] = "a TPM has RSA keys, and keys on curves of NIST"
+            continue
+        names = set[bytes]()
+        for public in earlier.get(handle, ()):
+            with contextlib.suppress(KeyError, ValueError):  # such a one was never in a TPM
+                names.add(public_name(handle, public, decrypt))
+        found[handle] = Wanted(key, decrypt, certificate, frozenset(names))
+    return found, failures
 
 
 def _earlier(asked: tpm.WantKeys) -> dict[int, list[PublicKey]]:
-    """By handle.  Raises ValueError."""
+    """By handle; what cannot be read was never in a TPM, nor was another kind of key.  Raises ValueError."""
     if len(asked.earlier) > tpm.MAX_EARLIER or len(asked.earlier) != len(asked.earlier_handles):
         raise ValueError(f"at most {tpm.MAX_EARLIER} earlier generations, each with a handle")
     found: dict[int, list[PublicKey]] = {}
     for handle, der in zip(asked.earlier_handles, asked.earlier, strict=True):
-        key = load_der_public_key(der)
-        if isinstance(key, rsa.RSAPublicKey | ec.EllipticCurvePublicKey):  # another kind was never in a TPM
-            found.setdefault(handle, []).append(key)
+        with contextlib.suppress(ValueError, TypeError, UnsupportedAlgorithm):
+            key = load_der_public_key(der)
+            if isinstance(key, rsa.RSAPublicKey | ec.EllipticCurvePublicKey):
+                found.setdefault(handle, []).append(key)
     return found

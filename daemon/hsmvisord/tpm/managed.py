@@ -58,6 +58,7 @@ class ManagedTpm:
         self.state = State.OFF
         self._brought = set[int]()  #: kinds of state that it goes on with when it is switched on
         self._wanted: dict[int, Wanted] | None = None  #: not told yet: what is there stays
+        self._impossible = dict[int, str]()  #: by handle, why what was wanted there as well is not among it
         self._late = False  #: and not looked after yet, for the guest's sleep
         self._barred: Container[int] = ()  #: handles of keys that should be gone
         self._identity: Identity | None = None
@@ -239,18 +240,21 @@ class ManagedTpm:
     def want(self, keys: dict[int, Wanted]) -> None:
         """Has these keys with their certificates, and no others of the module's: now, or when the guest's TPM is started.
 
-        Raises Asleep where that comes later; ValueError (a handle, a certificate's size), KeyError for a curve that TPMs do not
-        have, and then nothing has changed; NotPlaced for what the guest's owner does not let come, or a certificate for which
-        there is no room, and all else is as wanted; Tpm2Error, BadResponse, TpmFault, and OSError of `commit`: of what was there
-        only what is wanted or may stay (Wanted.earlier) can be used.
+        Raises Asleep where that comes later; NotPlaced for keys and certificates that no TPM can have, for what the guest's owner
+        does not let come, or a certificate for which there is no room, and all else is as wanted, or comes later; Tpm2Error,
+        BadResponse, TpmFault, and OSError of `commit`: of what was there only what is wanted or may stay (Wanted.earlier) can be
+        used.
         """
-        wanted.check(keys)
+        found, impossible = wanted.possible(keys)
         with self.turn():
-            self._wanted = dict(keys)
-            if self.state is not State.AWAKE:
-                self._late = True
-                raise Asleep
-            self._reconcile()
+            self._wanted, self._impossible = found, impossible
+            if self.state is State.AWAKE:
+                self._reconcile()
+                return
+            self._late = True
+            if impossible:
+                raise NotPlaced(impossible)
+            raise Asleep
 
     def names(self) -> dict[int, bytes]:
         """The module's keys that are there now, by handle.  Raises Asleep, Tpm2Error, BadResponse."""
@@ -269,7 +273,7 @@ class ManagedTpm:
             self._withdraw(self._wanted)
             raise
         self._barred = ()
-        if failures:
+        if failures := self._impossible | failures:
             raise NotPlaced(failures)
 
     def _withdraw(self, but: dict[int, Wanted]) -> None:

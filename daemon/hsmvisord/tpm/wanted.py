@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from hsmvisor_rpc.internal import tpm
 
@@ -36,7 +36,7 @@ class Wanted:
 
 
 class NotPlaced(TpmFault):
-    """Keys at the owner's handles and certificates that are not there, and why; all else is."""
+    """Keys and certificates that are not there, and why; all else is, or will be when the guest starts."""
 
     def __init__(self, failures: Mapping[int, str]) -> None:
         super().__init__("; ".join(f"{handle:#x}: {why}" for handle, why in failures.items()))
@@ -48,7 +48,7 @@ def index_of(handle: int) -> int:
 
 
 def name_of(handle: int, one: Wanted) -> bytes:
-    """Raises KeyError for a curve that TPMs do not have."""
+    """Raises KeyError for a curve that TPMs do not have, ValueError for another key that they do not have."""
     return public_name(handle, one.key.public_key(), one.decrypt)
 
 
@@ -57,18 +57,32 @@ def public_name(handle: int, key: PublicKey, decrypt: bool) -> bytes:
     return tpm2.name_of(Platform.public(handle, key, decrypt))
 
 
-def check(wanted: Mapping[int, Wanted]) -> None:
-    """Raises ValueError, KeyError for a curve that TPMs do not have."""
+def possible(wanted: Mapping[int, Wanted]) -> tuple[dict[int, Wanted], dict[int, str]]:
+    """Returns what of it a TPM can have, and why it has not the rest: that keeps no other one from coming or going."""
+    found, failures = dict[int, Wanted](), dict[int, str]()
     for handle, one in wanted.items():
-        if handle not in PLATFORMS and handle not in OWNERS:
-            raise ValueError(
-                f"{handle:#x} is no handle for a key: {PLATFORMS[0]:#x} to {PLATFORMS[-1]:#x}, {OWNERS[0]:#x} to {OWNERS[-1]:#x}"
-            )
+        if why := _impossible(handle, one):
+            failures[handle] = why
+            continue
         if len(one.certificate) > limits.MAX_TPM_CERTIFICATE:
-            raise ValueError(
-                f"the certificate for {handle:#x} has {len(one.certificate)} bytes, a TPM's at most {limits.MAX_TPM_CERTIFICATE}"
-            )
+            failures[handle] = f"its certificate has {len(one.certificate)} bytes, a TPM's at most {limits.MAX_TPM_CERTIFICATE}"
+            one = replace(one, certificate=b"")
+        found[handle] = one
+    return found, failures
+
+
+def _impossible(handle: int, one: Wanted) -> str:
+    """Why there is no such key in a TPM; empty: there may be."""
+    if handle not in PLATFORMS and handle not in OWNERS:
+        return f"no handle for a key: {PLATFORMS[0]:#x} to {PLATFORMS[-1]:#x}, {OWNERS[0]:#x} to {OWNERS[-1]:#x}"
+    try:
         name_of(handle, one)
+        tpm2.sensitive_area(one.key)
+    except KeyError:
+        return "a curve that TPMs do not have"
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def place(platform: Platform, certificates: Certificates, wanted: Mapping[int, Wanted]) -> dict[int, str]:

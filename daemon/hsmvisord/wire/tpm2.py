@@ -224,9 +224,11 @@ def sealed_template() -> bytes:
 
 def public_area(key: ec.EllipticCurvePublicKey | rsa.RSAPublicKey, attributes: Attributes, policy: bytes = b"") -> bytes:
     """TPMT_PUBLIC of a key that was made elsewhere; its schemes are those that each use names.  Raises KeyError for a curve that
-    TPMs do not have."""
+    TPMs do not have, ValueError for an RSA key whose exponent they do not have (a prime of 17 to 32 bits: part 2, 12.2.3.5)."""
     if isinstance(key, rsa.RSAPublicKey):
         numbers = key.public_numbers()
+        if not 1 << 16 < numbers.e < 1 << 32:
+            raise ValueError("an RSA key whose public exponent TPMs do not have: they have 65537")
         parameters = struct.pack(">HHHI", NULL_ALGORITHM, NULL_ALGORITHM, key.key_size, 0 if numbers.e == 65537 else numbers.e)
         return template(RSA, attributes, parameters, sized(numbers.n.to_bytes(key.key_size // 8, "big")), policy)
     point, size = key.public_numbers(), (key.curve.key_size + 7) // 8
@@ -236,9 +238,13 @@ def public_area(key: ec.EllipticCurvePublicKey | rsa.RSAPublicKey, attributes: A
 
 
 def sensitive_area(key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey) -> bytes:
-    """TPM2B_SENSITIVE without an authorization (part 2, 12.3.2.4): of an RSA key one prime."""
+    """TPM2B_SENSITIVE without an authorization (part 2, 12.3.2.4): of an RSA key one prime.  Raises ValueError where its primes are
+    not of one size."""
     if isinstance(key, rsa.RSAPrivateKey):
-        kind, secret = RSA, key.private_numbers().p.to_bytes(key.key_size // 16, "big")
+        numbers = key.private_numbers()
+        if not numbers.p.bit_length() == numbers.q.bit_length() == key.key_size // 2:
+            raise ValueError("an RSA key whose primes are not of one size, which TPMs do not have")
+        kind, secret = RSA, numbers.p.to_bytes(key.key_size // 16, "big")
     else:
         kind, secret = ECC, key.private_numbers().private_value.to_bytes((key.curve.key_size + 7) // 8, "big")
     return sized(struct.pack(">H", kind) + sized(b"") + sized(b"") + sized(secret))
