@@ -470,6 +470,8 @@ def test_it_comes_and_goes_by_settings(host: Host) -> None:
         update(module, tpm_settings(h3="web"))
         wait_for(lambda: guest.handles(FIRST) == [FIRST + 3], what="the other handle")
         public = guest.public(FIRST + 3)
+        assert refused(update, module, pb.Tpm()) == (WRONG_STATE, "TPM"), "the machine runs"
+        assert guest.handles(FIRST) == [FIRST + 3] and serving(module).pid == state.pid
     update(module, pb.Tpm())
     wait_for(lambda: gone(state.pid), what="the end of the TPM")
     assert not Path(state.socket).exists()

@@ -7,7 +7,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
@@ -121,6 +121,10 @@ class Context:
     @cached_property
     def hosts(self) -> rpc.HostServiceStub:
         return rpc.HostServiceStub(self.channel)
+
+    def at(self, address: str) -> Context:
+        """Returns the same for another host, where one command is for two: TLS is of that which is reached by TCP."""
+        return replace(self, host=address, tls=None if address.startswith("unix:") else self.tls)
 
     def all_modules(self) -> list[pb.Module]:
         found: list[pb.Module] = []

@@ -14,7 +14,7 @@ from hsmvisor.attestation import event_log
 from hsmvisor.attestation.event_log import BadLog
 from hsmvisor.cli.context import REFUSED, Command, CommandError, Context, pass_context, table
 from hsmvisor.cli.parameters import HexBytes
-from hsmvisor_rpc.sealed.attestation import Attested, verify_attestation
+from hsmvisor_rpc.sealed.attestation import verify_attestation
 from hsmvisor_rpc.sealed.commands import MOVE_IDENT, MOVE_KEY
 from hsmvisor_rpc.sealed.endorsement import TpmCertificates, verify_certificates
 from hsmvisor_rpc.v1 import hsmvisor_pb2 as pb
@@ -22,6 +22,7 @@ from hsmvisor_rpc.v1 import manager_pb2 as manager_pb
 
 NONCE = 32  #: bytes
 DIGEST = 32  #: bytes of a PCR of the SHA-256 bank
+PCRS = 24  #: of a TPM
 
 save_option = click.option(
     "--save",
@@ -44,8 +45,8 @@ class PcrValue(click.ParamType[tuple[int, bytes]]):
             pcr = int(number)
         except ValueError:
             found, pcr = b"", -1
-        if not equals or len(found) != DIGEST or not 0 <= pcr < 24:
-            self.fail(f"{value!r} is not PCR=DIGEST, a number from 0 to 23 and 64 hexadecimal digits", param, ctx)
+        if not equals or len(found) != DIGEST or not 0 <= pcr < PCRS:
+            self.fail(f"{value!r} is not PCR=DIGEST, a number from 0 to {PCRS - 1} and 64 hexadecimal digits", param, ctx)
         return pcr, found
 
 
@@ -69,7 +70,9 @@ def attest(
     """Have the TPM of module NAME sign what its guest's boot was measured as, and verify it.
 
     The host's key says whose attestation key it is, that key has signed the PCRs with a nonce of this very call, and the event log,
-    if it is given, leads to the PCRs. The guest is not asked, and cannot refuse.
+    if it is given, leads to the PCRs. The guest has to have started, but is not asked, and cannot refuse.
+
+    Which PCRs: those of --pcr and those that the event log has to lead to; without either 0 to 9 and 14.
 
     \b
     Exit code 4: a PCR is not as --pcr says, or the event log is not what the firmware's PCRs are made of.
@@ -77,14 +80,16 @@ def attest(
       hsmvisor module attest web-1
       hsmvisor module attest web-1 --event-log log.bin --pcr 7=65caf8dd1e0ea7a6347b635d2b379c93b9a1351edc2afc3ecda700e534eb3068
     """
-    nonce = secrets.token_bytes(NONCE)
-    pcrs = sorted({*(pcr for pcr, _ in wanted)}) if wanted and log is None else []
+    nonce, listed = secrets.token_bytes(NONCE), None if log is None else _event_log(log)
+    pcrs = sorted({*(pcr for pcr, _ in wanted), *(event_log.compared(listed, range(PCRS)) if listed else ())})
     found = ctx.modules.AttestTpm(pb.AttestTpmRequest(name=name, nonce=nonce, pcrs=pcrs), timeout=ctx.timeout)
     key, pinned = _host_key(ctx, host_key)
     module_id = ctx.modules.GetModule(pb.GetModuleRequest(name=name), timeout=ctx.timeout).module_id
     attested = verify_attestation(found.attestation, key, module_id, nonce)
     wrong = [(pcr, value, attested.pcrs.get(pcr, b"")) for pcr, value in wanted if attested.pcrs.get(pcr) != value]
-    events, vouched, differing = _replayed(log, attested) if log is not None else ([], [], [])
+    events = list(listed.events) if listed else []
+    vouched = event_log.compared(listed, attested.pcrs) if listed else []
+    differing = event_log.compare(listed, attested.pcrs) if listed else []
     if save is not None:
         told = ctx.modules.GetTpmIdentity(pb.GetTpmIdentityRequest(name=name), timeout=ctx.timeout)
         rsa, p256 = told.endorsement_certificates
@@ -133,16 +138,15 @@ def _said(event: event_log.Event, vouched: list[int]) -> str:
     return event.description if signed else f"{event.description} (the guest says)"
 
 
-def _replayed(path: Path, attested: Attested) -> tuple[list[event_log.Event], list[int], list[int]]:
-    """Returns the log's events, the PCRs that are compared, and those of them that differ."""
+def _event_log(path: Path) -> event_log.Log:
+    """Raises CommandError."""
     try:
         with path.open("rb") as file:
-            log = event_log.parse(file.read(event_log.MAX_LOG + 1))
+            return event_log.parse(file.read(event_log.MAX_LOG + 1))
     except OSError as error:
         raise CommandError(f"{path}: {error.strerror}") from None
     except BadLog as error:
         raise CommandError(f"{path} is no event log: {error}", REFUSED) from None
-    return list(log.events), event_log.compared(log, attested.pcrs), event_log.compare(log, attested.pcrs)
 
 
 def save_certificates(directory: Path, found: pb.TpmIdentity | manager_pb.Measurement) -> None:
@@ -178,15 +182,18 @@ def move_tpm(ctx: Context, name: str, address: str, there: str, cancel: bool) ->
     (hsmvisor material push). The authority gives both a key for this one move; then the guest's machine is migrated, as by QEMU's
     migrate, within 15 minutes. State that QEMU asks for meanwhile is for the other end alone, and is taken there once.
 
+    A host that is reached by TCP is reached with --tls-ca, --tls-cert and --tls-key, and is enrolled (hsmvisor host enrol).
+
     \b
-    Example:
-      hsmvisor module move-tpm web-1 --to host-b:8443
+    Examples, on the host where the guest runs:
+      hsmvisor --tls-ca ca.pem --tls-cert me.pem --tls-key me.key module move-tpm web-1 --to host-b:8470
+      hsmvisor --tls-ca ca.pem --tls-cert me.pem --tls-key me.key module move-tpm web-1 --to host-b:8470 --cancel
     """
     ident, key = os.urandom(MOVE_IDENT), b"" if cancel else os.urandom(MOVE_KEY)
-    other = dataclasses.replace(ctx, host=address)
+    here, other = ctx.at(ctx.host), ctx.at(address)
     with ctx.patience(f"telling both ends of the move of {name}"):
         other.pusher().move_tpm(there or name, False, ident, key)
-        ctx.pusher().move_tpm(name, True, ident, key)
+        here.pusher().move_tpm(name, True, ident, key)
     result = {"move": ident.hex(), "leaves": name, "arrives": there or name, "to": address, "cancelled": cancel}
     said = "does not go, after all" if cancel else f"may go to {address} within 15 minutes: migrate its guest now"
     ctx.result(result, lambda: click.echo(f"the TPM of module {name} {said}"))

@@ -490,6 +490,8 @@ class Module:
     async def configure(self, settings: Settings, request: Request, result: bytes) -> None:
         """The worker says first whether it takes them; then they are stored for its next start too.  Raises ServiceError."""
         settings = settings.beside(self.settings)
+        if self.settings.tpm.enabled and not settings.tpm.enabled:
+            self.faces.tpm.demand_unplugged()
         await self.ask(m.Configure(settings.for_worker()), m.Done)
         try:
             await self._s.state.update_settings(self.module_id, settings.encode(), request, result)

@@ -270,6 +270,12 @@ class Tpm(Pluggable):
             hint = f"hsmvisor module settings {self.name} --tpm (with its other settings), and start the guest with it"
             raise errors.WrongState("TPM", f"module {self.name} is no TPM", hint)
 
+    def demand_unplugged(self) -> None:
+        """A machine that runs would lose what it has sealed to its TPM.  Raises WrongState."""
+        if self.plugged:
+            hint = "keep --tpm and --tpm-key among the settings, which are all given anew; or end the machine first"
+            raise errors.WrongState("TPM", f"the TPM of module {self.name} is that of a machine that runs ({self.peer})", hint)
+
     def serving(self) -> TpmProcess:
         """Returns the process.  Raises ServiceError where there is none."""
         self.demand_enabled()
