@@ -220,7 +220,7 @@ async def _is_one_outcome(fleet: Fleet, request: RequestRow, guests: list[LightG
 @pytest.mark.parametrize("restarts", [True, False], ids=["hosts-restart", "hosts-go-on"])
 @pytest.mark.timeout(600)
 def test_a_manager_may_die_at_every_step(tmp_path: Path, kind: str, act: Act, before: bool, restarts: bool) -> None:
-    for at in counts.steps(8):
+    for at in counts.steps(16):
         directory = tmp_path / str(at)
         directory.mkdir()
         if not asyncio.run(_walk(directory, "", kind, act, at, before, restarts)):
@@ -232,7 +232,7 @@ def test_a_manager_may_die_at_every_step(tmp_path: Path, kind: str, act: Act, be
 @pytest.mark.timeout(600)
 def test_a_manager_may_die_at_every_step_with_postgresql(tmp_path: Path, postgres: Postgres) -> None:
     """The simplest walk alone: a step costs a database of its own, which is most of a second."""
-    for at in counts.steps(8):
+    for at in counts.steps(16):
         directory = tmp_path / str(at)
         directory.mkdir()
         if not asyncio.run(_walk(directory, postgres.database(), "own", nothing, at, True, restarts=False)):

@@ -1,6 +1,6 @@
 """How much of what can be counted is done: scripts/test does a part, scripts/soak all of it.
 
-Steps: a walk that dies at each of them dies at one in four, or eight, not always the same.  Ways: a test that is the same on two
+Steps: a walk that dies at each of them dies at one in four, or sixteen, not always the same.  Ways: a test that is the same on two
 databases or by two USB transports is run in one of them, another test in the other.
 """
 

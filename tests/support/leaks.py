@@ -11,6 +11,7 @@ from support.certificates import MlDsaPrivateKey, PrivateKey
 from support.processes import memory
 
 WINDOW, WORD = 16, 8
+BLOCK = 4096  #: a page
 
 
 def components(key: PrivateKey) -> dict[str, bytes]:
@@ -40,16 +41,19 @@ def components(key: PrivateKey) -> dict[str, bytes]:
 
 class Needles:
     """Every window of every component.  A fragment of 16 bytes holds a whole aligned word of 8 wherever it lies in memory: so
-    the aligned words of the memory are compared as a set, and only then is the window itself looked for."""
+    the aligned words of the memory are looked up, and only then is the window itself looked for.  Most of memory is zeros, or
+    what was seen elsewhere: a block without such a word is not looked at again."""
 
     def __init__(self, keys: Iterable[PrivateKey]) -> None:
         self.words: dict[int, list[tuple[str, bytes]]] = {}
+        self._clean: set[int] = set()  #: hashes of blocks without any of the words
         for number, key in enumerate(keys):
             for name, value in components(key).items():
                 for order, data in (("big-endian", value), ("limbs", value[::-1])):
                     self.add(f"key {number} {name} {order}", data)
 
     def add(self, name: str, data: bytes) -> None:
+        self._clean.clear()
         for at in range(len(data) - WINDOW + 1):
             window = data[at : at + WINDOW]
             for part in range(WORD + 1):
@@ -57,8 +61,17 @@ class Needles:
                 self.words.setdefault(word, []).append((name, window))
 
     def found_in(self, data: bytes) -> set[str]:
-        padded = data + bytes(-len(data) % WORD)
-        hits = self.words.keys() & set(memoryview(padded).cast("Q"))
+        padded = memoryview(data + bytes(-len(data) % WORD))
+        hits = set[int]()
+        for at in range(0, len(padded), BLOCK):
+            block = padded[at : at + BLOCK]
+            if (mark := hash(block.tobytes())) in self._clean:
+                continue
+            words = block.cast("Q")
+            if self.words.keys().isdisjoint(words):
+                self._clean.add(mark)
+            else:
+                hits |= self.words.keys() & set(words)
         return {name for word in hits for name, window in self.words[word] if window in data}
 
     def in_process(self, pid: int) -> set[str]:
