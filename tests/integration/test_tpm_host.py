@@ -28,7 +28,7 @@ from support.certificates import Authority, new_key
 from support.host import Host, Module, wait_for
 from support.host_process import gone, new_id, refused
 from support.tpm_guest import OWNER, PCR_EXTEND, RSASSA, Guest, verify
-from support.tpm_host import FIRST, create, machine, plugged, serving, tool, tpm_settings
+from support.tpm_host import FIRST, create, machine, plugged, serving, tool, tpm_settings, update
 
 P256, OTHER, RSA, P384 = new_key("p256"), new_key("p256"), new_key("rsa2048"), new_key("p384")
 DIGEST = hashlib.sha256(b"message").digest()
@@ -499,11 +499,6 @@ def test_a_guest_without_firmware(module: Module) -> None:
         qemu.start()
         assert guest.startup() == 0
         assert guest.say(HIERARCHY_CHANGE_AUTH, (PLATFORM,), sized(b""), tpm2.EMPTY_PASSWORD)[0] == 0x9A2
-
-
-def update(module: Module, tpm: pb.Tpm) -> None:
-    asked = pb.UpdateModuleRequest(request_id=new_id(), name=module.name, settings=pb.ModuleSettings(tpm=tpm))
-    module.host.process.modules.UpdateModule(asked, timeout=20)
 
 
 def test_it_is_not_plugged_in(module: Module) -> None:

@@ -110,7 +110,7 @@ int main(int count, char **words)
     if (count == 3)
         assert(!sched_setaffinity(0, sizeof one, &one));
     uint32_t followed[] = {FOLLOWED};
-    uint8_t *page = calloc(1, MOST); /* exactly as large as it has to be */
+    uint8_t *page = calloc(1, PLAIN_PAGE); /* exactly as large as it has to be */
     shared = calloc(1, 1);
     int pair[2];
     assert(!socketpair(AF_UNIX, SOCK_STREAM, 0, pair));

@@ -15,7 +15,7 @@ def instrument() -> None:
     os.register_at_fork(after_in_child=lambda: stepper.become("tpm"))
     stepper.before(link.Link, "_send", lambda self, sock, frame, descriptors: f"sends {type_of(frame.payload)}", "tpm")
     stepper.before(link.Link, "_take", lambda self, sock, frame: f"takes {type_of(frame.payload)}", "tpm")
-    stepper.before(keys.Keys, "_answer", lambda self, question: f"is asked {question.TYPE}", "tpm")
+    stepper.before(keys.Keys, "_answer", lambda self, sock, question: f"is asked {question.TYPE}", "tpm")
     stepper.after(keys.Keys, "_answer", "before what it answers")
     stepper.before(Commands, "do", lambda self, code, *more: f"says {code.name}", "tpm")  # not the rehearsal's
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from hsmvisor_rpc.v1 import hsmvisor_pb2 as pb
 from support.host import Host, Module, wait_for
+from support.host_process import new_id
 from support.tpm_guest import Guest
 from support.tpm_qemu import WITHIN, Qemu
 
@@ -58,6 +59,12 @@ def plugged(module: Module) -> Qemu:
     sock = socket.socket(socket.AF_UNIX)
     sock.connect(module.status().tpm.socket)
     return Qemu(sock)
+
+
+def update(module: Module, tpm: pb.Tpm) -> None:
+    """The module's settings are these, and others as they are by default."""
+    asked = pb.UpdateModuleRequest(request_id=new_id(), name=module.name, settings=pb.ModuleSettings(tpm=tpm))
+    module.host.process.modules.UpdateModule(asked, timeout=20)
 
 
 def tool(module: Module, *words: str | Path, cwd: Path | None = None, check: bool = True) -> subprocess.CompletedProcess[bytes]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
+import os
+import signal
 import socket
 import struct
 import subprocess
@@ -29,6 +32,7 @@ from hsmvisord.wire import tpm2
 from hsmvisord.wire.tpm2 import EMPTY_PASSWORD, HEAD, LOCKOUT, OWNER, PLATFORM, Code
 from support.cryptoki import REPOSITORY
 from support.tpm_guest import DIGEST, HANDLE, Guest, Machine, Soon, started, verify
+from support.tpm_qemu import exactly
 
 machine = pytest.fixture(started)
 
@@ -337,3 +341,59 @@ def test_as_many_codes_as_it_follows(more: int) -> None:
             Plain(lib, process, codes)
         return
     assert Plain(lib, process, codes)
+
+
+@pytest.mark.parametrize("soon", [True, False], ids=["soon", "each"])
+def test_who_dies_after_its_answer_owes_none(soon: bool) -> None:
+    """Killed by whoever has just got it: no moment lies between the answer and the note of it."""
+    for turn in range(150):
+        memory = os.memfd_create("busy")
+        os.ftruncate(memory, TPM_BUSY_SIZE)
+        made = Made(lambda said: b"yes")
+        child = os.fork()
+        if child == 0:
+            with contextlib.suppress(BaseException):
+                busy = Busy(memory)
+                for _ in range(1000):
+                    if soon:
+                        made.plain.serve(made.theirs, busy.page)
+                    else:
+                        busy.take(made.theirs)
+                        busy.answer(made.theirs, b"yes", False)
+            os._exit(0)
+        for _ in range(1 + turn % 7):
+            made.ours.sendall(RANDOM)
+            assert made.ours.recv(100) == b"yes"
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        assert not Busy(memory).is_so
+        os.close(memory)
+
+
+def test_what_is_owed() -> None:
+    memory = os.memfd_create("busy")
+    os.ftruncate(memory, TPM_BUSY_SIZE)
+    made, busy, successors = Made(lambda said: b""), Busy(memory), Busy(memory)
+    assert not successors.is_so
+    for more in (True, False):
+        made.ours.sendall(RANDOM)
+        assert busy.take(made.theirs) == RANDOM and successors.is_so
+        busy.answer(made.theirs, b"yes", more)
+        assert made.ours.recv(100) == b"yes" and successors.is_so is more
+    made.theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+    made.ours.sendall(RANDOM)
+    busy.take(made.theirs)
+    sent = plain_send(made.theirs, busy, bytes(1_000_000))
+    assert sent < 1_000_000 and successors.is_so, "a part of it is none"
+    reader = threading.Thread(target=lambda: exactly(made.ours, sent + 1_000_000))
+    reader.start()
+    busy.answer(made.theirs, bytes(1_000_000), False)
+    reader.join()
+    assert not successors.is_so
+    os.close(memory)
+    busy.release()
+    busy.release()
+
+
+def plain_send(sock: socket.socket, busy: Busy, response: bytes) -> int:
+    return int(library.load().plain.plain_send(sock.fileno(), busy._bytes, response, len(response), False))

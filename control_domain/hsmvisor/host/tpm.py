@@ -6,13 +6,15 @@ answers, and the TPM is what a reset makes of it.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
+import select
 import socket
 from collections.abc import Callable
 from dataclasses import replace
 
-from hsmvisor.host import places, reports
+from hsmvisor.host import pauses, places, reports
 from hsmvisor.host.intake import Intake
 from hsmvisor.host.link import LinkClosed, PeerError
 from hsmvisor.host.measures import Measure
@@ -29,6 +31,8 @@ from hsmvisor_rpc.internal.phases import TPM_BUSY_SIZE
 from hsmvisor_rpc.sealed.attestation import Attestation, TpmIdentity
 
 _log = logging.getLogger(__name__)
+
+_HOST = "host"  #: beside "worker" and "process": who says why the keys are not as they should be
 
 Happened = Callable[[str, dict[str, object]], None]
 
@@ -103,10 +107,8 @@ class Tpm(Pluggable):
     async def configure(self) -> None:
         """The settings are others.  Raises OSError, ServiceError."""
         if self.enabled:
-            other = self.life.firmware == self._settings().no_firmware
             self.begin()
-            if other:
-                await self.life.upgrade()  # the next process is told; one that is only being started is anyway
+            await self.life.follow()
         else:
             await self.end(leave=False)
             places.forget_tpm(self._s.places, self.name)
@@ -137,19 +139,30 @@ class Tpm(Pluggable):
             self._run(self._joined(process, self._worker))
 
     async def _joined(self, process: TpmProcess, worker: WorkerProcess) -> None:
-        mine, theirs = socket.socketpair()
-        try:
-            with mine, theirs:
-                await process.take_keys(mine, self.life.within)
-                await worker.serve_tpm(theirs, self.life.within)
-        except (PeerError, LinkClosed, TimeoutError, OSError) as error:
-            if self._worker is worker and self.life.process is process:
-                _log.warning("module %s: its worker does not reach its TPM: %s", self.name, str(error) or "no answer")
+        """Tries until they are: a guest's command that waits for the disk holds both up."""
+        failures = 0
+        while self._worker is worker and self.life.process is process:
+            mine, theirs = socket.socketpair()
+            try:
+                with mine, theirs:
+                    await process.take_keys(mine, self.life.within)
+                    await worker.serve_tpm(theirs, self.life.within)
+                self._failures.pop(_HOST, None)
+                return
+            except (PeerError, LinkClosed, TimeoutError, OSError) as error:
+                failures += 1
+                why = f"the module's worker does not reach its TPM, and is tried again: {str(error) or 'no answer'}"
+                if self._worker is worker and self.life.process is process and self._failures.get(_HOST) != why:
+                    _log.warning("module %s: %s", self.name, why)
+                    self._failures[_HOST] = clean(why)
+            await asyncio.sleep(pauses.after(failures))
 
     # ---- connections --------------------------------------------------------------------------------------------
 
     def _arrived(self, sock: socket.socket) -> None:
         peer = unix_peer(sock)
+        if self.plugged and self.life.state != SERVING and self._has_gone():
+            self._unplug(self._plug, "it closed the connection")  # no process has it, to say so
         if self.plugged:
             sock.close()  # before a byte was read, or told
             self._happened("tpm-refused", {"peer": peer, "why": f"the TPM is {self.peer}'s"})
@@ -159,6 +172,13 @@ class Tpm(Pluggable):
         self._happened("tpm-plugged", {"peer": peer})
         self._told_change()
         self._give()
+
+    def _has_gone(self) -> bool:
+        """Says whether the QEMU that is plugged in has closed its connection."""
+        poll = select.poll()
+        for descriptor in [self._waiting.fileno()] if self._waiting is not None else self._kept[:1]:
+            poll.register(descriptor, select.POLLRDHUP)
+        return bool(poll.poll(0))
 
     def _give(self) -> None:
         process = self.life.process
@@ -211,11 +231,17 @@ class Tpm(Pluggable):
         if not self.plugged:  # an earlier supervisor plugged it in
             self._plug, self.peer = record.plug, "whoever was plugged in before"
             self._told_change()
+        if record.busy and descriptors:
+            memory, *descriptors = descriptors
+            if self._busy < 0:  # an earlier supervisor made it
+                self._busy = memory
+            else:
+                _close([memory])
         _close(self._kept)
         self._kept = descriptors
 
     def _kept_connections(self) -> tuple[int, list[int]]:
-        """Where the memory beside them is not known (an earlier service made it), nobody knows whether an answer is owed."""
+        """Where the memory beside them is not known, nobody knows whether an answer is owed."""
         if not self.plugged or not (self._kept or self._busy >= 0):
             return 0, []
         if self._busy < 0:

@@ -56,6 +56,7 @@ class TpmLife:
         self.certificates: tuple[bytes, ...] = ()  #: of the endorsement keys (RSA, P-256) and of the platform
         self.firmware = True
         self._keeper: asyncio.Task[None] | None = None
+        self._follower: asyncio.Task[None] | None = None
         self._failures = 0
         self._replacing = asyncio.Lock()
 
@@ -161,6 +162,36 @@ class TpmLife:
         self.state, self.failure = SERVING, ""
         asyncio.get_running_loop().call_later(pauses.STEADY, self._steady, process)
         self._serves(process)
+        if self._outdated:
+            self._go_on_following()
+
+    @property
+    def _outdated(self) -> bool:
+        """The process that serves was told something else of its guest's firmware than is so."""
+        return self.process is not None and self.state == SERVING and self.process.firmware != self.firmware
+
+    async def follow(self) -> None:
+        """Has a process that was told otherwise of the guest's firmware replaced.  Raises ServiceError, and tries on."""
+        try:
+            if self._outdated:
+                await self.upgrade()
+        finally:
+            if self._outdated:
+                self._go_on_following()
+
+    def _go_on_following(self) -> None:
+        if self._follower is None or self._follower.done():
+            self._follower = asyncio.get_running_loop().create_task(self._following())
+
+    async def _following(self) -> None:
+        failures = 0
+        while self._outdated:
+            await asyncio.sleep(pauses.after(failures))
+            failures += 1
+            try:
+                await self.upgrade()
+            except errors.ServiceError as error:
+                _log.warning("module %s: %s; tried again", self.name, error.detail)
 
     def _steady(self, process: TpmProcess) -> None:
         if self.process is process:
@@ -209,6 +240,7 @@ class TpmLife:
                 raise ProcessFault("it does not say its keys")
             await self._certified(process, keys, attesting[0], reports.keys(report, "certificates"))
             self.measures = reports.measures(report)
+            process.firmware = report.get("firmware") is True
         except _FAULTS as error:
             _log.warning("module %s: the process %d of its TPM is not adopted but replaced: %s", self.name, process.pid, error)
             await self._end_process()
@@ -244,8 +276,10 @@ class TpmLife:
                 await self._boot(new, succeed, given)
             except _FAULTS as error:
                 await self._without_successor()
-                if self.process is not old and self.process is not None:
-                    self.process.kill()  # it was not made whole; another one is started
+                if self.process is not old:
+                    if self.process is not None:
+                        self.process.kill()  # it was not made whole; another one is started
+                    await old.out(self.within)
                 detail = f"the TPM of module {self.name} is not replaced: {str(error) or 'no answer'}"
                 raise errors.Unavailable("TPM", detail, "see the host's log") from None
             finally:
@@ -268,11 +302,10 @@ class TpmLife:
     async def end(self, *, leave: bool = False) -> None:
         """Ends the watch; the process is left, or ended."""
         keeper, self._keeper = self._keeper, None
-        if keeper is not None:
-            keeper.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await keeper
-        async with self._replacing:
+        await _cancelled(keeper)
+        async with self._replacing:  # so that the follower is replacing nothing
+            follower, self._follower = self._follower, None
+            await _cancelled(follower)
             if leave and self.process is not None:
                 self.process.leave()
                 self.process = None
@@ -290,3 +323,11 @@ class TpmLife:
         process.kill()
         await process.ended()
         process.leave()
+
+
+async def _cancelled(task: asyncio.Task[None] | None) -> None:
+    """Returns when it has ended."""
+    if task is not None:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task

@@ -34,6 +34,7 @@ class TpmProcess(Forked):
         self._store: Store | None = None
         self._told: Told | None = None
         self._plugged: Plugged | None = None
+        self.firmware: bool | None = None  #: as it was told; None: that is not known
 
     def connect(self, path: Path, store: Store, told: Told, plugged: Plugged) -> None:
         """Connects to its control socket, which listens from before it was forked.  Raises OSError."""
@@ -42,7 +43,7 @@ class TpmProcess(Forked):
 
     async def boot(self, boot: m.BootTpm | m.SucceedTpm, within: float, descriptors: Sequence[int] = ()) -> m.TpmBooted:
         """Raises as `ask` of a link, and ProcessFault."""
-        self.phase = Phase.BOOTING
+        self.phase, self.firmware = Phase.BOOTING, boot.firmware
         booted, _ = await self._ask(boot, m.TpmBooted, within, give=descriptors)
         _check(booted)
         self.phase = Phase.SERVING

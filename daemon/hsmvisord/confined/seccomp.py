@@ -38,8 +38,8 @@ ALLOWED = {
 #: What a TPM's process needs: libtpms parses a guest's bytes in C, and computes; connections come to it as descriptors.
 ALLOWED_TPM = {
     "descriptors that it has": (
-        "read", "write", "recvfrom", "sendto", "recvmsg", "sendmsg", "close", "fstat", "newfstatat", "lseek", "fcntl", "dup",
-        "poll", "ppoll", "accept4", "shutdown", "getsockopt", "setsockopt", "getsockname", "eventfd2",
+        "read", "write", "recvfrom", "sendto", "recvmsg", "sendmsg", "sendmmsg", "close", "fstat", "newfstatat", "lseek", "fcntl",
+        "dup", "poll", "ppoll", "accept4", "shutdown", "getsockopt", "setsockopt", "getsockname", "eventfd2",
     ),
     "memory": ALLOWED["memory"],
     "threads": (*ALLOWED["threads"], "getrusage"),

@@ -44,6 +44,7 @@ class Connections:
         """
         self.unplug()
         with self._lock:
+            self._busy.release()
             self._plug, self._busy, self._control = plug, busy, control
         if commands is not None:
             if busy.is_so:
@@ -79,8 +80,9 @@ class Connections:
                 self._announce_them()
 
     def _announce_them(self) -> None:
-        kept = self._descriptors()
-        self._announce(m.TpmPlugged(self._plug, len(kept)), kept)
+        busy = [self._busy.descriptor] if self._busy.descriptor >= 0 else []
+        kept = busy + self._descriptors()
+        self._announce(m.TpmPlugged(self._plug, len(kept), bool(busy)), kept)
 
     def _descriptors(self) -> list[int]:
         """Without one that was closed for what its peer said."""

@@ -44,7 +44,13 @@ class Keys:
     def _serve(self, sock: socket.socket) -> None:
         with sock, contextlib.suppress(OSError, MalformedRecord, _Superseded):
             while (question := hsm.receive(sock, tpm.QUESTIONS)) is not None:
-                hsm.send(sock, self._move(sock, question) if isinstance(question, tpm.Move) else self._want(sock, question))
+                hsm.send(sock, self._answer(sock, question))
+
+    def _answer(self, sock: socket.socket, question: Record) -> tpm.KeysWanted:
+        if isinstance(question, tpm.Move):
+            return self._move(sock, question)
+        assert isinstance(question, tpm.WantKeys)
+        return self._want(sock, question)
 
     def _counts(self, sock: socket.socket) -> None:
         """Raises _Superseded: what an earlier worker wants counts no more."""
@@ -52,8 +58,7 @@ class Keys:
             if self._sock is not sock:
                 raise _Superseded
 
-    def _want(self, sock: socket.socket, question: Record) -> tpm.KeysWanted:
-        assert isinstance(question, tpm.WantKeys)
+    def _want(self, sock: socket.socket, question: tpm.WantKeys) -> tpm.KeysWanted:
         result, failures = tpm.DONE, list[str]()
         try:
             wanted, impossible = _wanted(question)

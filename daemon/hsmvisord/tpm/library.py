@@ -53,6 +53,8 @@ ffi.cdef("""
     struct plain;
     struct plain *plain_new(void *process, const uint32_t *followed, uint32_t count);
     void plain_free(struct plain *plain);
+    bool plain_owes(const uint8_t *page);
+    size_t plain_send(int fd, uint8_t *page, const uint8_t *response, size_t size, bool more);
     int plain_serve(struct plain *plain, int fd, uint8_t *page, int64_t look_ns);
     const uint8_t *plain_taken(const struct plain *plain, size_t *length);
     const uint8_t *plain_unsent(const struct plain *plain, size_t *length);

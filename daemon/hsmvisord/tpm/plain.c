@@ -2,14 +2,13 @@
  *
  * Which ones need the interpreter (plain.py): those of codes that it follows, and all whose first handle is the platform's.  What
  * does not come alone and whole goes to it too.  A plain library, which plain.py opens: no Python in it. */
-#define _GNU_SOURCE /* RUSAGE_THREAD */
+#define _GNU_SOURCE /* RUSAGE_THREAD, sendmmsg */
 #include "plain.h"
 
 #include <errno.h>
 #include <poll.h>
 #include <sched.h>
 #include <stdatomic.h>
-#include <stdbool.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -20,7 +19,7 @@
 #include <unistd.h>
 
 #define HEAD 10 /* bytes: tag, size of all, code */
-#define MAX_COMMAND 4096
+#define MAX_COMMAND PLAIN_COMMAND
 #define MAX_FOLLOWED 16
 #define PLATFORM 0x4000000Cu /* TPM_RH_PLATFORM */
 #define LOOKS 8
@@ -145,7 +144,43 @@ static bool take(struct plain *plain, int fd, uint8_t *page, int64_t look_ns)
     return false;
 }
 
-/* `page`: MAX_COMMAND bytes, of which the first is not 0 from when the kernel has taken a command until its response is sent. */
+/* Behind the command in a page: what is sent, and how much of it the kernel has sent, which it writes in the system call that sends.
+ * Whoever ends this process by a signal does so before both or after both. */
+struct sending {
+    struct mmsghdr message;
+    struct iovec response;
+};
+
+_Static_assert(sizeof(struct sending) <= PLAIN_PAGE - PLAIN_COMMAND, "the page has room for it");
+
+/* Says whether somebody waits for the answer to a command that this page's process has taken. */
+bool plain_owes(const uint8_t *page)
+{
+    const struct sending *sending = (const struct sending *)(page + PLAIN_COMMAND);
+    size_t size = sending->response.iov_len;
+    return page[0] && !(size && sending->message.msg_len == size);
+}
+
+/* Sends a response, and notes that nothing is owed any more, or `more`; returns how much of it is sent, and where that is not all
+ * nothing is noted. */
+size_t plain_send(int fd, uint8_t *page, const uint8_t *response, size_t size, bool more)
+{
+    struct sending *sending = (struct sending *)(page + PLAIN_COMMAND);
+    *sending = (struct sending){.response = {(void *)(uintptr_t)response, size}};
+    sending->message.msg_hdr.msg_iov = &sending->response;
+    sending->message.msg_hdr.msg_iovlen = 1;
+    if (sendmmsg(fd, &sending->message, 1, MSG_DONTWAIT | MSG_NOSIGNAL) != 1)
+        return 0;
+    size_t sent = sending->message.msg_len;
+    if (sent == size) {
+        ((volatile uint8_t *)page)[0] = more;
+        atomic_signal_fence(memory_order_seq_cst); /* only then is it forgotten that it was sent */
+        memset(sending, 0, sizeof *sending);
+    }
+    return sent;
+}
+
+/* `page`: PLAIN_PAGE bytes, which say whether an answer is owed (plain_owes). */
 enum outcome plain_serve(struct plain *plain, int fd, uint8_t *page, int64_t look_ns)
 {
     while (take(plain, fd, page, look_ns)) {
@@ -154,12 +189,9 @@ enum outcome plain_serve(struct plain *plain, int fd, uint8_t *page, int64_t loo
         plain->result = plain->process(&plain->response, &plain->size, &plain->room, plain->command, (uint32_t)plain->length);
         if (plain->result)
             return FAULT;
-        ssize_t sent = send(fd, plain->response, plain->size, MSG_DONTWAIT | MSG_NOSIGNAL);
-        if (sent != (ssize_t)plain->size) {
-            plain->sent = sent < 0 ? 0 : (size_t)sent;
+        plain->sent = plain_send(fd, page, plain->response, plain->size, false);
+        if (plain->sent != plain->size)
             return UNSENT;
-        }
-        ((volatile uint8_t *)page)[0] = 0;
     }
     return NOTHING;
 }

@@ -72,7 +72,7 @@ class Plain:
         """Answers commands as long as they come soon, one after the other and whole, and are plain; none was left where what it
         returns is empty.  Raises TpmFault.
 
-        `page`: MAX_TPM_COMMAND bytes, of which the first is not 0 from when a command was taken until its response is sent.
+        `page`: TPM_BUSY_SIZE bytes, which say whether an answer is owed (stream.Busy).
         """
         with ffi.from_buffer("uint8_t[]", page, require_writable=True) as bytes_of_page:
             outcome = self._lib.plain_serve(self._plain, sock.fileno(), bytes_of_page, int(limits.SPIN * 1e9))

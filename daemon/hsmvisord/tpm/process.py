@@ -47,6 +47,7 @@ class TpmProcess:
         self._spawn, self._link, self._key_pipe, self._measures = spawn, link, key_pipe, measures
         self._version = 0
         self._failure = ""
+        self._firmware = True
         self._public: dict[str, tuple[bytes, ...]] = {}
         self._stores = Pace(limits.TPM_STORE_BURST, limits.TPM_STORE_RATE, time.monotonic)
         self._sealer: Sealer | None = None
@@ -133,7 +134,8 @@ class TpmProcess:
 
     def _attached(self) -> m.Attached:
         keys = {name: [b64encode(key).decode() for key in of] for name, of in self._public.items()}
-        report = json.dumps({"measures": self._measures, "resident_bytes": memory.size(), **keys})
+        told = {"measures": self._measures, "resident_bytes": memory.size(), "firmware": self._firmware, **keys}
+        report = json.dumps(told)
         phase, spawn = str(self._link.phase), self._spawn
         return m.Attached(m.PROTOCOL, phase, spawn.module_id, spawn.name, os.getpid(), b"", b"", report)
 
@@ -146,7 +148,7 @@ class TpmProcess:
         self._sealer = Sealer(made.stored, module_id, b"stored")
         self._to_successor = Sealer(made.successor, module_id, b"successor")
         permanent = self._sealer.open(version, sealed) if version else b""
-        self._version = version
+        self._version, self._firmware = version, firmware
         self._managed = ManagedTpm(permanent, self._store, self._said, firmware)
         if not version:
             self._managed.manufacture()

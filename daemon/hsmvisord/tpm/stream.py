@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import mmap
+import os
 import select
 import socket
 import struct
@@ -13,28 +13,34 @@ from collections.abc import Callable
 from hsmvisor_rpc.internal.phases import TPM_BUSY_SIZE
 
 from hsmvisord import limits
+from hsmvisord.tpm import library
 from hsmvisord.tpm.plain import Left
 from hsmvisord.wire.tpm2 import HEAD
 from hsmvisord.wire.tpm_control import BrokenControl
-
-#: Keeps the interpreter: between the answer and the note of it no other thread has a turn, which might end the process.
-_send = ctypes.PyDLL(None).send
-_send.argtypes, _send.restype = (ctypes.c_int, ctypes.c_char_p, ctypes.c_size_t, ctypes.c_int), ctypes.c_ssize_t
 
 
 class Busy:
     """Memory that a successor sees too: whether a command was taken, and not answered yet.
 
-    The kernel puts what is taken there (a command begins with no zero), so that there is no moment between.
+    The kernel puts what is taken there (a command begins with no zero), and what it has sent (plain.c): so there is no moment
+    between.  Raises NoLibrary.
     """
 
     def __init__(self, descriptor: int = -1) -> None:
         """`descriptor`: of that memory, TPM_BUSY_SIZE; the caller's.  Raises OSError."""
         self.page = mmap.mmap(descriptor, TPM_BUSY_SIZE)
+        self._lib, self._bytes = library.load().plain, library.ffi.from_buffer("uint8_t[]", self.page, require_writable=True)
+        self.descriptor = os.dup(descriptor) if descriptor >= 0 else -1  #: for a supervisor that has lost its own
+
+    def release(self) -> None:
+        """Nobody needs the descriptor any more; the memory stays."""
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+            self.descriptor = -1
 
     @property
     def is_so(self) -> bool:
-        return self.page[0] != 0
+        return bool(self._lib.plain_owes(self._bytes))
 
     def forget(self) -> None:
         """Nothing was taken."""
@@ -50,10 +56,10 @@ class Busy:
 
     def answer(self, sock: socket.socket, response: bytes, more: bool) -> None:
         """`more`: of what was taken there is more.  Raises OSError."""
-        sent = _send(sock.fileno(), response, len(response), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+        sent = self._lib.plain_send(sock.fileno(), self._bytes, response, len(response), more)
         if sent < len(response):
-            sock.sendall(response[max(0, sent) :])
-        self.page[0] = more
+            sock.sendall(response[sent:])
+            self.page[0] = more
 
 
 class CommandStream:

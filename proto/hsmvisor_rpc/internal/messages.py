@@ -484,11 +484,13 @@ class StoreTpm(Record):
 
 @dataclass(frozen=True)
 class TpmPlugged(Record):
-    """Notification: what a successor needs of QEMU, should this process die.  Descriptors: both connections, as handed over."""
+    """Notification: what a successor needs of QEMU, should this process die.  Descriptors: the memory beside them, and
+    both connections, as handed over."""
 
     TYPE: ClassVar[str] = "tpm-plugged"
     plug: int
     descriptors: int
+    busy: bool  #: it has that memory: the first descriptor
 
 
 @dataclass(frozen=True)

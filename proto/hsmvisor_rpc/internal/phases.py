@@ -71,8 +71,8 @@ MAX_DESCRIPTORS = 16
 #: Bytes of the memory where a worker notes the keys of live streams: 1,024 of them (hsmvisord/limits.py, MAX_STREAMS).
 STREAM_KEYS_SIZE = 1024 * 8
 
-#: Bytes of the memory where a TPM's process notes that it has taken a command.
-TPM_BUSY_SIZE = 4096
+#: Bytes of the memory where a TPM's process notes that it has taken a command, and that it has answered (plain.h, PLAIN_PAGE).
+TPM_BUSY_SIZE = 8192
 
 #: What importers of the USB device speak.
 USB_PROTOCOLS = ("usbredir", "usbip")
