@@ -101,6 +101,7 @@ def written(results: dict[str, Any]) -> tuple[list[str], bool]:
     if "token" in results:
         section("A guest's own token", "token", *token.text(results["token"]))
     if "tpm" in results:
+        met &= not tpm.judge(results["tpm"])
         section("A TPM", "tpm", *tpm.text(results["tpm"]))
     if FLEET in results:
         met &= not fleet.judge(results[FLEET])

@@ -165,6 +165,11 @@ def _timed(call: Callable[[Guest], object], guest: Guest, seconds: float) -> flo
     return spent / count * 1e6
 
 
+def judge(found: dict[str, Any]) -> list[str]:
+    """The commands for which ours is slower."""
+    return [row["call"] for row in found["calls"] if row[APART]["ratio"] * NOISE < 1]
+
+
 def text(found: dict[str, Any]) -> list[str]:
     rows = found["calls"]
     lines = [
@@ -176,7 +181,7 @@ def text(found: dict[str, Any]) -> list[str]:
         ]
         for row in rows
     ]
-    slow = [row["call"] for row in rows if row[APART]["ratio"] * NOISE < 1]
+    slow = judge(found)
     missed = f"MISSED: {', '.join(slow)}." if slow else "met."
     goal = f"Goal: with a processor each, no command takes more than {NOISE} times as long as swtpm's: {missed}"
     ours, theirs = (found["memory"][program] / (1 << 20) for program in PROGRAMS)

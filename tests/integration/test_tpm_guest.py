@@ -45,6 +45,7 @@ for n in $(seq $1); do
     tpm2_readpublic -Q -c {HANDLE:#x} -n before.$n
     until tpm2_sign -Q -c {HANDLE:#x} -g sha256 -d -f tss -o signature.$n digest 2>errors; do
         grep -q 0x000009a2 errors || {{ cat errors; exit 1; }}
+        echo again >>again
     done
     tpm2_readpublic -Q -c {HANDLE:#x} -n after.$n
 done
@@ -72,6 +73,8 @@ def deliver(machine: TpmMachine, handle: int = HANDLE) -> ec.EllipticCurvePrivat
 def test_the_kernel_sees_it(machine: TpmMachine) -> None:
     found = machine.run("cat /sys/class/tpm/tpm0/tpm_version_major; ls -d /sys/class/tpm/tpm0/pcr-*; ls /dev/tpm0 /dev/tpmrm0")
     assert found.stdout.decode().split() == ["2", "/sys/class/tpm/tpm0/pcr-sha256", "/dev/tpm0", "/dev/tpmrm0"]
+    driver = machine.run("basename $(readlink /sys/class/tpm/tpm0/device/driver)").stdout.decode().strip()
+    assert driver == machine.driver.replace("-", "_")
 
 
 def test_it_signs_with_a_delivered_key(machine: TpmMachine) -> None:
@@ -155,6 +158,8 @@ def test_swaps_while_tpm2_sign_does(machine: TpmMachine) -> None:
         between = order[order.index(one.before) : order.index(one.after) + 1]  # several came while a program ran
         assert any(verifies(keys[name], one) for name in between)
     assert len({one.before for one in made}) > BY_TOOLS / 3
+    refused = machine.run("cat again 2>/dev/null || true").stdout.split()
+    assert len(refused) < len(keys), "no more often than another key came"
 
 
 def test_the_guest_cannot_take_it_away(machine: TpmMachine) -> None:

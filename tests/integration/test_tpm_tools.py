@@ -92,7 +92,7 @@ load -C parent.ctx -u moved.pub -r moved.back -c back.ctx
 import -C parent.ctx -G ecc -i outside.pem -u outside.pub -r outside.priv
 load -C parent.ctx -u outside.pub -r outside.priv -c outside.ctx
 sign -c outside.ctx -g sha256 -o outside.sig random
-hash -C o -g sha256 -o digest random
+hash -C o -g sha256 -o digest told
 create -C primary.ctx -G hmac -u mac.pub -r mac.priv
 load -C primary.ctx -u mac.pub -r mac.priv -c mac.ctx
 hmac -c mac.ctx -o mac random
@@ -112,7 +112,13 @@ getcap handles-persistent
 shutdown
 """
 LINES = [line for line in STORY.splitlines() if line]
-#: What two TPMs differ in: keys, names, random numbers, clocks, makers' versions.
+#: What two TPMs do not differ in, to the last digit: PCRs, policies, what is defined and counted.
+SAME = (
+    "getcap algorithms", "getcap handles-persistent", "pcrread", "pcrextend", "pcrreset", "createpolicy", "policycommandcode",
+    "nvdefine", "nvreadpublic", "nvread", "nvincrement", "hash", "flushcontext",
+)  # fmt: skip
+SAME_FILES = ("pcr.policy", "duplicate.policy", "digest")
+#: What they differ in otherwise: keys, names, random numbers, clocks, makers' versions.
 _OWN = re.compile(r"[0-9a-f]{8,}|\b\d{3,}\b|(?<=reset_count: )\d+", re.I)
 _VERSIONS = re.compile(r"TPM2_PT_(FIRMWARE_VERSION|VENDOR|MANUFACTURER)\w*:.*?(?=TPM2_PT_)", re.S)
 
@@ -146,7 +152,9 @@ def told(run: Run, line: str, place: Path) -> tuple[bool, str]:
     for what in ("--transient-object", "--loaded-session"):  # a TPM has room for three, and here is no resource manager
         run("tpm2_flushcontext", what)
     said = done.stdout.decode(errors="replace") + done.stderr.decode()
-    return done.returncode == 0, _OWN.sub("*", _VERSIONS.sub("", said))
+    if not line.startswith(SAME):
+        said = _OWN.sub("*", _VERSIONS.sub("", said))
+    return done.returncode == 0, said
 
 
 def test_a_story(ours: Run, theirs: Run, tmp_path: Path) -> None:
@@ -155,6 +163,7 @@ def test_a_story(ours: Run, theirs: Run, tmp_path: Path) -> None:
     for place in places:
         place.mkdir()
         (place / "outside.pem").write_bytes(OUTSIDE)
+        (place / "told").write_bytes(b"the same for both")
     for line in LINES:
         (fine, said), (expected, wanted) = (told(run, line, place) for run, place in zip((ours, theirs), places, strict=True))
         assert (fine, said) == (expected, wanted), line
@@ -166,6 +175,8 @@ def test_a_story(ours: Run, theirs: Run, tmp_path: Path) -> None:
         ("sha384", ""),
         ("sha512", ""),
     ], pcrs
+    for name in SAME_FILES:
+        assert len({(place / name).read_bytes() for place in places}) == 1, name
     for place in places:
         random = (place / "random").read_bytes()
         assert [(place / name).read_bytes() for name in ("rsa.back", "unsealed", "nv.out", "aes.back")] == [random] * 4

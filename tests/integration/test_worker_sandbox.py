@@ -1,7 +1,9 @@
-"""The worker's sandbox, proved from inside: a process confined like a worker tries each forbidden thing and is refused."""
+"""The sandboxes, proved from inside: a process confined as a worker, or as a TPM's process, tries each forbidden thing and is
+refused."""
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
@@ -10,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from hsmvisord import limits
-from hsmvisord.confined import scheduling
+from hsmvisord.confined import scheduling, seccomp
 from support.bare_worker import BareWorker, m
 from support.guest import REPOSITORY
 from support.processes import status
@@ -19,26 +21,35 @@ from support.processes import status
 SHORT_TURNS = tuple(map(int, os.uname().release.split(".")[:2])) >= (6, 12)
 PROGRAM = REPOSITORY / "tests/integration/programs/confined.py"
 sys.path.insert(0, str(PROGRAM.parent))
-from confined import ALLOWED, FORBIDDEN  # noqa: E402
+from confined import ALLOWED, FORBIDDEN, TPM_FORBIDDEN  # noqa: E402
 
 
-def attempt(name: str) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run([sys.executable, PROGRAM, name], capture_output=True, timeout=30, check=False)
+def attempt(who: str, name: str) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run([sys.executable, PROGRAM, who, name], capture_output=True, timeout=30, check=False)
 
 
-@pytest.mark.parametrize("name", FORBIDDEN)
-def test_forbidden(name: str) -> None:
-    done = attempt(name)
+@pytest.mark.parametrize(
+    ("who", "name"), [*[(who, name) for who in ("worker", "tpm") for name in FORBIDDEN], *[("tpm", name) for name in TPM_FORBIDDEN]]
+)
+def test_forbidden(who: str, name: str) -> None:
+    done = attempt(who, name)
     assert b"missing:" in done.stdout, done.stderr
     assert b"done" not in done.stdout
     assert done.returncode == -signal.SIGSYS or b"PermissionError" in done.stderr or b"refused" in done.stderr, done.stderr
     assert not Path("/tmp/hsmvisor-escaped").exists()
 
 
+@pytest.mark.parametrize("who", ["worker", "tpm"])
 @pytest.mark.parametrize("name", [n for n in ALLOWED if n != "sign"])
-def test_allowed(name: str) -> None:
-    done = attempt(name)
+def test_allowed(who: str, name: str) -> None:
+    done = attempt(who, name)
     assert done.stdout.endswith(b"done\n"), done.stderr
+
+
+def test_a_tpms_process_may_less_than_a_worker() -> None:
+    workers, tpms = (set(itertools.chain(*allowed.values())) for allowed in (seccomp.ALLOWED, seccomp.ALLOWED_TPM))
+    assert tpms - workers == {"sendmmsg"}, "which notes what it has sent (plain.c)"
+    assert workers - tpms >= {"pipe2", "accept"}
 
 
 def test_a_living_worker(tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ class TpmMachine(GuestMachine):
     def __init__(self, tpm: VmTpm, driver: str = CRB, arguments: Sequence[str] = (), **options: Any) -> None:
         tpm.wait_free()
         super().__init__(arguments=[*tpm.qemu_arguments(driver), *arguments], **options)
-        self.tpm = tpm
+        self.tpm, self.driver = tpm, driver
 
     def boot(self, within: float = 120) -> Self:
         super().boot(within)

@@ -233,9 +233,10 @@ def _tpm(m: pb.Module) -> str:
     told = [f"{m.tpm.state}, pid {m.tpm.pid}, {m.tpm.restarts} restarts" if m.tpm.pid else m.tpm.state]
     told += [m.tpm.failure] if m.tpm.failure else []
     told += [f"QEMU {m.tpm.peer}" if m.tpm.peer else "in no machine now"]
+    told += [f"for QEMU at {m.tpm.socket}", f"for the TSS, where no machine has it, at {m.tpm.tss_path}"] if m.tpm.socket else []
     told += [f"{handle} {material}" for handle, material in sorted(m.settings.tpm.keys.items())]
     told += [f"NOT AS IT SHOULD BE: {m.tpm.keys_failure}"] if m.tpm.keys_failure else []
-    return "; ".join(told)
+    return "\n".join(told)
 
 
 def _guest(device: pb.Device) -> str:

@@ -1,4 +1,5 @@
-"""Confines itself as a worker does, then tries one forbidden thing.  Argument: its name.  Prints `done` when it was allowed.
+"""Confines itself as a worker does, or a TPM's process, then tries one forbidden thing.  Prints `done` when it was allowed.
+Arguments: "worker" or "tpm", and its name.
 
 What was prepared before the confinement (descriptors, libraries) stays usable, as in a worker.
 """
@@ -13,7 +14,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from hsmvisord.confined import sandbox
+from hsmvisord.confined import sandbox, seccomp
 
 UID = 460_999
 libc = ctypes.CDLL(None, use_errno=True)
@@ -58,13 +59,22 @@ ALLOWED: dict[str, Callable[[], object]] = {
 }
 
 
-def main(name: str) -> None:
-    measures = sandbox.enter(UID if os.geteuid() == 0 else 0)
+#: What a worker may, and a TPM's process may not.
+TPM_FORBIDDEN: dict[str, Callable[[], object]] = {
+    "make a pipe": os.pipe,
+    "connect a socket": lambda: socket.socketpair(),
+}
+
+FILTERS = {"worker": seccomp.load, "tpm": seccomp.load_for_tpm}
+
+
+def main(who: str, name: str) -> None:
+    measures = sandbox.enter(UID if os.geteuid() == 0 else 0, calls=FILTERS[who])
     missing = [m["name"] for m in measures if not m["applied"]]
     print("missing:", ",".join(missing), flush=True)
-    (FORBIDDEN | ALLOWED)[name]()
+    (FORBIDDEN | TPM_FORBIDDEN | ALLOWED)[name]()
     print("done", flush=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], sys.argv[2])
