@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,13 @@ from hsmvisor.host import limits
 from hsmvisor_rpc.internal import tpm
 from hsmvisor_rpc.sealed.attestation import Attested, verify_attestation
 from hsmvisor_rpc.v1 import hsmvisor_pb2 as pb
-from hsmvisord.tpm.platform import Platform
+from hsmvisord.tpm.platform import Platform, PrivateKey
 from hsmvisord.wire import tpm2
 from hsmvisord.wire.tpm2 import PLATFORM, Code, sized
 from support.certificates import Authority, new_key
 from support.host import Host, Module, wait_for
 from support.host_process import gone, new_id, refused
-from support.tpm_guest import OWNER, PCR_EXTEND, RSASSA, Guest, verify
+from support.tpm_guest import ECDSA, OWNER, PCR_EXTEND, RSASSA, Guest, verify
 from support.tpm_host import FIRST, create, machine, plugged, serving, tool, tpm_settings, update
 
 P256, OTHER, RSA, P384 = new_key("p256"), new_key("p256"), new_key("rsa2048"), new_key("p384")
@@ -79,6 +80,30 @@ def test_a_delivered_key(module: Module) -> None:
         assert result == 0
         verify(RSA, DIGEST, signature)
     assert module.status().tpm.keys_failure == ""
+
+
+def has(guest: Guest, handle: int, key: PrivateKey) -> bool:
+    return handle in guest.handles(0x81000000) and guest.public(handle) == Platform.public(handle, key.public_key(), False)
+
+
+def test_each_kind_of_key_at_handles_of_both_owners(host: Host) -> None:
+    """Delivered to the worker, used by the guest, another one then."""
+    kinds, ends = ("rsa2048", "rsa3072", "p256", "p384", "p521"), (FIRST + 0xFFFF, 0x81000000, 0x8100FFFF)
+    handles = {handle: kinds[at % len(kinds)] for at, handle in enumerate((*range(FIRST, FIRST + 5), *ends))}
+    module = host.create(f"tpm-{next(NUMBERS)}", tpm=pb.Tpm(enabled=True, keys={hex(at): f"m{at:x}" for at in handles}))
+    serving(module)
+    with machine(module) as (_, guest):
+        for _ in range(2):
+            for handle, kind in handles.items():
+                key = new_key(kind)
+                module.push(f"m{handle:x}", key)
+                wait_for(partial(has, guest, handle, key), what=f"{kind} at {handle:#x}")
+                result, signature = guest.sign(handle, DIGEST, RSASSA if kind.startswith("rsa") else ECDSA)
+                assert result == 0, (hex(handle), kind)
+                verify(key, DIGEST, signature)
+        assert sorted(guest.handles(0x81000000)) == sorted(handles)
+        assert module.status().tpm.keys_failure == ""
+    module.destroy()
 
 
 def test_swaps_while_the_guest_signs(module: Module) -> None:

@@ -295,3 +295,26 @@ def test_a_credential_for_a_guests_key(machine: Machine, guest: Guest, at: int) 
     result, answer = activate(name)
     assert result == 0 and answer[6:38] == secret
     assert activate(b"\0\x0b" + hashlib.sha256(b"another key").digest())[0]
+
+
+# ---- as it is made ----------------------------------------------------------------------------------------------------------
+
+
+def test_each_is_made_as_the_other_but_for_its_seeds(machine: Machine, guest: Guest) -> None:
+    """Banks, counters of wrong passwords, handles, indices, hierarchies: all that a TPM says of itself."""
+    made = []
+    for _ in range(2):
+        machine.anew()
+        assert guest.startup() == 0
+        told = [
+            guest.good(Code.GET_CAPABILITY, (), struct.pack(">III", capability, first, 254))
+            for capability, first in ((5, 0), (6, 0x200), (1, 0x01000000), (1, 0x81000000), (6, 0x100), (0, 0), (2, 0))
+        ]
+        made.append((told, machine.managed.endorsement_keys()))
+    (first, keys), (second, others) = made
+    assert [bytes(one) for one in first] == [bytes(one) for one in second]
+    assert not set(keys) & set(others)
+    variable = first[1]
+    values = dict(struct.iter_unpack(">II", variable[9 : 9 + 8 * int.from_bytes(variable[5:9], "big")]))
+    assert tuple(values[0x20E + at] for at in (1, 2, 3)) == limits.TPM_LOCKOUT  # TPM_PT_MAX_AUTH_FAIL, _INTERVAL, _RECOVERY
+    assert values[0x20E] == 0, "and none is counted yet"
