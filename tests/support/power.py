@@ -41,15 +41,13 @@ def lost(lines: list[str], report: dict[str, Any]) -> list[str]:
     return wrong
 
 
-def lose_power(
-    machine: VirtualMachine, times: int, program: str, choose: random.Random, most: int = 7
-) -> tuple[list[str], list[dict[str, Any]]]:
-    """Returns what was lost in all, and what was found after each loss of power.  `most`: activations before one."""
+def lose_power(machine: VirtualMachine, times: int, program: str, choose: random.Random) -> tuple[list[str], list[dict[str, Any]]]:
+    """Returns what was lost in all, and what was found after each loss of power."""
     wrong: list[str] = []
     reports: list[dict[str, Any]] = []
     machine.boot(command(PROGRAM, program))
     for _ in range(times):
-        machine.wait_for("activated", count=choose.randint(1, most))
+        machine.wait_for("activated", count=choose.randrange(1, 8))
         time.sleep(choose.random() * 0.2)
         lines = machine.cut_off()
         machine.boot(command(PROGRAM, program))
