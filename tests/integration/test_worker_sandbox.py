@@ -21,7 +21,7 @@ from support.processes import status
 SHORT_TURNS = tuple(map(int, os.uname().release.split(".")[:2])) >= (6, 12)
 PROGRAM = REPOSITORY / "tests/integration/programs/confined.py"
 sys.path.insert(0, str(PROGRAM.parent))
-from confined import ALLOWED, FORBIDDEN, TPM_FORBIDDEN  # noqa: E402
+from confined import ALLOWED, FORBIDDEN, TPM_ALLOWED, TPM_FORBIDDEN  # noqa: E402
 
 
 def attempt(who: str, name: str) -> subprocess.CompletedProcess[bytes]:
@@ -29,7 +29,12 @@ def attempt(who: str, name: str) -> subprocess.CompletedProcess[bytes]:
 
 
 @pytest.mark.parametrize(
-    ("who", "name"), [*[(who, name) for who in ("worker", "tpm") for name in FORBIDDEN], *[("tpm", name) for name in TPM_FORBIDDEN]]
+    ("who", "name"),
+    [
+        *[(who, name) for who in ("worker", "tpm") for name in FORBIDDEN],
+        *[("tpm", name) for name in TPM_FORBIDDEN],
+        *[("worker", name) for name in TPM_ALLOWED],
+    ],
 )
 def test_forbidden(who: str, name: str) -> None:
     done = attempt(who, name)
@@ -39,8 +44,10 @@ def test_forbidden(who: str, name: str) -> None:
     assert not Path("/tmp/hsmvisor-escaped").exists()
 
 
-@pytest.mark.parametrize("who", ["worker", "tpm"])
-@pytest.mark.parametrize("name", [n for n in ALLOWED if n != "sign"])
+@pytest.mark.parametrize(
+    ("who", "name"),
+    [*itertools.product(("worker", "tpm"), [n for n in ALLOWED if n != "sign"]), *itertools.product(("tpm",), TPM_ALLOWED)],
+)
 def test_allowed(who: str, name: str) -> None:
     done = attempt(who, name)
     assert done.stdout.endswith(b"done\n"), done.stderr
@@ -48,7 +55,7 @@ def test_allowed(who: str, name: str) -> None:
 
 def test_a_tpms_process_may_less_than_a_worker() -> None:
     workers, tpms = (set(itertools.chain(*allowed.values())) for allowed in (seccomp.ALLOWED, seccomp.ALLOWED_TPM))
-    assert tpms - workers == {"sendmmsg"}, "which notes what it has sent (plain.c)"
+    assert tpms - workers == set(seccomp.OF_TPM_ALONE)
     assert workers - tpms >= {"pipe2", "accept"}
 
 

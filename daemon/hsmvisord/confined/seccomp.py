@@ -35,11 +35,12 @@ ALLOWED = {
     "itself": ("getuid", "geteuid", "getgid", "getegid", "uname", "sysinfo", "getrusage"),
 }  # fmt: skip
 
+OF_TPM_ALONE = ("sendmmsg",)  #: which notes in memory what it has sent (plain.c)
 #: What a TPM's process needs: libtpms parses a guest's bytes in C, and computes; connections come to it as descriptors.
 ALLOWED_TPM = {
     "descriptors that it has": (
-        "read", "write", "recvfrom", "sendto", "recvmsg", "sendmsg", "sendmmsg", "close", "fstat", "newfstatat", "lseek", "fcntl",
-        "dup", "poll", "ppoll", "accept4", "shutdown", "getsockopt", "setsockopt", "getsockname", "eventfd2",
+        "read", "write", "recvfrom", "sendto", "recvmsg", "sendmsg", *OF_TPM_ALONE, "close", "fstat", "newfstatat", "lseek",
+        "fcntl", "dup", "poll", "ppoll", "accept4", "shutdown", "getsockopt", "setsockopt", "getsockname", "eventfd2",
     ),
     "memory": ALLOWED["memory"],
     "threads": (*ALLOWED["threads"], "getrusage"),
@@ -94,8 +95,8 @@ def _confine(rules: Any) -> None:
 
 
 def load_for_launcher() -> str:
-    """What is not allowed is refused: its children's own filters are stricter.  Raises OSError."""
-    rules, count = _allowing(_library().ERRNO(errno.EPERM), ALLOWED)
+    """What is not allowed is refused: its children have this filter too, beside their own stricter ones.  Raises OSError."""
+    rules, count = _allowing(_library().ERRNO(errno.EPERM), ALLOWED | {"of a TPM's process": OF_TPM_ALONE})
     for name in LAUNCHING:
         rules.add_rule(pyseccomp.ALLOW, name)
     _allow_streams(rules)
