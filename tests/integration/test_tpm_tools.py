@@ -14,7 +14,7 @@ import subprocess
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
 import pytest
 from hsmvisor.cli.tpm_tcp import MAX_CONNECTIONS
@@ -123,6 +123,7 @@ _OWN = re.compile(r"[0-9a-f]{8,}|\b\d{3,}\b|(?<=reset_count: )\d+", re.I)
 _VERSIONS = re.compile(r"TPM2_PT_(FIRMWARE_VERSION|VENDOR|MANUFACTURER)\w*:.*?(?=TPM2_PT_)", re.S)
 
 
+SECRET = b"a secret of a verifier"
 OUTSIDE = private_pem(new_key("p256"))  #: a key that comes from elsewhere
 
 
@@ -180,6 +181,35 @@ def test_a_story(ours: Run, theirs: Run, tmp_path: Path) -> None:
     for place in places:
         random = (place / "random").read_bytes()
         assert [(place / name).read_bytes() for name in ("rsa.back", "unsealed", "nv.out", "aes.back")] == [random] * 4
+
+
+@pytest.mark.parametrize("whose", ["ours", "theirs"])
+def test_a_credential_is_activated_by_the_tpm_whose_key_it_names(
+    request: pytest.FixtureRequest, whose: str, tmp_path: Path
+) -> None:
+    run = partial(cast(Run, request.getfixturevalue(whose)), cwd=tmp_path)
+    (tmp_path / "told").write_bytes(SECRET)
+
+    def activated(key: str, name: str) -> bool:
+        """Whether a credential for the key of that name comes out by `key`, of the endorsement key's TPM."""
+        named = (tmp_path / f"{name}.name").read_bytes().hex()
+        run("tpm2_makecredential", "-u", "ek.pub", "-s", "told", "-n", named, "-o", "credential")
+        run("tpm2_startauthsession", "--policy-session", "-S", "session.ctx")
+        run("tpm2_policysecret", "-S", "session.ctx", "-c", "e")
+        words = ("-c", f"{key}.ctx", "-C", "0x81010001", "-i", "credential", "-o", "back", "-P", "session:session.ctx")
+        done = run("tpm2_activatecredential", *words, check=False)
+        run("tpm2_flushcontext", "session.ctx", check=False)
+        run("tpm2_flushcontext", "-t")
+        return done.returncode == 0 and (tmp_path / "back").read_bytes() == SECRET
+
+    run("tpm2_createek", "-c", "0x81010001", "-G", "ecc", "-u", "ek.pub")
+    for key in ("one", "other"):
+        run(
+            "tpm2_createak", "-C", "0x81010001", "-c", f"{key}.ctx", "-G", "ecc", "-g", "sha256", "-s", "ecdsa", "-n", f"{key}.name"
+        )
+        run("tpm2_flushcontext", "-t")
+    assert activated("one", "one") and activated("other", "other")
+    assert not activated("one", "other")
 
 
 def test_by_tcp(tmp_path: Path) -> None:
