@@ -29,7 +29,7 @@ RC_FAILURE, RC_BAD_AUTH = 0x101, 0x9A2
 
 @pytest.fixture(scope="module")
 def host() -> Iterator[Host]:
-    with Host(SETTINGS + "[workers]\nstart_timeout_seconds = 2\n") as host:
+    with Host(SETTINGS + "[workers]\nstart_timeout_seconds = 5\n") as host:
         yield host
 
 
