@@ -20,14 +20,14 @@ def host() -> Iterator[Host]:
 
 
 @pytest.mark.timeout(300)
-def test_twenty_kills_under_load(host: Host, tmp_path: Path) -> None:
+def test_kills_under_load(host: Host, tmp_path: Path) -> None:
     name = f"victim-{os.getpid()}"
-    report = kill_under_load(host, name, tmp_path, kills=20)
+    report = kill_under_load(host, name, tmp_path, kills=12)
     print(report.summary())
     assert report.failed_signatures == []
     assert report.wrong_signatures == 0
     assert report.lost == []
-    assert report.signatures > 1000 and report.deliveries > 10
+    assert report.signatures > 500 and report.deliveries > 6
     assert max(report.recovery_s["worker"]) < 4
     assert max(report.recovery_s["supervisor"]) < 8
     assert report.left_behind == []
