@@ -114,7 +114,7 @@ def hosts(rounds: int) -> dict[str, Any]:
 
 
 def ways(rounds: int) -> dict[str, Any]:
-    """Tests that know two databases or transports, in the one in which scripts/test does not run them."""
+    """Tests that know two databases, transports or, slow ones, libraries: in the one in which scripts/test does not run them."""
     passed, failed = _rounds(rounds, {counts.WAYS: counts.OTHERS}, "tests")
     return {"rounds": rounds, "tests": passed, "failed": failed}
 

@@ -1,7 +1,7 @@
 """How much of what can be counted is done: scripts/test does a part, scripts/soak all of it.
 
 Steps: a walk that dies at each of them dies at one in four, or sixteen, not always the same.  Ways: a test that is the same on two
-databases or by two USB transports is run in one of them, another test in the other.
+databases or by two USB transports is run in one of them, another test in the other; a slow one of both client libraries with one.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 import itertools
 import os
 import random
+import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 
@@ -19,7 +20,8 @@ ALL_STEPS = "HSMVISOR_ALL_STEPS"
 
 #: What is run of tests that know several ways: one of them, the others, or (not set) each.
 WAYS, ONE, OTHERS = "HSMVISOR_WAYS", "one", "others"
-_SETS = (frozenset({"sqlite", "postgresql"}), frozenset({"usbip", "usbredir"}))
+_SETS = (("postgresql", "sqlite"), ("usbip", "usbredir"))
+_SETS_OF_SLOW = (*_SETS, ("ours", "p11-kit"))
 
 
 def steps(stride: int) -> Iterator[int]:
@@ -38,22 +40,21 @@ def chosen(items: list[pytest.Item]) -> tuple[list[pytest.Item], list[pytest.Ite
     left: list[pytest.Item] = []
     names = {item.nodeid for item in items}
     for item in items:
-        first = None if item.get_closest_marker("every_way") else _is_first(item.nodeid, names)
+        sets = _SETS_OF_SLOW if item.get_closest_marker("slow") else _SETS
+        first = None if item.get_closest_marker("every_way") else _is_first(item.nodeid, names, sets)
         keep = not wanted or (first is False if wanted == OTHERS else first is not False)
         (run if keep else left).append(item)
     return run, left
 
 
-def _is_first(name: str, names: set[str]) -> bool | None:
+def _is_first(name: str, names: set[str], sets: Sequence[Sequence[str]]) -> bool | None:
     """Whether this way of the test is the one to run; None: it knows one alone."""
     test, _, parameters = name.partition("[")
-    words = parameters.removesuffix("]").split("-")
-    for ways in _SETS:
-        for at, word in enumerate(words):
-            if word not in ways:
-                continue
-            there = [way for way in sorted(ways) if f"{test}[{'-'.join([*words[:at], way, *words[at + 1 :]])}]" in names]
-            if len(there) > 1:
-                common = f"{test}[{'-'.join([*words[:at], *words[at + 1 :]])}]"
-                return word == there[zlib.crc32(common.encode()) % len(there)]
+    for ways in sets:
+        for way in ways:
+            for found in re.finditer(rf"(?<![^-]){re.escape(way)}(?=[-\]])", parameters):
+                before, after = f"{test}[{parameters[: found.start()]}", parameters[found.end() :]
+                there = [other for other in ways if before + other + after in names]
+                if len(there) > 1:
+                    return way == there[zlib.crc32((before + after).encode()) % len(there)]
     return None

@@ -10,13 +10,15 @@ import pytest
 from support import counts
 
 
-def item(name: str, every: bool = False) -> Any:
-    return SimpleNamespace(nodeid=name, get_closest_marker=lambda mark: every and mark == "every_way")
+def item(name: str, *marks: str) -> Any:
+    return SimpleNamespace(nodeid=name, get_closest_marker=lambda mark: mark in marks)
 
 
 TESTS = [item(f"tests/test_a.py::test_{number}[{way}-x]") for number in range(40) for way in ("sqlite", "postgresql")]
 OTHERS = [item("tests/test_a.py::test_b"), item("tests/test_a.py::test_c[sqlite-x]"), item("tests/test_a.py::test_d[a-b]")]
-EVERY = [item(f"tests/test_a.py::test_e[{way}]", every=True) for way in ("usbip", "usbredir")]
+OTHERS += [item(f"tests/test_a.py::test_quick[{library}]") for library in ("ours", "p11-kit")]
+EVERY = [item(f"tests/test_a.py::test_e[{way}]", "every_way") for way in ("usbip", "usbredir")]
+SLOW = [item(f"tests/test_a.py::test_slow[{library}-4]", "slow") for library in ("ours", "p11-kit")]
 
 
 def run(monkeypatch: pytest.MonkeyPatch, ways: str) -> list[Any]:
@@ -53,3 +55,13 @@ def test_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(counts.ALL_STEPS)
     seen = {tuple(islice(counts.steps(4), 4)) for _ in range(500)}
     assert seen == {(1, first, first + 4, first + 8) for first in (2, 3, 4, 5)}
+
+
+def test_a_slow_one_of_both_libraries_is_run_with_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(counts.WAYS, counts.ONE)
+    one, left = counts.chosen(SLOW)
+    assert len(one) == len(left) == 1
+    monkeypatch.setenv(counts.WAYS, counts.OTHERS)
+    assert counts.chosen(SLOW) == (left, one)
+    yours = [item(f"tests/test_a.py::test_z[{way}-1]", "slow") for way in ("yours", "yp11-kit")]
+    assert counts.chosen(yours) == ([], yours)
