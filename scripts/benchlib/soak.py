@@ -109,7 +109,9 @@ def fleet(rounds: int) -> dict[str, Any]:
 
 def hosts(rounds: int) -> dict[str, Any]:
     """As `fleet`, of the processes of a host."""
-    passed, failed = _rounds(rounds, {counts.ALL_STEPS: "1"}, "tests/integration/test_steps.py")
+    passed, failed = _rounds(
+        rounds, {counts.ALL_STEPS: "1"}, "tests/integration/test_steps.py", "tests/integration/test_power_loss.py"
+    )
     return {"rounds": rounds, "walks": passed, "failed": failed}
 
 
@@ -119,9 +121,9 @@ def ways(rounds: int) -> dict[str, Any]:
     return {"rounds": rounds, "tests": passed, "failed": failed}
 
 
-def _rounds(rounds: int, variables: dict[str, str], path: str) -> tuple[int, int]:
+def _rounds(rounds: int, variables: dict[str, str], *paths: str) -> tuple[int, int]:
     """Returns how many tests passed in all, and how many did not."""
-    found = [_tested(variables, path) for _ in range(rounds)]
+    found = [_tested(variables, path) for _ in range(rounds) for path in paths]
     return sum(passed for passed, _ in found), sum(failed for _, failed in found)
 
 

@@ -30,6 +30,7 @@ ECC_KEY, RSA_KEY = 0x81000001, 0x81000002
 DIGEST = bytes(range(32))
 TPMS = 8  #: whose memory is measured
 NOISE = 1.05  #: times: what two runs of one program differ in
+PATIENCE = 10.0  #: seconds until a TPM's process takes a connection
 SLICES = 8  #: of a round and call, for each program in turn and on each processor: what else the machine does meets both
 #: Where a TPM runs: on another processor than who asks, as beside a guest that waits for it, or on the same one.
 APART, TOGETHER = "apart", "together"
@@ -82,9 +83,17 @@ def _swtpm() -> Iterator[Callable[[], tuple[socket.socket, int]]]:
 
 
 def _connected(path: str) -> socket.socket:
-    sock = socket.socket(socket.AF_UNIX)
-    sock.connect(path)
-    return sock
+    end = time.monotonic() + PATIENCE
+    while True:
+        sock = socket.socket(socket.AF_UNIX)
+        try:
+            sock.connect(path)
+            return sock
+        except ConnectionRefusedError:  # it is there, and nobody listens yet
+            sock.close()
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.01)
 
 
 @contextlib.contextmanager

@@ -75,7 +75,7 @@ class Stepping:
     def reaped(self) -> None:
         """Returns when nobody is dead whom nobody has waited for."""
         assert self.host.process is not None
-        for _ in range(100):
+        for _ in range(300):  # a library's own child (ldconfig) is waited for when its thread has its turn
             if not (dead := unreaped(self.host.process.pid)):
                 return
             time.sleep(0.1)

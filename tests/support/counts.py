@@ -26,9 +26,14 @@ _SETS_OF_SLOW = (*_SETS, ("ours", "p11-kit"))
 
 def steps(stride: int) -> Iterator[int]:
     """Numbers of steps to die at, without end: the first one, and of the others all, or one in `stride`."""
-    if ALL_STEPS in os.environ:
+    if all_counts():
         return itertools.count(1)
     return itertools.chain([1], itertools.count(random.randint(2, stride + 1), stride))
+
+
+def all_counts() -> bool:
+    """Says whether all is done that scripts/soak does."""
+    return ALL_STEPS in os.environ
 
 
 def chosen(items: list[pytest.Item]) -> tuple[list[pytest.Item], list[pytest.Item]]:
