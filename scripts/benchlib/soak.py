@@ -108,10 +108,9 @@ def fleet(rounds: int) -> dict[str, Any]:
 
 
 def hosts(rounds: int) -> dict[str, Any]:
-    """As `fleet`, of the processes of a host."""
-    passed, failed = _rounds(
-        rounds, {counts.ALL_STEPS: "1"}, "tests/integration/test_steps.py", "tests/integration/test_power_loss.py"
-    )
+    """As `fleet`, of the processes of a host; and the machine that loses its power with a host that does not sync."""
+    tests = [f"tests/integration/test_{name}.py" for name in ("steps", "power_loss")]
+    passed, failed = _rounds(rounds, {counts.ALL_STEPS: "1"}, *tests)
     return {"rounds": rounds, "walks": passed, "failed": failed}
 
 

@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.real, pytest.mark.timeout(1200)]
 
 
 def test_what_was_acknowledged_survives_a_loss_of_power(tmp_path: Path) -> None:
-    """The soak goes on with a host that does not sync, which is found out; tests/integration/test_write_order.py always does that."""
+    """The soak goes on with a host that does not sync, which is found out; test_write_order.py always finds such a one."""
     machine = VirtualMachine(tmp_path)
     next_one = "support.unsynced_host" if counts.all_counts() else "hsmvisor.host.main"
     try:
