@@ -122,13 +122,13 @@ def ways(rounds: int) -> dict[str, Any]:
 
 def _rounds(rounds: int, variables: dict[str, str], *paths: str) -> tuple[int, int]:
     """Returns how many tests passed in all, and how many did not."""
-    found = [_tested(variables, path) for _ in range(rounds) for path in paths]
+    found = [_tested(variables, *paths) for _ in range(rounds)]
     return sum(passed for passed, _ in found), sum(failed for _, failed in found)
 
 
-def _tested(variables: dict[str, str], path: str) -> tuple[int, int]:
+def _tested(variables: dict[str, str], *paths: str) -> tuple[int, int]:
     """Returns how many tests passed, and how many did not."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "auto", "--dist", "loadfile", path]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "auto", "--dist", "loadfile", *paths]
     done = subprocess.run(command, env=os.environ | variables, stdout=subprocess.PIPE, text=True)
     print(done.stdout[-6000:], file=sys.stderr)
     found = {word: int(number) for number, word in re.findall(r"(\d+) (passed|failed|error)", done.stdout)}
