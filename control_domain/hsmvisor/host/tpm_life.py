@@ -173,8 +173,7 @@ class TpmLife:
     async def follow(self) -> None:
         """Has a process that was told otherwise of the guest's firmware replaced.  Raises ServiceError, and tries on."""
         try:
-            if self._outdated:
-                await self.upgrade()
+            await self._replace(lambda: self._outdated)
         finally:
             if self._outdated:
                 self._go_on_following()
@@ -189,7 +188,7 @@ class TpmLife:
             await asyncio.sleep(pauses.after(failures))
             failures += 1
             try:
-                await self.upgrade()
+                await self._replace(lambda: self._outdated)
             except errors.ServiceError as error:
                 _log.warning("module %s: %s; tried again", self.name, error.detail)
 
@@ -257,9 +256,13 @@ class TpmLife:
     async def upgrade(self) -> None:
         """Replaces the process by a new one that goes on where it was, with the guest's connections.  Raises ServiceError; where
         the old one had given up already, the TPM is off until its guest resets it."""
+        await self._replace(lambda: True)
+
+    async def _replace(self, needed: Callable[[], bool]) -> None:
+        """As upgrade; `needed`: asked when nobody else replaces it."""
         async with self._replacing:
             old = self.process
-            if old is None or self.state != SERVING:
+            if old is None or self.state != SERVING or not needed():
                 return
             descriptors: list[int] = []
             try:
